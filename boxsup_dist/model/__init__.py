@@ -1,0 +1,1 @@
+"""Networks, their weights, the loss and the checkpoint."""

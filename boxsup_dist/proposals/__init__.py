@@ -1,0 +1,1 @@
+"""Region proposals: methods, their one encoding, and the job that stores them as a table."""

@@ -1,0 +1,177 @@
+"""Superpixel algebra: maps as bytes, segments as superpixel sets, painting label maps.
+
+A segment is a set of superpixel ids; a label map is painted by one lookup, `lut[superpixels]`, so no mask is ever stored.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """uint8 or uint16 (H, W) as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """PNG bytes as the stored integers, (H, W); palette images give their indices."""
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """An image file's bytes as uint8 RGB (H, W, 3)."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def encode_superpixels(superpixels: np.ndarray) -> bytes:
+    """uint16 (H, W) as lossless bytes."""
+    return encode_png(superpixels.astype(np.uint16))
+
+
+def decode_superpixels(data: bytes) -> np.ndarray:
+    """Inverse of encode_superpixels: uint16 (H, W)."""
+    return decode_png(data).astype(np.uint16)
+
+
+def proposals_to_table(proposals: Sequence[Proposals]) -> pa.Table:
+    """Arrow table of the proposals schema, one row an image."""
+    offsets = np.cumsum([0] + [len(p) for p in proposals])
+    inner = np.concatenate([[0]] + [p.indptr[1:] + base for p, base in zip(proposals, _starts(proposals), strict=True)])
+    values = np.concatenate([p.indices for p in proposals] or [np.empty(0, np.uint16)]).astype(np.uint16)
+    membership = pa.LargeListArray.from_arrays(
+        pa.array(offsets, pa.int64()), pa.LargeListArray.from_arrays(pa.array(inner, pa.int64()), pa.array(values))
+    )
+    columns = {
+        "image_id": [p.image_id for p in proposals],
+        "superpixels": [encode_superpixels(p.superpixels) for p in proposals],
+        "num_superpixels": [p.num_superpixels for p in proposals],
+        "membership": membership,
+        "objectness": [p.objectness.tolist() for p in proposals],
+        "proposal_boxes": [p.boxes.tolist() for p in proposals],
+    }
+    return pa.table(
+        [pa.array(columns[f.name], f.type) if f.name != "membership" else membership for f in PROPOSALS],
+        schema=PROPOSALS,
+    )
+
+
+def _starts(proposals: Sequence[Proposals]) -> np.ndarray:
+    return np.cumsum([0] + [len(p.indices) for p in proposals])[:-1]
+
+
+def proposals_from_table(table: pa.Table) -> list[Proposals]:
+    """Rows of a proposals table, membership as one sparse matrix an image."""
+    rows = []
+    for i in range(table.num_rows):
+        nested = table.column("membership")[i].values
+        offsets = nested.offsets.to_numpy()
+        indices = nested.values.to_numpy()[offsets[0] : offsets[-1]]
+        rows.append(
+            Proposals(
+                image_id=table.column("image_id")[i].as_py(),
+                superpixels=decode_superpixels(table.column("superpixels")[i].as_py()),
+                num_superpixels=table.column("num_superpixels")[i].as_py(),
+                indptr=(offsets - offsets[0]).astype(np.int64),
+                indices=indices,
+                objectness=np.asarray(table.column("objectness")[i].as_py(), np.float32),
+                boxes=np.asarray(table.column("proposal_boxes")[i].as_py(), np.uint16).reshape(-1, 4),
+            )
+        )
+    return rows
+
+
+def superpixel_extents(superpixels: np.ndarray, num_superpixels: int) -> np.ndarray:
+    """Tight box of every superpixel, int32 (S, 4) xyxy half-open; absent ids get an empty box (W, H, 0, 0)."""
+    height, width = superpixels.shape
+    extents = np.empty((num_superpixels, 4), np.int32)
+    extents[:] = (width, height, 0, 0)
+    # numpy keeps the last value assigned to a repeated index, so a sweep in order of a coordinate leaves its extreme.
+    rows = np.repeat(np.arange(height, dtype=np.int32), width)
+    flat = superpixels.ravel()
+    extents[flat, 3] = rows + 1
+    extents[flat[::-1], 1] = rows[::-1]
+    columns = np.repeat(np.arange(width, dtype=np.int32), height)
+    flat = superpixels.T.ravel()
+    extents[flat, 2] = columns + 1
+    extents[flat[::-1], 0] = columns[::-1]
+    return extents
+
+
+def union_boxes(extents: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Tight box of every segment (P, 4) from its superpixels' boxes; segments must not be empty."""
+    if len(indptr) == 1:
+        return np.empty((0, 4), extents.dtype)
+    members = extents[indices]
+    low = np.minimum.reduceat(members[:, :2], indptr[:-1], axis=0)
+    high = np.maximum.reduceat(members[:, 2:], indptr[:-1], axis=0)
+    return np.concatenate([low, high], axis=1)
+
+
+def pixel_box(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """Integer box x0, y0, x1, y1 that covers the float box, inside the image."""
+    x0, y0 = np.floor(box[:2]).astype(int)
+    x1, y1 = np.ceil(box[2:]).astype(int)
+    return max(int(x0), 0), max(int(y0), 0), min(int(x1), width), min(int(y1), height)
+
+
+def front_order(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Order in which boxes are painted: larger first, so that the smaller of two overlapping ones lies in front."""
+    area = (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
+    return np.argsort(-area, kind="stable")
+
+
+def paint_rectangles(
+    shape: tuple[int, int], boxes_xyxy: np.ndarray, class_ids: np.ndarray, crowd: np.ndarray
+) -> np.ndarray:
+    """Label map uint8 (H, W) with every box filled by its class; crowds are ignored pixels."""
+    label_map = np.full(shape, BACKGROUND, np.uint8)
+    for k in front_order(boxes_xyxy):
+        x0, y0, x1, y1 = pixel_box(boxes_xyxy[k], *shape)
+        label_map[y0:y1, x0:x1] = IGNORE_INDEX if crowd[k] else class_ids[k]
+    return label_map
+
+
+def paint_segments(
+    superpixels: np.ndarray,
+    num_superpixels: int,
+    boxes_xyxy: np.ndarray,
+    class_ids: np.ndarray,
+    crowd: np.ndarray,
+    segments: Sequence[np.ndarray | None],
+    *,
+    clip_to_box: bool,
+    ignore_outside: bool,
+) -> np.ndarray:
+    """Label map uint8 (H, W) from the chosen segment of every box.
+
+    Larger boxes are painted first: a pixel in two segments belongs to the smaller box. `segments[k]` holds the
+    superpixel ids of box k, None where it has no candidate: its box is then ignored, as a crowd's box is.
+    `clip_to_box` keeps a segment inside its box. `ignore_outside` ignores the pixels of a box that no segment covers
+    (the paper calls them background).
+    """
+    shape = superpixels.shape
+    label_map = np.full(shape, BACKGROUND, np.uint8)
+    order = front_order(boxes_xyxy)
+    for k in order:
+        if ignore_outside or crowd[k] or segments[k] is None:
+            x0, y0, x1, y1 = pixel_box(boxes_xyxy[k], *shape)
+            label_map[y0:y1, x0:x1] = IGNORE_INDEX
+    for k in order:
+        segment = segments[k]
+        if crowd[k] or segment is None:
+            continue
+        lut = np.zeros(num_superpixels, bool)
+        lut[segment] = True
+        x0, y0, x1, y1 = pixel_box(boxes_xyxy[k], *shape) if clip_to_box else (0, 0, shape[1], shape[0])
+        label_map[y0:y1, x0:x1][lut[superpixels[y0:y1, x0:x1]]] = class_ids[k]
+    return label_map

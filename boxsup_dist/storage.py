@@ -1,0 +1,122 @@
+"""Files on local disk or any fsspec store (s3://...), written whole or not at all.
+
+Local files are written to a temporary name, synced and renamed; object stores publish a PUT at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boxsup_dist.errors import InputError
+
+
+def is_local(uri: str) -> bool:
+    """True for plain paths and file:// URIs."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str | os.PathLike) -> str:
+    """The URI in a form that means the same on every process: local paths become absolute."""
+    text = os.fspath(uri)
+    if is_local(text):
+        return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+    return text.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with path parts added."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    return fsspec.core.url_to_fs(uri)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = _filesystem(uri)
+    return fs.exists(path)
+
+
+def list_names(uri: str) -> list[str]:
+    """Sorted base names in a folder; an absent folder is empty."""
+    fs, path = _filesystem(uri)
+    fs.invalidate_cache()
+    if not fs.exists(path):
+        return []
+    return sorted(os.path.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
+
+
+def remove(uri: str) -> None:
+    """Delete a file or a folder with all in it; absent is fine."""
+    fs, path = _filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Whole content of a file. InputError if it is not there."""
+    fs, path = _filesystem(uri)
+    try:
+        return fs.cat_file(path)
+    except FileNotFoundError:
+        raise InputError("no such file", file=uri) from None
+
+
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    fs, path = _filesystem(uri)
+    if not is_local(uri):
+        fs.pipe_file(path, bytes(data))
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.tmp-{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def read_json(uri: str) -> Any:
+    """Parsed JSON file. InputError if it is absent or not JSON."""
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        raise InputError("not valid JSON", file=uri, value=str(error)) from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write JSON, indented, atomically."""
+    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+
+
+def encode_parquet(table: pa.Table, row_group_size: int) -> memoryview:
+    """The table as Parquet bytes with zstd compression."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd")
+    return memoryview(sink.getvalue())
+
+
+def open_parquet(uri: str) -> pq.ParquetFile:
+    """A Parquet file opened for reading single row groups and columns."""
+    fs, path = _filesystem(uri)
+    try:
+        return pq.ParquetFile(fs.open(path, "rb"), pre_buffer=not is_local(uri))
+    except FileNotFoundError:
+        raise InputError("no such file", file=uri) from None
+    except pa.ArrowInvalid as error:
+        raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None

@@ -1,0 +1,1 @@
+"""The training stream, its augmentation and schedule, and the loop of the train workers."""

@@ -1,0 +1,1 @@
+"""Entry points, one a file: python -m jobs.NAME."""
