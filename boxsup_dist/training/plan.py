@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from boxsup_dist.randomness import generator
 from boxsup_dist.tables import RowGroup
 
