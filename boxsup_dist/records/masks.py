@@ -1,0 +1,44 @@
+"""Checks of image files and ground-truth masks, whatever data set they come from."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from boxsup_dist.errors import RecordError
+from boxsup_dist.regions import encode_png
+from boxsup_dist.schema import IGNORE_INDEX
+
+# What Pillow raises for truncated, damaged and foreign files.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: object) -> bytes:
+    """A mask file's bytes as PNG bytes whose stored values are class ids 0..num_classes-1 or 255 (void).
+
+    Palette and 8-bit grey PNGs are kept byte for byte; deeper grey ones become 8-bit. Raises RecordError if the file
+    does not decode, is a colour image, has another size than the image (height, width) or other values.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            mode, is_png, values = image.mode, image.format == "PNG", np.asarray(image)
+    except UNREADABLE as error:
+        raise RecordError("the mask does not decode", file=file, value=str(error)) from None
+    if mode not in ("P", "L", "I", "I;16") or not is_png:
+        raise RecordError("the mask has no class indices", file=file, value=mode, expected="a palette or grey PNG")
+    if values.shape != (height, width):
+        size = f"{values.shape[1]} x {values.shape[0]}"
+        raise RecordError("mask and image differ in size", file=file, value=size, expected=f"{width} x {height}")
+    found = np.unique(values)
+    bad = found[((found >= num_classes) & (found != IGNORE_INDEX)) | (found < 0)]
+    if len(bad):
+        expected = f"0..{num_classes - 1} or {IGNORE_INDEX}"
+        raise RecordError(
+            "the mask holds values that are no class", file=file, value=bad[:5].tolist(), expected=expected
+        )
+    return data if mode in ("P", "L") else encode_png(values.astype(np.uint8))

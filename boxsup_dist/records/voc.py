@@ -1,0 +1,194 @@
+"""Reader of PASCAL VOC devkits, 2007 and 2012 layouts, and of anything written like one.
+
+    JPEGImages/ID.jpg             the image; its bytes go into the record unchanged (grey, CMYK and EXIF ones too:
+                                  regions.decode_image makes RGB of them, without turning by EXIF, as the boxes lie)
+    Annotations/ID.xml            boxes: 1-based, both ends inside, so (xmin-1, ymin-1, xmax, ymax) is ours
+    SegmentationClass/ID.png      optional mask of class indices, 255 = void
+    SegmentationClassAug/ID.png   the same from SBD, used where the former has no mask
+    ImageSets/Segmentation/S.txt  ids of split S, else ImageSets/Main/S.txt
+
+A root is a path or any fsspec URI. What can't be used raises RecordError (one image) or InputError (root, list).
+"""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from boxsup_dist import storage
+from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.records.masks import UNREADABLE, read_mask
+from boxsup_dist.regions import decode_image
+from boxsup_dist.schema import VOC_CLASSES, Record
+
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+LIST_FOLDERS = ("Segmentation", "Main")
+_CLAMP_PX = 1.0  # VOC's own rounding leaves some boxes one pixel outside
+
+
+def find_root(voc_root: str) -> str:
+    """The year folder (it holds JPEGImages): `voc_root` itself or the only year in it (VOCdevkit, or its parent)."""
+    root = storage.absolute(voc_root)
+    if storage.exists(storage.join(root, "JPEGImages")):
+        return root
+    names = storage.list_names(root)
+    if "VOCdevkit" in names:
+        return find_root(storage.join(root, "VOCdevkit"))
+    years = [name for name in names if storage.exists(storage.join(root, name, "JPEGImages"))]
+    if len(years) == 1:
+        return storage.join(root, years[0])
+    raise InputError(
+        "several data sets in this folder: name one of them" if years else "not a VOC devkit",
+        file=root,
+        value=years or None,
+        expected="a folder that holds JPEGImages, Annotations and ImageSets, such as VOCdevkit/VOC2012",
+    )
+
+
+def read_split(voc_root: str, split: str) -> list[str]:
+    """Image ids of a split, in the list's order.
+
+    `split` is the name of a list in ImageSets/Segmentation or else ImageSets/Main, `Main/trainval` or
+    `Segmentation/trainval` where both have it, or the path of a list file. A second column, as the class lists of Main
+    have it, is a flag: images flagged -1 (class absent) are left out. Raises InputError if there is no such list, it is
+    empty, holds an id twice or is not a list of ids.
+    """
+    file = _find_list(find_root(voc_root), split)
+    ids = []
+    text = storage.read_bytes(file).decode("utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        image_id, *flag = line.split() or [""]
+        if not image_id or flag == ["-1"]:
+            continue
+        if "/" in image_id or flag not in ([], ["0"], ["1"]):
+            raise InputError(
+                "not a list of image ids",
+                file=file,
+                field=f"line {number}",
+                value=line,
+                expected="ID, or ID and a flag",
+            )
+        ids.append(image_id)
+    if not ids:
+        raise InputError("the list names no image", file=file)
+    repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise InputError("the list names an image twice", file=file, value=repeated[:5])
+    return ids
+
+
+def _find_list(root: str, split: str) -> str:
+    path = storage.absolute(split)
+    if split.endswith(".txt") and storage.exists(path):
+        return path
+    folder, _, name = split.rpartition("/")
+    files = [storage.join(root, "ImageSets", f, f"{name}.txt") for f in LIST_FOLDERS if folder in ("", f)]
+    for file in files:
+        if storage.exists(file):
+            return file
+    known = [n[:-4] for n in storage.list_names(storage.join(root, "ImageSets", "Segmentation")) if n.endswith(".txt")]
+    raise InputError(
+        "no such split",
+        file=files[0] if files else path,
+        field="split",
+        value=split,
+        expected=f"a list file or one of {', '.join(known) or '(none found)'}",
+    )
+
+
+def read_record(
+    voc_root: str, image_id: str, split: str, classes: Sequence[str] = VOC_CLASSES, *, source: str = "voc"
+) -> Record:
+    """One image with its boxes and, if there is one, its mask, all checked.
+
+    `voc_root` is the year folder itself. The record's id is `source/image_id`, unique over data sets. Size comes from
+    the decoded image, whatever the XML says. Raises RecordError: file absent, image that does not decode, XML that does not
+    parse or has no object, unknown class, box of no area or more than 1 px outside (less is clamped), bad mask.
+    """
+    image_file = storage.join(voc_root, "JPEGImages", image_id + ".jpg")
+    image = _read(image_file)
+    try:
+        height, width = decode_image(image).shape[:2]
+    except UNREADABLE as error:
+        raise RecordError("the image does not decode", file=image_file, value=str(error)) from None
+    boxes, class_ids, difficult = _read_objects(
+        storage.join(voc_root, "Annotations", image_id + ".xml"), height, width, classes
+    )
+    return Record(
+        image_id=f"{source}/{image_id}",
+        source=source,
+        split=split,
+        image=image,
+        height=height,
+        width=width,
+        boxes_xyxy=boxes,
+        class_ids=class_ids,
+        difficult=difficult,
+        crowd=np.zeros(len(boxes), bool),
+        gt_label_map=_find_mask(voc_root, image_id, height, width, len(classes)),
+    )
+
+
+def _read(file: str) -> bytes:
+    try:
+        return storage.read_bytes(file)
+    except InputError:
+        raise RecordError("missing file", file=file) from None
+
+
+def _find_mask(voc_root: str, image_id: str, height: int, width: int, num_classes: int) -> bytes | None:
+    for folder in MASK_FOLDERS:
+        file = storage.join(voc_root, folder, image_id + ".png")
+        if storage.exists(file):
+            return read_mask(storage.read_bytes(file), height, width, num_classes, file=file)
+    return None
+
+
+def _read_objects(
+    file: str, height: int, width: int, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes float32 (K, 4), class ids int32 (K,) and difficult flags bool (K,) of an annotation; K >= 1."""
+    try:
+        objects = ET.fromstring(_read(file)).findall("object")
+    except ET.ParseError as error:
+        raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
+    if not objects:
+        raise RecordError("the annotation has no object", file=file)
+    boxes, class_ids, difficult = [], [], []
+    for number, item in enumerate(objects, start=1):
+        name = (item.findtext("name") or "").strip()
+        if name not in classes[1:]:
+            raise RecordError(
+                "unknown class", file=file, field=f"object {number}", value=name, expected=", ".join(classes[1:])
+            )
+        boxes.append(_read_box(item, height, width, file=file, field=f"object {number}, {name}"))
+        class_ids.append(list(classes).index(name))
+        difficult.append((item.findtext("difficult") or "0").strip() == "1")
+    return np.array(boxes, np.float32), np.array(class_ids, np.int32), np.array(difficult, bool)
+
+
+def _read_box(item: ET.Element, height: int, width: int, *, file: str, field: str) -> np.ndarray:
+    """float32 (4,), 0-based half-open, inside the image."""
+    texts = [item.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        values = [float(text or "") for text in texts]
+    except ValueError:
+        values = [math.nan]
+    if not all(math.isfinite(value) for value in values):
+        raise RecordError("the box is not four numbers", file=file, field=field, value=texts)
+    box = np.array(values) - (1, 1, 0, 0)
+    limits = np.array((width, height, width, height))
+    if (box[:2] < -_CLAMP_PX).any() or (box > limits + _CLAMP_PX).any():
+        raise RecordError(
+            "the box lies outside the image", file=file, field=field, value=texts, expected=f"inside {width} x {height}"
+        )
+    box = np.clip(box, 0, limits)
+    if (box[2:] <= box[:2]).any():
+        raise RecordError(
+            "the box has no area", file=file, field=field, value=texts, expected="xmin <= xmax, ymin <= ymax"
+        )
+    return box.astype(np.float32)
