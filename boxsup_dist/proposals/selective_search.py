@@ -26,10 +26,10 @@ class SelectiveSearchSettings:
     """Strategies and sizes."""
 
     max_candidates: int = 2000
-    leaf_scale: float = 20.0
+    leaf_scale: float = 100.0
     leaf_sigma: float = 0.8
     leaf_spaces: tuple[str, ...] = ("lab", "rgb")
-    min_leaf_px: int = 20
+    min_leaf_px: int = 30
     min_candidate_px: int = 0
     starts: tuple[float, ...] = (0.0, 100.0)
     strategies: tuple[str, ...] = ("lab:ctsf", "lab:tsf", "hsv:ctsf", "hsv:csf", "rgb:ctsf", "rgb:sf", "lab:csf")
