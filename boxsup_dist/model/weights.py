@@ -30,7 +30,7 @@ EFFICIENTNET_LITE0 = "timm:tf_efficientnet_lite0"
 LITE0_PACKAGE = "package:efficientnet-lite0"
 SPECS = "none, a path or URI, package:efficientnet-lite0, timm, torchvision:NAME or torchvision:NAME@PATH"
 _LITE0_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
-_CAFFE_MEAN = (123.0, 117.0, 104.0)  # what IMAGENET1K_FEATURES was trained with, RGB, standard deviation 1
+CAFFE_MEAN = (123.0, 117.0, 104.0)  # what IMAGENET1K_FEATURES was trained with, RGB, standard deviation 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_pretrained(spec: str, name: str) -> Pretrained | None:
     if spec.startswith("package:") or not spec:
         raise WeightsError("unknown weights", field="weights", value=spec, expected=SPECS)
     if name == VGG16_NAME:
-        return Pretrained(spec, read_state_dict(spec), _CAFFE_MEAN, (1.0, 1.0, 1.0))
+        return Pretrained(spec, read_state_dict(spec), CAFFE_MEAN, (1.0, 1.0, 1.0))
     return Pretrained(spec, read_state_dict(spec))
 
 
@@ -243,7 +243,7 @@ def _from_torchvision(spec: str) -> Pretrained:
             f"torchvision can't download its weights: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
             field="weights",
             value=spec,
-            expected=f"a network connection, or {weights.url} downloaded elsewhere and given as torchvision:{name}@PATH",
+            expected=f"a network connection, or {weights.url} fetched elsewhere and given as torchvision:{name}@PATH",
         ) from None
     return Pretrained(weights.url, state, mean, std)
 
