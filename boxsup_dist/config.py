@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from boxsup_dist.errors import SettingError
@@ -118,32 +118,45 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class ResourceSettings:
-    """Processes and what each may use. The defaults fit one machine; see `for_cluster`."""
+    """Processes and what each may use. Where `num_workers` or `num_actors` is 0, `resolve` fits them to the cluster."""
 
-    num_workers: int = 1
-    """Train workers (data parallel)."""
-    cpus_per_worker: float = 1.0
-    """CPUs that Ray reserves for a train worker. Leave some for the tasks that decode and augment."""
+    num_workers: int = 0
+    """Train workers (data parallel); 0: one a GPU, or one a CPU core up to 4."""
+    cpus_per_worker: float = 0.25
+    """CPUs that Ray reserves for a train worker. Small: what workers reserve, the data tasks can't have."""
     gpus_per_worker: float = 0.0
     """GPU share of a train worker; workers and actors never compute at the same time, so both may take 0.5."""
     threads_per_worker: int = 1
     """Torch threads of a train worker."""
-    num_actors: int = 1
-    """Members of the pool that reassigns labels and evaluates."""
-    cpus_per_actor: float = 1.0
+    num_actors: int = 0
+    """Members of the pool that reassigns labels and evaluates; 0: one a GPU, or one a CPU core."""
+    cpus_per_actor: float = 0.25
     """CPUs that Ray reserves for an actor."""
     gpus_per_actor: float = 0.0
     """GPU share of an actor."""
     threads_per_actor: int = 1
-    """Torch threads of an actor; part of the result's last digits, so not tied to the machine."""
+    """Torch threads of an actor; sums depend on it in their last digits, so it is no property of the machine."""
     stream_tasks_per_worker: int = 2
     """Data tasks under way at once for one train worker."""
     max_failures: int = 3
     """How often a lost train worker is replaced before the run stops."""
 
+    def resolve(self, num_cpus: int, num_gpus: int) -> ResourceSettings:
+        """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor."""
+        resolved = self
+        if self.num_workers == 0:
+            gpu = {"gpus_per_worker": 0.5, "cpus_per_worker": 1.0} if num_gpus else {}
+            resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4), **gpu)
+        if self.num_actors == 0:
+            gpu = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
+            resolved = replace(resolved, num_actors=num_gpus or num_cpus, **gpu)
+        return resolved
+
     def check(self) -> None:
         """Raise SettingError on a value that can't work."""
-        for name in ("num_workers", "num_actors", "threads_per_worker", "threads_per_actor", "stream_tasks_per_worker"):
+        for name in ("num_workers", "num_actors"):
+            _check(getattr(self, name) >= 0, f"resources.{name}", getattr(self, name), ">= 0")
+        for name in ("threads_per_worker", "threads_per_actor", "stream_tasks_per_worker"):
             _check(getattr(self, name) >= 1, f"resources.{name}", getattr(self, name), ">= 1")
 
 
@@ -209,3 +222,15 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionary, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Inverse of to_dict."""
+        parts = {
+            "network": NetworkSettings,
+            "assignment": AssignmentSettings,
+            "optimizer": OptimizerSettings,
+            "augment": AugmentSettings,
+            "resources": ResourceSettings,
+        }
+        return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})

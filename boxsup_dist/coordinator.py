@@ -62,6 +62,18 @@ def bare_network(settings: NetworkSettings) -> SegmentationNetwork:
     )
 
 
+def make_pool(config: TrainConfig) -> NetworkPool:
+    """The actor pool that the configuration describes."""
+    resources = config.resources
+    return NetworkPool(
+        partial(bare_network, config.network),
+        num_actors=resources.num_actors,
+        num_cpus=resources.cpus_per_actor,
+        num_gpus=resources.gpus_per_actor,
+        threads=resources.threads_per_actor,
+    )
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The opened tables of a run and the names of its classes."""
@@ -79,14 +91,7 @@ class Coordinator:
         self.config, self.inputs, self.post = config, inputs, post
         self.history = read_history(config.run_dir)
         self.stages_s = 0.0  # spent in stages since the start, so that what is left of a gap can be told
-        resources = config.resources
-        self.pool = NetworkPool(
-            partial(bare_network, config.network),
-            num_actors=resources.num_actors,
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            threads=resources.threads_per_actor,
-        )
+        self.pool = make_pool(config)
 
     # -- labels ------------------------------------------------------------------------------------------------------
 

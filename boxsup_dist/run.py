@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Run or continue a training; returns its summary. Raises InputError for what a user can mend."""
     config.check()
     run_dir = storage.absolute(config.run_dir)
-    inputs = _open_inputs(config)
+    config = replace(config, run_dir=run_dir)
+    inputs = open_inputs(config)
     _keep_config(config, run_dir)
     summary_uri = storage.join(run_dir, "summary.json")
     if storage.exists(summary_uri):
@@ -43,6 +45,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return storage.read_json(summary_uri)
 
     session.start()
+    config = replace(config, resources=config.resources.resolve(session.total_cpus(), session.total_gpus()))
     started = time.perf_counter()
     resumed_from = checkpoint.latest(run_dir)
     tracker = _start_tracker(config, run_dir, inputs)
@@ -63,7 +66,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         tracker.close()
 
 
-def _open_inputs(config: TrainConfig) -> Inputs:
+def open_inputs(config: TrainConfig) -> Inputs:
     """Open and check the tables against the supervision."""
     records = open_table(config.records, "records")
     val_records = open_table(config.val_records, "records") if config.val_records else None

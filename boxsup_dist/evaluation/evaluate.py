@@ -90,7 +90,9 @@ def _total(results: Iterable[UnitResult], records: Table, num_classes: int) -> U
     return total
 
 
-def _evaluate_row_group(network: SegmentationNetwork, where: RowGroup, *, records: Table, num_classes: int) -> UnitResult:
+def _evaluate_row_group(
+    network: SegmentationNetwork, where: RowGroup, *, records: Table, num_classes: int
+) -> UnitResult:
     def predict(image: np.ndarray) -> np.ndarray:
         return predict_log_probs(network, image, network.device).argmax(0)
 

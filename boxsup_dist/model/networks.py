@@ -123,6 +123,11 @@ class SegmentationNetwork(nn.Module):
                 norm.eval()
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
     def score_map(self, images: Tensor) -> Tensor:
         """Logits (N, C, h, w) at the output stride s, on the backbone's grid (module docstring).
 

@@ -30,8 +30,9 @@ def jaccard(proposals: Proposals, mask: np.ndarray, valid: np.ndarray | None = N
     return sums[:, 1] / np.maximum(union, 1)
 
 
-def best_jaccard(proposals: Proposals, mask: np.ndarray, valid: np.ndarray | None = None,
-                 cuts: Sequence[int] = ()) -> np.ndarray:
+def best_jaccard(
+    proposals: Proposals, mask: np.ndarray, valid: np.ndarray | None = None, cuts: Sequence[int] = ()
+) -> np.ndarray:
     """Best Jaccard index among the first n proposals for every n of `cuts`, and among all; float64 (len(cuts) + 1,)."""
     running = np.maximum.accumulate(np.append(0.0, jaccard(proposals, mask, valid)))
     return running[np.minimum([*cuts, len(proposals)], len(proposals))]

@@ -82,15 +82,19 @@ def texture_histograms(superpixels: np.ndarray, num_superpixels: int, channels: 
     return _histograms(superpixels.ravel(), np.stack(bins), num_superpixels, TEXTURE_BINS)
 
 
-def selective_search(image: np.ndarray, settings: SelectiveSearchSettings | None = None, image_id: str = "") -> Proposals:
+def selective_search(
+    image: np.ndarray, settings: SelectiveSearchSettings | None = None, image_id: str = ""
+) -> Proposals:
     """All candidate segments of an image, best first.
 
     `image` is uint8 (H, W, 3).
     """
     settings = settings or SelectiveSearchSettings()
     image = np.ascontiguousarray(image)
-    spaces = {name: colour_space(image, name) for name in
-              sorted({*settings.leaf_spaces, *(s.split(":")[0] for s in settings.strategies)})}
+    spaces = {
+        name: colour_space(image, name)
+        for name in sorted({*settings.leaf_spaces, *(s.split(":")[0] for s in settings.strategies)})
+    }
     smoothed = {name: leaves.smooth(spaces[name], settings.leaf_sigma) for name in settings.leaf_spaces}
     maps = [leaves.felzenszwalb(smoothed[n], settings.leaf_scale, settings.min_leaf_px) for n in settings.leaf_spaces]
     superpixels, count = leaves.overlay(maps, smoothed[settings.leaf_spaces[0]], settings.min_leaf_px)
