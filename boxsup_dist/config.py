@@ -145,10 +145,10 @@ class ResourceSettings:
         """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor."""
         resolved = self
         if self.num_workers == 0:
-            gpu = {"gpus_per_worker": 0.5, "cpus_per_worker": 1.0} if num_gpus else {}
+            gpu: Any = {"gpus_per_worker": 0.5, "cpus_per_worker": 1.0} if num_gpus else {}
             resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4), **gpu)
         if self.num_actors == 0:
-            gpu = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
+            gpu: Any = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
             resolved = replace(resolved, num_actors=num_gpus or num_cpus, **gpu)
         return resolved
 

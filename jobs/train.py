@@ -11,7 +11,7 @@ import tyro
 
 from boxsup_dist.recipes import RECIPES
 from boxsup_dist.run import train
-from jobs._cli import run
+from jobs._cli import clear_errors
 
 
 def _presets() -> dict[str, tuple[str, Any]]:
@@ -36,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    with clear_errors():
+        main()

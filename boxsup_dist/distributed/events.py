@@ -25,6 +25,7 @@ class Event:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+@ray.remote(num_cpus=0)
 class _Mailbox:
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -53,7 +54,7 @@ class EventLoop:
 
     def __init__(self, handle: Callable[[Event], None]) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._mailbox: Any = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._handle = handle
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="run-events", daemon=True)

@@ -50,7 +50,7 @@ class NetworkPool:
         threads: int = 1,
     ) -> None:
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": -1}
-        self.actors = [_Member.options(**options).remote(build, threads) for _ in range(num_actors)]
+        self.actors = [_Member.options(**options).remote(build, threads) for _ in range(num_actors)]  # type: ignore[attr-defined]
 
     def wait_ready(self) -> None:
         """Block until every member has built its network; raises what its constructor raised."""

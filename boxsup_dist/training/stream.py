@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,9 +102,8 @@ def _lane_rows(
     if not slices:
         return
     dataset = ray.data.range(len(slices), override_num_blocks=len(slices)).map_batches(
-        _load_task,
+        partial(_load_task, slices=slices, source=source, labels=labels, epoch=epoch),
         batch_size=None,
-        fn_kwargs={"slices": slices, "source": source, "labels": labels, "epoch": epoch},
         compute=ray.data.TaskPoolStrategy(size=max_tasks),
     )
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=2 * max_tasks):

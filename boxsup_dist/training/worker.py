@@ -104,7 +104,8 @@ class TrainWorker:
             head=settings.head,
             dropout=settings.dropout,
             weights=settings.weights,
-        ).to(self.device, memory_format=torch.channels_last)
+        )
+        self.network.to(self.device).to(memory_format=torch.channels_last)
         options = config.optimizer
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay),
