@@ -55,12 +55,52 @@ def lay_out(parents: np.ndarray, num_superpixels: int) -> Layout:
     return Layout(parents, order, start, end)
 
 
+def parents_of_merges(groups: np.ndarray, merges: np.ndarray) -> np.ndarray:
+    """The `parents` array of a binary grouping that starts from groups of superpixels.
+
+    `groups` is the group of every superpixel, int (S,), numbered 0..R-1; `merges` is int (R - 1, 2), merge i making
+    region R + i. A group of one superpixel is that superpixel itself.
+    """
+    num_superpixels, num_groups = len(groups), len(merges) + 1
+    sizes = np.bincount(groups, minlength=num_groups)
+    wide = np.flatnonzero(sizes > 1)
+    first_merge = num_superpixels + len(wide)
+    num_nodes = first_merge + len(merges)
+    node_of_region = np.empty(num_groups + len(merges), np.int32)
+    node_of_region[groups] = np.arange(num_superpixels)
+    node_of_region[wide] = np.arange(num_superpixels, first_merge)
+    node_of_region[num_groups:] = np.arange(first_merge, num_nodes)
+    parents = np.arange(num_nodes, dtype=np.int32)
+    in_wide = sizes[groups] > 1
+    parents[:num_superpixels][in_wide] = node_of_region[groups[in_wide]]
+    for side in (0, 1):
+        parents[node_of_region[merges[:, side]]] = node_of_region[num_groups:]
+    return parents
+
+
 def superpixel_hashes(num_superpixels: int) -> np.ndarray:
     """A fixed 64-bit number per superpixel, uint64 (S,); a set's hash is their sum modulo 2^64.
 
     Two different sets out of n collide with a probability of about n^2 / 2^65, 1e-11 for 20,000 candidates.
     """
     return np.random.default_rng(0).integers(0, 2**64, num_superpixels, np.uint64)
+
+
+def unique_nodes(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The different superpixel sets among the nodes of several hierarchies.
+
+    Returns for each its hierarchy and node (int64), its position (int64: 0 the root, 1 the last merge before it, ...;
+    that of the hierarchy where it comes first) and the number of hierarchies that hold it.
+    """
+    hashes = superpixel_hashes(len(layouts[0].order))
+    set_hash = np.concatenate([layout.sums(hashes) for layout in layouts])
+    trees = np.concatenate([np.full(len(layout.parents), t) for t, layout in enumerate(layouts)])
+    nodes = np.concatenate([np.arange(len(layout.parents)) for layout in layouts])
+    positions = np.concatenate([np.arange(len(layout.parents))[::-1] for layout in layouts])
+    order = np.lexsort((trees, positions))
+    _, first, copies = np.unique(set_hash[order], return_index=True, return_counts=True)
+    chosen = order[first]
+    return trees[chosen], nodes[chosen], positions[chosen], copies
 
 
 @numba.njit(cache=True)

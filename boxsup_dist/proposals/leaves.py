@@ -6,6 +6,7 @@ Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), several of them 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -103,10 +104,12 @@ def felzenszwalb(channels: np.ndarray, scale: float, min_size: int) -> np.ndarra
     return _number(parent)[0].reshape(shape)
 
 
-def overlay(label_maps: Sequence[np.ndarray], channels: np.ndarray, min_size: int) -> tuple[np.ndarray, int]:
+def overlay(
+    label_maps: Sequence[np.ndarray], channels: np.ndarray, min_size: int, max_regions: int
+) -> tuple[np.ndarray, int]:
     """Connected regions on which all label maps agree, those under min_size pixels joined to a neighbour.
 
-    Returns region numbers int32 (H, W) and their count.
+    While there are more than max_regions, min_size is doubled. Returns region numbers uint16 (H, W) and their count.
     """
     combined = label_maps[0].astype(np.int64)
     for label_map in label_maps[1:]:
@@ -116,9 +119,12 @@ def overlay(label_maps: Sequence[np.ndarray], channels: np.ndarray, min_size: in
     size = np.ones(len(parent), np.int32)
     _join_equal(combined, parent, size)
     first, second, _ = pixel_edges(channels)
-    _join_small(first, second, parent, size, min_size)
-    labels, count = _number(parent)
-    return labels.reshape(shape), count
+    while True:
+        _join_small(first, second, parent, size, min_size)
+        labels, count = _number(parent)
+        if count <= max_regions:
+            return labels.reshape(shape).astype(np.uint16), count
+        min_size *= 2
 
 
 def smooth(channels: np.ndarray, sigma: float) -> np.ndarray:
@@ -127,12 +133,49 @@ def smooth(channels: np.ndarray, sigma: float) -> np.ndarray:
     return ndi.gaussian_filter(channels, (sigma, sigma, 0), mode="nearest", truncate=3.0)
 
 
-def neighbour_pairs(superpixels: np.ndarray, num_superpixels: int) -> np.ndarray:
-    """Pairs of superpixels that share a 4-connected border, int32 (E, 2), smaller id first, sorted."""
-    keys = []
-    for a, b in ((superpixels[:, :-1], superpixels[:, 1:]), (superpixels[:-1], superpixels[1:])):
-        differ = a != b
-        a, b = a[differ].astype(np.int64), b[differ].astype(np.int64)
-        keys.append(np.minimum(a, b) * num_superpixels + np.maximum(a, b))
-    unique = np.unique(np.concatenate(keys))
-    return np.stack([unique // num_superpixels, unique % num_superpixels], 1).astype(np.int32)
+class RegionGraph(NamedTuple):
+    """Neighbouring superpixels and the pixels along their borders."""
+
+    pairs: np.ndarray  # int32 (E, 2), smaller id first, sorted
+    lengths: np.ndarray  # float64 (E,), 4-connected pixel pairs along the border
+    border_pairs: np.ndarray  # intp (B,), the pair that each pixel pair belongs to
+    first_px: np.ndarray  # intp (B,), flat pixel indices
+    second_px: np.ndarray  # intp (B,)
+
+    def contrast(self, channels: np.ndarray) -> np.ndarray:
+        """Mean distance in `channels`, float32 (H, W, D), across each pair's border: float64 (E,)."""
+        flat = channels.reshape(-1, channels.shape[-1])
+        distance = np.sqrt(((flat[self.first_px] - flat[self.second_px]) ** 2).sum(-1))
+        return np.bincount(self.border_pairs, distance, len(self.pairs)) / self.lengths
+
+
+def region_graph(superpixels: np.ndarray, num_superpixels: int) -> RegionGraph:
+    """Graph of the superpixels that share a 4-connected border."""
+    height, width = superpixels.shape
+    pixels = np.arange(height * width).reshape(height, width)
+    firsts, seconds = [], []
+    for a, b in ((pixels[:, :-1], pixels[:, 1:]), (pixels[:-1], pixels[1:])):
+        differ = superpixels.ravel()[a] != superpixels.ravel()[b]
+        firsts.append(a[differ])
+        seconds.append(b[differ])
+    first_px, second_px = np.concatenate(firsts), np.concatenate(seconds)
+    one, two = superpixels.ravel()[first_px].astype(np.int64), superpixels.ravel()[second_px].astype(np.int64)
+    keys, border_pairs = np.unique(
+        np.minimum(one, two) * num_superpixels + np.maximum(one, two), return_inverse=True
+    )
+    pairs = np.stack([keys // num_superpixels, keys % num_superpixels], 1).astype(np.int32)
+    lengths = np.bincount(border_pairs, minlength=len(pairs)).astype(np.float64)
+    return RegionGraph(pairs, lengths, border_pairs, first_px, second_px)
+
+
+def coarsen(graph: RegionGraph, sizes: np.ndarray, contrast: np.ndarray, scale: float) -> np.ndarray:
+    """Felzenszwalb's segmentation with superpixels for pixels: the group of every superpixel, int32 (S,).
+
+    `sizes` in pixels (S,), `contrast` per pair (E,). A scale of 0 leaves every superpixel alone.
+    """
+    parent = np.arange(len(sizes), dtype=np.int32)
+    order = np.argsort(contrast, kind="stable")
+    first, second = graph.pairs[order, 0], graph.pairs[order, 1]
+    if scale > 0:
+        _join_by_weight(first, second, contrast[order], parent, sizes.astype(np.int32), scale)
+    return _number(parent)[0]
