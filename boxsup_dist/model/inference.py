@@ -42,7 +42,7 @@ def predict_log_probs(
     """Log-probabilities float32 (C, H, W) of one image, uint8 RGB (H, W, 3) of any size from 1x1.
 
     The network must be in evaluation mode and on `device`. `autocast_dtype` (bfloat16 or float16) runs it in mixed
-    precision; upsampling and softmax stay in float32. ValueError if the network is in training mode or the image is none.
+    precision; upsampling and softmax stay in float32. ValueError if the network is in training mode or the image unfit.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before predicting")

@@ -3,10 +3,11 @@
 A network takes RGB values 0..255 at any image size and knows itself what its backbone wants (mean, standard deviation).
 
 Alignment: odd kernels padded by half of them centre cell i of a map of stride s on pixel s * i, at sizes of a multiple
-of s plus one. So images are padded at the right and bottom to such a size with the backbone's zero (mean colour), scores
-are upsampled bilinearly with align_corners=True, which puts cell i on pixel s * i again, and the padding is cut off.
+of s plus one. So images are padded at the right and bottom to such a size with the backbone's zero (mean colour),
+scores are upsampled bilinearly with align_corners=True, which puts cell i on pixel s * i again, and the padding is cut.
 Crops of s * k + 1 pixels waste nothing. (TensorFlow's "same" padding shifts by nearly half a cell at multiples of s, by
-nothing at these sizes.) Backbones of patches (ConvNeXt) are padded to a multiple of s, with align_corners=False.
+nothing at these sizes.) Backbones of patches (ConvNeXt) are padded to a multiple of s, with align_corners=False; what
+their dilated even kernels shift is left to the training.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def network_from_state(spec: NetworkSpec, state: Mapping[str, Tensor]) -> Segmen
         raise WeightsError(
             "the state dict is of another network", value=str(error)[:300], expected=f"weights of {spec}"
         ) from None
-    return network.eval()  # type: ignore[return-value]
+    return network.eval()
 
 
 def parameter_groups(
