@@ -78,5 +78,5 @@ class ProgressMeter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self.units:
             self._print()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -79,7 +80,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.tmp-{uuid.uuid4().hex}"
     try:
-        with open(temporary, "wb") as file:
+        with Path(temporary).open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

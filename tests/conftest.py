@@ -1,8 +1,9 @@
-"""Fixtures for all tests."""
+"""Fixtures of all tests: the folder of real data, and one small Ray session for the tests that need it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,20 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with real data, beside the repository or where BOXSUP_SHARED says; the test is skipped without it."""
-    path = Path(os.environ.get("BOXSUP_SHARED", Path(__file__).parents[2] / "shared"))
-    if not path.is_dir():
-        pytest.skip(f"real data not found at {path}; set BOXSUP_SHARED")
-    return path
+    """Folder of real images and published files, beside the repository; BOXSUP_SHARED names another."""
+    folder = Path(os.environ.get("BOXSUP_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A local Ray session with at most 2 CPUs, shared by all distributed tests."""
+    import ray
+
+    from boxsup_dist.distributed import session
+
+    session.start(2)
+    yield
+    ray.shutdown()

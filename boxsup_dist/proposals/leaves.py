@@ -160,9 +160,7 @@ def region_graph(superpixels: np.ndarray, num_superpixels: int) -> RegionGraph:
         seconds.append(b[differ])
     first_px, second_px = np.concatenate(firsts), np.concatenate(seconds)
     one, two = superpixels.ravel()[first_px].astype(np.int64), superpixels.ravel()[second_px].astype(np.int64)
-    keys, border_pairs = np.unique(
-        np.minimum(one, two) * num_superpixels + np.maximum(one, two), return_inverse=True
-    )
+    keys, border_pairs = np.unique(np.minimum(one, two) * num_superpixels + np.maximum(one, two), return_inverse=True)
     pairs = np.stack([keys // num_superpixels, keys % num_superpixels], 1).astype(np.int32)
     lengths = np.bincount(border_pairs, minlength=len(pairs)).astype(np.float64)
     return RegionGraph(pairs, lengths, border_pairs, first_px, second_px)

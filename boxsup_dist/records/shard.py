@@ -39,7 +39,8 @@ def build_records(
 
     `split` is a list as voc.read_split takes it, or several joined by `+` (each row names its own). `source` names the
     data set in the image ids; by default the year folder in lower case (voc2012). Raises InputError for a bad root,
-    list or setting; RecordError at the first unusable image if `strict`, else if their share is above `max_skipped_share`.
+    list or setting; RecordError at the first unusable image if `strict`, else if their share is above
+    `max_skipped_share`.
     """
     _check_settings(rows_per_shard, row_group_size, max_skipped_share)
     root = voc.find_root(voc_root)

@@ -106,8 +106,8 @@ def read_record(
     """One image with its boxes and, if there is one, its mask, all checked.
 
     `voc_root` is the year folder itself. The record's id is `source/image_id`, unique over data sets. Size comes from
-    the decoded image, whatever the XML says. Raises RecordError: file absent, image that does not decode, XML that does not
-    parse or has no object, unknown class, box of no area or more than 1 px outside (less is clamped), bad mask.
+    the decoded image, whatever the XML says. Raises RecordError: file absent, image that does not decode, XML that does
+    not parse or has no object, unknown class, box of no area or more than 1 px outside (less is clamped), bad mask.
     """
     image_file = storage.join(voc_root, "JPEGImages", image_id + ".jpg")
     image = _read(image_file)

@@ -1,0 +1,49 @@
+"""Write the synthetic data set as a VOC devkit: python -m jobs.make_synthetic --out DIR."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from boxsup_dist import storage
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.records import synthetic
+from jobs._cli import run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Write DIR/VOC2012 with images, masks, boxes and the splits train and val; a second call does nothing."""
+
+    out: str
+    """Local folder; the devkit's year folder is made inside it."""
+    num_train: int = synthetic.NUM_TRAIN
+    """Images of the split train."""
+    num_val: int = synthetic.NUM_VAL
+    """Images of the split val."""
+    seed: int = synthetic.SEED
+    """Another seed is another data set."""
+
+
+def main(settings: Settings) -> None:
+    """Write the data set, leave DIR/summary.json and print where it is."""
+    started = time.monotonic()
+    total = settings.num_train + settings.num_val
+    with ProgressMeter("synthetic", total) as progress:
+        folder = synthetic.write_synthetic(
+            settings.out, settings.num_train, settings.num_val, settings.seed, on_image=lambda: progress.advance(1)
+        )
+    summary = {
+        "voc_root": folder,
+        "num_train": settings.num_train,
+        "num_val": settings.num_val,
+        "seed": settings.seed,
+        "num_written": progress.units,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    storage.write_json(storage.join(storage.absolute(settings.out), "summary.json"), summary)
+    print(f"{folder}: {settings.num_train} train, {settings.num_val} val, {progress.units} written now")
+
+
+if __name__ == "__main__":
+    run(main)

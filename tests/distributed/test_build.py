@@ -1,0 +1,148 @@
+"""Real Ray: builds that are killed, continued, refused, and equal at any number of CPUs."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from boxsup_dist import tables
+from boxsup_dist.distributed import session
+from boxsup_dist.distributed.build import ShardContent, build_table
+from boxsup_dist.errors import RecordError, SettingError, TableError
+from boxsup_dist.schema import records_to_table
+from tests.distributed import slow_build
+
+REPO = Path(__file__).parents[2]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _start_slow(out: Path, seconds: float) -> subprocess.Popen:
+    # Another working directory: workers must find the package all the same.
+    command = [sys.executable, "-m", "tests.distributed.slow_build", str(out), str(seconds)]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    return subprocess.Popen(command, cwd=out.parent, env=env, stderr=subprocess.DEVNULL)
+
+
+def _wait_for_shards(out: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("part-*.json"))) < count:
+        assert process.poll() is None, "the build ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_build_is_no_table_and_the_next_call_continues(ray_local, tmp_path):
+    unbroken = slow_build.build(str(tmp_path / "unbroken"))
+    out = tmp_path / "killed"
+    process = _start_slow(out, 0.4)
+    _wait_for_shards(out, 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    times = {f.name: f.stat().st_mtime_ns for f in out.glob("part-*.json")}
+    assert 3 <= len(times) < slow_build.NUM_SHARDS
+    assert not (out / tables.MANIFEST).exists()
+    with pytest.raises(TableError, match="unfinished"):
+        tables.open_table(str(out), "records")
+    (out / "part-00007.parquet.tmp-1234").write_bytes(b"half")
+    continued = slow_build.build(str(out))
+    for name, before in times.items():
+        assert (out / name).stat().st_mtime_ns == before, "a finished shard was made again"
+    assert continued.fingerprint == unbroken.fingerprint
+    assert _files(out) == _files(tmp_path / "unbroken")
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_cpus(ray_local, tmp_path):
+    process = _start_slow(tmp_path / "one", 0.0)
+    slow_build.build(str(tmp_path / "two"))
+    assert process.wait(timeout=120) == 0
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def test_a_whole_table_is_returned_at_once(ray_local, tmp_path):
+    table = slow_build.build(str(tmp_path / "t"))
+    assert table.num_rows == (slow_build.NUM_SHARDS - 1) * slow_build.ROWS == table.counts["images"]
+    assert table.counts["skipped"] == 1 and table.shards[3].num_rows == 0
+    before = _files(tmp_path / "t")
+    started = time.monotonic()
+    assert slow_build.build(str(tmp_path / "t"), seconds=60) == table
+    assert time.monotonic() - started < 1
+    assert _files(tmp_path / "t") == before
+
+
+def test_an_input_error_of_a_task_reaches_the_caller_as_it_is(ray_local, tmp_path):
+    def make_shard(index: int) -> ShardContent:
+        if index == 4:
+            raise RecordError("bad", file="x.jpg", field="f", value=1, expected="2")
+        return slow_build.make_content(index)
+
+    with pytest.raises(RecordError, match=r"^bad; file: x\.jpg; field: f; found: 1; expected: 2$"):
+        build_table(str(tmp_path), "records", {}, 12, make_shard, row_group_size=2, description="bad")
+    assert not (tmp_path / tables.MANIFEST).exists()
+    assert (
+        build_table(
+            str(tmp_path), "records", {}, 12, slow_build.make_content, row_group_size=2, description="good"
+        ).num_rows
+        == (12 - 1) * slow_build.ROWS
+    )
+
+
+def test_a_refused_table_is_not_published_and_its_bad_shards_are_read_again(ray_local, tmp_path):
+    def refuse(shards):
+        if any(shard.problems for shard in shards):
+            raise RecordError("refused")
+
+    def build(make_shard):
+        return build_table(
+            str(tmp_path), "records", {}, 5, make_shard, row_group_size=2, description="refused", check=refuse
+        )
+
+    with pytest.raises(RecordError, match="refused"):
+        build(slow_build.make_content)
+    assert not (tmp_path / tables.MANIFEST).exists()
+    times = {i: (tmp_path / f"part-{i:05d}.parquet").stat().st_mtime_ns for i in range(5)}
+    table = build(lambda index: ShardContent(slow_build.make_content(index + 10).table))
+    made_again = {i for i in range(5) if (tmp_path / f"part-{i:05d}.parquet").stat().st_mtime_ns != times[i]}
+    assert made_again == {3}
+    assert table.num_rows == 5 * slow_build.ROWS
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(ray_local, tmp_path):
+    """160 MiB of rows pass through; workers' peak and driver's memory may grow by less than a quarter of them."""
+    shard_mib, num_shards = 2, 80
+
+    def make_shard(index: int) -> ShardContent:
+        row = slow_build.make_content(1).table.slice(0, 1).to_pylist()[0]
+        table = records_to_table([]).from_pylist(
+            [{**row, "image": os.urandom(shard_mib * 2**20)}], schema=records_to_table([]).schema
+        )
+        return ShardContent(table, {"peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+
+    driver_before = _resident_bytes()
+    table = build_table(str(tmp_path), "records", {}, num_shards, make_shard, row_group_size=2, description="memory")
+    driver_growth_mib = (_resident_bytes() - driver_before) / 2**20
+    peaks_mib = [shard.counts["peak_kib"] / 2**10 for shard in table.shards]
+    assert table.num_bytes > num_shards * shard_mib * 2**20
+    assert max(peaks_mib[-20:]) - max(peaks_mib[:20]) < 40
+    assert driver_growth_mib < 60
+
+
+def test_the_session_is_started_once_with_the_real_cores(ray_local, monkeypatch):
+    session.start()
+    session.start(1)
+    assert session.total_cpus() == min(2, session.num_cores()) <= session.num_cores() <= os.cpu_count()
+    assert not ray.data.DataContext.get_current().enable_progress_bars
+    with pytest.raises(SettingError, match="num_cpus"):
+        session.start(0)

@@ -1,0 +1,106 @@
+"""Real Ray: a devkit with good and bad images becomes a table that says what it left out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from boxsup_dist import tables
+from boxsup_dist.errors import InputError, RecordError, SettingError
+from boxsup_dist.records.shard import build_records
+from boxsup_dist.schema import iter_records
+from tests import devkit
+
+REPO = Path(__file__).parents[2]
+IDS = [f"id_{index:02d}" for index in (7, 3, 9, 1, 8, 2, 6, 4, 5, 0)]
+BAD = {"id_09", "id_06"}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Ten images in an order of their own, two of them bad."""
+    root = tmp_path / "VOC2012"
+    for image_id in IDS:
+        devkit.write(root, image_id, masks={"SegmentationClass": devkit.mask()})
+    devkit.write(root, "id_09", image=devkit.jpeg()[:300])
+    devkit.write(root, "id_06", annotation=devkit.xml([("unicorn", (1, 1, 5, 5))]))
+    devkit.write_list(root, "\n".join(IDS))
+    return root
+
+
+def build(root: Path, out: Path, **settings):
+    settings = {"rows_per_shard": 4, "row_group_size": 2, "max_skipped_share": 0.2} | settings
+    return build_records(str(out), str(root), "train", **settings)
+
+
+def test_rows_keep_the_order_of_the_list_and_bad_images_are_named(ray_local, root, tmp_path):
+    table = build(root, tmp_path / "t")
+    records = [r for where in table.row_groups() for r in iter_records(table.read(where))]
+    assert [r.image_id for r in records] == [f"voc2012/{i}" for i in IDS if i not in BAD]
+    assert all(r.image == devkit.jpeg() and r.gt_label_map == devkit.mask() for r in records)
+    problems = {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems}
+    assert set(problems) == BAD
+    assert "does not decode" in problems["id_09"] and "unicorn" in problems["id_06"]
+    counts = {"images": 8, "skipped": 2, "boxes": 16, "boxes.dog": 8, "boxes.person": 8, "difficult": 8, "with_mask": 8}
+    assert {**table.counts, **counts} == table.counts
+
+
+def test_too_many_bad_images_refuse_the_table_until_mended_or_tolerated(ray_local, root, tmp_path):
+    out = tmp_path / "t"
+    with pytest.raises(RecordError, match=r"2 of 10 images can't be used.*\n.*id_09.*\n.*id_06.*unicorn"):
+        build(root, out, max_skipped_share=0.1)
+    with pytest.raises(tables.TableError, match="unfinished"):
+        tables.open_table(str(out), "records")
+    with pytest.raises(RecordError, match="does not decode"):
+        build(root, out, strict=True)
+    devkit.write(root, "id_09")
+    assert build(root, out, max_skipped_share=0.1).counts["skipped"] == 1
+    with pytest.raises(RecordError, match="1 of 10 images"):
+        build(root, out, strict=True)
+
+
+def test_splits_join_and_keep_their_names(ray_local, root, tmp_path):
+    devkit.write_list(root, "id_01\nid_02", "val")
+    devkit.write_list(root, "id_03", "extra")
+    table = build_records(str(tmp_path / "t"), str(root), "val+extra", source="mine")
+    records = list(iter_records(table.read(table.row_groups()[0])))
+    assert [(r.image_id, r.split) for r in records] == [
+        ("mine/id_01", "val"),
+        ("mine/id_02", "val"),
+        ("mine/id_03", "extra"),
+    ]
+    with pytest.raises(InputError, match=r"share images.*id_01"):
+        build_records(str(tmp_path / "u"), str(root), "val+train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"rows_per_shard": 0}, "rows_per_shard"),
+        ({"row_group_size": 5}, "row_group_size"),
+        ({"max_skipped_share": 1.0}, "max_skipped_share"),
+    ],
+)
+def test_settings_are_checked(root, tmp_path, settings, match):
+    with pytest.raises(SettingError, match=match):
+        build(root, tmp_path / "t", **settings)
+
+
+def _job(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "jobs.build_records", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200)
+
+
+def test_the_job_leaves_a_summary_and_tells_errors_in_a_line(root, tmp_path):
+    out = tmp_path / "t"
+    done = _job("--voc-root", root, "--split", "train", "--out", out, "--max-skipped-share", 0.2, "--num-cpus", 1)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_images"] == 8 and summary["counts"]["skipped"] == 2 and len(summary["problems"]) == 2
+    assert "skipped id_09" in done.stdout and "person" in done.stdout
+    wrong = _job("--voc-root", root, "--split", "nope", "--out", tmp_path / "u")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert wrong.stderr.startswith("error: no such split") and wrong.stderr.count("\n") == 1
+    assert not (tmp_path / "u").exists()

@@ -1,0 +1,191 @@
+"""The VOC reader: conventions, look-up rules, and every kind of bad input as a clear error."""
+
+import numpy as np
+import pytest
+
+from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.records import voc
+from boxsup_dist.regions import decode_image, decode_png
+from boxsup_dist.schema import VOC_CLASSES
+from tests import devkit
+
+
+def read(root, image_id="a"):
+    return voc.read_record(str(root), image_id, "train", source="voc2012")
+
+
+def test_a_record_holds_the_files_bytes_and_half_open_boxes(tmp_path):
+    mask = devkit.mask()
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": mask})
+    record = read(tmp_path)
+    assert record.image_id == "voc2012/a" and record.source == "voc2012" and record.split == "train"
+    assert record.image == devkit.jpeg() and record.gt_label_map == mask
+    assert (record.height, record.width) == (devkit.HEIGHT, devkit.WIDTH)
+    assert record.boxes_xyxy.tolist() == [[0, 0, 20, 30], [10, 5, 40, 25]]
+    assert record.boxes_xyxy.dtype == np.float32
+    assert [VOC_CLASSES[c] for c in record.class_ids] == ["dog", "person"]
+    assert record.difficult.tolist() == [False, True] and not record.crowd.any()
+
+
+@pytest.mark.parametrize(
+    ("xml_box", "box"),
+    [
+        ((1, 1, 1, 1), (0, 0, 1, 1)),  # one pixel
+        ((0, 0, 41, 31), (0, 0, 40, 30)),  # VOC's rounding: a pixel outside on every side
+        ((2.5, 3.25, 10.5, 11), (1.5, 2.25, 10.5, 11)),
+    ],
+)
+def test_boxes_are_converted_and_clamped_by_a_pixel_at_most(tmp_path, xml_box, box):
+    devkit.write(tmp_path, "a", annotation=devkit.xml([("dog", xml_box)]))
+    assert tuple(read(tmp_path).boxes_xyxy[0]) == box
+
+
+def test_every_pixel_inside_an_xml_box_is_inside_ours(tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x0, x1 = np.sort(rng.integers(1, devkit.WIDTH + 1, 2))
+        y0, y1 = np.sort(rng.integers(1, devkit.HEIGHT + 1, 2))
+        devkit.write(tmp_path, "a", annotation=devkit.xml([("dog", (x0, y0, x1, y1))]))
+        box = read(tmp_path).boxes_xyxy[0].astype(int)
+        counted_from_one = np.arange(1, devkit.WIDTH + 1)
+        assert (counted_from_one[box[0] : box[2]] == np.arange(x0, x1 + 1)).all()
+        assert box[3] - box[1] == y1 - y0 + 1
+
+
+def test_the_image_tells_the_size_not_the_xml(tmp_path):
+    devkit.write(tmp_path, "a", annotation=devkit.xml(size=(99, 77)))
+    record = read(tmp_path)
+    assert (record.height, record.width) == (devkit.HEIGHT, devkit.WIDTH)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_grey_cmyk_and_turned_images_keep_their_bytes(tmp_path, mode):
+    exif = (
+        b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
+    )
+    data = devkit.jpeg(mode=mode, exif=exif)
+    devkit.write(tmp_path, "a", image=data)
+    record = read(tmp_path)
+    assert record.image == data
+    assert decode_image(record.image).shape == (devkit.HEIGHT, devkit.WIDTH, 3) == (record.height, record.width, 3)
+
+
+def test_sbd_masks_stand_in_only_where_voc_has_none(tmp_path):
+    zeros = np.zeros((devkit.HEIGHT, devkit.WIDTH), np.uint8)
+    voc_mask, sbd_mask = devkit.mask(zeros + 1), devkit.mask(zeros + 2)
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": voc_mask, "SegmentationClassAug": sbd_mask})
+    devkit.write(tmp_path, "b", masks={"SegmentationClassAug": sbd_mask})
+    devkit.write(tmp_path, "c")
+    assert [read(tmp_path, i).gt_label_map for i in "abc"] == [voc_mask, sbd_mask, None]
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("P", np.uint8), ("L", np.uint8), ("I;16", np.uint16)])
+def test_masks_keep_their_values(tmp_path, mode, dtype):
+    values = np.random.default_rng(0).choice([*range(21), 255], (devkit.HEIGHT, devkit.WIDTH)).astype(dtype)
+    data = devkit.mask(values, mode)
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": data})
+    stored = read(tmp_path).gt_label_map
+    assert (decode_png(stored) == values).all() and decode_png(stored).dtype == np.uint8
+    assert (stored == data) == (mode != "I;16")
+
+
+def _mask_of(value, shape=(devkit.HEIGHT, devkit.WIDTH)):
+    return {"masks": {"SegmentationClass": devkit.mask(np.full(shape, value, np.uint8))}}
+
+
+_COLOUR_MASK = devkit.mask(np.zeros((devkit.HEIGHT, devkit.WIDTH, 3), np.uint8), mode="RGB")
+BAD = {
+    "truncated image": ({"image": devkit.jpeg()[: len(devkit.jpeg()) // 2]}, r"does not decode.*a\.jpg"),
+    "image cut in its header": ({"image": devkit.jpeg()[:20]}, r"does not decode.*a\.jpg"),
+    "not an image": ({"image": b"<html>404</html>"}, r"does not decode.*a\.jpg"),
+    "no image": ({"image": None}, r"missing file.*a\.jpg"),
+    "no annotation": ({"annotation": None}, r"missing file.*a\.xml"),
+    "broken xml": ({"annotation": "<annotation><object>"}, r"not XML.*a\.xml"),
+    "no objects": ({"annotation": devkit.xml([])}, r"no object.*a\.xml"),
+    "box outside": (
+        {"annotation": devkit.xml([("dog", (1, 1, 43, 9))])},
+        r"outside the image.*object 1.*'43'.*40 x 30",
+    ),
+    "box left of 0": ({"annotation": devkit.xml([("dog", (-1, 1, 4, 9))])}, "outside the image"),
+    "no width": ({"annotation": devkit.xml([("dog", (9, 1, 8, 9))])}, r"no area.*object 1, dog"),
+    "no height": ({"annotation": devkit.xml([("dog", (1, 9, 8, 8))])}, "no area"),
+    "area only outside": ({"annotation": devkit.xml([("dog", (41, 1, 41, 9))])}, "no area"),
+    "swapped": ({"annotation": devkit.xml([("dog", (20, 9, 2, 12))])}, "no area"),
+    "no number": ({"annotation": devkit.xml([("dog", ("x", 1, 2, 3))])}, r"not four numbers.*'x'"),
+    "nan": ({"annotation": devkit.xml([("dog", ("nan", 1, 2, 3))])}, "not four numbers"),
+    "unknown class": ({"annotation": devkit.xml([("doge", (1, 1, 2, 3))])}, r"unknown class.*'doge'.*aeroplane"),
+    "background box": ({"annotation": devkit.xml([("background", (1, 1, 2, 3))])}, "unknown class"),
+    "mask size": (_mask_of(0, (devkit.WIDTH, devkit.HEIGHT)), r"differ in size.*a\.png.*30 x 40.*40 x 30"),
+    "mask value 21": (_mask_of(21), r"no class.*\[21\].*0\.\.20 or 255"),
+    "mask value 254": (_mask_of(254), r"no class.*\[254\]"),
+    "broken mask": ({"masks": {"SegmentationClass": devkit.mask()[:70]}}, r"mask does not decode.*a\.png"),
+    "colour mask": ({"masks": {"SegmentationClass": _COLOUR_MASK}}, "no class indices.*RGB"),
+    "jpeg as mask": ({"masks": {"SegmentationClass": devkit.jpeg(mode="L")}}, "no class indices"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_a_record_error_that_names_it(tmp_path, name):
+    files, match = BAD[name]
+    devkit.write(tmp_path, "a", **files)
+    with pytest.raises(RecordError, match=match):
+        read(tmp_path)
+
+
+def test_any_cut_of_an_image_is_an_error_or_decodes_whole(tmp_path):
+    data = devkit.jpeg()
+    for length in range(0, len(data), 97):
+        devkit.write(tmp_path, "a", image=data[:length] or b"\x00")
+        with pytest.raises(RecordError, match="does not decode"):
+            read(tmp_path)
+
+
+def test_splits_are_found_in_segmentation_then_main_or_by_path(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    devkit.write_list(tmp_path, "a\nb\n", "train")
+    devkit.write_list(tmp_path, "c\n", "train", folder="Main")
+    devkit.write_list(tmp_path, "d 1\ne -1\nf  0\n\n", "dog_val", folder="Main")
+    devkit.write_list(tmp_path, "\ufeffg\r\nh\r\n", "own", folder="elsewhere")
+    root = str(tmp_path)
+    assert voc.read_split(root, "train") == ["a", "b"]
+    assert voc.read_split(root, "Main/train") == ["c"]
+    assert voc.read_split(root, "dog_val") == ["d", "f"]
+    assert voc.read_split(root, str(tmp_path / "ImageSets/elsewhere/own.txt")) == ["g", "h"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"names no image.*train\.txt"),
+        ("\n \n", "names no image"),
+        ("a\nb\na\n", r"an image twice.*\['a'\]"),
+        ("/JPEGImages/a.jpg /SegmentationClass/a.png", "not a list of image ids.*line 1"),
+        ("a\nb 7\n", "not a list of image ids.*line 2"),
+    ],
+)
+def test_bad_lists_are_errors(tmp_path, text, match):
+    (tmp_path / "JPEGImages").mkdir()
+    devkit.write_list(tmp_path, text)
+    with pytest.raises(InputError, match=match):
+        voc.read_split(str(tmp_path), "train")
+
+
+def test_an_unknown_split_is_told_the_known_ones(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    devkit.write_list(tmp_path, "a", "val")
+    for split in ("trian", "Other/val", "no/list.txt"):
+        with pytest.raises(InputError, match=r"no such split.*one of val"):
+            voc.read_split(str(tmp_path), split)
+
+
+def test_the_root_is_the_year_folder_or_holds_just_one(tmp_path):
+    year = tmp_path / "VOCdevkit" / "VOC2012"
+    devkit.write(year, "a")
+    for root in (year, tmp_path / "VOCdevkit", tmp_path):
+        assert voc.find_root(str(root)) == str(year)
+    devkit.write(tmp_path / "VOCdevkit" / "VOC2007", "a")
+    with pytest.raises(InputError, match=r"several.*VOC2007.*VOC2012"):
+        voc.find_root(str(tmp_path))
+    for other in (year / "JPEGImages", tmp_path / "absent"):
+        with pytest.raises(InputError, match="not a VOC devkit"):
+            voc.find_root(str(other))

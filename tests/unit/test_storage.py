@@ -1,0 +1,70 @@
+"""Files are whole or absent."""
+
+import os
+
+import pyarrow as pa
+import pytest
+
+from boxsup_dist import storage
+from boxsup_dist.errors import InputError
+
+
+def test_write_makes_folders_and_reads_back(tmp_path):
+    uri = storage.join(str(tmp_path), "a", "b.bin")
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"two")
+    assert storage.read_bytes(uri) == b"two"
+    assert storage.list_names(str(tmp_path / "a")) == ["b.bin"]
+
+
+@pytest.mark.parametrize("broken_call", ["fsync", "replace"])
+def test_failing_write_leaves_the_old_content_and_no_rest(tmp_path, monkeypatch, broken_call):
+    uri = str(tmp_path / "x.bin")
+    storage.write_bytes(uri, b"old")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, broken_call, fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_bytes(uri, b"new")
+    monkeypatch.undo()
+    assert storage.read_bytes(uri) == b"old"
+    assert storage.list_names(str(tmp_path)) == ["x.bin"]
+
+
+def test_other_stores_by_uri():
+    uri = "memory://storage-test/folder/x.json"
+    storage.write_json(uri, {"a": [1, 2]})
+    assert storage.read_json(uri) == {"a": [1, 2]}
+    assert storage.exists(uri)
+    assert storage.list_names("memory://storage-test/folder") == ["x.json"]
+    storage.remove("memory://storage-test/folder")
+    assert not storage.exists(uri)
+    assert storage.list_names("memory://storage-test/folder") == []
+
+
+def test_absent_and_damaged_files_are_named(tmp_path):
+    for read in (storage.read_bytes, storage.read_json, storage.open_parquet):
+        with pytest.raises(InputError, match=r"no such file.*absent"):
+            read(str(tmp_path / "absent"))
+    (tmp_path / "bad").write_bytes(b"{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        storage.read_json(str(tmp_path / "bad"))
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        storage.open_parquet(str(tmp_path / "bad"))
+
+
+def test_absolute_keeps_uris_and_anchors_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("x/../y") == str(tmp_path / "y")
+    assert storage.absolute(f"file://{tmp_path}/y") == str(tmp_path / "y")
+    assert storage.absolute("s3://bucket/y/") == "s3://bucket/y"
+
+
+def test_parquet_keeps_row_groups(tmp_path):
+    uri = str(tmp_path / "t.parquet")
+    storage.write_bytes(uri, storage.encode_parquet(pa.table({"a": list(range(10))}), row_group_size=4))
+    file = storage.open_parquet(uri)
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
+    assert file.read_row_group(1)["a"].to_pylist() == [4, 5, 6, 7]
