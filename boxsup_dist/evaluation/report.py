@@ -106,7 +106,7 @@ def render_report(
     body = [f"<h1>{escape(title.rstrip('/').rpartition('/')[2])}</h1><div class=faint>{escape(title)}</div>"]
     body += [_cards(summary, last), *_warnings(summary, history)]
     body += _section("Runs", [f'<p><a href="{escape(p)}/{REPORT}">{escape(p)}</a></p>' for p in parts])
-    body += _section("Curves", [_image("curves", curves_figure(history))] if history else [])
+    body += _section("Curves", [_image("Over the epochs", curves_figure(history))] if history else [])
     body += _section("Example images", [*(_image(*figure) for figure in figures), *_not_shown(left_out)])
     body += _section("IoU by class", _iou(summary.get("iou") or last.get("iou")))
     body += _section("Epochs", [_row_table(history)] if history else [])
@@ -194,6 +194,6 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
         return f"<td class=number>{format_value(value)}</td>"
     return f"<td>{escape(format_value(value if not isinstance(value, (list, dict)) else json.dumps(value)))}</td>"

@@ -131,7 +131,7 @@ def test_history_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
 
 
 def test_text_table_lines_up_and_keeps_every_value() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"run": "mask [bold]", "mean_iou": 0.58344, "images": 12000},
         {"run": "box", "mean_iou": None, "more": True},
     ]
