@@ -1,8 +1,9 @@
-"""Fixtures that every test may use."""
+"""Fixtures of all tests: the folder of real data, and one small Ray session for the tests that need it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,20 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of the real data; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("BOXSUP_SHARED") or Path(__file__).parents[2] / "shared")
+    """Folder of real images and published files, beside the repository; BOXSUP_SHARED names another."""
+    folder = Path(os.environ.get("BOXSUP_SHARED", Path(__file__).parents[2] / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"no real data at {folder} (BOXSUP_SHARED)")
+        pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A local Ray session with at most 2 CPUs, shared by all distributed tests."""
+    import ray
+
+    from boxsup_dist.distributed import session
+
+    session.start(2)
+    yield
+    ray.shutdown()
