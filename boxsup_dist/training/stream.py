@@ -6,7 +6,6 @@ paint label maps from the labels table, which they get by reference. Only column
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,16 +70,16 @@ def worker_batches(
     slices = plan.for_worker(rank, num_workers, start_step)
     lanes = [lane for lane in range(len(plan.lane_lengths)) if lane % num_workers == rank]
     rows = _lane_rows(slices, source, labels, epoch, max_tasks)
-    waiting: dict[int, deque[dict[str, Any]]] = {lane: deque() for lane in lanes}
+    waiting: dict[tuple[int, int], dict[str, Any]] = {}  # Ray Data hands blocks over as they finish, in any order
     for step in range(start_step, plan.num_steps):
         taken = []
         for lane in lanes:
             if step >= plan.lane_lengths[lane]:
                 continue
-            while not waiting[lane]:
+            while (lane, step) not in waiting:
                 row = next(rows)
-                waiting[row["lane"]].append(row)
-            taken.append(waiting[lane].popleft())
+                waiting[row["lane"], row["step"]] = row
+            taken.append(waiting.pop((lane, step)))
         yield _collate(step, taken)
 
 
@@ -98,7 +97,7 @@ def _collate(step: int, rows: list[dict[str, Any]]) -> Batch:
 def _lane_rows(
     slices: Sequence[Slice], source: Source, labels: ray.ObjectRef | None, epoch: int, max_tasks: int
 ) -> Iterator[dict[str, Any]]:
-    """Training pairs of all slices, slice by slice, made by at most `max_tasks` tasks at once."""
+    """Training pairs of all slices in about the order of the slices, made by at most `max_tasks` tasks at once."""
     if not slices:
         return
     dataset = ray.data.range(len(slices), override_num_blocks=len(slices)).map_batches(
@@ -107,9 +106,10 @@ def _lane_rows(
         compute=ray.data.TaskPoolStrategy(size=max_tasks),
     )
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=2 * max_tasks):
-        for i, lane in enumerate(block["lane"].tolist()):
+        for i, (lane, step) in enumerate(zip(block["lane"].tolist(), block["step"].tolist(), strict=True)):
             yield {
                 "lane": lane,
+                "step": step,
                 "image_id": str(block["image_id"][i]),
                 "image": block["image"][i],
                 "label_map": block["label_map"][i],
@@ -125,7 +125,7 @@ def _load_task(
 
 
 def load_slice(piece: Slice, source: Source, labels: Labels | None, epoch: int) -> dict[str, np.ndarray]:
-    """Augmented training pairs of one slice: lane (n,), image_id (n,), image (n, h, w, 3), label_map (n, h, w)."""
+    """Augmented training pairs of one slice: lane, step, image_id (n,), image (n, h, w, 3), label_map (n, h, w)."""
     where = source.records.row_groups()[piece.row_group_index]
     rows = pa.array(piece.rows)
     records = source.records.read(where, GRANTED_COLUMNS[source.supervision]).take(rows)
@@ -155,6 +155,7 @@ def load_slice(piece: Slice, source: Source, labels: Labels | None, epoch: int) 
         image_ids.append(record.image_id)
     return {
         "lane": np.full(len(images), piece.lane),
+        "step": piece.first_step + np.arange(len(images)),
         "image_id": np.array(image_ids),
         "image": np.stack(images),
         "label_map": np.stack(label_maps),
