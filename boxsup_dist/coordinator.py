@@ -190,7 +190,7 @@ class Coordinator:
 
     def fail(self, error: Exception) -> None:
         """Tell the driver why the run ends."""
-        self.post("failed", error=error)
+        self.post.wait("failed", error=error)
 
     def close(self) -> None:
         """End the pool."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.errors import NonFiniteLossError
+from boxsup_dist.errors import InputError, NonFiniteLossError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import segmentation_loss
 from boxsup_dist.model.networks import build_network, parameter_groups
@@ -114,6 +114,7 @@ class TrainWorker:
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.step = 0, 0
+        self.totals = EpochTotals()
 
     def wrap(self) -> None:
         """Make the network data parallel; after the checkpoint is loaded, so that all ranks start alike."""
@@ -128,6 +129,7 @@ class TrainWorker:
         self.network.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.training["optimizer"])
         self.epoch, self.step = state.epoch, state.step
+        self.totals = EpochTotals(**state.training["totals"])
 
     def weights(self) -> StateDict:
         """The network's state dict on the CPU."""
@@ -143,37 +145,47 @@ class TrainWorker:
         )
 
     def batches(self, plan: EpochPlan, labels: ray.ObjectRef | None) -> Iterator[Batch]:
-        """This worker's share of the current epoch, from the current step on."""
-        return worker_batches(
-            self.source,
-            plan,
-            labels,
-            epoch=self.epoch,
-            rank=self.rank,
-            num_workers=self.num_workers,
-            start_step=self.step,
-            max_tasks=self.config.resources.stream_tasks_per_worker,
-        )
+        """This worker's share of the current epoch, from the current step on.
+
+        An InputError becomes the batch of its step: all ranks learn of it there, and none is left waiting.
+        """
+        try:
+            yield from worker_batches(
+                self.source,
+                plan,
+                labels,
+                epoch=self.epoch,
+                rank=self.rank,
+                num_workers=self.num_workers,
+                start_step=self.step,
+                max_tasks=self.config.resources.stream_tasks_per_worker,
+            )
+        except InputError as error:
+            yield Batch(self.step, error=error)
 
     def train_epoch(
         self, batches: Iterator[Batch], num_steps: int, on_step: Callable[[EpochTotals, int], None]
     ) -> dict[str, float]:
-        """Train on the batches of an epoch that has `num_steps` steps; returns the epoch's metrics."""
+        """Train on the batches that are left of an epoch of `num_steps` steps; returns the whole epoch's metrics."""
         self.network.train()
-        totals = EpochTotals()
-        for batch in _timed(batches, totals):
+        for batch in _timed(batches, self.totals):
             started = time.perf_counter()
-            self.train_step(batch, num_steps, totals)
-            totals.steps_s += time.perf_counter() - started
+            self.train_step(batch, num_steps)
+            self.totals.steps_s += time.perf_counter() - started
             self.step = batch.step + 1
-            on_step(totals, num_steps)
-        return totals.metrics()
+            on_step(self.totals, num_steps)
+        return self.totals.metrics()
 
-    def train_step(self, batch: Batch, num_steps: int, totals: EpochTotals) -> None:
+    def finish_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch, self.step, self.totals = self.epoch + 1, 0, EpochTotals()
+
+    def train_step(self, batch: Batch, num_steps: int) -> None:
         """Forward, backward and update on one global batch.
 
         The loss is summed over the valid pixels of all ranks and divided once by their number, so that it does not
-        depend on how the batch is spread. Raises NonFiniteLossError, on all ranks, before anything is updated.
+        depend on how the batch is spread. Raises NonFiniteLossError or the error of a batch, on all ranks, before
+        anything is updated.
         """
         factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -194,12 +206,15 @@ class TrainWorker:
                 (grid != BACKGROUND).sum().double() * real,
                 torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
+                torch.tensor(batch.error is not None, dtype=torch.float64, device=self.device),
             ]
         )
         own_loss = float(sums[0])
         if self.num_workers > 1:
             dist.all_reduce(sums)
-        loss, valid, foreground, counted, images_seen = sums.tolist()
+        loss, valid, foreground, counted, images_seen, num_errors = sums.tolist()
+        if num_errors:
+            raise_together(batch.error)
         if not np.isfinite(loss):
             raise self._non_finite(batch, own_loss)
 
@@ -207,11 +222,11 @@ class TrainWorker:
         # DDP averages gradients over ranks, hence the factor.
         (loss_sum * (self.num_workers / max(valid, 1.0))).backward()
         self.optimizer.step()
-        totals.loss += loss
-        totals.valid_pixels += valid
-        totals.foreground += foreground
-        totals.counted += counted
-        totals.images += images_seen
+        self.totals.loss += loss
+        self.totals.valid_pixels += valid
+        self.totals.foreground += foreground
+        self.totals.counted += counted
+        self.totals.images += images_seen
 
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 (n, 3, h, w), channels last, and label maps (n, h, w); no image becomes one ignored image."""
@@ -256,39 +271,16 @@ def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """Entry point of every train worker. `settings`: config, source, make_coordinator (called on rank 0 only)."""
-    config: TrainConfig = settings["config"]
-    worker = TrainWorker(config, settings["source"])
-    coordinator: Coordinator | None = settings["make_coordinator"]() if worker.rank == 0 else None
-    newest = checkpoint.latest(config.run_dir) if worker.rank == 0 else None
-    worker.restore(ray.train.collective.broadcast_from_rank_zero(newest))
-    worker.wrap()
-    ended: float | None = None
-    stages_s = 0.0
+    """Entry point of every train worker. `settings`: config, source, make_coordinator (called on rank 0 only).
+
+    An InputError that any rank meets is raised on all of them and told to the driver: the same would happen again, so
+    the run ends here instead of being restarted.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    coordinator: Coordinator | None = settings["make_coordinator"]() if rank == 0 else None
     try:
-        while True:
-            if coordinator is not None and worker.epoch > 0 and worker.step == 0:
-                coordinator.evaluate(worker.epoch - 1, worker.weights())
-            if worker.epoch == config.optimizer.epochs:
-                break
-            labels = _hand_over_labels(worker, coordinator)
-            started = time.perf_counter()
-            plan = worker.plan()
-            watch = _Watch(worker, coordinator, labels)
-            metrics = worker.train_epoch(worker.batches(plan, labels), plan.num_steps, watch)
-            if coordinator is not None:
-                if ended is not None:  # from the last step of one epoch to the first of the next, stages apart
-                    stages_between_s = coordinator.stages_s - stages_s
-                    metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
-                stages_s = coordinator.stages_s
-                coordinator.record(worker.epoch, metrics)
-            ended = time.perf_counter()
-            worker.epoch, worker.step = worker.epoch + 1, 0
-            if coordinator is not None:
-                _save(worker, labels)
-            ray.train.report(metrics)
-    except NonFiniteLossError as error:
-        # The same step would fail again: the run ends here instead of being restarted.
+        _train(settings["config"], settings["source"], coordinator)
+    except InputError as error:
         if coordinator is not None:
             coordinator.fail(error)
     finally:
@@ -296,15 +288,85 @@ def train_loop(settings: dict[str, Any]) -> None:
             coordinator.close()
 
 
-def _hand_over_labels(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef | None:
-    labels = None
+def _train(config: TrainConfig, source: Source, coordinator: Coordinator | None) -> None:
+    """Every epoch from the newest checkpoint on."""
+    worker = _start_worker(config, source)
+    ended: float | None = None
+    stages_s = 0.0
+    while True:
+        labels = _between_epochs(worker, coordinator)
+        if worker.epoch == config.optimizer.epochs:
+            return
+        started = time.perf_counter()
+        plan = worker.plan()
+        watch = _Watch(worker, coordinator, labels)
+        metrics = worker.train_epoch(worker.batches(plan, labels), plan.num_steps, watch)
+        if coordinator is not None:
+            if ended is not None:  # from the last step of one epoch to the first of the next, stages apart
+                stages_between_s = coordinator.stages_s - stages_s
+                metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
+            stages_s = coordinator.stages_s
+            coordinator.record(worker.epoch, metrics)
+        ended = time.perf_counter()
+        worker.finish_epoch()
+        if coordinator is not None:
+            _save(worker, labels)
+        ray.train.report(metrics)
+
+
+def _start_worker(config: TrainConfig, source: Source) -> TrainWorker:
+    """This rank's worker at the newest checkpoint. Raises InputError, on all ranks, if any can't be had."""
+    newest = checkpoint.latest(config.run_dir) if ray.train.get_context().get_world_rank() == 0 else None
+    newest = ray.train.collective.broadcast_from_rank_zero(newest)
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else the ranks of a node would exchange objects through its first GPU
+    worker, error = None, None
+    try:
+        worker = TrainWorker(config, source)
+        worker.restore(newest)
+    except InputError as found:
+        error = found
+    raise_together(error)
+    assert worker is not None
+    worker.wrap()
+    return worker
+
+
+def raise_together(error: InputError | None) -> None:
+    """Raise on all ranks what any of them met, so that none waits for another in vain. All ranks must call it."""
+    found: list[InputError | None] = [error]
+    if dist.is_initialized():
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, error)
+    for each in found:
+        if each is not None:
+            raise each
+
+
+def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef | None:
+    """Rank 0's stages; gives the labels of the coming epoch, or the InputError that a stage met, to all ranks."""
+    labels, error = None, None
     if coordinator is not None:
-        if worker.step > 0:
-            labels = coordinator.stored_labels(worker.epoch)
-        else:
-            labels = coordinator.labels(worker.epoch, worker.weights())
+        try:
+            labels = _run_stages(worker, coordinator)
+        except InputError as found:
+            error = found
     # A bare reference would be dereferenced on the way: inside a list it stays one.
-    return ray.train.collective.broadcast_from_rank_zero([labels])[0]
+    labels, error = ray.train.collective.broadcast_from_rank_zero([labels, error])
+    if error is not None:
+        raise error
+    return labels
+
+
+def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef | None:
+    if worker.step > 0:
+        return coordinator.stored_labels(worker.epoch)
+    if worker.epoch > 0:
+        coordinator.evaluate(worker.epoch - 1, worker.weights())
+    if worker.epoch == worker.config.optimizer.epochs:
+        return None
+    return coordinator.labels(worker.epoch, worker.weights())
 
 
 class _Watch:
@@ -338,7 +400,7 @@ def _save(worker: TrainWorker, labels: ray.ObjectRef | None) -> None:
             seed=config.seed,
             network=worker.network.spec,
             model=worker.weights(),
-            training={"optimizer": worker.optimizer.state_dict()},
+            training={"optimizer": worker.optimizer.state_dict(), "totals": asdict(worker.totals)},
             labels=None if labels is None else ray.get(labels).to_parquet(),
         ),
         keep_last=config.keep_checkpoints,
