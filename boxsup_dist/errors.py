@@ -49,6 +49,10 @@ class WeightsError(InputError):
     """A weight file is missing or does not fit the network."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint is absent, unfinished, damaged or of another network."""
+
+
 class SettingError(InputError):
     """A setting is out of range, contradicts another one or would have no effect."""
 

@@ -1,6 +1,6 @@
 """Superpixel algebra: maps as bytes, segments as superpixel sets, painting label maps.
 
-A segment is a set of superpixel ids; a label map is painted by one lookup, `lut[superpixels]`, so no mask is ever stored.
+A segment is a set of superpixel ids; a label map is painted by one lookup, `lut[superpixels]`: no mask is stored.
 """
 
 from __future__ import annotations

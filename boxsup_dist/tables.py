@@ -208,3 +208,17 @@ def publish(uri: str, kind: str, settings: dict[str, Any], shards: Sequence[Shar
     }
     storage.write_json(storage.join(uri, MANIFEST), manifest)
     return open_table(uri, kind)
+
+
+def check_paired(records: Table, proposals: Table) -> None:
+    """Raise TableError unless the proposals were made from these very records, row group for row group."""
+    made_from = proposals.settings.get("records")
+    if made_from != records.fingerprint:
+        raise TableError(
+            f"the proposals were made from other records than {records.uri}",
+            file=proposals.uri,
+            field="settings.records",
+            value=made_from,
+            expected=records.fingerprint,
+        )
+    assert proposals.row_groups() == records.row_groups(), "paired tables have the same shards and row groups"

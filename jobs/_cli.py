@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import tyro
 
 from boxsup_dist.errors import InputError
 
 
-def run(main: Callable) -> None:
-    """Call `main` with the command line's settings; a user's error becomes one clear line and exit status 2."""
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """A user's error becomes one clear line on stderr and exit status 2."""
     try:
-        tyro.cli(main, description=sys.modules[main.__module__].__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        problem = getattr(error, "cause", error)  # Ray wraps what a task raised, with its traceback as text
+        print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def run(main: Callable) -> None:
+    """Call `main` with the command line's settings, errors told clearly."""
+    with clear_errors():
+        tyro.cli(main, description=sys.modules[main.__module__].__doc__, config=(tyro.conf.OmitArgPrefixes,))

@@ -57,6 +57,11 @@ def total_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def total_gpus() -> int:
+    """GPUs of the running session, over all nodes."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
     if num_cpus is not None:
         raise SettingError("the cluster at RAY_ADDRESS has its own CPUs", field="num_cpus", value=num_cpus)

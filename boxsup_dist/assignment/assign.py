@@ -1,0 +1,94 @@
+"""Assign a candidate segment to every box of an image, and of a row group: pure functions of network and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+
+from boxsup_dist.assignment.cost import candidate_costs
+from boxsup_dist.assignment.select import NO_CHOICE, choose
+from boxsup_dist.config import AssignmentSettings
+from boxsup_dist.labels import labels_table
+from boxsup_dist.regions import decode_image, proposals_from_table
+from boxsup_dist.schema import Proposals, Record, iter_records
+
+LogProbs = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> float32 (C, H, W)
+
+# Supervision by boxes never opens gt_label_map: it is not read here.
+RECORD_COLUMNS = ("image_id", "image", "height", "width", "boxes_xyxy", "class_ids", "difficult", "crowd")
+
+
+def assign_image(
+    record: Record,
+    proposals: Proposals,
+    log_probs: np.ndarray | None,
+    settings: AssignmentSettings,
+    *,
+    seed: int,
+    epoch: int,
+) -> list[dict]:
+    """Rows of the labels table for one image, one a box; a crowd takes no candidate.
+
+    `log_probs` None (warm-up) means that the overlap alone counts.
+    """
+    costs = candidate_costs(
+        proposals,
+        record.boxes_xyxy,
+        record.class_ids,
+        log_probs,
+        form=settings.form,
+        clip_to_box=settings.clip_to_box,
+        logit_limit=settings.logit_limit,
+    )
+    rows = []
+    for k, box_costs in enumerate(costs):
+        choice = NO_CHOICE
+        if not record.crowd[k]:
+            choice = choose(
+                box_costs,
+                regression_weight=settings.regression_weight,
+                top_k=settings.top_k,
+                seed=seed,
+                epoch=epoch,
+                image_id=record.image_id,
+                box_index=k,
+            )
+        members = proposals.members(choice.proposal_index) if choice.proposal_index >= 0 else ()
+        rows.append(
+            {
+                "image_id": record.image_id,
+                "box_index": k,
+                "class_id": int(record.class_ids[k]),
+                "proposal_index": choice.proposal_index,
+                "superpixel_ids": list(members),
+                "overlap_cost": choice.overlap_cost,
+                "regression_cost": choice.regression_cost,
+                "rank": choice.rank,
+            }
+        )
+    return rows
+
+
+def assign_row_group(
+    log_probs_of: LogProbs | None,
+    records: pa.Table,
+    proposals: pa.Table,
+    settings: AssignmentSettings,
+    *,
+    seed: int,
+    epoch: int,
+) -> pa.Table:
+    """Labels of a row group. `log_probs_of` runs the network; None assigns by overlap alone and decodes no image."""
+    rows: list[dict] = []
+    for record, candidates in zip(iter_records(records), proposals_from_table(proposals), strict=True):
+        assert record.image_id == candidates.image_id, "records and proposals are paired by the manifest"
+        if len(record.boxes_xyxy) == 0:
+            continue
+        log_probs = None
+        if log_probs_of is not None:
+            assert record.image is not None
+            log_probs = log_probs_of(decode_image(record.image))
+        rows += assign_image(record, candidates, log_probs, settings, seed=seed, epoch=epoch)
+    return labels_table(rows)

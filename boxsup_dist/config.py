@@ -1,0 +1,236 @@
+"""All settings of a training run, with defaults from the paper, and the checks that join them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from boxsup_dist.errors import SettingError
+
+Supervision = Literal["mask", "rectangles", "box"]
+
+
+def _check(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise SettingError("a setting is out of range", field=name, value=value, expected=expected)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which network, and where its first weights come from."""
+
+    name: str = "deeplab_largefov_vgg16"
+    """deeplab_largefov_vgg16 (the paper's) or timm:MODEL."""
+    weights: str | None = None
+    """A path to a state dict, package:NAME, torchvision:NAME, timm, none; default: the network's usual ones."""
+    num_classes: int = 21
+    """Classes with background."""
+    output_stride: int = 8
+    """Input pixels per pixel of the score map (8 or 16)."""
+    head: Literal["largefov", "aspp"] = "largefov"
+    """Head of a timm backbone."""
+    dropout: float = 0.5
+    """Dropout rate of the head."""
+
+
+@dataclass(frozen=True)
+class AssignmentSettings:
+    """How a box takes its candidate segment; see boxsup_dist/assignment/cost.py for each choice."""
+
+    form: Literal["image", "centred"] = "image"
+    """Regression term: the paper's, averaged over the image, or centred inside the box."""
+    regression_weight: float = 3.0
+    """Lambda of equation 4."""
+    top_k: int = 5
+    """Draw among the k cheapest candidates; 1 is winner-takes-all."""
+    warmup_epochs: int = 1
+    """Epochs whose labels come from the overlap alone. The first always does: the network starts uniform."""
+    clip_to_box: bool = False
+    """A segment means its part inside the box."""
+    ignore_outside: bool = False
+    """Pixels of a box that no segment covers are ignored instead of background."""
+    logit_limit: float | None = None
+    """Limit of a pixel's log-odds in the centred form."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that can't work or would have no effect."""
+        _check(self.regression_weight >= 0, "assignment.regression_weight", self.regression_weight, ">= 0")
+        _check(self.top_k >= 1, "assignment.top_k", self.top_k, ">= 1")
+        _check(self.warmup_epochs >= 1, "assignment.warmup_epochs", self.warmup_epochs, ">= 1")
+        if self.logit_limit is not None:
+            _check(self.form == "centred", "assignment.logit_limit", self.logit_limit, "none with form 'image'")
+            _check(self.logit_limit > 0, "assignment.logit_limit", self.logit_limit, "> 0")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """SGD and its schedule; the defaults are the paper's (section 4.3)."""
+
+    epochs: int = 45
+    """Passes over the training records."""
+    global_batch_size: int = 20
+    """Images a step, over all workers."""
+    lr: float = 1e-3
+    """Learning rate of the backbone."""
+    head_lr_multiplier: float = 10.0
+    """Factor on the learning rate of the score layer (deeplab) or of the head (timm)."""
+    schedule: Literal["step", "poly"] = "step"
+    """step: divide by 10 every `decay_epochs`; poly: (1 - progress) ** 0.9, for short runs."""
+    decay_epochs: int = 15
+    """Period of the step schedule."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that can't work."""
+        for name in ("epochs", "global_batch_size", "decay_epochs"):
+            _check(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), ">= 1")
+        _check(self.lr > 0, "optimizer.lr", self.lr, "> 0")
+        _check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
+        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, ">= 0")
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Random scale, crop and flip of a training image."""
+
+    crop_height_px: int = 321
+    """Height of the crop that the network sees."""
+    crop_width_px: int = 321
+    """Width of the crop that the network sees."""
+    scale_min: float = 0.5
+    """Smallest factor on the image's size."""
+    scale_max: float = 1.5
+    """Largest factor on the image's size."""
+    flip: bool = True
+    """Mirror half of the images."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that can't work."""
+        _check(self.crop_height_px >= 16, "augment.crop_height_px", self.crop_height_px, ">= 16")
+        _check(self.crop_width_px >= 16, "augment.crop_width_px", self.crop_width_px, ">= 16")
+        _check(0 < self.scale_min <= self.scale_max, "augment.scale_min", self.scale_min, "0 < scale_min <= scale_max")
+
+
+@dataclass(frozen=True)
+class ResourceSettings:
+    """Processes and what each may use. Where `num_workers` or `num_actors` is 0, `resolve` fits them to the cluster."""
+
+    num_workers: int = 0
+    """Train workers (data parallel); 0: one a GPU, or one a CPU core up to 4."""
+    cpus_per_worker: float = 0.25
+    """CPUs that Ray reserves for a train worker. Small: what workers reserve, the data tasks can't have."""
+    gpus_per_worker: float = 0.0
+    """GPU share of a train worker; workers and actors never compute at the same time, so both may take 0.5."""
+    threads_per_worker: int = 1
+    """Torch threads of a train worker."""
+    num_actors: int = 0
+    """Members of the pool that reassigns labels and evaluates; 0: one a GPU, or one a CPU core."""
+    cpus_per_actor: float = 0.25
+    """CPUs that Ray reserves for an actor."""
+    gpus_per_actor: float = 0.0
+    """GPU share of an actor."""
+    threads_per_actor: int = 1
+    """Torch threads of an actor; sums depend on it in their last digits, so it is no property of the machine."""
+    stream_tasks_per_worker: int = 2
+    """Data tasks under way at once for one train worker."""
+    max_failures: int = 3
+    """How often a lost train worker is replaced before the run stops."""
+
+    def resolve(self, num_cpus: int, num_gpus: int) -> ResourceSettings:
+        """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor."""
+        resolved = self
+        if self.num_workers == 0:
+            gpu: Any = {"gpus_per_worker": 0.5, "cpus_per_worker": 1.0} if num_gpus else {}
+            resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4), **gpu)
+        if self.num_actors == 0:
+            gpu: Any = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
+            resolved = replace(resolved, num_actors=num_gpus or num_cpus, **gpu)
+        return resolved
+
+    def check(self) -> None:
+        """Raise SettingError on a value that can't work."""
+        for name in ("num_workers", "num_actors"):
+            _check(getattr(self, name) >= 0, f"resources.{name}", getattr(self, name), ">= 0")
+        for name in ("threads_per_worker", "threads_per_actor", "stream_tasks_per_worker"):
+            _check(getattr(self, name) >= 1, f"resources.{name}", getattr(self, name), ">= 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Everything that decides its result is here."""
+
+    run_dir: str
+    """Folder or URI of the run: configuration, checkpoints, labels of every epoch, history, report."""
+    records: str
+    """Records table to train on."""
+    proposals: str | None = None
+    """Proposals table of those records; needed by the supervision `box`."""
+    val_records: str | None = None
+    """Records table to evaluate on during the run and at its end."""
+    supervision: Supervision = "box"
+    """mask: ground truth; rectangles: filled boxes; box: BoxSup."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    assignment: AssignmentSettings = field(default_factory=AssignmentSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+    seed: int = 0
+    """Seed of order, augmentation, draws and initial weights."""
+    evaluate_every: int = 5
+    """Epochs between evaluations on `val_records`; 0 evaluates at the end only."""
+    measure_labels: bool = True
+    """Measure each epoch's label maps against ground truth where the records have some. Training never sees it."""
+    checkpoint_every_steps: int = 0
+    """Steps between checkpoints inside an epoch; 0 keeps to one an epoch."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+    experiment: str = "boxsup"
+    """MLflow experiment."""
+
+    def check(self) -> TrainConfig:
+        """Raise SettingError on settings that can't work together or would have no effect; returns self."""
+        for part in (self.assignment, self.optimizer, self.augment, self.resources):
+            part.check()
+        if self.supervision == "box" and self.proposals is None:
+            raise SettingError("box supervision chooses among proposals", field="proposals", expected="a table URI")
+        if self.supervision != "box" and self.proposals is not None:
+            raise SettingError(
+                "this supervision reads no proposals", field="proposals", value=self.proposals, expected="none"
+            )
+        if self.val_records is None and self.evaluate_every > 0:
+            raise SettingError(
+                "nothing to evaluate on: give val_records or set evaluate_every 0",
+                field="evaluate_every",
+                value=self.evaluate_every,
+                expected="0 without val_records",
+            )
+        if self.resources.num_workers > self.optimizer.global_batch_size:
+            raise SettingError(
+                "more workers than images in a global batch",
+                field="resources.num_workers",
+                value=self.resources.num_workers,
+                expected=f"<= optimizer.global_batch_size = {self.optimizer.global_batch_size}",
+            )
+        _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, ">= 1")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionary, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Inverse of to_dict."""
+        parts = {
+            "network": NetworkSettings,
+            "assignment": AssignmentSettings,
+            "optimizer": OptimizerSettings,
+            "augment": AugmentSettings,
+            "resources": ResourceSettings,
+        }
+        return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})

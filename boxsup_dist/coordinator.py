@@ -1,0 +1,222 @@
+"""What rank 0 does around the epochs of a run: reassign, measure, evaluate, and keep the history.
+
+It joins the stages, which never import each other. Everything that it decides is a function of weights, tables and
+settings, so a run that resumes decides the same again.
+
+    RUN/labels/epoch-003.parquet   the labels that epoch 3 was trained on
+    RUN/history.jsonl              one line an epoch
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+
+from boxsup_dist import storage
+from boxsup_dist.assignment.reassign import reassign
+from boxsup_dist.config import NetworkSettings, TrainConfig
+from boxsup_dist.distributed.events import EventPost
+from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
+from boxsup_dist.labels import Labels, read_labels, summarise
+from boxsup_dist.model.networks import SegmentationNetwork, build_network
+from boxsup_dist.tables import Table
+from boxsup_dist.training.stream import Source
+
+COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' is told as a warning
+
+History = dict[int, dict[str, Any]]
+
+
+def labels_uri(run_dir: str, epoch: int) -> str:
+    """Where the labels of an epoch are kept."""
+    return storage.join(run_dir, "labels", f"epoch-{epoch:03d}.parquet")
+
+
+def read_history(run_dir: str) -> History:
+    """What is known of each epoch so far."""
+    uri = storage.join(run_dir, "history.jsonl")
+    if not storage.exists(uri):
+        return {}
+    entries = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+    return {entry["epoch"]: entry for entry in entries}
+
+
+def bare_network(settings: NetworkSettings) -> SegmentationNetwork:
+    """The network without first weights: they come from training."""
+    return build_network(
+        settings.name,
+        settings.num_classes,
+        output_stride=settings.output_stride,
+        head=settings.head,
+        dropout=settings.dropout,
+        weights="none",
+    )
+
+
+def make_pool(config: TrainConfig) -> NetworkPool:
+    """The actor pool that the configuration describes."""
+    resources = config.resources
+    return NetworkPool(
+        partial(bare_network, config.network),
+        num_actors=resources.num_actors,
+        num_cpus=resources.cpus_per_actor,
+        num_gpus=resources.gpus_per_actor,
+        threads=resources.threads_per_actor,
+    )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The opened tables of a run and the names of its classes."""
+
+    source: Source
+    val_records: Table | None
+    class_names: tuple[str, ...]
+    can_measure_labels: bool
+
+
+class Coordinator:
+    """See the module; implements training.worker.Coordinator."""
+
+    def __init__(self, config: TrainConfig, inputs: Inputs, post: EventPost) -> None:
+        self.config, self.inputs, self.post = config, inputs, post
+        self.history = read_history(config.run_dir)
+        self.stages_s = 0.0  # spent in stages since the start, so that what is left of a gap can be told
+        self.pool = make_pool(config)
+
+    # -- labels ------------------------------------------------------------------------------------------------------
+
+    def labels(self, epoch: int, weights: dict[str, torch.Tensor]) -> ray.ObjectRef | None:
+        """Reassign with these weights, store and measure the labels; a reference to them, None for static labels."""
+        self.history = {e: entry for e, entry in self.history.items() if e < epoch}
+        source = self.inputs.source
+        if source.supervision == "mask":
+            return None
+        if source.supervision == "rectangles":
+            if epoch == 0 and self.inputs.can_measure_labels:
+                self._measure(epoch, None)
+            return None
+        assert source.proposals is not None
+        with self._stage(epoch, "reassign") as on_progress:
+            labels = reassign(
+                self.pool,
+                source.records,
+                source.proposals,
+                source.assignment,
+                weights=ray.put(weights),
+                seed=source.seed,
+                epoch=epoch,
+                on_progress=on_progress,
+            )
+            storage.write_bytes(labels_uri(self.config.run_dir, epoch), labels.to_parquet())
+            previous = read_labels(labels_uri(self.config.run_dir, epoch - 1)) if epoch else None
+            self._note(epoch, summarise(labels, previous))
+        if self.inputs.can_measure_labels:
+            self._measure(epoch, labels)
+        return ray.put(labels)
+
+    def stored_labels(self, epoch: int) -> ray.ObjectRef | None:
+        """The labels that an interrupted epoch began with."""
+        if self.inputs.source.supervision != "box":
+            return None
+        return ray.put(read_labels(labels_uri(self.config.run_dir, epoch)))
+
+    def _measure(self, epoch: int, labels: Labels | None) -> None:
+        source = self.inputs.source
+        with self._stage(epoch, "measure_labels") as on_progress:
+            result = measure_labels(
+                self.pool,
+                source.records,
+                source.proposals,
+                labels,
+                clip_to_box=source.assignment.clip_to_box,
+                num_classes=len(self.inputs.class_names),
+                on_progress=on_progress,
+            )
+        confusion = result.confusion
+        self._note(
+            epoch,
+            {
+                "label_mean_iou": to_summary(result, self.inputs.class_names)["mean_iou"],
+                "label_foreground_share": float(confusion[:, 1:].sum() / confusion.sum()),
+            },
+        )
+
+    # -- after an epoch ----------------------------------------------------------------------------------------------
+
+    def record(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Keep an epoch's metrics and warn of a collapse of the foreground."""
+        self._note(epoch, metrics)
+        entry = self.history[epoch]
+        expected = entry.get("label_foreground_share")
+        if expected and metrics["foreground_share"] < COLLAPSE_RATIO * expected:
+            self.post(
+                "warning",
+                text=f"epoch {epoch}: the network predicts {metrics['foreground_share']:.1%} foreground, its labels "
+                f"have {expected:.1%}; labels that follow it may collapse (see assignment.form and warmup_epochs)",
+            )
+        self._tell(epoch)
+
+    def evaluate(self, epoch: int, weights: dict[str, torch.Tensor]) -> None:
+        """Mean IoU on the validation records if this epoch is due and has none yet."""
+        every, last = self.config.evaluate_every, epoch == self.config.optimizer.epochs - 1
+        due = last or (every > 0 and (epoch + 1) % every == 0)
+        if self.inputs.val_records is None or not due or "mean_iou" in self.history.get(epoch, {}):
+            return
+        with self._stage(epoch, "evaluate") as on_progress:
+            result = evaluate(
+                self.pool,
+                self.inputs.val_records,
+                weights=ray.put(weights),
+                version=f"after-epoch-{epoch}",
+                num_classes=len(self.inputs.class_names),
+                on_progress=on_progress,
+            )
+        self._note(epoch, to_summary(result, self.inputs.class_names))
+        self._tell(epoch)
+
+    def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
+        """Tell how far the epoch is."""
+        self.post("progress", epoch=epoch, stage="train", done=step, total=num_steps, images_per_s=images_per_s)
+
+    def fail(self, error: Exception) -> None:
+        """Tell the driver why the run ends."""
+        self.post("failed", error=error)
+
+    def close(self) -> None:
+        """End the pool."""
+        self.pool.close()
+
+    # -- history -----------------------------------------------------------------------------------------------------
+
+    def _note(self, epoch: int, values: dict[str, Any]) -> None:
+        entry = self.history.setdefault(epoch, {"epoch": epoch, "seconds": {}})
+        entry.update(values)
+        lines = [json.dumps(self.history[e]) for e in sorted(self.history)]
+        storage.write_bytes(storage.join(self.config.run_dir, "history.jsonl"), ("\n".join(lines) + "\n").encode())
+
+    def _tell(self, epoch: int) -> None:
+        self.post("epoch", entry=self.history[epoch])
+
+    @contextmanager
+    def _stage(self, epoch: int, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Time a stage into the history, and give a callback that tells its progress."""
+        started = time.perf_counter()
+
+        def on_progress(done: int, total: int) -> None:
+            self.post("progress", epoch=epoch, stage=name, done=done, total=total)
+
+        yield on_progress
+        seconds = time.perf_counter() - started
+        self.stages_s += seconds
+        entry = self.history.setdefault(epoch, {"epoch": epoch, "seconds": {}})
+        self._note(epoch, {"seconds": {**entry["seconds"], name: seconds}})

@@ -1,0 +1,78 @@
+"""What happens inside a run, told to the driver: progress, metrics, artifacts.
+
+Rank 0 posts events to a small actor on the driver's node and never waits; a thread of the driver fetches and handles
+them. So a person reads plain lines, and the tracking store is written from one place that outlives the workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+POLL_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing to tell. `kind` names a handler of the driver, `values` are its arguments."""
+
+    kind: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def post(self, event: Event) -> None:
+        self.events.append(event)
+
+    def drain(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+
+class EventPost:
+    """The sender's end; may be pickled to any process of the session."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def __call__(self, kind: str, **values: Any) -> None:
+        """Post an event without waiting."""
+        self._mailbox.post.remote(Event(kind, values))
+
+
+class EventLoop:
+    """The driver's end: a context manager whose thread gives every event to `handle`, in order."""
+
+    def __init__(self, handle: Callable[[Event], None]) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox: Any = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._handle = handle
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="run-events", daemon=True)
+        self.post = EventPost(self._mailbox)
+
+    def _run(self) -> None:
+        while True:
+            last = self._closing.wait(POLL_EVERY_S)
+            for event in ray.get(self._mailbox.drain.remote()):
+                self._handle(event)
+            if last:
+                return
+
+    def __enter__(self) -> EventLoop:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join(timeout=60)
+        ray.kill(self._mailbox)

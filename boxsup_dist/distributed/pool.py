@@ -1,0 +1,99 @@
+"""The actor pool: runs a pure function with a network over fixed units of work, on all nodes.
+
+Results depend on the units and the weights only, never on the number of actors: each member has the same fixed number
+of threads, units are never split or merged, and results come back in the order of the units. A member that dies is
+started again by Ray and its unit is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import torch
+
+UNITS_IN_FLIGHT_PER_ACTOR = 2  # one computes, one waits in its queue
+
+
+@ray.remote
+class _Member:
+    def __init__(self, build: Callable[[], torch.nn.Module], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        self.network = build().to(self.device).eval()
+        self.version: str | None = None
+
+    def run(
+        self, function: Callable[..., Any], unit: Any, weights: list[ray.ObjectRef], version: str, kwargs: dict
+    ) -> Any:
+        if weights and version != self.version:
+            # A reference inside a list stays a reference: the weights are fetched once a version, not once a unit.
+            self.network.load_state_dict(ray.get(weights[0]))
+            self.version = version
+        return function(self.network, unit, **kwargs)
+
+    def ping(self) -> None:
+        """Answer when the constructor is done."""
+
+
+class NetworkPool:
+    """A fixed number of actors, each with its own copy of the network."""
+
+    def __init__(
+        self,
+        build: Callable[[], torch.nn.Module],
+        *,
+        num_actors: int,
+        num_cpus: float,
+        num_gpus: float = 0.0,
+        threads: int = 1,
+    ) -> None:
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": -1}
+        self.actors = [_Member.options(**options).remote(build, threads) for _ in range(num_actors)]  # type: ignore[attr-defined]
+
+    def wait_ready(self) -> None:
+        """Block until every member has built its network; raises what its constructor raised."""
+        ray.get([actor.ping.remote() for actor in self.actors])
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        units: Sequence[Any],
+        *,
+        weights: ray.ObjectRef | None = None,
+        version: str = "",
+        on_progress: Callable[[int, int], None] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Yield function(network, unit, **kwargs) for every unit, in the order of the units.
+
+        `weights` is a reference to a state dict, `version` its name: members load it once. `on_progress` is told
+        (units done, units in all).
+        """
+        nested = [] if weights is None else [weights]
+        shared = ray.put(kwargs)
+        waiting: dict[ray.ObjectRef, tuple[int, Any]] = {}
+        finished: dict[int, Any] = {}
+        pending = list(enumerate(units))[::-1]
+        free = list(self.actors) * UNITS_IN_FLIGHT_PER_ACTOR
+        next_index = 0
+        while pending or waiting:
+            while pending and free:
+                index, unit = pending.pop()
+                actor = free.pop(0)
+                waiting[actor.run.remote(function, unit, nested, version, shared)] = (index, actor)
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            index, actor = waiting.pop(done[0])
+            free.append(actor)
+            finished[index] = ray.get(done[0])
+            if on_progress is not None:
+                on_progress(len(units) - len(pending) - len(waiting), len(units))
+            while next_index in finished:
+                yield finished.pop(next_index)
+                next_index += 1
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self.actors:
+            ray.kill(actor)

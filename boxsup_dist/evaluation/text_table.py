@@ -1,0 +1,38 @@
+"""Small text tables for the end of a job."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def format_value(value: Any) -> str:
+    """A cell: four significant digits for floats, thousands apart for integers, a dash for None and nan."""
+    if value is None or value != value:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
+    """The rows under one header, numbers right-aligned; columns in the order in which the rows first name them.
+
+    A key that a row lacks gives a dash. Without rows: only the title.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for column in columns:
+        values = [row.get(column) for row in rows]
+        numeric = all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in values)
+        table.add_column(Text(column), justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(format_value(row.get(column))) for column in columns))
+    buffer = io.StringIO()
+    Console(file=buffer, width=1000, color_system=None).print(table if columns else title)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

@@ -1,0 +1,139 @@
+"""Evaluation of one fixed row group: what a pool member runs, given plain arguments and no Ray.
+
+Both units return counts that add up exactly over row groups. Images without ground truth are counted as skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from boxsup_dist.errors import InputError, RecordError, TableError
+from boxsup_dist.evaluation.confusion import confusion_matrix
+from boxsup_dist.regions import decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
+from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
+
+Painter = Callable[[Record], np.ndarray]
+"""Label map uint8 (H, W) of one record."""
+
+Segments = Mapping[str, Sequence[np.ndarray | None]]
+"""By image_id, over box_index: the chosen superpixel ids, None where the box has no candidate."""
+
+EVALUATION_COLUMNS = ("image_id", "image", "gt_label_map")
+LABEL_COLUMNS = ("image_id", "height", "width", "boxes_xyxy", "class_ids", "difficult", "crowd", "gt_label_map")
+SUPERPIXEL_COLUMNS = ("image_id", "superpixels", "num_superpixels")
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """Counts of some images; `+` adds those of other images."""
+
+    confusion: np.ndarray  # int64 (C, C)
+    num_images: int  # counted in the confusion matrix
+    num_skipped: int  # without ground truth
+
+    def __add__(self, other: UnitResult) -> UnitResult:
+        return UnitResult(
+            self.confusion + other.confusion, self.num_images + other.num_images, self.num_skipped + other.num_skipped
+        )
+
+    @classmethod
+    def empty(cls, num_classes: int) -> UnitResult:
+        """The result of no image."""
+        return cls(np.zeros((num_classes, num_classes), np.int64), 0, 0)
+
+
+def evaluate_unit(predict: Callable[[np.ndarray], np.ndarray], records: pa.Table, num_classes: int) -> UnitResult:
+    """Confusion matrix of predictions over a records row group (at least EVALUATION_COLUMNS).
+
+    `predict` maps an image, uint8 RGB (H, W, 3), to its label map, integers (H, W) at the image's own size.
+    Raises RecordError, naming the image, where the two maps cannot be compared.
+    """
+    return _add_up(lambda record: predict(decode_image(_image_bytes(record))), records, num_classes)
+
+
+def label_unit(paint: Painter, records: pa.Table, num_classes: int) -> UnitResult:
+    """Confusion matrix of painted label maps against hidden ground truth over a records row group (LABEL_COLUMNS).
+
+    The measure called "label mIoU". Every pixel with ground truth counts: what the label map ignores (the box of a
+    crowd or of a box without candidate, in-box pixels outside all segments) counts as background, so that ignoring
+    hard pixels can't raise the figure. Ground truth is read here to measure and by nobody who trains from boxes.
+    """
+
+    def painted(record: Record) -> np.ndarray:
+        label_map = paint(record)
+        return np.where(label_map == IGNORE_INDEX, BACKGROUND, label_map)
+
+    return _add_up(painted, records, num_classes)
+
+
+def _add_up(label_map_of: Painter, records: pa.Table, num_classes: int) -> UnitResult:
+    total = np.zeros((num_classes, num_classes), np.int64)
+    num_images = num_skipped = 0
+    for record in iter_records(records):
+        if record.gt_label_map is None:
+            num_skipped += 1
+            continue
+        label_map = label_map_of(record)
+        try:
+            total += confusion_matrix(decode_png(record.gt_label_map), label_map, num_classes)
+        except InputError as error:
+            raise RecordError(
+                f"cannot compare with the ground truth: {error.problem}",
+                file=record.image_id,
+                field=error.field,
+                value=error.value,
+                expected=error.expected,
+            ) from None
+        num_images += 1
+    return UnitResult(total, num_images, num_skipped)
+
+
+def _image_bytes(record: Record) -> bytes:
+    if record.image is None:
+        raise InputError("the row has no image", field="image", expected="the columns " + ", ".join(EVALUATION_COLUMNS))
+    return record.image
+
+
+def rectangles_painter() -> Painter:
+    """Paints every box whole: the label maps of the `rectangles` supervision."""
+    return lambda record: paint_rectangles(
+        (record.height, record.width), record.boxes_xyxy, record.class_ids, record.crowd
+    )
+
+
+def segments_painter(segments: Segments, proposals: pa.Table, *, clip_to_box: bool) -> Painter:
+    """Paints the chosen segment of every box.
+
+    `proposals` is the partner row group of the records, of which SUPERPIXEL_COLUMNS are enough; only the superpixel
+    maps of images that are painted get decoded. Raises TableError where an image or one of its boxes is missing.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(proposals.column("image_id").to_pylist())}
+
+    def paint(record: Record) -> np.ndarray:
+        if record.image_id not in row_of:
+            raise TableError("the proposals table lacks an image of the records", value=record.image_id)
+        chosen = segments.get(record.image_id, ())
+        if len(chosen) != len(record.boxes_xyxy):
+            raise TableError(
+                "the labels table does not fit the records",
+                field=f"boxes of {record.image_id}",
+                value=len(chosen),
+                expected=str(len(record.boxes_xyxy)),
+            )
+        row = row_of[record.image_id]
+        return paint_segments(
+            decode_superpixels(proposals.column("superpixels")[row].as_py()),
+            proposals.column("num_superpixels")[row].as_py(),
+            record.boxes_xyxy,
+            record.class_ids,
+            record.crowd,
+            chosen,
+            clip_to_box=clip_to_box,
+            ignore_outside=False,
+        )
+
+    return paint

@@ -1,0 +1,91 @@
+"""The labels of one epoch: which segment every box took, in the order of the records table.
+
+A labels table is one small Parquet file. Its metadata keeps where the rows of each row group of the records begin, so
+that a task that works on one row group takes its slice without a search.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boxsup_dist import storage
+from boxsup_dist.errors import TableError
+from boxsup_dist.schema import LABELS, check_schema
+
+_OFFSETS = b"row_group_offsets"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """All boxes of a records table with their chosen segments."""
+
+    table: pa.Table
+    offsets: np.ndarray  # int64 (G + 1,): rows offsets[g]:offsets[g + 1] belong to row group g of the records
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[pa.Table]) -> Labels:
+        """Labels from one table a row group, in order."""
+        offsets = np.cumsum([0] + [part.num_rows for part in parts])
+        return cls(pa.concat_tables(parts).combine_chunks(), offsets)
+
+    def segments(self, row_group_index: int) -> dict[str, list[np.ndarray | None]]:
+        """image_id -> superpixel ids of the chosen segment by box index (None: no candidate), for one row group."""
+        start, stop = self.offsets[row_group_index : row_group_index + 2]
+        return segments_by_box(self.table.slice(start, stop - start))
+
+    def to_parquet(self) -> bytes:
+        """The table as the bytes of one Parquet file."""
+        metadata = {_OFFSETS: json.dumps(self.offsets.tolist()).encode()}
+        sink = io.BytesIO()
+        pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
+        return sink.getvalue()
+
+
+def read_labels(uri: str) -> Labels:
+    """Read a labels file. TableError if it is not one."""
+    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    check_schema(table.schema, "labels", file=uri)
+    metadata = table.schema.metadata or {}
+    if _OFFSETS not in metadata:
+        raise TableError("labels table lacks its row group offsets", file=uri, field=_OFFSETS.decode())
+    return Labels(table.replace_schema_metadata(None).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
+
+
+def segments_by_box(labels: pa.Table) -> dict[str, list[np.ndarray | None]]:
+    """Rows of a labels table as image_id -> superpixel ids of the chosen segment by box index, None without one."""
+    segments: dict[str, list[np.ndarray | None]] = {}
+    columns = [labels.column(name).to_pylist() for name in ("image_id", "box_index", "proposal_index")]
+    ids = labels.column("superpixel_ids").combine_chunks()
+    offsets, values = ids.offsets.to_numpy(), ids.values.to_numpy()
+    for row, (image_id, box, proposal) in enumerate(zip(*columns, strict=True)):
+        boxes = segments.setdefault(image_id, [])
+        boxes.extend([None] * (box + 1 - len(boxes)))
+        boxes[box] = values[offsets[row] : offsets[row + 1]] if proposal >= 0 else None
+    return segments
+
+
+def summarise(labels: Labels, previous: Labels | None) -> dict[str, float]:
+    """Mean costs, share of boxes without a candidate, and share whose candidate differs from the previous epoch's."""
+    table = labels.table
+    proposal = table.column("proposal_index").to_numpy()
+    found = proposal >= 0
+    summary = {"share_without_candidate": float(1 - found.mean()) if len(found) else 0.0}
+    if found.any():
+        for name in ("overlap_cost", "regression_cost"):
+            summary[f"mean_{name}"] = float(table.column(name).to_numpy()[found].mean())
+    if previous is not None and len(proposal):
+        before = previous.table.column("proposal_index").to_numpy()
+        summary["share_changed"] = float((proposal != before).mean())
+    return summary
+
+
+def labels_table(rows: list[dict]) -> pa.Table:
+    """Arrow table of the labels schema."""
+    return pa.Table.from_pylist(rows, schema=LABELS)

@@ -1,0 +1,147 @@
+"""Backbones: VGG-16 as DeepLab-LargeFOV changes it, and timm's models as feature extractors.
+
+A backbone takes normalised images (N, 3, H, W) and gives its deepest features on one of two grids of stride s:
+
+    corners: cell i is centred on pixel s * i (odd kernels, padded by half), s * k + 1 pixels give k + 1 cells
+    patches: cell i covers pixels s * i to s * i + s - 1 (ConvNeXt), s * k pixels give k cells
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from boxsup_dist.errors import SettingError
+from boxsup_dist.model.heads import LargeFov, init_convolutions
+from boxsup_dist.model.weights import CAFFE_MEAN, Pretrained, fit_into
+
+_VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A feature extractor and what one must know to use it."""
+
+    module: nn.Module
+    out_channels: int
+    mean: tuple[float, ...]  # RGB on 0..255
+    std: tuple[float, ...]
+    patches: bool = False  # which of the two grids
+
+
+class DeepestFeatures(nn.Module):
+    """A timm feature extractor that gives the one map asked for instead of a list."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to features (N, out_channels, h, w)."""
+        return self.extractor(images)[-1]
+
+
+def vgg16(pretrained: Pretrained | None) -> Backbone:
+    """VGG-16's convolutions in torchvision's numbering, changed to output stride 8 as published for DeepLab-LargeFOV.
+
+    Pools are 3x3 with padding; the last two have stride 1, and the convolutions between them dilation 2.
+    Raises WeightsError if the weights do not fit.
+    """
+    layers: list[nn.Module] = []
+    in_channels = 3
+    for stage, widths in enumerate(_VGG16_CHANNELS):
+        dilation = 2 if stage == 4 else 1
+        for channels in widths:
+            layers += [nn.Conv2d(in_channels, channels, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
+            in_channels = channels
+        layers.append(nn.MaxPool2d(3, stride=2 if stage < 3 else 1, padding=1))
+    module = nn.Sequential(*layers)
+    if pretrained:
+        fit_into(module, pretrained, unused=("classifier.",), prefix="features.")
+    else:
+        init_convolutions(module)
+    mean = pretrained.mean if pretrained and pretrained.mean else CAFFE_MEAN
+    std = pretrained.std if pretrained and pretrained.std else (1.0, 1.0, 1.0)
+    return Backbone(module, in_channels, mean, std)
+
+
+@torch.no_grad()
+def init_from_classifier(head: LargeFov, pretrained: Pretrained) -> bool:
+    """Start fc6 and fc7 from VGG-16's classifier, thinned out as DeepLab does: every 4th unit, 3x3 of the 7x7 places.
+
+    False, and nothing changed, at another width than 1024 or without usable classifier layers (torchvision's
+    IMAGENET1K_FEATURES has NaN there).
+    """
+    names = [f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
+    if head.fc6.out_channels != 1024 or not all(name in pretrained.state for name in names):
+        return False
+    fc6, bias6, fc7, bias7 = (pretrained.state[name] for name in names)
+    if fc6.shape != (4096, 512 * 7 * 7) or fc7.shape != (4096, 4096):
+        return False
+    if not (torch.isfinite(fc6).all() and torch.isfinite(fc7).all()):
+        return False
+    assert head.fc6.bias is not None and head.fc7.bias is not None
+    head.fc6.weight.copy_(fc6.reshape(4096, 512, 7, 7)[::4, :, ::3, ::3])
+    head.fc6.bias.copy_(bias6[::4])
+    head.fc7.weight.copy_(fc7[::4, ::4].reshape(1024, 1024, 1, 1))
+    head.fc7.bias.copy_(bias7[::4])
+    return True
+
+
+def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None) -> Backbone:
+    """The deepest features of a timm model, dilated so that they have `output_stride`.
+
+    Raises SettingError if there is no such model or it can't do that, WeightsError if the weights do not fit.
+    """
+    import timm
+
+    if not timm.is_model(model):
+        close = timm.list_models(f"{model.split('.')[0][:6]}*")[:5]
+        raise SettingError(
+            "timm has no such model", field="name", value=model, expected=f"such as {close or 'resnet50'}"
+        )
+    try:
+        extractor: Any = timm.create_model(
+            model, pretrained=False, features_only=True, out_indices=(-1,), output_stride=output_stride
+        )
+        channels = extractor.feature_info.channels()[-1]
+        cells = _count_cells(extractor, channels, 2 * output_stride + 1)
+    except Exception as error:  # timm's models refuse in many ways
+        raise SettingError(
+            f"timm's {model} can't give a map of features at output stride {output_stride}, at any image size",
+            field="name",
+            value=f"{type(error).__name__}: {error}"[:200],
+            expected="a convolutional network such as timm:resnet50, timm:convnext_tiny or timm:tf_efficientnet_lite0",
+        ) from None
+    if cells not in (2, 3):
+        found = round(2 * output_stride / max(cells - 1, 1))
+        raise SettingError(f"timm's {model} has deepest features of about stride {found}", field="output_stride",
+                           value=output_stride)  # fmt: skip
+    if pretrained:
+        fit_into(extractor, pretrained, unused=_timm_keys(model), flatten=True)
+    config = timm.get_pretrained_cfg(model)
+    assert config is not None
+    mean = pretrained.mean if pretrained and pretrained.mean else tuple(255 * v for v in config.mean)
+    std = pretrained.std if pretrained and pretrained.std else tuple(255 * v for v in config.std)
+    return Backbone(DeepestFeatures(extractor), channels, mean, std, patches=cells == 2)
+
+
+@torch.no_grad()
+def _count_cells(extractor: nn.Module, channels: int, size_px: int) -> int:
+    """Cells along one side of the features of a square image; ValueError if they are no (N, C, h, w) map."""
+    extractor.eval()
+    features = extractor(torch.zeros(1, 3, size_px, size_px))[-1]
+    if features.ndim != 4 or features.shape[1] != channels:
+        raise ValueError(f"features of shape {tuple(features.shape)}")
+    return features.shape[2]
+
+
+def _timm_keys(model: str) -> list[str]:
+    """State-dict keys of the whole timm model with its classifier, built without memory."""
+    import timm
+
+    with torch.device("meta"):
+        return list(timm.create_model(model, pretrained=False).state_dict())

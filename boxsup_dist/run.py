@@ -1,0 +1,205 @@
+"""A whole training run: open the tables, check that everything fits, train, and leave the results in the run directory.
+
+    RUN/config.json  RUN/history.jsonl  RUN/labels/  RUN/checkpoints/  RUN/figures/  RUN/report.html  RUN/summary.json
+
+The same call on the same directory continues an interrupted run and returns at once for a finished one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from boxsup_dist import storage
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.coordinator import Coordinator, Inputs, read_history
+from boxsup_dist.distributed import session
+from boxsup_dist.distributed.events import Event, EventLoop
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.evaluation.report import write_report
+from boxsup_dist.model import checkpoint
+from boxsup_dist.progress import format_duration
+from boxsup_dist.schema import VOC_CLASSES
+from boxsup_dist.tables import Table, check_paired, open_table
+from boxsup_dist.tracking import RunTracker
+from boxsup_dist.training.fit import fit
+from boxsup_dist.training.stream import Source
+
+# Settings that may differ when a run goes on: they don't decide its result.
+FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "experiment")
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run or continue a training; returns its summary. Raises InputError for what a user can mend."""
+    config.check()
+    run_dir = storage.absolute(config.run_dir)
+    config = replace(config, run_dir=run_dir)
+    inputs = open_inputs(config)
+    _keep_config(config, run_dir)
+    summary_uri = storage.join(run_dir, "summary.json")
+    if storage.exists(summary_uri):
+        print(f"{run_dir}: this run is finished", flush=True)
+        return storage.read_json(summary_uri)
+
+    session.start()
+    config = replace(config, resources=config.resources.resolve(session.total_cpus(), session.total_gpus()))
+    started = time.perf_counter()
+    resumed_from = checkpoint.latest(run_dir)
+    tracker = _start_tracker(config, run_dir, inputs)
+    console = _Console(config, tracker)
+    status = "FAILED"
+    try:
+        with EventLoop(console.handle) as events:
+            fit(config, inputs.source, partial(Coordinator, config, inputs, events.post))
+        if console.failure is not None:
+            raise console.failure
+        summary = _summary(config, run_dir, time.perf_counter() - started, resumed_from, tracker)
+        storage.write_json(summary_uri, summary)
+        _publish(run_dir, tracker)
+        status = "FINISHED"
+        return summary
+    finally:
+        tracker.end(status)
+        tracker.close()
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open and check the tables against the supervision."""
+    records = open_table(config.records, "records")
+    val_records = open_table(config.val_records, "records") if config.val_records else None
+    proposals = open_table(config.proposals, "proposals") if config.proposals else None
+    if proposals is not None:
+        check_paired(records, proposals)
+    with_mask = records.counts.get("with_mask", 0)
+    if config.supervision == "mask" and with_mask < records.num_rows:
+        raise SettingError(
+            "mask supervision needs a ground-truth mask in every record",
+            file=records.uri,
+            field="supervision",
+            value=f"{with_mask} of {records.num_rows} records have one",
+            expected="all, or another supervision",
+        )
+    if config.network.num_classes != len(VOC_CLASSES):
+        raise SettingError(
+            "these records are labelled with other classes",
+            field="network.num_classes",
+            value=config.network.num_classes,
+            expected=str(len(VOC_CLASSES)),
+        )
+    source = Source(records, proposals, config.supervision, config.assignment, config.augment, config.seed)
+    can_measure = config.measure_labels and config.supervision != "mask" and with_mask > 0
+    return Inputs(source, val_records, VOC_CLASSES, can_measure)
+
+
+def _keep_config(config: TrainConfig, run_dir: str) -> None:
+    """Store the resolved configuration; SettingError if the directory holds a run with other ones."""
+    uri = storage.join(run_dir, "config.json")
+    wanted = config.to_dict()
+    if storage.exists(uri):
+        found = storage.read_json(uri)
+        for name in wanted:
+            if name not in FREE_ON_RESUME and found.get(name) != wanted[name]:
+                raise SettingError(
+                    "the run directory holds a run with another setting; choose another or delete it",
+                    file=uri,
+                    field=name,
+                    value=wanted[name],
+                    expected=str(found.get(name)),
+                )
+    storage.write_json(uri, wanted)
+
+
+def _start_tracker(config: TrainConfig, run_dir: str, inputs: Inputs) -> RunTracker:
+    tracker = RunTracker(runs_root=os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs")
+    tracker.start(config.experiment, os.path.basename(run_dir), id_uri=storage.join(run_dir, "mlflow_run_id"))
+    tracker.log_params(config.to_dict())
+    tables: list[tuple[str, Table | None]] = [
+        ("training", inputs.source.records),
+        ("training", inputs.source.proposals),
+        ("evaluation", inputs.val_records),
+    ]
+    for context, table in tables:
+        if table is not None:
+            tracker.log_table(context, table)
+    return tracker
+
+
+class _Console:
+    """Prints what rank 0 tells, and passes it on to the tracker."""
+
+    PROGRESS_EVERY_S = 10.0
+
+    def __init__(self, config: TrainConfig, tracker: RunTracker) -> None:
+        self.config, self.tracker = config, tracker
+        self.failure: InputError | None = None
+        self._stage: tuple[int, str] | None = None
+        self._since = self._printed = 0.0
+
+    def handle(self, event: Event) -> None:
+        """Dispatch one event of the coordinator."""
+        getattr(self, f"_on_{event.kind}")(**event.values)
+
+    def _on_progress(self, epoch: int, stage: str, done: int, total: int, images_per_s: float | None = None) -> None:
+        now = time.monotonic()
+        if self._stage != (epoch, stage):
+            self._stage, self._since, self._printed = (epoch, stage), now, now
+            return
+        if now - self._printed < self.PROGRESS_EVERY_S or done == 0:
+            return
+        self._printed = now
+        left = (now - self._since) / done * (total - done)
+        rate = f"  {images_per_s:.1f} images/s" if images_per_s else ""
+        print(f"  epoch {epoch}  {stage} {done}/{total}{rate}  left {format_duration(left)}", flush=True)
+
+    def _on_epoch(self, entry: dict[str, Any]) -> None:
+        keys = ("train_loss", "images_per_s", "foreground_share", "share_changed", "label_mean_iou", "mean_iou")
+        shown = "  ".join(f"{key} {entry[key]:.3g}" for key in keys if key in entry)
+        print(f"epoch {entry['epoch'] + 1}/{self.config.optimizer.epochs}  {shown}", flush=True)
+        metrics = {key: value for key, value in entry.items() if key != "epoch"}
+        self.tracker.log_metrics(metrics, step=entry["epoch"])
+
+    def _on_warning(self, text: str) -> None:
+        print(f"warning: {text}", flush=True)
+
+    def _on_failed(self, error: InputError) -> None:
+        self.failure = error
+
+
+def _summary(
+    config: TrainConfig, run_dir: str, seconds: float, resumed_from: str | None, tracker: RunTracker
+) -> dict[str, Any]:
+    history = read_history(run_dir)
+    last = history[max(history)]
+    stages: dict[str, float] = {}
+    for entry in history.values():
+        for stage, spent in {**entry["seconds"], "train": entry.get("train_s", 0.0)}.items():
+            stages[stage] = stages.get(stage, 0.0) + spent
+    label_curve = [entry["label_mean_iou"] for _, entry in sorted(history.items()) if "label_mean_iou" in entry]
+    gaps = sorted(entry["gap_s"] for entry in history.values() if "gap_s" in entry)
+    return {
+        "supervision": config.supervision,
+        "mean_iou": last.get("mean_iou"),
+        "iou": last.get("iou"),
+        "label_mean_iou": {"first": label_curve[0], "last": label_curve[-1]} if label_curve else None,
+        "epochs": config.optimizer.epochs,
+        "train_loss": last.get("train_loss"),
+        "seconds": {"all": seconds, **stages},
+        "gap_s_median": gaps[len(gaps) // 2] if gaps else None,
+        "checkpoint": checkpoint.latest(run_dir),
+        "resumed_from": resumed_from,
+        "mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()},
+    }
+
+
+def _publish(run_dir: str, tracker: RunTracker) -> None:
+    """Write the report and leave it, with the figures and the checkpoint's place, in the tracking store."""
+    report = write_report(run_dir)
+    tracker.log_artifact("report.html", storage.read_bytes(report))
+    for name in ("summary.json", "history.jsonl"):
+        tracker.log_artifact(name, storage.read_bytes(storage.join(run_dir, name)))
+    for name in storage.list_names(storage.join(run_dir, "figures")):
+        tracker.log_artifact(f"figures/{name}", storage.read_bytes(storage.join(run_dir, "figures", name)))
+    tracker.set_tags({"checkpoint": checkpoint.latest(run_dir), "run_dir": run_dir})

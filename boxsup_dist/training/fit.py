@@ -1,0 +1,47 @@
+"""One Ray Train run of the training loop."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from boxsup_dist import storage
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.training.stream import Source
+from boxsup_dist.training.worker import Coordinator, train_loop
+
+
+def fit(config: TrainConfig, source: Source, make_coordinator: Callable[[], Coordinator]) -> None:
+    """Train from the newest checkpoint of the run directory to the last epoch.
+
+    A lost worker is replaced up to `max_failures` times; the new ones start from the newest checkpoint.
+    """
+    resources = config.resources
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Ray Train keeps its own notes in a folder a launch; the run's state is in our checkpoints alone.
+    scratch = storage.join(config.run_dir, "ray_train")
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config, "source": source, "make_coordinator": make_coordinator},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        storage.remove(scratch)

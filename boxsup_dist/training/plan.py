@@ -1,0 +1,72 @@
+"""The order of an epoch: which record goes into which step, as a function of (seed, epoch) and the table alone.
+
+Row groups are shuffled, and the rows inside each. The resulting sequence is cut into as many *lanes* as a global batch
+has images; step b takes the b-th record of every lane. A worker owns some of the lanes, so
+
+* which records form a global batch does not depend on the number of workers;
+* a batch mixes as many row groups as it has images, although every row group is read only once and in one piece
+  (twice where a lane ends inside it);
+* a position inside the epoch is one number, the step, and what is left of each lane follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from boxsup_dist.randomness import generator
+from boxsup_dist.tables import RowGroup
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive records of one lane that lie in one row group: one unit of work of the stream."""
+
+    lane: int
+    first_step: int  # the step that takes the first of `rows`
+    row_group_index: int  # in table order
+    rows: tuple[int, ...]  # inside the row group, in training order
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """All slices of an epoch, in the order in which the steps need them."""
+
+    slices: tuple[Slice, ...]
+    lane_lengths: tuple[int, ...]
+
+    @property
+    def num_steps(self) -> int:
+        return max(self.lane_lengths)
+
+    def for_worker(self, rank: int, num_workers: int, start_step: int = 0) -> list[Slice]:
+        """What is left for one worker from a step on."""
+        remaining = []
+        for piece in self.slices:
+            if piece.lane % num_workers != rank:
+                continue
+            done = max(0, start_step - piece.first_step)
+            if done < len(piece.rows):
+                remaining.append(Slice(piece.lane, piece.first_step + done, piece.row_group_index, piece.rows[done:]))
+        return remaining
+
+
+def plan_epoch(row_groups: Sequence[RowGroup], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:
+    """Plan one pass over all records: every record exactly once; only the last step may be smaller."""
+    rng = generator(seed, epoch, "order")
+    num_records = sum(group.num_rows for group in row_groups)
+    num_steps, surplus = divmod(num_records, global_batch_size)
+    lane_lengths = [num_steps + (lane < surplus) for lane in range(global_batch_size)]
+
+    slices: list[Slice] = []
+    lane, step = 0, 0
+    for index in rng.permutation(len(row_groups)).tolist():
+        rows = rng.permutation(row_groups[index].num_rows).tolist()
+        while rows:
+            while step == lane_lengths[lane]:
+                lane, step = lane + 1, 0
+            take = min(len(rows), lane_lengths[lane] - step)
+            slices.append(Slice(lane, step, index, tuple(rows[:take])))
+            rows, step = rows[take:], step + take
+    slices.sort(key=lambda piece: (piece.first_step, piece.lane))
+    return EpochPlan(tuple(slices), tuple(lane_lengths))

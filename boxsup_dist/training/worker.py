@@ -1,0 +1,337 @@
+"""What every train worker runs: one long-lived loop over epochs, data parallel, with the labels handed over in between.
+
+All ranks run `train_loop`. Rank 0 also owns a Coordinator, which reassigns the labels, evaluates, keeps the history and
+writes what a run leaves behind; the other ranks only wait for the labels by reference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.collective
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.errors import NonFiniteLossError
+from boxsup_dist.model import checkpoint
+from boxsup_dist.model.loss import segmentation_loss
+from boxsup_dist.model.networks import build_network, parameter_groups
+from boxsup_dist.randomness import derive_seed
+from boxsup_dist.schema import BACKGROUND
+from boxsup_dist.training.plan import plan_epoch
+from boxsup_dist.training.schedule import lr_factor
+from boxsup_dist.training.stream import Batch, Source, worker_batches
+
+FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for a share
+StateDict = dict[str, torch.Tensor]
+
+
+class Coordinator(Protocol):
+    """What rank 0 does around the epochs."""
+
+    stages_s: float  # seconds spent in its stages so far
+
+    def labels(self, epoch: int, weights: StateDict) -> ray.ObjectRef | None:
+        """Labels for this epoch by reference, None where the supervision needs none."""
+
+    def stored_labels(self, epoch: int) -> ray.ObjectRef | None:
+        """The labels that an interrupted epoch began with."""
+
+    def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
+        """Called a few times a minute."""
+
+    def record(self, epoch: int, metrics: dict[str, float]) -> None:
+        """After the last step of an epoch, before its checkpoint."""
+
+    def evaluate(self, epoch: int, weights: StateDict) -> None:
+        """After the checkpoint of a finished epoch, also when a run resumes from it; does nothing if not due."""
+
+    def fail(self, error: Exception) -> None:
+        """The run can't go on and a restart would not help."""
+
+    def close(self) -> None:
+        """Release what the coordinator holds."""
+
+
+@dataclass
+class EpochTotals:
+    """Sums over the steps of one epoch, the same on all ranks."""
+
+    loss: float = 0.0
+    valid_pixels: float = 0.0
+    foreground: float = 0.0
+    counted: float = 0.0
+    images: float = 0.0
+    waited_s: float = 0.0  # this worker, for its stream
+    first_batch_s: float = 0.0
+    steps_s: float = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Means and rates for the history."""
+        return {
+            "train_loss": self.loss / max(self.valid_pixels, 1),
+            "foreground_share": self.foreground / max(self.counted, 1),
+            "images_per_s": self.images / max(self.steps_s, 1e-9),
+            "train_s": self.steps_s,
+            "first_batch_s": self.first_batch_s,
+            "wait_share": self.waited_s / max(self.steps_s, 1e-9),
+        }
+
+
+class TrainWorker:
+    """One rank's network, optimizer and position."""
+
+    def __init__(self, config: TrainConfig, source: Source) -> None:
+        context = ray.train.get_context()
+        self.config, self.source = config, source
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        torch.set_num_threads(config.resources.threads_per_worker)
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        self.device = ray.train.torch.get_device()
+        settings = config.network
+        self.network = build_network(
+            settings.name,
+            settings.num_classes,
+            output_stride=settings.output_stride,
+            head=settings.head,
+            dropout=settings.dropout,
+            weights=settings.weights,
+        )
+        self.network.to(self.device).to(memory_format=torch.channels_last)
+        options = config.optimizer
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay),
+            lr=options.lr,
+            momentum=options.momentum,
+        )
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.epoch, self.step = 0, 0
+
+    def wrap(self) -> None:
+        """Make the network data parallel; after the checkpoint is loaded, so that all ranks start alike."""
+        # Batch norms are frozen: there are no buffers to broadcast.
+        self.model = ray.train.torch.prepare_model(self.network, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    def restore(self, uri: str | None) -> None:
+        """Take weights, optimizer and position from a checkpoint; None starts from the beginning."""
+        if uri is None:
+            return
+        state = checkpoint.load(uri)
+        self.network.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.training["optimizer"])
+        self.epoch, self.step = state.epoch, state.step
+
+    def weights(self) -> StateDict:
+        """The network's state dict on the CPU."""
+        return {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
+
+    def train_epoch(
+        self, labels: ray.ObjectRef | None, on_step: Callable[[EpochTotals, int], None]
+    ) -> dict[str, float]:
+        """One pass over this worker's stream from the current step on; returns the epoch's metrics."""
+        self.network.train()
+        plan = plan_epoch(
+            self.source.records.row_groups(),
+            seed=self.config.seed,
+            epoch=self.epoch,
+            global_batch_size=self.config.optimizer.global_batch_size,
+        )
+        batches = worker_batches(
+            self.source,
+            plan,
+            labels,
+            epoch=self.epoch,
+            rank=self.rank,
+            num_workers=self.num_workers,
+            start_step=self.step,
+            max_tasks=self.config.resources.stream_tasks_per_worker,
+        )
+        totals = EpochTotals()
+        for batch in _timed(batches, totals):
+            started = time.perf_counter()
+            self.train_step(batch, plan.num_steps, totals)
+            totals.steps_s += time.perf_counter() - started
+            self.step = batch.step + 1
+            on_step(totals, plan.num_steps)
+        return totals.metrics()
+
+    def train_step(self, batch: Batch, num_steps: int, totals: EpochTotals) -> None:
+        """Forward, backward and update on one global batch.
+
+        The loss is summed over the valid pixels of all ranks and divided once by their number, so that it does not
+        depend on how the batch is spread. Raises NonFiniteLossError, on all ranks, before anything is updated.
+        """
+        factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * factor
+        # Dropout is a function of the position alone: a resumed run draws what an unbroken one does.
+        torch.manual_seed(derive_seed(self.config.seed, self.epoch, batch.step, self.rank, "dropout"))
+
+        images, label_maps = self._to_device(batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.model(images)
+        loss_sum, num_valid = segmentation_loss(logits, label_maps)
+        grid = logits.detach()[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
+        real = float(len(batch.image_ids) > 0)
+        sums = torch.stack(
+            [
+                loss_sum.detach().double(),
+                num_valid.double(),
+                (grid != BACKGROUND).sum().double() * real,
+                torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
+                torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
+            ]
+        )
+        own_loss = float(sums[0])
+        if self.num_workers > 1:
+            dist.all_reduce(sums)
+        loss, valid, foreground, counted, images_seen = sums.tolist()
+        if not np.isfinite(loss):
+            raise self._non_finite(batch, own_loss)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP averages gradients over ranks, hence the factor.
+        (loss_sum * (self.num_workers / max(valid, 1.0))).backward()
+        self.optimizer.step()
+        totals.loss += loss
+        totals.valid_pixels += valid
+        totals.foreground += foreground
+        totals.counted += counted
+        totals.images += images_seen
+
+    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images uint8 (n, 3, h, w), channels last, and label maps (n, h, w); no image becomes one ignored image."""
+        if batch.images is None or batch.label_maps is None:
+            size = (self.config.augment.crop_height_px, self.config.augment.crop_width_px)
+            empty = torch.zeros((1, 3, *size), dtype=torch.uint8, device=self.device)
+            return empty, torch.full((1, *size), 255, dtype=torch.uint8, device=self.device)
+        images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return images, torch.from_numpy(batch.label_maps).to(self.device, non_blocking=True)
+
+    def _non_finite(self, batch: Batch, own_loss: float) -> NonFiniteLossError:
+        """The error, with the image ids of the ranks whose loss it was; the same on all ranks."""
+        mine = [] if np.isfinite(own_loss) else batch.image_ids
+        gathered: list[Any] = [mine]
+        if self.num_workers > 1:
+            gathered = [None] * self.num_workers
+            dist.all_gather_object(gathered, mine)
+        return NonFiniteLossError(
+            f"the loss is not finite in epoch {self.epoch}, step {batch.step}",
+            field="image_id",
+            value=[image_id for ids in gathered for image_id in ids],
+            expected="a finite loss; try a lower learning rate, or look at these records",
+        )
+
+
+def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:
+    """The same batches; the time spent waiting for the first and for the others is added to the totals."""
+    first = True
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        waited = time.perf_counter() - started
+        if batch is None:
+            return
+        if first:
+            totals.first_batch_s = waited
+        else:
+            totals.waited_s += waited
+            totals.steps_s += waited
+        first = False
+        yield batch
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Entry point of every train worker. `settings`: config, source, make_coordinator (called on rank 0 only)."""
+    config: TrainConfig = settings["config"]
+    worker = TrainWorker(config, settings["source"])
+    coordinator: Coordinator | None = settings["make_coordinator"]() if worker.rank == 0 else None
+    newest = checkpoint.latest(config.run_dir) if worker.rank == 0 else None
+    worker.restore(ray.train.collective.broadcast_from_rank_zero(newest))
+    worker.wrap()
+    ended: float | None = None
+    stages_s = 0.0
+    try:
+        while True:
+            if coordinator is not None and worker.epoch > 0 and worker.step == 0:
+                coordinator.evaluate(worker.epoch - 1, worker.weights())
+            if worker.epoch == config.optimizer.epochs:
+                break
+            labels = _hand_over_labels(worker, coordinator)
+            started = time.perf_counter()
+            metrics = worker.train_epoch(labels, _Watch(worker, coordinator, labels))
+            if coordinator is not None:
+                if ended is not None:  # from the last step of one epoch to the first of the next, stages apart
+                    stages_between_s = coordinator.stages_s - stages_s
+                    metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
+                stages_s = coordinator.stages_s
+                coordinator.record(worker.epoch, metrics)
+            ended = time.perf_counter()
+            worker.epoch, worker.step = worker.epoch + 1, 0
+            if coordinator is not None:
+                _save(worker, labels)
+            ray.train.report(metrics)
+    except NonFiniteLossError as error:
+        # The same step would fail again: the run ends here instead of being restarted.
+        if coordinator is not None:
+            coordinator.fail(error)
+    finally:
+        if coordinator is not None:
+            coordinator.close()
+
+
+def _hand_over_labels(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef | None:
+    labels = None
+    if coordinator is not None:
+        if worker.step > 0:
+            labels = coordinator.stored_labels(worker.epoch)
+        else:
+            labels = coordinator.labels(worker.epoch, worker.weights())
+    # A bare reference would be dereferenced on the way: inside a list it stays one.
+    return ray.train.collective.broadcast_from_rank_zero([labels])[0]
+
+
+class _Watch:
+    """After each step, on rank 0: progress now and then, and checkpoints inside the epoch where the settings say so."""
+
+    REPORT_EVERY_S = 5.0
+
+    def __init__(self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef | None) -> None:
+        self.worker, self.coordinator, self.labels = worker, coordinator, labels
+        self.reported = time.perf_counter()
+
+    def __call__(self, totals: EpochTotals, num_steps: int) -> None:
+        if self.coordinator is None:
+            return
+        worker, every = self.worker, self.worker.config.checkpoint_every_steps
+        if every and worker.step % every == 0 and worker.step < num_steps:
+            _save(worker, self.labels)
+        now = time.perf_counter()
+        if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:
+            self.reported = now
+            self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
+
+
+def _save(worker: TrainWorker, labels: ray.ObjectRef | None) -> None:
+    config = worker.config
+    checkpoint.save(
+        config.run_dir,
+        checkpoint.CheckpointState(
+            epoch=worker.epoch,
+            step=worker.step,
+            seed=config.seed,
+            network=worker.network.spec,
+            model=worker.weights(),
+            training={"optimizer": worker.optimizer.state_dict()},
+            labels=None if labels is None else ray.get(labels).to_parquet(),
+        ),
+        keep_last=config.keep_checkpoints,
+    )

@@ -1,0 +1,99 @@
+"""Evaluate a run's network, exactly and on the actor pool: python -m jobs.evaluate --run-dir R --records T --out DIR."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import ray
+
+from boxsup_dist import storage
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.coordinator import make_pool
+from boxsup_dist.distributed import session
+from boxsup_dist.errors import SettingError
+from boxsup_dist.evaluation.evaluate import evaluate, to_summary
+from boxsup_dist.model import checkpoint
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.records.shard import build_records
+from boxsup_dist.schema import VOC_CLASSES
+from boxsup_dist.tables import Table, open_table
+from jobs._cli import run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Mean IoU (VOC protocol: void pixels ignored, accumulated over all images) of a checkpoint on records."""
+
+    run_dir: str
+    """Run directory of a training."""
+    out: str
+    """Folder or URI for summary.json."""
+    records: str | None = None
+    """Records table with ground truth; else give voc_root and split."""
+    voc_root: str | None = None
+    """VOC devkit; its records are built under OUT/records."""
+    split: str | None = None
+    """List of that devkit."""
+    checkpoint: str | None = None
+    """Checkpoint to evaluate; by default the run's newest."""
+    num_actors: int = 0
+    """Members of the pool; 0: one a GPU, or one a CPU core."""
+
+
+def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
+    """A run's configuration, fitted to the running session, and the checkpoint to use. Raises InputError."""
+    uri = storage.join(storage.absolute(run_dir), "config.json")
+    config = TrainConfig.from_dict(storage.read_json(uri))
+    newest = checkpoint_uri or checkpoint.latest(run_dir)
+    if newest is None:
+        raise SettingError("the run has no checkpoint yet", file=run_dir, field="run_dir")
+    resources = replace(config.resources, num_actors=num_actors, gpus_per_actor=0.0)
+    resources = resources.resolve(session.total_cpus(), session.total_gpus())
+    return replace(config, resources=resources), newest
+
+
+def _open_records(settings: Settings) -> Table:
+    if (settings.records is None) == (settings.voc_root is None):
+        raise SettingError("give either records or voc_root with split", field="records")
+    if settings.records is not None:
+        return open_table(settings.records, "records")
+    if settings.voc_root is None or settings.split is None:
+        raise SettingError("voc_root needs a split", field="split", expected="a list such as val")
+    return build_records(storage.join(settings.out, "records"), settings.voc_root, settings.split)
+
+
+def main(settings: Settings) -> None:
+    """Evaluate, write OUT/summary.json and print the figures."""
+    started = time.monotonic()
+    session.start()
+    config, uri = load_run(settings.run_dir, settings.checkpoint, settings.num_actors)
+    records = _open_records(settings)
+    weights = checkpoint.load(uri).model
+    pool = make_pool(config)
+    groups = records.row_groups()
+    with ProgressMeter("evaluate", len(groups)) as meter:
+        result = evaluate(
+            pool,
+            records,
+            weights=ray.put(dict(weights)),
+            version=uri,
+            num_classes=len(VOC_CLASSES),
+            on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
+        )
+    pool.close()
+    summary = {
+        **to_summary(result, VOC_CLASSES),
+        "checkpoint": uri,
+        "records": records.uri,
+        "seconds": time.monotonic() - started,
+    }
+    storage.write_json(storage.join(storage.absolute(settings.out), "summary.json"), summary)
+    for name, value in summary["iou"].items():
+        if value is not None:
+            print(f"{name:<12} {value:6.2f}")
+    print(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {summary['num_images']} images")
+
+
+if __name__ == "__main__":
+    run(main)

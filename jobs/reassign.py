@@ -1,0 +1,89 @@
+"""One round of reassignment alone, from a checkpoint: python -m jobs.reassign --run-dir R --out DIR."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import ray
+
+from boxsup_dist import storage
+from boxsup_dist.assignment.reassign import reassign
+from boxsup_dist.coordinator import labels_uri, make_pool
+from boxsup_dist.distributed import session
+from boxsup_dist.errors import SettingError
+from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
+from boxsup_dist.labels import read_labels, summarise
+from boxsup_dist.model import checkpoint
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.run import open_inputs
+from jobs._cli import run
+from jobs.evaluate import load_run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Labels of the epoch that follows a checkpoint, as the run itself would make them."""
+
+    run_dir: str
+    """Run directory of a training with box supervision."""
+    out: str
+    """Folder or URI for labels.parquet and summary.json."""
+    checkpoint: str | None = None
+    """Checkpoint whose network assigns; by default the run's newest."""
+    num_actors: int = 0
+    """Members of the pool; 0: one a GPU, or one a CPU core. The labels don't depend on it."""
+
+
+def main(settings: Settings) -> None:
+    """Reassign, write OUT/labels.parquet and OUT/summary.json, and print the figures."""
+    session.start()
+    config, uri = load_run(settings.run_dir, settings.checkpoint, settings.num_actors)
+    inputs = open_inputs(config)
+    source = inputs.source
+    if source.proposals is None:
+        raise SettingError("only box supervision assigns", field="supervision", value=config.supervision)
+    state = checkpoint.load(uri)
+    pool = make_pool(config)
+    groups = source.records.row_groups()
+    started = time.monotonic()
+    with ProgressMeter("reassign", len(groups)) as meter:
+        labels = reassign(
+            pool,
+            source.records,
+            source.proposals,
+            source.assignment,
+            weights=ray.put(dict(state.model)),
+            seed=source.seed,
+            epoch=state.epoch,
+            on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
+        )
+    seconds = time.monotonic() - started
+    out = storage.absolute(settings.out)
+    storage.write_bytes(storage.join(out, "labels.parquet"), labels.to_parquet())
+    before = labels_uri(config.run_dir, state.epoch - 1)
+    summary = {
+        "epoch": state.epoch,
+        "checkpoint": uri,
+        "num_boxes": labels.table.num_rows,
+        "images_per_s": source.records.num_rows / seconds,
+        **summarise(labels, read_labels(before) if storage.exists(before) else None),
+    }
+    if inputs.can_measure_labels:
+        result = measure_labels(
+            pool,
+            source.records,
+            source.proposals,
+            labels,
+            clip_to_box=source.assignment.clip_to_box,
+            num_classes=len(inputs.class_names),
+        )
+        summary["label_mean_iou"] = to_summary(result, inputs.class_names)["mean_iou"]
+    pool.close()
+    storage.write_json(storage.join(out, "summary.json"), summary)
+    for key, value in summary.items():
+        print(f"{key:<24} {value}")
+
+
+if __name__ == "__main__":
+    run(main)

