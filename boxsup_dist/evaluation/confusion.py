@@ -10,9 +10,6 @@ is IGNORE_INDEX (VOC's void) count nowhere, whatever is predicted there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from boxsup_dist.errors import InputError
@@ -96,20 +93,3 @@ def true_foreground_share(confusion: np.ndarray) -> float:
 def _share(count: np.integer, confusion: np.ndarray) -> float:
     total = confusion.sum()
     return float(count / total) if total else float("nan")
-
-
-def all_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """All of the above as one JSON-ready dictionary; what is nan is None. `iou` is by class name."""
-    assert len(class_names) == len(confusion)
-    values: dict[str, Any] = {
-        "mean_iou": mean_iou(confusion),
-        "pixel_accuracy": pixel_accuracy(confusion),
-        "foreground_share": predicted_foreground_share(confusion),
-        "true_foreground_share": true_foreground_share(confusion),
-    }
-    values = {name: None if np.isnan(value) else value for name, value in values.items()}
-    iou = iou_per_class(confusion)
-    values["iou"] = {
-        name: None if np.isnan(value) else float(value) for name, value in zip(class_names, iou, strict=True)
-    }
-    return values

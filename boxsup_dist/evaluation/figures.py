@@ -24,13 +24,12 @@ DPI = 110
 CURVES_ACROSS = 3
 LINE_COLOURS = ("#2a6fbb", "#d9702b", "#3a9a5b", "#8a5ab5", "#b5475a", "#6b7280", "#a58b2c", "#2f9c9c")
 
-# Panels of the curves figure: title, {key of the history: legend}, factor of the values.
+# Panels of the curves figure: title, {key of the history: legend}, factor. IoUs are in percent there, shares 0..1.
 CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
     ("Training loss", {"train_loss": "loss"}, 1.0),
-    ("Mean IoU (%)", {"mean_iou": "validation", "label_mean_iou": "label maps"}, 100.0),
-    ("Foreground pixels (%)", {"foreground_share": "predicted", "true_foreground_share": "ground truth"}, 100.0),
+    ("Mean IoU (%)", {"mean_iou": "validation", "label_mean_iou": "label maps"}, 1.0),
+    ("Foreground pixels (%)", {"foreground_share": "predicted", "label_foreground_share": "label maps"}, 100.0),
     ("Boxes whose segment changed (%)", {"share_changed": "changed"}, 100.0),
-    ("Pixel accuracy (%)", {"pixel_accuracy": "validation"}, 100.0),
     ("Mean cost of the chosen segments", {"mean_cost": "cost"}, 1.0),
     ("Learning rate", {"lr": "rate"}, 1.0),
     ("Images per second", {"images_per_s": "rate"}, 1.0),
@@ -119,7 +118,7 @@ def _draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence
 def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
     """Curves over epochs of whatever a run's history holds; one mapping an epoch, with the key `epoch`.
 
-    Known keys share panels in percent, other numbers get a panel each, the mapping `seconds` becomes stacked bars.
+    Known keys share panels (CURVES), other numbers get a panel each, the mapping `seconds` becomes stacked bars.
     Missing and non-finite values have no point; the line goes on at the next one.
     """
     panels = _curve_panels(history)
@@ -162,8 +161,7 @@ def _draw_curves(
     for line_colour, (key, name) in zip(LINE_COLOURS, keys.items(), strict=False):
         numbers = [_number(row.get(key)) for row in history]
         points = [(e, v * factor) for e, v in zip(epochs, numbers, strict=True) if v is not None]
-        style = "--" if key.startswith("true_") else "-"
-        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, lw=1.4, color=line_colour, label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, color=line_colour, label=name)
     if len(keys) > 1:
         axes.legend(fontsize=7, frameon=False)
 
@@ -190,9 +188,9 @@ def _finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
 
 
 def iou_bars_figure(iou: Sequence[float | None], class_names: Sequence[str]) -> bytes:
-    """One bar a class, IoU in percent; a class that is in neither map (nan or None) is marked absent."""
+    """One bar a class of its IoU in percent, 0..100; a class that is in neither map (nan or None) is marked absent."""
     assert len(iou) == len(class_names)
-    values = np.array([np.nan if value is None else 100.0 * value for value in iou], np.float64)
+    values = np.array([np.nan if value is None else value for value in iou], np.float64)
     figure = Figure(figsize=(7.0, 0.24 * len(values) + 0.7), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(values)), np.nan_to_num(values), color=LINE_COLOURS[0], height=0.72)

@@ -1,7 +1,8 @@
 """One self-contained HTML page of a run, written from the files of its directory.
 
-Reads what is there of RUN/summary.json, history.jsonl (one JSON an epoch), config.json and figures/*.png; draws
-whatever keys it finds. Writes RUN/report.html: no scripts, no links to the outside, readable in light and dark.
+Reads what is there of RUN/summary.json, history.jsonl (one JSON an epoch), config.json and figures/*.png, and draws
+whatever keys it finds; IoUs are in percent there, shares 0..1. Writes RUN/report.html: no scripts, no links to the
+outside, readable in light and dark.
 """
 
 from __future__ import annotations
@@ -124,23 +125,26 @@ def _section(title: str, content: Sequence[str]) -> list[str]:
     return [f"<h2>{escape(title)}</h2>", *content] if content else []
 
 
+# Key of the summary or the last epoch, what it says, factor and unit.
 CARDS = (
-    ("mean_iou", "mean IoU", True),
-    ("label_mean_iou", "label mean IoU", True),
-    ("pixel_accuracy", "pixel accuracy", True),
-    ("foreground_share", "predicted foreground", True),
-    ("num_images", "images evaluated", False),
-    ("num_epochs", "epochs", False),
+    ("mean_iou", "mean IoU", 1, " %"),
+    ("label_mean_iou", "label mean IoU", 1, " %"),
+    ("foreground_share", "predicted foreground", 100, " %"),
+    ("num_images", "images evaluated", None, ""),
+    ("epochs", "epochs", None, ""),
 )
 
 
 def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     cards = []
-    for key, name, percent in CARDS:
+    for key, name, factor, unit in CARDS:
         value = summary.get(key, last.get(key))
-        if isinstance(value, (int, float)):
-            text = f"{100 * value:.1f} %" if percent else format_value(value)
-            cards.append(f"<div class=card><b>{text}</b>{name}</div>")
+        # A mapping, as of the first and the last label maps or of several runs, shows each of its numbers.
+        found = {**value} if isinstance(value, Mapping) else {"": value}
+        for part, number in found.items():
+            if isinstance(number, (int, float)):
+                text = format_value(number) if factor is None else f"{factor * number:.1f}"
+                cards.append(f"<div class=card><b>{text}{unit}</b>{escape(f'{name} {part}'.strip())}</div>")
     return f"<div class=cards>{''.join(cards)}</div>"
 
 

@@ -118,17 +118,3 @@ def test_what_cannot_be_counted_is_an_error(ground_truth: np.ndarray, prediction
         metrics.confusion_matrix(ground_truth, prediction, 3)
     assert caught.value.field == field
     assert caught.value.expected
-
-
-def test_metrics_are_json_ready_and_absent_classes_are_none() -> None:
-    confusion = metrics.confusion_matrix(np.array([[0, 1]], np.uint8), np.array([[0, 1]], np.uint8), 3)
-    assert metrics.all_metrics(confusion, ["background", "cat", "dog"]) == {
-        "mean_iou": 1.0,
-        "pixel_accuracy": 1.0,
-        "foreground_share": 0.5,
-        "true_foreground_share": 0.5,
-        "iou": {"background": 1.0, "cat": 1.0, "dog": None},
-    }
-    empty = metrics.all_metrics(np.zeros((2, 2), np.int64), ["background", "cat"])
-    assert empty["mean_iou"] is None
-    assert empty["pixel_accuracy"] is None

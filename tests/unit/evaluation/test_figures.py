@@ -72,9 +72,9 @@ HISTORIES: dict[str, list[dict[str, Any]]] = {
     "nothing": [],
     "one epoch": [{"epoch": 0, "train_loss": 1.0}],
     "no number at all": [{"epoch": 0, "mean_iou": None, "note": "x"}],
-    "gaps": [{"epoch": e, "train_loss": 1.0, "mean_iou": None if e % 2 else 0.5} for e in range(5)],
+    "gaps": [{"epoch": e, "train_loss": 1.0, "mean_iou": None if e % 2 else 50.0} for e in range(5)],
     "not finite": [{"epoch": 0, "train_loss": math.nan, "lr": math.inf}, {"epoch": 1, "train_loss": 1.0}],
-    "resumed in the middle": [{"epoch": e, "label_mean_iou": 0.1 * e} for e in (7, 8)],
+    "resumed in the middle": [{"epoch": e, "label_mean_iou": 10.0 * e} for e in (7, 8)],
     "unknown keys": [{"epoch": e, "surprise": e, "flag": True, "text": "a"} for e in range(3)],
     "seconds": [{"epoch": 0, "seconds": {"train": 3.0}}, {"epoch": 1, "seconds": {"train": 3, "evaluate": 1.0}}],
     "seconds now and then": [{"epoch": 0, "seconds": None}, {"epoch": 1, "seconds": {"a b_c": 1}}],
@@ -96,7 +96,7 @@ def test_curves_draw_what_exists() -> None:
     assert many.shape[1] > few.shape[1]
 
 
-@pytest.mark.parametrize("iou", [[0.5, 1.0, 0.0], [math.nan, 0.5, None], [math.nan] * 3])
+@pytest.mark.parametrize("iou", [[50.0, 100.0, 0.0], [math.nan, 0.5, None], [math.nan] * 3])
 def test_bars_mark_absent_classes(iou: list[float | None]) -> None:
     assert pixels(figures.iou_bars_figure(iou, ["background", "cat", "a <b> & $c$"])).size > 0
 

@@ -55,16 +55,25 @@ def run(tmp_path: Path) -> Path:
     write_run(
         folder,
         summary={
-            "mean_iou": 0.5834,
-            "label_mean_iou": {"box_first": 0.61, "box_last": 0.7},
-            "iou": {"background": 0.9, "cat": None, NASTY: 0.1},
+            "mean_iou": 58.34,
+            "label_mean_iou": {"first": 61.04, "last": 70.2},
+            "iou": {"background": 90.0, "cat": None, NASTY: 10.0},
             "warnings": [NASTY],
             "data": {"records": {"uri": "/data/r", "counts": {"skipped": 2}}},
             "seconds": {"train": 12.5},
         },
         config={"lr": 0.001, "model": {"backbone": "lite0", "empty": {}}, "list": [1, 2], NASTY: NASTY},
     )
-    rows = [{"epoch": e, "train_loss": 2.0 - e, "mean_iou": 0.1 * e, "seconds": {"train": 2.0}} for e in range(3)]
+    rows = [
+        {
+            "epoch": e,
+            "train_loss": 2.0 - e,
+            "mean_iou": 10.0 * e,
+            "foreground_share": 0.1 * e,
+            "seconds": {"train": 2.0},
+        }
+        for e in range(3)
+    ]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "figures").mkdir()
     (folder / "figures" / "labels_a.png").write_bytes(iou_bars_figure([0.5], ["x"]))
@@ -75,7 +84,18 @@ def test_the_page_holds_all_and_needs_nothing(run: Path) -> None:
     target = write_report(str(run))
     assert target == str(run / "report.html")
     page = Page(Path(target).read_text())
-    for text in ("58.3 %", "box_first", "/data/r", "data", "lite0", "model.backbone", "labels a", "seconds.train"):
+    for text in (
+        "58.3 %",
+        "61.0 %",
+        "label mean IoU last",
+        "20.0 %",
+        "/data/r",
+        "data",
+        "lite0",
+        "model.backbone",
+        "labels a",
+        "seconds.train",
+    ):
         assert text in page.text
     assert page.tags.count("img") == 3
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
@@ -114,10 +134,11 @@ def test_many_figures_are_named_not_embedded(run: Path) -> None:
 
 def test_a_report_of_runs_links_to_theirs(run: Path) -> None:
     write_report(str(run))
-    write_run(run.parent, summary={"mean_iou": {"mask": 0.6, "box": 0.58}})
+    write_run(run.parent, summary={"mean_iou": {"mask": 60.0, "box": 58.0}})
     page = Page(Path(write_report(str(run.parent))).read_text())
     assert page.sources == ["box/report.html"]
     assert "mean_iou.mask" in page.text
+    assert "mean IoU mask" in page.text
 
 
 def test_history_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
