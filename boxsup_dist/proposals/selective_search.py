@@ -1,15 +1,15 @@
 """Selective Search with masks (Uijlings, van de Sande, Gevers, Smeulders; IJCV 2013).
 
-Its hierarchies, one per colour space, start scale and combination of similarities, all share one superpixel map, so that
-every candidate is a union of superpixels.
+Its hierarchies, one per colour space, start scale and combination of similarities, all share one superpixel map, so
+that every candidate is a union of superpixels.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 from PIL import Image
 
 from boxsup_dist import regions
@@ -31,10 +31,8 @@ class Strategy:
     @classmethod
     def parse(cls, text: str) -> Strategy:
         """From SPACE:SIMILARITIES[@START], for example "hsv:csf@2000"; SettingError if it is not of that form."""
-        head, _, start = text.partition("@")
-        space, _, similarities = head.partition(":")
-        known = space in features.COLOUR_SPACES and similarities and set(similarities) <= set(grouping.SIMILARITIES)
-        if not known or not (start or "0").replace(".", "", 1).isdigit():
+        match = re.fullmatch(rf"(\w+):([{grouping.SIMILARITIES}]+)(?:@(\d+(?:\.\d+)?))?", text)
+        if match is None or match[1] not in features.COLOUR_SPACES:
             raise SettingError(
                 "not a strategy of Selective Search",
                 field="strategies",
@@ -42,7 +40,7 @@ class Strategy:
                 expected=f"SPACE:SIMILARITIES[@START]; SPACE one of {', '.join(features.COLOUR_SPACES)}; "
                 f"SIMILARITIES letters of {grouping.SIMILARITIES}; START a scale",
             )
-        return cls(space, similarities, float(start or 0))
+        return cls(match[1], match[2], float(match[3] or 0))
 
 
 @dataclass(frozen=True)
@@ -183,9 +181,7 @@ def selective_search(
     trees, nodes, positions, _ = hierarchy.unique_nodes(layouts)
     order = np.lexsort((trees, positions))
     membership = hierarchy.gather_members(layouts, trees[order], nodes[order])
-    best = ranking.suppress_duplicates(
-        *membership, found.sizes, settings.duplicate_jaccard, settings.max_candidates
-    )
+    best = ranking.suppress_duplicates(*membership, found.sizes, settings.duplicate_jaccard, settings.max_candidates)
     indptr, indices = ranking.take(*membership, best)
     superpixels = found.superpixels
     if superpixels.shape != (height, width):
