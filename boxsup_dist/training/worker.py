@@ -26,7 +26,7 @@ from boxsup_dist.model.loss import segmentation_loss
 from boxsup_dist.model.networks import build_network, parameter_groups
 from boxsup_dist.randomness import derive_seed
 from boxsup_dist.schema import BACKGROUND
-from boxsup_dist.training.plan import plan_epoch
+from boxsup_dist.training.plan import EpochPlan, plan_epoch
 from boxsup_dist.training.schedule import lr_factor
 from boxsup_dist.training.stream import Batch, Source, worker_batches
 
@@ -133,18 +133,18 @@ class TrainWorker:
         """The network's state dict on the CPU."""
         return {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
 
-    def train_epoch(
-        self, labels: ray.ObjectRef | None, on_step: Callable[[EpochTotals, int], None]
-    ) -> dict[str, float]:
-        """One pass over this worker's stream from the current step on; returns the epoch's metrics."""
-        self.network.train()
-        plan = plan_epoch(
+    def plan(self) -> EpochPlan:
+        """The order of the current epoch."""
+        return plan_epoch(
             self.source.records.row_groups(),
             seed=self.config.seed,
             epoch=self.epoch,
             global_batch_size=self.config.optimizer.global_batch_size,
         )
-        batches = worker_batches(
+
+    def batches(self, plan: EpochPlan, labels: ray.ObjectRef | None) -> Iterator[Batch]:
+        """This worker's share of the current epoch, from the current step on."""
+        return worker_batches(
             self.source,
             plan,
             labels,
@@ -154,13 +154,19 @@ class TrainWorker:
             start_step=self.step,
             max_tasks=self.config.resources.stream_tasks_per_worker,
         )
+
+    def train_epoch(
+        self, batches: Iterator[Batch], num_steps: int, on_step: Callable[[EpochTotals, int], None]
+    ) -> dict[str, float]:
+        """Train on the batches of an epoch that has `num_steps` steps; returns the epoch's metrics."""
+        self.network.train()
         totals = EpochTotals()
         for batch in _timed(batches, totals):
             started = time.perf_counter()
-            self.train_step(batch, plan.num_steps, totals)
+            self.train_step(batch, num_steps, totals)
             totals.steps_s += time.perf_counter() - started
             self.step = batch.step + 1
-            on_step(totals, plan.num_steps)
+            on_step(totals, num_steps)
         return totals.metrics()
 
     def train_step(self, batch: Batch, num_steps: int, totals: EpochTotals) -> None:
@@ -267,7 +273,9 @@ def train_loop(settings: dict[str, Any]) -> None:
                 break
             labels = _hand_over_labels(worker, coordinator)
             started = time.perf_counter()
-            metrics = worker.train_epoch(labels, _Watch(worker, coordinator, labels))
+            plan = worker.plan()
+            watch = _Watch(worker, coordinator, labels)
+            metrics = worker.train_epoch(worker.batches(plan, labels), plan.num_steps, watch)
             if coordinator is not None:
                 if ended is not None:  # from the last step of one epoch to the first of the next, stages apart
                     stages_between_s = coordinator.stages_s - stages_s
