@@ -35,6 +35,8 @@ class Settings:
     """Folder of the demo; runs/demo, or runs/demo-voc with a devkit."""
     recipe: str | None = None
     """Recipe to train with; demo, or mini with a devkit."""
+    method: str = "selective_search"
+    """Proposal method."""
     train_split: str = "train"
     """List to train on."""
     val_split: str = "val"
@@ -66,7 +68,7 @@ def main(settings: Settings) -> None:
         _timed(seconds, f"records {split}", build_records, uri, root, split)
     records, val_records = uris.values()
     proposals = storage.join(out, "proposals")
-    _timed(seconds, "proposals", build_proposals, proposals, records)
+    _timed(seconds, "proposals", build_proposals, proposals, records, settings.method)
     runs = {}
     for name in SUPERVISIONS:
         config = recipe(storage.join(out, name), records, proposals if name == "box" else None, val_records, name)
