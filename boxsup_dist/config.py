@@ -46,7 +46,7 @@ class AssignmentSettings:
     warmup_epochs: int = 1
     """Epochs whose labels come from the overlap alone. The first always does: the network starts uniform."""
     clip_to_box: bool = False
-    """A segment means its part inside the box."""
+    """Score and paint only a segment's part inside the box."""
     ignore_outside: bool = False
     """Pixels of a box that no segment covers are ignored instead of background."""
     logit_limit: float | None = None
@@ -148,7 +148,7 @@ class ResourceSettings:
             gpu: Any = {"gpus_per_worker": 0.5, "cpus_per_worker": 1.0} if num_gpus else {}
             resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4), **gpu)
         if self.num_actors == 0:
-            gpu: Any = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
+            gpu = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
             resolved = replace(resolved, num_actors=num_gpus or num_cpus, **gpu)
         return resolved
 

@@ -6,6 +6,7 @@ python -m jobs.train NAME --run-dir R --records T --proposals P --val-records V 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from boxsup_dist.config import (
     AssignmentSettings,
@@ -61,4 +62,12 @@ def mini(
     )
 
 
-RECIPES: dict[str, Recipe] = {"paper": paper, "mini": mini}
+def demo(
+    run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
+) -> TrainConfig:
+    """The embedded synthetic data (200 images of about 200 px): `mini` with smaller crops."""
+    config = mini(run_dir, records, proposals, val_records, supervision)
+    return replace(config, augment=AugmentSettings(193, 193, 0.75, 1.35))
+
+
+RECIPES: dict[str, Recipe] = {"paper": paper, "mini": mini, "demo": demo}
