@@ -82,7 +82,7 @@ class Inputs:
 
 
 class Coordinator:
-    """See the module; implements training.worker.Coordinator."""
+    """See the module; implements training.loop.Coordinator."""
 
     def __init__(self, config: TrainConfig, inputs: Inputs, post: EventPost) -> None:
         self.config, self.inputs, self.post = config, inputs, post
