@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _with_absolute_uris(config: TrainConfig) -> TrainConfig:
     """The same run, and the same configuration to compare with, from any working directory."""
     names = ("run_dir", "records", "proposals", "val_records")
-    found = {name: uri for name in names if (uri := getattr(config, name)) is not None}
+    found: dict[str, Any] = {name: uri for name in names if (uri := getattr(config, name)) is not None}
     return replace(config, **{name: storage.absolute(uri) for name, uri in found.items()})
 
 

@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,14 +122,14 @@ def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tabl
 def test_the_network_decides_after_the_warm_up(one_thread, tables, network):
     labels = [expected_labels(tables, network, epoch, settings).table for epoch, settings in CASES]
     columns = ["proposal_index", "rank"]
-    assert all(not a.select(columns).equals(b.select(columns)) for a, b in zip(labels, labels[1:], strict=False))
+    assert all(not a.select(columns).equals(b.select(columns)) for a, b in pairwise(labels))
     assert pa.compute.max(labels[2]["rank"]).as_py() == 4
     crowd = labels[0].filter(pa.compute.equal(labels[0]["image_id"], "tiny/train_03")).to_pylist()[0]
     assert crowd["proposal_index"] == crowd["rank"] == -1 and crowd["superpixel_ids"] == []
 
 
 def test_proposals_of_other_records_are_refused(ray_local, tables):
-    records, proposals, val = tables
+    _, proposals, val = tables
     pool = NetworkPool(tiny.build_network, num_actors=1, num_cpus=0.25)
     with pytest.raises(TableError, match="made from other records"):
         reassign(pool, val, proposals, tiny.ASSIGNMENT, weights=None, seed=0, epoch=0)

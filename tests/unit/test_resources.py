@@ -36,5 +36,5 @@ def test_more_than_there_is_names_the_setting(resources, match):
 def test_actors_alone_may_take_every_cpu():
     resources = ResourceSettings(num_workers=9, num_actors=8)
     resources.check_room(2, 0, with_training=False)
-    with pytest.raises(SettingError, match="num|cpus"):
+    with pytest.raises(SettingError, match="cpus_per_actor"):
         ResourceSettings(num_workers=1, num_actors=9).check_room(2, 0, with_training=False)

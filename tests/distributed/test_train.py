@@ -1,0 +1,263 @@
+"""Real Ray, whole runs on tiny tables: killed, resumed, refused, failing, with one worker and with two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from boxsup_dist import storage
+from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, TrainConfig
+from boxsup_dist.coordinator import read_history
+from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, SettingError, WeightsError
+from boxsup_dist.model import checkpoint
+from boxsup_dist.run import train
+from boxsup_dist.tables import open_table
+from jobs import evaluate, reassign
+from tests.distributed import tiny
+
+REPO = Path(__file__).parents[2]
+EPOCHS = 3
+ONE = ResourceSettings(num_workers=1, num_actors=1)
+TWO = ResourceSettings(num_workers=2, num_actors=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The tables, and beside them all runs, so that they share one tracking store."""
+    folder = tmp_path_factory.mktemp("loop")
+    tiny.write_tables(folder)
+    return folder
+
+
+def long_config(folder: Path, name: str) -> TrainConfig:
+    """Seven steps an epoch on two workers, with dropout: what has to come back after a kill."""
+    return tiny.make_config(
+        folder,
+        folder / name,
+        network=replace(tiny.NETWORK, dropout=0.1),
+        optimizer=OptimizerSettings(epochs=EPOCHS, global_batch_size=2, lr=0.01, schedule="poly"),
+        resources=TWO,
+        keep_checkpoints=10,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_local, folder) -> TrainConfig:
+    """A finished run."""
+    config = long_config(folder, "unbroken")
+    train(config)
+    return config
+
+
+def labels_of(run_dir: str) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(Path(run_dir, "labels").iterdir())}
+
+
+def weights_of(run_dir: str) -> dict[str, torch.Tensor]:
+    newest = checkpoint.latest(run_dir)
+    assert newest is not None
+    state = checkpoint.load(newest)
+    assert state.step == 0
+    return dict(state.model)
+
+
+def summary_of(folder: Path | str) -> dict:
+    return json.loads(Path(folder, "summary.json").read_text())
+
+
+# -- a run that is killed ---------------------------------------------------------------------------------------------
+
+
+def command_of(config: TrainConfig, checkpoint_every_steps: int) -> list[str]:
+    """The command line whose settings are those of `config`."""
+    words = [sys.executable, "-m", "jobs.train", "mini"]
+    values = {**config.to_dict(), "checkpoint_every_steps": checkpoint_every_steps}
+    for section in ("network", "assignment", "optimizer", "augment", "resources"):
+        values |= {f"{section}.{name}": value for name, value in values.pop(section).items()}
+    for name, value in values.items():
+        section, _, last = name.rpartition(".")
+        flag = f"{section}{'.' if section else ''}{last}".replace("_", "-")
+        if isinstance(value, bool):
+            prefix = "" if value else "no-"
+            words.append(f"--{section}{'.' if section else ''}{prefix}{last}".replace("_", "-"))
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
+def start(config: TrainConfig, checkpoint_every_steps: int, log: Path) -> subprocess.Popen:
+    """The run in a process of its own, with a tracking server that does not answer."""
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    command = command_of(config, checkpoint_every_steps)
+    with log.open("ab") as file:
+        return subprocess.Popen(command, cwd=REPO, env=env, stdout=file, stderr=subprocess.STDOUT)
+
+
+def kill_when(process: subprocess.Popen, appeared: Path, log: Path) -> None:
+    """kill -9 of the driver as soon as a file is there; returns when Ray's processes are gone.
+
+    Ray's two agents are not waited for: they compute nothing, and end after a minute of looking for their node.
+    """
+    deadline = time.monotonic() + 300
+    while not appeared.exists():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.002)
+    children = [p for p in psutil.Process(process.pid).children(recursive=True) if "Agent" not in "".join(p.cmdline())]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(children) > 3
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive, alive
+
+
+@pytest.mark.timeout(900)  # three launches, and the unbroken run
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder):
+    """Killed in its second epoch at a time of one checkpoint an epoch, then in its third between two checkpoints."""
+    config, log = long_config(folder, "killed"), folder / "killed.log"
+    run_dir = Path(config.run_dir)
+    kill_when(start(config, 0, log), run_dir / "labels" / "epoch-001.parquet", log)
+    assert checkpoint.latest(config.run_dir).endswith("epoch-001-step-00000")
+    middle = run_dir / "checkpoints" / "epoch-002-step-00002"
+    kill_when(start(config, 2, log), middle / "manifest.json", log)
+    resumed_from = checkpoint.latest(config.run_dir)
+    assert "epoch-002-step-0000" in resumed_from and not resumed_from.endswith("00000")
+    assert not (run_dir / "summary.json").exists()
+    assert start(config, 0, log).wait(timeout=300) == 0, log.read_text()[-3000:]
+
+    assert labels_of(config.run_dir) == labels_of(unbroken.run_dir)
+    assert len(labels_of(config.run_dir)) == EPOCHS
+    ours, theirs = weights_of(config.run_dir), weights_of(unbroken.run_dir)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    summary, expected = summary_of(config.run_dir), summary_of(unbroken.run_dir)
+    assert summary["resumed_from"] == resumed_from and expected["resumed_from"] is None
+    assert summary["mean_iou"] == expected["mean_iou"] and summary["label_mean_iou"] == expected["label_mean_iou"]
+    lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(EPOCHS))
+    history = read_history(unbroken.run_dir)
+    for line in lines:
+        assert line["train_loss"] == history[line["epoch"]]["train_loss"]
+        assert line["foreground_share"] == history[line["epoch"]]["foreground_share"]
+    assert "MLflow" in log.read_text() or "tracking" in log.read_text()
+
+
+# -- a finished run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_complete_and_the_second_call_returns_at_once(unbroken, folder):
+    summary = summary_of(unbroken.run_dir)
+    assert 0 <= summary["mean_iou"] <= 100 and summary["data"]["training"]["num_rows"] == tiny.NUM_TRAIN
+    assert Path(unbroken.run_dir, "report.html").exists() and any(Path(unbroken.run_dir, "figures").iterdir())
+    assert not Path(unbroken.run_dir, "ray_train").exists()
+    started = time.monotonic()
+    assert train(unbroken) == summary
+    assert time.monotonic() - started < 2
+
+
+def test_other_settings_are_refused_except_those_that_decide_nothing(unbroken):
+    for change in ({"seed": 1}, {"optimizer": replace(unbroken.optimizer, lr=0.02)}):
+        with pytest.raises(SettingError, match=f"another setting.*config.json.*field: {next(iter(change))}"):
+            train(replace(unbroken, **change))
+    train(replace(unbroken, resources=ONE, keep_checkpoints=1, checkpoint_every_steps=3))
+
+
+@pytest.mark.parametrize("num_actors", [1, 2])
+def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tmp_path, num_actors):
+    start_of_last = storage.join(unbroken.run_dir, "checkpoints", f"epoch-{EPOCHS - 1:03d}-step-00000")
+    out = str(tmp_path / "labels")
+    reassign.main(reassign.Settings(unbroken.run_dir, out, checkpoint=start_of_last, num_actors=num_actors))
+    labels = labels_of(unbroken.run_dir)
+    assert Path(out, "labels.parquet").read_bytes() == labels[f"epoch-{EPOCHS - 1:03d}.parquet"]
+    history = read_history(unbroken.run_dir)[EPOCHS - 1]
+    for name in ("label_mean_iou", "share_changed", "mean_overlap_cost", "mean_regression_cost"):
+        assert summary_of(out)[name] == history[name]
+
+    out = str(tmp_path / "metrics")
+    evaluate.main(evaluate.Settings(unbroken.run_dir, out, records=str(folder / "val"), num_actors=num_actors))
+    expected = summary_of(unbroken.run_dir)
+    assert summary_of(out)["mean_iou"] == expected["mean_iou"] and summary_of(out)["iou"] == expected["iou"]
+    assert summary_of(out)["num_images"] == tiny.NUM_VAL
+
+
+def test_jobs_on_a_run_say_what_is_missing(ray_local, folder, tmp_path):
+    with pytest.raises(InputError, match=r"no such file.*config\.json"):
+        evaluate.main(evaluate.Settings(str(tmp_path), str(tmp_path), records=str(folder / "val")))
+
+
+# -- workers and supervisions -----------------------------------------------------------------------------------------
+
+
+def test_the_number_of_workers_changes_no_label_and_hardly_a_loss(ray_local, folder):
+    runs = {n: tiny.make_config(folder, folder / f"workers-{n}", resources=r) for n, r in ((1, ONE), (2, TWO))}
+    for config in runs.values():
+        train(config)
+    one, two = (labels_of(config.run_dir) for config in runs.values())
+    assert one == two and len(one) == 2
+    histories = [read_history(config.run_dir) for config in runs.values()]
+    for epoch in (0, 1):
+        losses = [history[epoch]["train_loss"] for history in histories]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        assert all(h[epoch]["images_per_s"] > 0 and h[epoch]["seconds"]["reassign"] > 0 for h in histories)
+    assert all("gap_s" in history[1] for history in histories)
+
+
+@pytest.mark.parametrize("supervision", ["mask", "rectangles"])
+def test_other_supervisions_run_through(ray_local, folder, supervision):
+    config = tiny.make_config(folder, folder / supervision, supervision=supervision)
+    summary = train(config)
+    assert summary["supervision"] == supervision and summary["mean_iou"] is not None
+    assert not Path(config.run_dir, "labels").exists()
+    assert (summary["label_mean_iou"] is None) == (supervision == "mask")
+    assert summary["train_loss"] > 0
+
+
+# -- errors of the user, met by any rank -----------------------------------------------------------------------------
+
+
+def assert_fails_at_once(config: TrainConfig, kind: type[InputError], match: str) -> None:
+    """The very error, and no second launch: each would report itself as a step of another Ray Train run."""
+    with pytest.raises(kind, match=match) as caught:
+        train(config)
+    assert type(caught.value) is kind and "Traceback" not in str(caught.value)
+    assert not Path(config.run_dir, "summary.json").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_records(ray_local, folder):
+    options = OptimizerSettings(epochs=2, global_batch_size=4, lr=1e30)
+    config = tiny.make_config(folder, folder / "nan", supervision="rectangles", optimizer=options, resources=TWO)
+    started = time.monotonic()
+    assert_fails_at_once(config, NonFiniteLossError, r"not finite in epoch 0, step \d.*image_id.*tiny/train_")
+    assert checkpoint.latest(config.run_dir) is None
+    assert time.monotonic() - started < 100
+
+
+def test_weights_that_are_not_there_end_the_run(ray_local, folder):
+    network = NetworkSettings(tiny.NETWORK.name, weights="/nowhere/weights.pth", output_stride=16)
+    config = tiny.make_config(folder, folder / "no-weights", network=network)
+    assert_fails_at_once(config, WeightsError, r"can't read the weight file; file: /nowhere/weights.pth")
+
+
+def test_a_record_that_does_not_decode_ends_the_run(ray_local, folder):
+    """One rank of two meets it in its stream; the other must not wait."""
+    records = [tiny.make_record(i, "train", tiny.POISON if i == 7 else b"") for i in range(tiny.NUM_TRAIN)]
+    tiny.write_records(folder / "one-poisoned", records)
+    config = tiny.make_config(
+        folder, folder / "poisoned", records=str(folder / "one-poisoned"), supervision="mask", resources=TWO
+    )
+    assert_fails_at_once(config, RecordError, r"does not decode.*one-poisoned.*'tiny/train_07'")
+
+
+def test_a_table_that_lost_a_shard_ends_the_run(ray_local, folder):
+    records = [tiny.make_record(i, "train") for i in range(tiny.NUM_TRAIN)]
+    table = open_table(str(folder / "records"), "records")
+    proposals = tiny.write_proposals(folder / "lost", table, records)
+    Path(proposals.uri, proposals.shards[1].file).unlink()
+    config = tiny.make_config(folder, folder / "lost-shard", proposals=proposals.uri)
+    assert_fails_at_once(config, InputError, r"no such file; file: .*part-00001\.parquet")
