@@ -69,9 +69,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _with_absolute_uris(config: TrainConfig) -> TrainConfig:
     """The same run, and the same configuration to compare with, from any working directory."""
-    names = ("run_dir", "records", "proposals", "val_records")
-    found: dict[str, Any] = {name: uri for name in names if (uri := getattr(config, name)) is not None}
-    return replace(config, **{name: storage.absolute(uri) for name, uri in found.items()})
+
+    def absolute(uri: str | None) -> str | None:
+        return None if uri is None else storage.absolute(uri)
+
+    return replace(
+        config,
+        run_dir=storage.absolute(config.run_dir),
+        records=storage.absolute(config.records),
+        proposals=absolute(config.proposals),
+        val_records=absolute(config.val_records),
+    )
 
 
 def open_inputs(config: TrainConfig) -> Inputs:

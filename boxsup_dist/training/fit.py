@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -20,6 +21,11 @@ def fit(config: TrainConfig, source: Source, make_coordinator: Callable[[], Coor
 
     A lost worker is replaced up to `max_failures` times; the new ones start from the newest checkpoint.
     """
+    launch(config, train_loop, {"config": config, "source": source, "make_coordinator": make_coordinator})
+
+
+def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any]) -> ray.train.Result:
+    """Run `loop(settings)` on the train workers that the configuration describes."""
     resources = config.resources
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
@@ -28,8 +34,8 @@ def fit(config: TrainConfig, source: Source, make_coordinator: Callable[[], Coor
     # Ray Train keeps its own notes in a folder a launch; the run's state is in our checkpoints alone.
     scratch = storage.join(config.run_dir, "ray_train")
     trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"config": config, "source": source, "make_coordinator": make_coordinator},
+        loop,
+        train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -42,6 +48,6 @@ def fit(config: TrainConfig, source: Source, make_coordinator: Callable[[], Coor
         ),
     )
     try:
-        trainer.fit()
+        return trainer.fit()
     finally:
         storage.remove(scratch)
