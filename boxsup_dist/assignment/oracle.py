@@ -25,9 +25,10 @@ def oracle_costs(
 ) -> list[BoxCosts]:
     """As cost.candidate_costs: boxes (K, 4), class ids (K,), log_probs (C, H, W) or None; one BoxCosts a box."""
     costs = []
+    height, width = proposals.superpixels.shape
     for box, class_id in zip(boxes_xyxy.astype(np.float64), class_ids.tolist(), strict=True):
-        inside = np.zeros(proposals.superpixels.shape, bool)
-        x0, y0, x1, y1 = pixel_box(box, *inside.shape)
+        inside = np.zeros((height, width), bool)
+        x0, y0, x1, y1 = pixel_box(box, height, width)
         inside[y0:y1, x0:x1] = True
         candidates, overlap, regression = [], [], []
         for index in range(len(proposals)):
