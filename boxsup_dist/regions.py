@@ -118,10 +118,11 @@ def union_boxes(extents: np.ndarray, indptr: np.ndarray, indices: np.ndarray) ->
 
 
 def pixel_box(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """Integer box x0, y0, x1, y1 that covers the float box, inside the image."""
-    x0, y0 = np.floor(box[:2]).astype(int)
-    x1, y1 = np.ceil(box[2:]).astype(int)
-    return max(int(x0), 0), max(int(y0), 0), min(int(x1), width), min(int(y1), height)
+    """Integer box x0, y0, x1, y1 that covers the float box, inside the image; empty for a box beyond its border."""
+    size = (width, height)
+    x0, y0 = np.clip(np.floor(box[:2]), 0, size).astype(int).tolist()
+    x1, y1 = np.clip(np.ceil(box[2:]), 0, size).astype(int).tolist()
+    return x0, y0, x1, y1
 
 
 def front_order(boxes_xyxy: np.ndarray) -> np.ndarray:
