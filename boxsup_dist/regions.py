@@ -28,8 +28,10 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """An image file's bytes as uint8 RGB (H, W, 3)."""
+    """An image file's bytes as uint8 RGB (H, W, 3); of 16-bit images the upper 8 bits."""
     with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I"):  # 16-bit grey: convert() would cut everything above 255 off
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
 
 
