@@ -147,14 +147,15 @@ class ResourceSettings:
         Half of the CPUs stay free at least: workers and actors that reserve all of them starve the data tasks.
         """
         resolved = self
-        cpus = min(1.0, num_cpus / (4 * num_gpus)) if num_gpus else 0.25
         if self.num_workers == 0:
             resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4))
-            if num_gpus:
-                resolved = replace(resolved, gpus_per_worker=0.5, cpus_per_worker=cpus)
         if self.num_actors == 0:
             resolved = replace(resolved, num_actors=num_gpus or num_cpus)
-            if num_gpus:
+        if num_gpus:
+            cpus = min(1.0, num_cpus / (4 * num_gpus))
+            if self.num_workers == 0:
+                resolved = replace(resolved, gpus_per_worker=0.5, cpus_per_worker=cpus)
+            if self.num_actors == 0:
                 resolved = replace(resolved, gpus_per_actor=0.5, cpus_per_actor=cpus)
         return resolved
 
