@@ -68,7 +68,7 @@ def test_a_file_comes_back_as_it_was(labels, tmp_path):
     path = tmp_path / "labels.parquet"
     path.write_bytes(labels.to_parquet())
     found = read_labels(str(path))
-    assert found.table.schema == LABELS and not found.table.schema.metadata
+    assert found.table.schema.equals(labels.table.schema, check_metadata=True)
     assert str(found.table.to_pylist()) == str(labels.table.to_pylist())
     assert found.offsets.tolist() == labels.offsets.tolist()
     for index in range(len(GROUPS)):
@@ -114,7 +114,8 @@ def test_files_that_are_no_labels_are_refused(labels, tmp_path):
 
 def labels_of(*proposals: int, costs: list[float] | None = None) -> Labels:
     costs = costs or [0.5] * len(proposals)
-    return Labels.concatenate([labels_table([row(str(i), 0, p, c) for i, (p, c) in enumerate(zip(proposals, costs))])])
+    pairs = zip(proposals, costs, strict=True)
+    return Labels.concatenate([labels_table([row(str(i), 0, p, c) for i, (p, c) in enumerate(pairs)])])
 
 
 def test_mean_costs_leave_boxes_without_a_candidate_out():
