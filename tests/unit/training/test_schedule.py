@@ -1,5 +1,7 @@
 """The learning rate's factor: plateaus of the paper, the polynomial of short runs, the warm-up of both."""
 
+import itertools
+
 import pytest
 
 from boxsup_dist.config import OptimizerSettings
@@ -30,7 +32,7 @@ def test_poly_falls_from_one_towards_zero_over_the_run(num_steps):
     total = 8 * num_steps
     assert factors[0] == 1 and factors[total // 2] == pytest.approx(0.5**0.9)
     assert factors[-1] == pytest.approx((1 / total) ** 0.9) and factors[-1] > 0
-    assert all(a > b for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors))
 
 
 @pytest.mark.parametrize("schedule", ["step", "poly"])
