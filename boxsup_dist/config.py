@@ -142,14 +142,26 @@ class ResourceSettings:
     """How often a lost train worker is replaced before the run stops."""
 
     def resolve(self, num_cpus: int, num_gpus: int) -> ResourceSettings:
-        """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor."""
+        """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor.
+
+        Half of the CPUs stay free at least: workers and actors that reserve all of them starve the data tasks.
+        """
         resolved = self
         if self.num_workers == 0:
-            gpu: Any = {"gpus_per_worker": 0.5, "cpus_per_worker": 1.0} if num_gpus else {}
-            resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4), **gpu)
+            resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4))
         if self.num_actors == 0:
+<<<<<<< HEAD
             gpu = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
             resolved = replace(resolved, num_actors=num_gpus or num_cpus, **gpu)
+=======
+            resolved = replace(resolved, num_actors=num_gpus or num_cpus)
+        if num_gpus:
+            cpus = min(1.0, num_cpus / (4 * num_gpus))
+            if self.num_workers == 0:
+                resolved = replace(resolved, gpus_per_worker=0.5, cpus_per_worker=cpus)
+            if self.num_actors == 0:
+                resolved = replace(resolved, gpus_per_actor=0.5, cpus_per_actor=cpus)
+>>>>>>> refs/heads/tests
         return resolved
 
     def check(self) -> None:

@@ -55,7 +55,10 @@ def labels_uri(run_dir: str, epoch: int) -> str:
 
 def read_labels(uri: str) -> Labels:
     """Read a labels file. TableError if it is not one."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    except pa.ArrowInvalid as error:
+        raise TableError("not a readable labels file", file=uri, value=str(error)) from None
     check_schema(table.schema, "labels", file=uri)
     metadata = table.schema.metadata or {}
     if _OFFSETS not in metadata:
