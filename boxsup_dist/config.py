@@ -150,10 +150,6 @@ class ResourceSettings:
         if self.num_workers == 0:
             resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4))
         if self.num_actors == 0:
-<<<<<<< HEAD
-            gpu = {"gpus_per_actor": 0.5, "cpus_per_actor": 1.0} if num_gpus else {}
-            resolved = replace(resolved, num_actors=num_gpus or num_cpus, **gpu)
-=======
             resolved = replace(resolved, num_actors=num_gpus or num_cpus)
         if num_gpus:
             cpus = min(1.0, num_cpus / (4 * num_gpus))
@@ -161,7 +157,6 @@ class ResourceSettings:
                 resolved = replace(resolved, gpus_per_worker=0.5, cpus_per_worker=cpus)
             if self.num_actors == 0:
                 resolved = replace(resolved, gpus_per_actor=0.5, cpus_per_actor=cpus)
->>>>>>> refs/heads/tests
         return resolved
 
     def check(self) -> None:
