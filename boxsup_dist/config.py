@@ -46,7 +46,7 @@ class AssignmentSettings:
     warmup_epochs: int = 1
     """Epochs whose labels come from the overlap alone. The first always does: the network starts uniform."""
     clip_to_box: bool = False
-    """A segment means its part inside the box."""
+    """Score and paint only a segment's part inside the box."""
     ignore_outside: bool = False
     """Pixels of a box that no segment covers are ignored instead of background."""
     logit_limit: float | None = None

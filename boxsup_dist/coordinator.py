@@ -26,19 +26,16 @@ from boxsup_dist.config import NetworkSettings, TrainConfig
 from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
-from boxsup_dist.labels import Labels, read_labels, summarise
+from boxsup_dist.examples import draw_examples, store_figures
+from boxsup_dist.labels import Labels, labels_uri, read_labels, summarise
 from boxsup_dist.model.networks import SegmentationNetwork, build_network
 from boxsup_dist.tables import Table
 from boxsup_dist.training.stream import Source
 
+NUM_EXAMPLE_GROUPS = 2
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' is told as a warning
 
 History = dict[int, dict[str, Any]]
-
-
-def labels_uri(run_dir: str, epoch: int) -> str:
-    """Where the labels of an epoch are kept."""
-    return storage.join(run_dir, "labels", f"epoch-{epoch:03d}.parquet")
 
 
 def read_history(run_dir: str) -> History:
@@ -85,7 +82,7 @@ class Inputs:
 
 
 class Coordinator:
-    """See the module; implements training.worker.Coordinator."""
+    """See the module; implements training.loop.Coordinator."""
 
     def __init__(self, config: TrainConfig, inputs: Inputs, post: EventPost) -> None:
         self.config, self.inputs, self.post = config, inputs, post
@@ -159,16 +156,19 @@ class Coordinator:
         entry = self.history[epoch]
         expected = entry.get("label_foreground_share")
         if expected and metrics["foreground_share"] < COLLAPSE_RATIO * expected:
-            self.post(
-                "warning",
-                text=f"epoch {epoch}: the network predicts {metrics['foreground_share']:.1%} foreground, its labels "
-                f"have {expected:.1%}; labels that follow it may collapse (see assignment.form and warmup_epochs)",
+            text = (
+                f"epoch {epoch + 1}: the network predicts {metrics['foreground_share']:.1%} foreground, its labels "
+                f"have {expected:.1%}; labels that follow it may collapse (see assignment.form and warmup_epochs)"
             )
+            self._note(epoch, {"warnings": [text]})
+            self.post("warning", text=text)
         self._tell(epoch)
 
     def evaluate(self, epoch: int, weights: dict[str, torch.Tensor]) -> None:
         """Mean IoU on the validation records if this epoch is due and has none yet."""
         every, last = self.config.evaluate_every, epoch == self.config.optimizer.epochs - 1
+        if last:
+            self._draw(epoch, weights)
         due = last or (every > 0 and (epoch + 1) % every == 0)
         if self.inputs.val_records is None or not due or "mean_iou" in self.history.get(epoch, {}):
             return
@@ -184,13 +184,33 @@ class Coordinator:
         self._note(epoch, to_summary(result, self.inputs.class_names))
         self._tell(epoch)
 
+    def _draw(self, epoch: int, weights: dict[str, torch.Tensor]) -> None:
+        """Example figures of the first row groups."""
+        source = self.inputs.source
+        units = list(enumerate(source.records.row_groups()))[:NUM_EXAMPLE_GROUPS]
+        with self._stage(epoch, "figures") as on_progress:
+            drawn = self.pool.map(
+                draw_examples,
+                units,
+                weights=ray.put(weights),
+                version=f"after-epoch-{epoch}",
+                on_progress=on_progress,
+                source=source,
+                run_dir=self.config.run_dir,
+                num_epochs=self.config.optimizer.epochs,
+                class_names=self.inputs.class_names,
+                show_ground_truth=self.config.measure_labels,
+            )
+            for figures in drawn:
+                store_figures(self.config.run_dir, figures)
+
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
         """Tell how far the epoch is."""
         self.post("progress", epoch=epoch, stage="train", done=step, total=num_steps, images_per_s=images_per_s)
 
     def fail(self, error: Exception) -> None:
         """Tell the driver why the run ends."""
-        self.post("failed", error=error)
+        self.post.wait("failed", error=error)
 
     def close(self) -> None:
         """End the pool."""

@@ -48,6 +48,11 @@ class Labels:
         return sink.getvalue()
 
 
+def labels_uri(run_dir: str, epoch: int) -> str:
+    """Where a run keeps the labels that an epoch was trained on."""
+    return storage.join(run_dir, "labels", f"epoch-{epoch:03d}.parquet")
+
+
 def read_labels(uri: str) -> Labels:
     """Read a labels file. TableError if it is not one."""
     try:

@@ -6,6 +6,7 @@ python -m jobs.train NAME --run-dir R --records T --proposals P --val-records V 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from boxsup_dist.config import (
     AssignmentSettings,
@@ -46,12 +47,12 @@ def mini(
         network=NetworkSettings("timm:tf_efficientnet_lite0", output_stride=16, dropout=0.1),
         assignment=AssignmentSettings(
             form="centred",
-            regression_weight=1.0,
+            regression_weight=2.0,
             top_k=1,
-            warmup_epochs=3,
+            warmup_epochs=4,
             clip_to_box=True,
             ignore_outside=True,
-            logit_limit=2.0,
+            logit_limit=1.0,
         ),
         optimizer=OptimizerSettings(
             epochs=10, global_batch_size=10, lr=4e-3, head_lr_multiplier=5.0, schedule="poly", warmup_steps=50
@@ -61,4 +62,12 @@ def mini(
     )
 
 
-RECIPES: dict[str, Recipe] = {"paper": paper, "mini": mini}
+def demo(
+    run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
+) -> TrainConfig:
+    """The embedded synthetic data (200 images of about 200 px): `mini` with smaller crops."""
+    config = mini(run_dir, records, proposals, val_records, supervision)
+    return replace(config, augment=AugmentSettings(193, 193, 0.75, 1.35))
+
+
+RECIPES: dict[str, Recipe] = {"paper": paper, "mini": mini, "demo": demo}

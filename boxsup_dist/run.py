@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             fit(config, inputs.source, partial(Coordinator, config, inputs, events.post))
         if console.failure is not None:
             raise console.failure
-        summary = _summary(config, run_dir, time.perf_counter() - started, resumed_from, tracker)
+        summary = _summary(config, inputs, time.perf_counter() - started, resumed_from, tracker)
         storage.write_json(summary_uri, summary)
         _publish(run_dir, tracker)
         status = "FINISHED"
@@ -169,9 +169,15 @@ class _Console:
 
 
 def _summary(
-    config: TrainConfig, run_dir: str, seconds: float, resumed_from: str | None, tracker: RunTracker
+    config: TrainConfig, inputs: Inputs, seconds: float, resumed_from: str | None, tracker: RunTracker
 ) -> dict[str, Any]:
+    run_dir = config.run_dir
     history = read_history(run_dir)
+    tables = {
+        "training": inputs.source.records,
+        "proposals": inputs.source.proposals,
+        "evaluation": inputs.val_records,
+    }
     last = history[max(history)]
     stages: dict[str, float] = {}
     for entry in history.values():
@@ -190,8 +196,13 @@ def _summary(
         "gap_s_median": gaps[len(gaps) // 2] if gaps else None,
         "checkpoint": checkpoint.latest(run_dir),
         "resumed_from": resumed_from,
+        "data": {name: _describe(table) for name, table in tables.items() if table is not None},
         "mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()},
     }
+
+
+def _describe(table: Table) -> dict[str, Any]:
+    return {"uri": table.uri, "fingerprint": table.fingerprint, "num_rows": table.num_rows, **table.counts}
 
 
 def _publish(run_dir: str, tracker: RunTracker) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,20 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
 
 
-def encode_parquet(table: pa.Table, row_group_size: int) -> memoryview:
-    """The table as Parquet bytes with zstd compression."""
+def encode_parquet(table: pa.Table, row_group_size: int, *, split_bytes: Sequence[str] = ()) -> memoryview:
+    """The table as Parquet bytes with zstd compression.
+
+    `split_bytes` are Parquet paths of integer columns whose high and low bytes are compressed apart.
+    """
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd")
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_size,
+        compression="zstd",
+        use_dictionary=not split_bytes,
+        column_encoding=dict.fromkeys(split_bytes, "BYTE_STREAM_SPLIT") or None,
+    )
     return memoryview(sink.getvalue())
 
 

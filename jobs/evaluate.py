@@ -1,4 +1,4 @@
-"""Evaluate a run's network, exactly and on the actor pool: python -m jobs.evaluate --run-dir R --records T --out DIR."""
+"""Evaluate a run's network, exactly, on the actor pool: python -m jobs.evaluate --run-dir R --records T --out DIR."""
 
 from __future__ import annotations
 

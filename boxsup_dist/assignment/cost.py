@@ -16,8 +16,9 @@ What the paper leaves open, and what stands here:
   under-predicts foreground, d is positive nearly everywhere and the literal cost picks the smallest segment; then the
   next network predicts still less foreground. Only the contrast inside the box enters here, and no such drift
   exists. d is limited to +-`logit_limit`, so that a few very sure pixels do not outweigh the rest of the box.
-* `clip_to_box` (also not in the paper): a segment means its part inside the box, for its tight box, Er and painting.
-* Candidates are the proposals whose (clipped) tight box overlaps the box at all. A box without one gets proposal -1.
+* `clip_to_box` (also not in the paper): only a segment's part inside the box is scored by Er and painted. The overlap
+  term still sees the tight box of the whole segment: cut, every segment that covers the box would overlap it fully.
+* Candidates are the proposals whose tight box overlaps the box at all. A box without one gets proposal -1.
 * A pixel inside two boxes: each box chooses on its own; painting puts the smaller in front (regions.paint_segments).
 * Crowds take no candidate, their boxes are ignored pixels. `difficult` boxes are boxes like any other: VOC's own
   segmentation masks label those objects too.
@@ -30,7 +31,7 @@ from typing import Literal
 
 import numpy as np
 
-from boxsup_dist.regions import pixel_box, superpixel_extents, union_boxes
+from boxsup_dist.regions import pixel_box
 from boxsup_dist.schema import BACKGROUND, Proposals
 
 CostForm = Literal["image", "centred"]
@@ -93,11 +94,7 @@ def candidate_costs(
     costs: list[BoxCosts] = []
     sums: dict[int, np.ndarray] = {}  # per class: an image has several boxes of one class
     for box, class_id in zip(boxes_xyxy.astype(np.float64), class_ids.tolist(), strict=True):
-        if clip_to_box:
-            tight = _clipped_boxes(proposals, box)
-        else:
-            tight = proposals.boxes
-        overlap = 1.0 - box_iou(box, tight)
+        overlap = 1.0 - box_iou(box, proposals.boxes)
         if log_probs is None:
             regression = np.zeros(len(proposals))
         elif form == "image":
@@ -107,13 +104,6 @@ def candidate_costs(
         candidates = np.flatnonzero(overlap < 1.0)
         costs.append(BoxCosts(candidates, overlap[candidates], regression[candidates]))
     return costs
-
-
-def _clipped_boxes(proposals: Proposals, box: np.ndarray) -> np.ndarray:
-    """Tight boxes (P, 4) of the parts of the proposals inside the box; no part inside gives an empty box."""
-    x0, y0, x1, y1 = pixel_box(box, *proposals.superpixels.shape)
-    extents = superpixel_extents(proposals.superpixels[y0:y1, x0:x1], proposals.num_superpixels)
-    return union_boxes(extents, proposals.indptr, proposals.indices) + np.array([x0, y0, x0, y0])
 
 
 def _image_regression(

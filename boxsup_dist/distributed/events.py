@@ -48,23 +48,35 @@ class EventPost:
         """Post an event without waiting."""
         self._mailbox.post.remote(Event(kind, values))
 
+    def wait(self, kind: str, **values: Any) -> None:
+        """Post an event and return when it lies in the mailbox: for a sender that is about to end."""
+        ray.get(self._mailbox.post.remote(Event(kind, values)))
+
 
 class EventLoop:
-    """The driver's end: a context manager whose thread gives every event to `handle`, in order."""
+    """The driver's end: a context manager whose thread gives every event to `handle`, in order.
+
+    What `handle` raises ends the thread and is raised again when the loop is left.
+    """
 
     def __init__(self, handle: Callable[[Event], None]) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox: Any = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._handle = handle
         self._closing = threading.Event()
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="run-events", daemon=True)
         self.post = EventPost(self._mailbox)
 
     def _run(self) -> None:
         while True:
             last = self._closing.wait(POLL_EVERY_S)
-            for event in ray.get(self._mailbox.drain.remote()):
-                self._handle(event)
+            try:
+                for event in ray.get(self._mailbox.drain.remote()):
+                    self._handle(event)
+            except Exception as error:
+                self._error = error
+                return
             if last:
                 return
 
@@ -72,7 +84,9 @@ class EventLoop:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._closing.set()
         self._thread.join(timeout=60)
         ray.kill(self._mailbox)
+        if self._error is not None and kind is None:
+            raise self._error

@@ -2,7 +2,8 @@
 
 Results depend on the units and the weights only, never on the number of actors: each member has the same fixed number
 of threads, units are never split or merged, and results come back in the order of the units. A member that dies is
-started again by Ray and its unit is run again.
+started again by Ray and its units are run again, up to MAX_RETRIES times: a unit that kills its member every time must
+not keep the run busy for ever.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
+
+from boxsup_dist.errors import InputError
 
 UNITS_IN_FLIGHT_PER_ACTOR = 2  # one computes, one waits in its queue
+MAX_RETRIES = 3
 
 
 @ray.remote
@@ -49,7 +54,8 @@ class NetworkPool:
         num_gpus: float = 0.0,
         threads: int = 1,
     ) -> None:
-        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": -1}
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1}
+        options["max_task_retries"] = MAX_RETRIES
         self.actors = [_Member.options(**options).remote(build, threads) for _ in range(num_actors)]  # type: ignore[attr-defined]
 
     def wait_ready(self) -> None:
@@ -69,7 +75,7 @@ class NetworkPool:
         """Yield function(network, unit, **kwargs) for every unit, in the order of the units.
 
         `weights` is a reference to a state dict, `version` its name: members load it once. `on_progress` is told
-        (units done, units in all).
+        (units done, units in all). An InputError of the function is raised here as it is, without Ray's trace.
         """
         nested = [] if weights is None else [weights]
         shared = ray.put(kwargs)
@@ -86,7 +92,7 @@ class NetworkPool:
             done, _ = ray.wait(list(waiting), num_returns=1)
             index, actor = waiting.pop(done[0])
             free.append(actor)
-            finished[index] = ray.get(done[0])
+            finished[index] = _result(done[0])
             if on_progress is not None:
                 on_progress(len(units) - len(pending) - len(waiting), len(units))
             while next_index in finished:
@@ -97,3 +103,13 @@ class NetworkPool:
         """End the actors."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+def _result(reference: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        # Ray's wrapper is an InputError too, but its text is a traceback and it can't be pickled again.
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise

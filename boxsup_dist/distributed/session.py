@@ -73,7 +73,12 @@ def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
             log_to_driver=worker_logs,
         )
     except ConnectionError as error:
-        raise SettingError("no Ray cluster answers", field="RAY_ADDRESS", value=address) from error
+        raise SettingError(
+            "no Ray cluster lets us in",
+            field="RAY_ADDRESS",
+            value=address,
+            expected="a running cluster and, if it asks for one, its token in RAY_AUTH_TOKEN",
+        ) from error
 
 
 def _start_local(num_cpus: int | None, worker_logs: bool) -> None:
@@ -86,6 +91,7 @@ def _start_local(num_cpus: int | None, worker_logs: bool) -> None:
     if checkout not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([checkout, *paths])
     ray.init(
+        address="local",  # never a cluster that happens to run on this machine
         num_cpus=min(num_cpus or cores, cores),
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,

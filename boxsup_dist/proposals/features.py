@@ -12,10 +12,13 @@ TEXTURE_BINS = 10
 _DIRECTIONS = 8
 # The square root of a gradient component spreads the many weak ones; 64 grey levels per pixel and more share a bin.
 _TEXTURE_BINS_PER_ROOT = TEXTURE_BINS / 8
+_LAB_SCALE = np.array([2.55, 1.275, 1.275], np.float32)
+_LAB_SHIFT = np.array([0, 127, 127], np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _lab(image: np.ndarray) -> np.ndarray:
-    return color.rgb2lab(image).astype(np.float32) * np.float32([2.55, 1.275, 1.275]) + np.float32([0, 127, 127])
+    return color.rgb2lab(image).astype(np.float32) * _LAB_SCALE + _LAB_SHIFT
 
 
 def _normalised(image: np.ndarray) -> np.ndarray:
@@ -41,7 +44,7 @@ COLOUR_SPACES = {
     "hsv": _hsv,
     "hue": lambda image: _hsv(image)[..., :1],
     "rgi": _normalised,  # normalised red and green, intensity
-    "grey": lambda image: (image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114]))[..., None],
+    "grey": lambda image: (image.astype(np.float32) @ _LUMA)[..., None],
     "position": _position,  # not a colour, but compared like one: keeps regions compact
 }
 

@@ -1,8 +1,8 @@
 """Greedy hierarchical grouping of a region graph (Uijlings et al., IJCV 2013, algorithm 1).
 
-The similarity of two neighbouring regions is a weighted sum of their likeness in colour and texture, of their smallness,
-of how well they fill their common box, and of the weakness of their border. The border alone gives the average-linkage
-tree of a contour map.
+The similarity of two neighbouring regions is a weighted sum of their likeness in colour and texture, of their
+smallness, of how well they fill their common box, and of the weakness of their border. The border alone gives the
+average-linkage tree of a contour map.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class _Lists(NamedTuple):
     Entry 2 e + side belongs to region pairs[e, side] and names the other one.
     """
 
-    entry: np.ndarray  # int32 (2 E,), the neighbour
+    entry: np.ndarray  # int64 (2 E,), the neighbour
     following: np.ndarray  # int32 (2 E,), the list's next entry, -1 at its end
     lengths: np.ndarray  # float64 (2 E,)
     contrast: np.ndarray  # float64 (2 E,), summed over the border
     head: np.ndarray  # int32 (2 R - 1,), a region's first entry
     tail: np.ndarray  # int32 (2 R - 1,)
-    current: np.ndarray  # int32 (2 R - 1,), a region that has absorbed this one, itself while it lives
+    current: np.ndarray  # int64 (2 R - 1,), a region that has absorbed this one, itself while it lives
 
 
 @numba.njit(cache=True)
@@ -99,7 +99,7 @@ def _grow(values: np.ndarray) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _link(pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, num_nodes: int) -> _Lists:
-    entry = np.empty(2 * len(pairs), np.int32)
+    entry = np.empty(2 * len(pairs), np.int64)
     following = np.full(2 * len(pairs), -1, np.int32)
     head = np.full(num_nodes, -1, np.int32)
     tail = np.full(num_nodes, -1, np.int32)
@@ -111,7 +111,7 @@ def _link(pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, num_node
             tail[region] = i
         head[region] = i
     doubled, summed = np.repeat(lengths, 2), np.repeat(lengths * contrast, 2)
-    return _Lists(entry, following, doubled, summed, head, tail, np.arange(num_nodes).astype(np.int32))
+    return _Lists(entry, following, doubled, summed, head, tail, np.arange(num_nodes))
 
 
 @numba.njit(cache=True)
@@ -165,7 +165,7 @@ def _group(
     image_size = sizes.sum()
     heap = [(0.0, 0, 0) for _ in range(0)]
     for e in range(len(pairs)):
-        a, b = np.int64(pairs[e, 0]), np.int64(pairs[e, 1])
+        a, b = pairs[e, 0], pairs[e, 1]
         heap.append((-_similarity(a, b, contrast[e], grown, weights, image_size), a, b))
     heapq.heapify(heap)
     merges = np.empty((num_regions - 1, 2), np.int32)
@@ -179,7 +179,7 @@ def _group(
         _join_lists(a, b, new, lists, place)
         i = lists.head[new]
         while i >= 0:
-            other = np.int64(lists.entry[i])
+            other = lists.entry[i]
             border = lists.contrast[i] / lists.lengths[i]
             heapq.heappush(heap, (-_similarity(other, new, border, grown, weights, image_size), other, new))
             i = lists.following[i]
@@ -193,7 +193,8 @@ def group(features: RegionFeatures, weights: np.ndarray) -> np.ndarray:
     `weights` are those of SIMILARITIES, float64 (5,). Of equally similar pairs the one with the lowest region numbers
     goes first. Returns int32 (R - 1, 2): merge i makes region R + i of two earlier ones.
     """
-    return _group(*features, weights)
+    pairs = features.pairs.astype(np.int64)  # what the heap holds must be of one type
+    return _group(*features._replace(pairs=pairs), weights)
 
 
 def merged_features(features: RegionFeatures, groups: np.ndarray) -> RegionFeatures:

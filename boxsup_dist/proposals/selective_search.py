@@ -1,20 +1,20 @@
 """Selective Search with masks (Uijlings, van de Sande, Gevers, Smeulders; IJCV 2013).
 
-Its hierarchies, one per colour space, start scale and combination of similarities, all share one superpixel map, so that
-every candidate is a union of superpixels.
+Its hierarchies, one per colour space, start scale and combination of similarities, all share one superpixel map, so
+that every candidate is a union of superpixels.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 from PIL import Image
 
 from boxsup_dist import regions
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import features, grouping, hierarchy, leaves
+from boxsup_dist.proposals import features, grouping, hierarchy, leaves, ranking
 from boxsup_dist.schema import Proposals
 
 _FULL_CONTRAST = 60.0  # distance of colours in 0..255 that counts as the strongest border
@@ -31,10 +31,8 @@ class Strategy:
     @classmethod
     def parse(cls, text: str) -> Strategy:
         """From SPACE:SIMILARITIES[@START], for example "hsv:csf@2000"; SettingError if it is not of that form."""
-        head, _, start = text.partition("@")
-        space, _, similarities = head.partition(":")
-        known = space in features.COLOUR_SPACES and similarities and set(similarities) <= set(grouping.SIMILARITIES)
-        if not known or not (start or "0").replace(".", "", 1).isdigit():
+        match = re.fullmatch(rf"(\w+):([{grouping.SIMILARITIES}]+)(?:@(\d+(?:\.\d+)?))?", text)
+        if match is None or match[1] not in features.COLOUR_SPACES:
             raise SettingError(
                 "not a strategy of Selective Search",
                 field="strategies",
@@ -42,23 +40,52 @@ class Strategy:
                 expected=f"SPACE:SIMILARITIES[@START]; SPACE one of {', '.join(features.COLOUR_SPACES)}; "
                 f"SIMILARITIES letters of {grouping.SIMILARITIES}; START a scale",
             )
-        return cls(space, similarities, float(start or 0))
+        return cls(match[1], match[2], float(match[3] or 0))
 
 
 @dataclass(frozen=True)
 class SelectiveSearchSettings:
-    """Sizes and strategies. The default strategies were chosen greedily by what each adds to the best Jaccard index."""
+    """Sizes and strategies.
+
+    The default strategies were chosen greedily out of 71 by what each adds to the best Jaccard index on half of the
+    images that they are measured on.
+    """
 
     max_candidates: int = 2000
+    """Candidates kept of each image, best first."""
     leaf_spaces: tuple[str, ...] = ("lab", "rgb")
+    """Colour spaces whose fine segmentations, overlaid, give the superpixels."""
     leaf_scale: float = 100.0
+    """Felzenszwalb's scale of those segmentations; larger gives larger superpixels."""
     min_leaf_px: int = 30
+    """Smaller superpixels are joined to a neighbour."""
     max_leaves: int = 1500
+    """While there are more superpixels, min_leaf_px is doubled for that image."""
     max_side_px: int = 1000
+    """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""
+    duplicate_jaccard: float = 0.9
+    """Candidates that overlap a better one by more are ranked behind all others."""
     strategies: tuple[str, ...] = (
         "hsv:csfb", "lab:sf", "hue:ctsf", "rgi:ctsf", "lab:cts", "hsv:csf@2000", "position:csf", "rgb:sfb", "rgi:csf",
         "hsv:sfb", "ab:cf", "hsv:ctsf", "hue:cts", "lab:csf@2000",
     )  # fmt: skip
+    """Hierarchies, each SPACE:SIMILARITIES[@START]: letters of colour, texture, size, fill, border; a start scale."""
+
+    def __post_init__(self) -> None:
+        for text in self.strategies:
+            Strategy.parse(text)
+        for name, low, high in (
+            ("max_candidates", 1, 2**31), ("leaf_scale", 1e-9, np.inf), ("min_leaf_px", 1, 2**31),
+            ("max_leaves", 1, 2**16), ("max_side_px", 1, 2**15), ("duplicate_jaccard", 0, 1),
+        ):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
+        for space in self.leaf_spaces:
+            if space not in features.COLOUR_SPACES:
+                expected = ", ".join(features.COLOUR_SPACES)
+                raise SettingError("no such colour space", field="leaf_spaces", value=space, expected=expected)
+        if not self.leaf_spaces or not self.strategies:
+            raise SettingError("needs at least one", field="leaf_spaces" if self.strategies else "strategies")
 
 
 class _Image:
@@ -122,19 +149,50 @@ class _Image:
         return grouping.merged_features(found, groups) if strategy.start else found
 
 
-def selective_search(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> Proposals:
+def _shrink(image: np.ndarray, max_side_px: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    factor = max_side_px / max(height, width)
+    if factor >= 1:
+        return np.ascontiguousarray(image)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def _enlarge(superpixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Nearest-neighbour enlargement; every id is kept."""
+    rows = np.arange(height) * superpixels.shape[0] // height
+    columns = np.arange(width) * superpixels.shape[1] // width
+    return superpixels[rows[:, None], columns]
+
+
+def selective_search(
+    image: np.ndarray, settings: SelectiveSearchSettings | None = None, *, image_id: str = ""
+) -> Proposals:
+    """All candidate segments of an image, uint8 RGB (H, W, 3), best first; a pure function of image and settings.
+
+    Candidates are ordered by their position in their hierarchy, the last merges first, and near-duplicates moved to
+    the end. Measured, that serves small budgets better than the paper's position times a random number: .70 against
+    .64 mean best Jaccard index at 500 candidates of VOC images. Objectness falls linearly with the rank.
+    """
     settings = settings or SelectiveSearchSettings()
-    found = _Image(np.ascontiguousarray(image), settings)
+    height, width = image.shape[:2]
+    found = _Image(_shrink(image, settings.max_side_px), settings)
     layouts = [found.hierarchy(Strategy.parse(text)) for text in settings.strategies]
-    trees, nodes, positions, copies = hierarchy.unique_nodes(layouts)
-    order = np.argsort(positions, kind="stable")[: settings.max_candidates]
-    indptr, indices = hierarchy.gather_members(layouts, trees[order], nodes[order])
+    trees, nodes, positions, _ = hierarchy.unique_nodes(layouts)
+    order = np.lexsort((trees, positions))
+    membership = hierarchy.gather_members(layouts, trees[order], nodes[order])
+    best = ranking.suppress_duplicates(*membership, found.sizes, settings.duplicate_jaccard, settings.max_candidates)
+    indptr, indices = ranking.take(*membership, best)
+    superpixels = found.superpixels
+    if superpixels.shape != (height, width):
+        superpixels = _enlarge(superpixels, height, width)
+    extents = regions.superpixel_extents(superpixels, found.count)
     return Proposals(
-        image_id="",
-        superpixels=found.superpixels,
+        image_id=image_id,
+        superpixels=superpixels,
         num_superpixels=found.count,
         indptr=indptr,
         indices=indices,
-        objectness=np.linspace(1, 0, len(order), endpoint=False, dtype=np.float32),
-        boxes=regions.union_boxes(found.extents, indptr, indices).astype(np.uint16),
+        objectness=np.linspace(1, 0, len(best), endpoint=False, dtype=np.float32),
+        boxes=regions.union_boxes(extents, indptr, indices).astype(np.uint16),
     )

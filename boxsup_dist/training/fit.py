@@ -11,8 +11,8 @@ from ray.train.torch import TorchTrainer
 
 from boxsup_dist import storage
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.training.loop import Coordinator, train_loop
 from boxsup_dist.training.stream import Source
-from boxsup_dist.training.worker import Coordinator, train_loop
 
 
 def fit(config: TrainConfig, source: Source, make_coordinator: Callable[[], Coordinator]) -> None:

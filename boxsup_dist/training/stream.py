@@ -6,7 +6,6 @@ paint label maps from the labels table, which they get by reference. Only column
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ import ray
 import ray.data
 
 from boxsup_dist.config import AssignmentSettings, AugmentSettings, Supervision
+from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.labels import Labels
 from boxsup_dist.regions import decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
 from boxsup_dist.schema import Record, iter_records
@@ -54,6 +54,7 @@ class Batch:
     image_ids: list[str] = field(default_factory=list)
     images: np.ndarray | None = None  # uint8 (n, h, w, 3)
     label_maps: np.ndarray | None = None  # uint8 (n, h, w)
+    error: InputError | None = None  # why this rank has no batch
 
 
 def worker_batches(
@@ -67,20 +68,20 @@ def worker_batches(
     start_step: int = 0,
     max_tasks: int = 2,
 ) -> Iterator[Batch]:
-    """Yield this worker's batch for every step from `start_step` on."""
+    """Yield this worker's batch for every step from `start_step` on. Raises InputError for records of no use."""
     slices = plan.for_worker(rank, num_workers, start_step)
     lanes = [lane for lane in range(len(plan.lane_lengths)) if lane % num_workers == rank]
     rows = _lane_rows(slices, source, labels, epoch, max_tasks)
-    waiting: dict[int, deque[dict[str, Any]]] = {lane: deque() for lane in lanes}
+    waiting: dict[tuple[int, int], dict[str, Any]] = {}  # Ray Data hands blocks over as they finish, in any order
     for step in range(start_step, plan.num_steps):
         taken = []
         for lane in lanes:
             if step >= plan.lane_lengths[lane]:
                 continue
-            while not waiting[lane]:
+            while (lane, step) not in waiting:
                 row = next(rows)
-                waiting[row["lane"]].append(row)
-            taken.append(waiting[lane].popleft())
+                waiting[row["lane"], row["step"]] = row
+            taken.append(waiting.pop((lane, step)))
         yield _collate(step, taken)
 
 
@@ -98,7 +99,7 @@ def _collate(step: int, rows: list[dict[str, Any]]) -> Batch:
 def _lane_rows(
     slices: Sequence[Slice], source: Source, labels: ray.ObjectRef | None, epoch: int, max_tasks: int
 ) -> Iterator[dict[str, Any]]:
-    """Training pairs of all slices, slice by slice, made by at most `max_tasks` tasks at once."""
+    """Training pairs of all slices in about the order of the slices, made by at most `max_tasks` tasks at once."""
     if not slices:
         return
     dataset = ray.data.range(len(slices), override_num_blocks=len(slices)).map_batches(
@@ -107,9 +108,12 @@ def _lane_rows(
         compute=ray.data.TaskPoolStrategy(size=max_tasks),
     )
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=2 * max_tasks):
-        for i, lane in enumerate(block["lane"].tolist()):
+        if "error" in block:
+            raise ray.cloudpickle.loads(block["error"][0])
+        for i, (lane, step) in enumerate(zip(block["lane"].tolist(), block["step"].tolist(), strict=True)):
             yield {
                 "lane": lane,
+                "step": step,
                 "image_id": str(block["image_id"][i]),
                 "image": block["image"][i],
                 "label_map": block["label_map"][i],
@@ -120,12 +124,15 @@ def _load_task(
     batch: dict[str, np.ndarray], slices: Sequence[Slice], source: Source, labels: ray.ObjectRef | None, epoch: int
 ) -> dict[str, np.ndarray]:
     resolved = None if labels is None else ray.get(labels)
-    parts = [load_slice(slices[i], source, resolved, epoch) for i in batch["id"].tolist()]
+    try:
+        parts = [load_slice(slices[i], source, resolved, epoch) for i in batch["id"].tolist()]
+    except InputError as error:  # returned, not raised: the user gets the error itself, not Ray's trace of it
+        return {"error": np.array([ray.cloudpickle.dumps(error)], object)}
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def load_slice(piece: Slice, source: Source, labels: Labels | None, epoch: int) -> dict[str, np.ndarray]:
-    """Augmented training pairs of one slice: lane (n,), image_id (n,), image (n, h, w, 3), label_map (n, h, w)."""
+    """Augmented training pairs of one slice: lane, step, image_id (n,), image (n, h, w, 3), label_map (n, h, w)."""
     where = source.records.row_groups()[piece.row_group_index]
     rows = pa.array(piece.rows)
     records = source.records.read(where, GRANTED_COLUMNS[source.supervision]).take(rows)
@@ -140,25 +147,35 @@ def load_slice(piece: Slice, source: Source, labels: Labels | None, epoch: int) 
 
     images, label_maps, image_ids = [], [], []
     for record, encoded, count in zip(iter_records(records), superpixels, counts, strict=True):
-        assert record.image is not None
-        label_map = _paint(record, encoded, count, segments, source)
-        pair = augment(
-            decode_image(record.image),
-            label_map,
-            source.augment,
-            seed=source.seed,
-            epoch=epoch,
-            image_id=record.image_id,
-        )
+        image, label_map = _decode(record, encoded, count, segments, source)
+        pair = augment(image, label_map, source.augment, seed=source.seed, epoch=epoch, image_id=record.image_id)
         images.append(pair[0])
         label_maps.append(pair[1])
         image_ids.append(record.image_id)
     return {
         "lane": np.full(len(images), piece.lane),
+        "step": piece.first_step + np.arange(len(images)),
         "image_id": np.array(image_ids),
         "image": np.stack(images),
         "label_map": np.stack(label_maps),
     }
+
+
+def _decode(
+    record: Record,
+    superpixels: bytes | None,
+    num_superpixels: int,
+    segments: dict[str, list[np.ndarray | None]],
+    source: Source,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (H, W, 3) and label map uint8 (H, W) of one record; RecordError where its bytes are no image."""
+    assert record.image is not None
+    try:
+        return decode_image(record.image), _paint(record, superpixels, num_superpixels, segments, source)
+    except (OSError, SyntaxError) as error:  # Pillow's two words for damaged files
+        raise RecordError(
+            f"does not decode: {error}", file=source.records.uri, field="image_id", value=record.image_id
+        ) from None
 
 
 def _paint(

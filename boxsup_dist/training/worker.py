@@ -1,15 +1,11 @@
-"""What every train worker runs: one long-lived loop over epochs, data parallel, with the labels handed over in between.
-
-All ranks run `train_loop`. Rank 0 also owns a Coordinator, which reassigns the labels, evaluates, keeps the history and
-writes what a run leaves behind; the other ranks only wait for the labels by reference.
-"""
+"""One rank of the data-parallel training: its network, optimizer and position, and what it does in a step."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
@@ -20,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.errors import NonFiniteLossError
+from boxsup_dist.errors import InputError, NonFiniteLossError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import segmentation_loss
 from boxsup_dist.model.networks import build_network, parameter_groups
@@ -32,33 +28,6 @@ from boxsup_dist.training.stream import Batch, Source, worker_batches
 
 FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for a share
 StateDict = dict[str, torch.Tensor]
-
-
-class Coordinator(Protocol):
-    """What rank 0 does around the epochs."""
-
-    stages_s: float  # seconds spent in its stages so far
-
-    def labels(self, epoch: int, weights: StateDict) -> ray.ObjectRef | None:
-        """Labels for this epoch by reference, None where the supervision needs none."""
-
-    def stored_labels(self, epoch: int) -> ray.ObjectRef | None:
-        """The labels that an interrupted epoch began with."""
-
-    def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        """Called a few times a minute."""
-
-    def record(self, epoch: int, metrics: dict[str, float]) -> None:
-        """After the last step of an epoch, before its checkpoint."""
-
-    def evaluate(self, epoch: int, weights: StateDict) -> None:
-        """After the checkpoint of a finished epoch, also when a run resumes from it; does nothing if not due."""
-
-    def fail(self, error: Exception) -> None:
-        """The run can't go on and a restart would not help."""
-
-    def close(self) -> None:
-        """Release what the coordinator holds."""
 
 
 @dataclass
@@ -114,6 +83,7 @@ class TrainWorker:
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.step = 0, 0
+        self.totals = EpochTotals()
 
     def wrap(self) -> None:
         """Make the network data parallel; after the checkpoint is loaded, so that all ranks start alike."""
@@ -128,6 +98,7 @@ class TrainWorker:
         self.network.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.training["optimizer"])
         self.epoch, self.step = state.epoch, state.step
+        self.totals = EpochTotals(**state.training["totals"])
 
     def weights(self) -> StateDict:
         """The network's state dict on the CPU."""
@@ -143,37 +114,47 @@ class TrainWorker:
         )
 
     def batches(self, plan: EpochPlan, labels: ray.ObjectRef | None) -> Iterator[Batch]:
-        """This worker's share of the current epoch, from the current step on."""
-        return worker_batches(
-            self.source,
-            plan,
-            labels,
-            epoch=self.epoch,
-            rank=self.rank,
-            num_workers=self.num_workers,
-            start_step=self.step,
-            max_tasks=self.config.resources.stream_tasks_per_worker,
-        )
+        """This worker's share of the current epoch, from the current step on.
+
+        An InputError becomes the batch of its step: all ranks learn of it there, and none is left waiting.
+        """
+        try:
+            yield from worker_batches(
+                self.source,
+                plan,
+                labels,
+                epoch=self.epoch,
+                rank=self.rank,
+                num_workers=self.num_workers,
+                start_step=self.step,
+                max_tasks=self.config.resources.stream_tasks_per_worker,
+            )
+        except InputError as error:
+            yield Batch(self.step, error=error)
 
     def train_epoch(
         self, batches: Iterator[Batch], num_steps: int, on_step: Callable[[EpochTotals, int], None]
     ) -> dict[str, float]:
-        """Train on the batches of an epoch that has `num_steps` steps; returns the epoch's metrics."""
+        """Train on the batches that are left of an epoch of `num_steps` steps; returns the whole epoch's metrics."""
         self.network.train()
-        totals = EpochTotals()
-        for batch in _timed(batches, totals):
+        for batch in _timed(batches, self.totals):
             started = time.perf_counter()
-            self.train_step(batch, num_steps, totals)
-            totals.steps_s += time.perf_counter() - started
+            self.train_step(batch, num_steps)
+            self.totals.steps_s += time.perf_counter() - started
             self.step = batch.step + 1
-            on_step(totals, num_steps)
-        return totals.metrics()
+            on_step(self.totals, num_steps)
+        return self.totals.metrics()
 
-    def train_step(self, batch: Batch, num_steps: int, totals: EpochTotals) -> None:
+    def finish_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch, self.step, self.totals = self.epoch + 1, 0, EpochTotals()
+
+    def train_step(self, batch: Batch, num_steps: int) -> None:
         """Forward, backward and update on one global batch.
 
         The loss is summed over the valid pixels of all ranks and divided once by their number, so that it does not
-        depend on how the batch is spread. Raises NonFiniteLossError, on all ranks, before anything is updated.
+        depend on how the batch is spread. Raises NonFiniteLossError or the error of a batch, on all ranks, before
+        anything is updated.
         """
         factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -194,12 +175,15 @@ class TrainWorker:
                 (grid != BACKGROUND).sum().double() * real,
                 torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
+                torch.tensor(batch.error is not None, dtype=torch.float64, device=self.device),
             ]
         )
         own_loss = float(sums[0])
         if self.num_workers > 1:
             dist.all_reduce(sums)
-        loss, valid, foreground, counted, images_seen = sums.tolist()
+        loss, valid, foreground, counted, images_seen, num_errors = sums.tolist()
+        if num_errors:
+            raise_together(batch.error)
         if not np.isfinite(loss):
             raise self._non_finite(batch, own_loss)
 
@@ -207,11 +191,11 @@ class TrainWorker:
         # DDP averages gradients over ranks, hence the factor.
         (loss_sum * (self.num_workers / max(valid, 1.0))).backward()
         self.optimizer.step()
-        totals.loss += loss
-        totals.valid_pixels += valid
-        totals.foreground += foreground
-        totals.counted += counted
-        totals.images += images_seen
+        self.totals.loss += loss
+        self.totals.valid_pixels += valid
+        self.totals.foreground += foreground
+        self.totals.counted += counted
+        self.totals.images += images_seen
 
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 (n, 3, h, w), channels last, and label maps (n, h, w); no image becomes one ignored image."""
@@ -255,91 +239,12 @@ def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:
         yield batch
 
 
-def train_loop(settings: dict[str, Any]) -> None:
-    """Entry point of every train worker. `settings`: config, source, make_coordinator (called on rank 0 only)."""
-    config: TrainConfig = settings["config"]
-    worker = TrainWorker(config, settings["source"])
-    coordinator: Coordinator | None = settings["make_coordinator"]() if worker.rank == 0 else None
-    newest = checkpoint.latest(config.run_dir) if worker.rank == 0 else None
-    worker.restore(ray.train.collective.broadcast_from_rank_zero(newest))
-    worker.wrap()
-    ended: float | None = None
-    stages_s = 0.0
-    try:
-        while True:
-            if coordinator is not None and worker.epoch > 0 and worker.step == 0:
-                coordinator.evaluate(worker.epoch - 1, worker.weights())
-            if worker.epoch == config.optimizer.epochs:
-                break
-            labels = _hand_over_labels(worker, coordinator)
-            started = time.perf_counter()
-            plan = worker.plan()
-            watch = _Watch(worker, coordinator, labels)
-            metrics = worker.train_epoch(worker.batches(plan, labels), plan.num_steps, watch)
-            if coordinator is not None:
-                if ended is not None:  # from the last step of one epoch to the first of the next, stages apart
-                    stages_between_s = coordinator.stages_s - stages_s
-                    metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
-                stages_s = coordinator.stages_s
-                coordinator.record(worker.epoch, metrics)
-            ended = time.perf_counter()
-            worker.epoch, worker.step = worker.epoch + 1, 0
-            if coordinator is not None:
-                _save(worker, labels)
-            ray.train.report(metrics)
-    except NonFiniteLossError as error:
-        # The same step would fail again: the run ends here instead of being restarted.
-        if coordinator is not None:
-            coordinator.fail(error)
-    finally:
-        if coordinator is not None:
-            coordinator.close()
-
-
-def _hand_over_labels(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef | None:
-    labels = None
-    if coordinator is not None:
-        if worker.step > 0:
-            labels = coordinator.stored_labels(worker.epoch)
-        else:
-            labels = coordinator.labels(worker.epoch, worker.weights())
-    # A bare reference would be dereferenced on the way: inside a list it stays one.
-    return ray.train.collective.broadcast_from_rank_zero([labels])[0]
-
-
-class _Watch:
-    """After each step, on rank 0: progress now and then, and checkpoints inside the epoch where the settings say so."""
-
-    REPORT_EVERY_S = 5.0
-
-    def __init__(self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef | None) -> None:
-        self.worker, self.coordinator, self.labels = worker, coordinator, labels
-        self.reported = time.perf_counter()
-
-    def __call__(self, totals: EpochTotals, num_steps: int) -> None:
-        if self.coordinator is None:
-            return
-        worker, every = self.worker, self.worker.config.checkpoint_every_steps
-        if every and worker.step % every == 0 and worker.step < num_steps:
-            _save(worker, self.labels)
-        now = time.perf_counter()
-        if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:
-            self.reported = now
-            self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
-
-
-def _save(worker: TrainWorker, labels: ray.ObjectRef | None) -> None:
-    config = worker.config
-    checkpoint.save(
-        config.run_dir,
-        checkpoint.CheckpointState(
-            epoch=worker.epoch,
-            step=worker.step,
-            seed=config.seed,
-            network=worker.network.spec,
-            model=worker.weights(),
-            training={"optimizer": worker.optimizer.state_dict()},
-            labels=None if labels is None else ray.get(labels).to_parquet(),
-        ),
-        keep_last=config.keep_checkpoints,
-    )
+def raise_together(error: InputError | None) -> None:
+    """Raise on all ranks what any of them met, so that none waits for another in vain. All ranks must call it."""
+    found: list[InputError | None] = [error]
+    if dist.is_initialized():
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, error)
+    for each in found:
+        if each is not None:
+            raise each

@@ -1,0 +1,139 @@
+"""Builds the proposals table of a records table with Ray, one task a shard.
+
+Reads the columns image_id, image, height and width of the records, one row group at a time; writes the proposals table.
+Guarantees: the same rows, order, shards and row groups as the records, whatever fails; the same bytes on any number of
+CPUs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from boxsup_dist.distributed.build import ShardContent, build_table
+from boxsup_dist.errors import RecordError
+from boxsup_dist.proposals.methods import Method, find_method
+from boxsup_dist.regions import decode_image, proposals_to_table
+from boxsup_dist.schema import Proposals, Record, iter_records
+from boxsup_dist.tables import RowGroup, ShardInfo, Table, open_table
+
+_COLUMNS = ("image_id", "image", "height", "width")
+MAX_FAILED_SHARE = 0.05
+
+
+def build_proposals(
+    out: str,
+    records_uri: str,
+    method: str,
+    settings: Any = None,
+    *,
+    max_failed_share: float = MAX_FAILED_SHARE,
+    num_cpus: int | None = None,
+) -> Table:
+    """Make the candidates of every record by a method of METHODS; a second call continues.
+
+    `settings` are the method's own, its defaults if None. An image that fails gets no candidate and is reported among
+    the table's problems; RecordError if their share exceeds `max_failed_share`.
+    """
+    chosen, settings = find_method(method, settings)
+    records = open_table(records_uri, "records")
+    groups: list[list[RowGroup]] = [[] for _ in records.shards]
+    for where in records.row_groups():
+        groups[where.shard].append(where)
+
+    def make_shard(index: int) -> ShardContent:
+        return propose_shard(records, groups[index], chosen, settings)
+
+    return build_table(
+        out,
+        "proposals",
+        {"records": records.fingerprint, "method": method, "method_settings": asdict(settings)},
+        len(records.shards),
+        make_shard,
+        row_group_size=records.settings["row_group_size"],
+        description=f"proposals by {method}",
+        num_cpus=num_cpus,
+        check=lambda shards: check_failed(shards, max_failed_share),
+    )
+
+
+def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method, settings: Any) -> ShardContent:
+    """Candidates of one shard's records; counts of images, failed ones, candidates and milliseconds of computing."""
+    parts, problems = [proposals_to_table([])], []
+    started = time.process_time()
+    for where in row_groups:
+        rows = []
+        for record in iter_records(records.read(where, _COLUMNS)):
+            try:
+                rows.append(replace(_propose(record, method, settings), image_id=record.image_id))
+            except Exception as error:  # whatever it is, the table stays aligned and the image is reported
+                problems.append({"image_id": record.image_id, "problem": f"{type(error).__name__}: {error}"})
+                rows.append(no_proposals(record))
+        parts.append(proposals_to_table(rows))
+    table = pa.concat_tables(parts)
+    num_candidates = pc.sum(pc.list_value_length(table.column("membership"))).as_py() or 0
+    counts = {
+        "images": table.num_rows,
+        "failed": len(problems),
+        "candidates": num_candidates,
+        "compute_ms": round(1000 * (time.process_time() - started)),
+    }
+    return ShardContent(table, counts, problems)
+
+
+def _propose(record: Record, method: Method, settings: Any) -> Proposals:
+    assert record.image is not None
+    image = decode_image(record.image)
+    if image.shape[:2] != (record.height, record.width):
+        raise RecordError(
+            "the image has another size than its record says",
+            field="height, width",
+            value=image.shape[:2],
+            expected=str((record.height, record.width)),
+        )
+    return method.propose(image, settings)
+
+
+def no_proposals(record: Record) -> Proposals:
+    """One superpixel and no candidate: what an image that failed gets."""
+    return Proposals(
+        image_id=record.image_id,
+        superpixels=np.zeros((record.height, record.width), np.uint16),
+        num_superpixels=1,
+        indptr=np.zeros(1, np.int64),
+        indices=np.empty(0, np.uint16),
+        objectness=np.empty(0, np.float32),
+        boxes=np.empty((0, 4), np.uint16),
+    )
+
+
+def check_failed(shards: Sequence[ShardInfo], max_share: float) -> None:
+    """Raise RecordError, naming the first images and reasons, if more than `max_share` of them failed."""
+    problems = [problem for shard in shards for problem in shard.problems]
+    total = sum(shard.num_rows for shard in shards)
+    if len(problems) > max_share * total:
+        shown = "\n".join(f"  {p['image_id']}: {p['problem']}" for p in problems[:10])
+        raise RecordError(f"{len(problems)} of {total} images failed, allowed are {max_share:.1%}:\n{shown}")
+
+
+def summarize(table: Table) -> dict[str, Any]:
+    """What a person wants to know of a finished proposals table, as JSON values."""
+    images = table.counts["images"]
+    return {
+        "out": table.uri,
+        "method": table.settings["method"],
+        "num_images": images,
+        "num_failed": table.counts["failed"],
+        "mean_candidates": round(table.counts["candidates"] / images, 1),
+        "bytes_per_image": round(table.num_bytes / images),
+        "seconds_per_image": round(table.counts["compute_ms"] / 1000 / images, 4),
+        "fingerprint": table.fingerprint,
+        "settings": table.settings,
+        "problems": [problem for shard in table.shards for problem in shard.problems],
+    }

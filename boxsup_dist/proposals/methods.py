@@ -1,0 +1,40 @@
+"""Proposal methods by name: what `jobs.build_proposals --method` can choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from boxsup_dist.errors import SettingError
+from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
+from boxsup_dist.schema import Proposals
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pure function of an RGB image, uint8 (H, W, 3), and its frozen settings, which are JSON values."""
+
+    propose: Callable[[np.ndarray, Any], Proposals]
+    settings_type: type
+
+
+METHODS = {"selective_search": Method(selective_search, SelectiveSearchSettings)}
+
+
+def find_method(name: str, settings: Any = None) -> tuple[Method, Any]:
+    """The method and its settings, the defaults if None. SettingError for an unknown name or another's settings."""
+    if name not in METHODS:
+        raise SettingError("no such proposal method", field="method", value=name, expected=" or ".join(METHODS))
+    method = METHODS[name]
+    settings = method.settings_type() if settings is None else settings
+    if not isinstance(settings, method.settings_type):
+        raise SettingError(
+            "settings of another method",
+            field="settings",
+            value=type(settings).__name__,
+            expected=method.settings_type.__name__,
+        )
+    return method, settings

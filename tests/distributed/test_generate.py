@@ -1,0 +1,127 @@
+"""Real Ray: proposals stay aligned with their records whatever fails, with the same bytes on any number of CPUs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boxsup_dist import tables
+from boxsup_dist.errors import RecordError, SettingError, TableError
+from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
+from boxsup_dist.regions import encode_png, proposals_from_table
+from boxsup_dist.schema import Record, iter_records, records_to_table
+from boxsup_dist.tables import Table
+from tests.unit.proposals.pictures import blobs
+
+REPO = Path(__file__).parents[2]
+SETTINGS = SelectiveSearchSettings(min_leaf_px=10, max_candidates=50)
+
+
+def record(number: int, **changes) -> Record:
+    image = blobs(30 + number, 40, number)
+    fields = {
+        "image_id": f"r{number}",
+        "source": "test",
+        "split": "train",
+        "image": encode_png(image),
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "boxes_xyxy": np.array([[0, 0, 5, 5]]),
+        "class_ids": np.array([1]),
+        "difficult": np.zeros(1, bool),
+        "crowd": np.zeros(1, bool),
+    }
+    return Record(**fields | changes)
+
+
+@pytest.fixture
+def records(tmp_path) -> Table:
+    """Three shards of 5, 2 and 3 records; one image is cut short and one record states another size."""
+    rows = [record(number) for number in range(10)]
+    rows[3] = record(3, image=rows[3].image[:400])
+    rows[8] = record(8, height=99)
+    uri = str(tmp_path / "records")
+    parts = [rows[:5], rows[5:7], rows[7:]]
+    shards = [tables.write_shard(uri, i, records_to_table(p), "records", row_group_size=2) for i, p in enumerate(parts)]
+    return tables.publish(uri, "records", {"row_group_size": 2}, shards)
+
+
+def build(records: Table, out: Path, **settings) -> Table:
+    settings = {"settings": SETTINGS, "max_failed_share": 0.2} | settings
+    return build_proposals(str(out), records.uri, "selective_search", **settings)
+
+
+def test_rows_are_those_of_the_records_and_failures_are_reported(ray_local, records, tmp_path):
+    table = build(records, tmp_path / "p")
+    tables.check_paired(records, table)
+    for where in records.row_groups():
+        ours = proposals_from_table(table.read(where))
+        theirs = list(iter_records(records.read(where)))
+        assert [p.image_id for p in ours] == [r.image_id for r in theirs]
+        assert [p.superpixels.shape for p in ours] == [(r.height, r.width) for r in theirs]
+        assert all((len(p) == 0) == (p.image_id in ("r3", "r8")) for p in ours)
+    problems = {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems}
+    assert set(problems) == {"r3", "r8"} and "another size" in problems["r8"]
+    assert table.counts["images"] == 10 and table.counts["failed"] == 2 and table.counts["candidates"] > 100
+
+
+def test_same_bytes_on_any_number_of_cpus(ray_local, records, tmp_path):
+    """The session has two CPUs; without it, a job with one builds the same table."""
+    two = build(records, tmp_path / "two")
+    command = f"""
+from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
+build_proposals({str(tmp_path / "one")!r}, {records.uri!r}, "selective_search",
+    SelectiveSearchSettings(min_leaf_px=10, max_candidates=50), max_failed_share=0.2, num_cpus=1)
+"""
+    subprocess.run([sys.executable, "-c", command], cwd=REPO, check=True, timeout=200)
+    one = tables.open_table(str(tmp_path / "one"), "proposals")
+    assert one.fingerprint == two.fingerprint
+    assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in two.shards]
+
+
+def test_a_second_call_continues_and_other_settings_are_refused(ray_local, records, tmp_path):
+    out = tmp_path / "p"
+    whole = build(records, out)
+    (out / "manifest.json").unlink()
+    (out / "part-00001.json").unlink()
+    kept = (out / "part-00000.parquet").stat().st_mtime_ns
+    assert build(records, out).fingerprint == whole.fingerprint
+    assert (out / "part-00000.parquet").stat().st_mtime_ns == kept
+    with pytest.raises(TableError, match="method_settings"):
+        build(records, out, settings=SelectiveSearchSettings(max_candidates=7))
+
+
+def test_what_is_refused(ray_local, records, tmp_path):
+    with pytest.raises(RecordError, match=r"2 of 10 images failed.*\n  r3: .*\n  r8: "):
+        build(records, tmp_path / "p", max_failed_share=0.1)
+    with pytest.raises(TableError, match="unfinished"):
+        tables.open_table(str(tmp_path / "p"), "proposals")
+    with pytest.raises(SettingError, match="no such proposal method"):
+        build_proposals(str(tmp_path / "q"), records.uri, "magic")
+    with pytest.raises(SettingError, match="settings of another method"):
+        build(records, tmp_path / "q", settings=3)
+    shutil.rmtree(records.uri)
+    with pytest.raises(TableError, match="no table here"):
+        build(records, tmp_path / "q")
+
+
+def test_the_job_leaves_a_summary_and_tells_errors_in_a_line(records, tmp_path):
+    def job(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "jobs.build_proposals", "--records", records.uri, *arguments]
+        return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200)
+
+    out = tmp_path / "p"
+    done = job("--out", str(out), "--max-candidates", "20", "--max-failed-share", "0.2", "--num-cpus", "1")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_images"] == 10 and summary["num_failed"] == 2 and 0 < summary["mean_candidates"] <= 20
+    assert summary["bytes_per_image"] > 0 and summary["seconds_per_image"] > 0
+    assert "failed r3" in done.stdout
+    refused = job("--out", str(tmp_path / "q"), "--strategies", "lab:xyz")
+    assert refused.returncode == 2 and "lab:xyz" in refused.stderr and "Traceback" not in refused.stderr

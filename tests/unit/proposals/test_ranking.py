@@ -1,0 +1,43 @@
+"""Suppression and choice of candidates against their plain forms."""
+
+import numpy as np
+import pytest
+
+from boxsup_dist.proposals import ranking
+
+
+def random_sets(num_sets: int, num_superpixels: int, seed: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    base = [rng.random(num_superpixels) < rng.uniform(0.1, 0.9) for _ in range(6)]
+    sets = [np.flatnonzero(base[rng.integers(6)] ^ (rng.random(num_superpixels) < 0.05)) for _ in range(num_sets)]
+    sets = [s if len(s) else np.array([0]) for s in sets]
+    return sets, np.cumsum([0] + [len(s) for s in sets]), np.concatenate(sets).astype(np.uint16)
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("max_candidates", [1, 10, 60, 1000])
+def test_suppression_equals_the_plain_form(limit, max_candidates):
+    sets, indptr, indices = random_sets(60, 40, 0)
+    sizes = np.random.default_rng(1).integers(1, 50, 40)
+    kept: list[int] = []
+    dropped = []
+    for j, members in enumerate(sets):
+        shared = [sizes[np.intersect1d(members, sets[i])].sum() for i in kept]
+        union = [sizes[np.union1d(members, sets[i])].sum() for i in kept]
+        near = any(s / u > limit for s, u in zip(shared, union, strict=True))
+        (dropped if near else kept).append(j)
+    found = ranking.suppress_duplicates(indptr, indices, sizes, limit, max_candidates)
+    assert found.tolist() == (kept + dropped)[:max_candidates]
+
+
+def test_no_candidate():
+    empty = np.empty(0, np.uint16)
+    assert ranking.suppress_duplicates(np.zeros(1, np.int64), empty, np.ones(3, np.int64), 0.9, 5).tolist() == []
+
+
+def test_take_keeps_order():
+    sets, indptr, indices = random_sets(20, 15, 3)
+    rows = np.array([7, 0, 19, 7])
+    out_indptr, out = ranking.take(indptr, indices, rows)
+    assert [out[out_indptr[j] : out_indptr[j + 1]].tolist() for j in range(4)] == [sets[r].tolist() for r in rows]
+    assert ranking.take(indptr, indices, np.empty(0, np.int64))[0].tolist() == [0]
