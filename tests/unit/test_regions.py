@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from boxsup_dist import regions
+from boxsup_dist.errors import TableError
 from boxsup_dist.schema import IGNORE_INDEX, PROPOSALS
 from tests.random_proposals import proposals_of, random_proposals, random_superpixels
 
@@ -157,11 +158,12 @@ def test_maps_survive_their_encoding(shape):
         assert decoded.dtype == np.uint16 and (decoded == superpixels).all()
 
 
-def test_small_superpixel_numbers_decode_as_uint16():
-    # A map of few superpixels may come back from other writers as an 8-bit PNG.
-    small = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    decoded = regions.decode_superpixels(regions.encode_png(small))
-    assert decoded.dtype == np.uint16 and (decoded == small).all()
+def test_bytes_that_are_no_superpixel_map_are_refused():
+    whole = regions.encode_superpixels(np.arange(600, dtype=np.uint16).reshape(20, 30))
+    foreign = regions.encode_png(np.zeros((4, 4), np.uint8))  # its first bytes, read as a size, are many terabytes
+    for bad in (b"", b"abc", whole[:-3], whole[:9], foreign, b"\1" + whole[1:]):
+        with pytest.raises(TableError, match="not an encoded superpixel map"):
+            regions.decode_superpixels(bad)
 
 
 @pytest.mark.parametrize("counts", [[5], [0], [3, 0, 4], [0, 0], []])
