@@ -63,7 +63,8 @@ def read_labels(uri: str) -> Labels:
     metadata = table.schema.metadata or {}
     if _OFFSETS not in metadata:
         raise TableError("labels table lacks its row group offsets", file=uri, field=_OFFSETS.decode())
-    return Labels(table.replace_schema_metadata(None).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
+    # Parquet names the items of lists otherwise; the cast makes the table, and its file, what they were.
+    return Labels(table.cast(LABELS).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
 
 
 def segments_by_box(labels: pa.Table) -> dict[str, list[np.ndarray | None]]:

@@ -17,6 +17,7 @@ from boxsup_dist.errors import TableError
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
 
 _SHAPE = struct.Struct("<II")
+_MAX_PIXELS = 2**28  # more is no image: foreign bytes read as a size would ask for all the memory
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -53,6 +54,8 @@ def decode_superpixels(data: bytes) -> np.ndarray:
     """Inverse of encode_superpixels: uint16 (H, W). TableError if the bytes are not such a map."""
     try:
         height, width = _SHAPE.unpack_from(data)
+        if height * width > _MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels")
         ids = pa.Codec("zstd").decompress(memoryview(data)[_SHAPE.size :], height * width * 2, asbytes=True)
         return np.frombuffer(ids, "<u2").reshape(height, width).astype(np.uint16)
     except (struct.error, pa.ArrowException, OSError, ValueError) as error:

@@ -28,15 +28,13 @@ def oracle_costs(
         candidates, overlap, regression = [], [], []
         for index in range(len(proposals)):
             segment = draw_segment(proposals, index)
-            if clip_to_box:
-                segment = segment & inside
-            if not segment.any():
-                continue
             iou = box_iou(box, tight_box(segment))
             if iou == 0:
                 continue
             candidates.append(index)
             overlap.append(1 - iou)
+            if clip_to_box:
+                segment = segment & inside
             if log_probs is None:
                 regression.append(0.0)
             elif form == "image":

@@ -19,6 +19,7 @@ NUM_CLASSES, HEIGHT, WIDTH = 4, 18, 24
 PAPER = AssignmentSettings()
 MINI = RECIPES["mini"]("run", "records", "proposals", None, "box").assignment
 NUM_BOXES = [2, 0, 3, 1, 0, 2]
+ALL = range(len(NUM_BOXES))
 CROWDS = {(2, 1), (3, 0)}  # (image, box)
 
 
@@ -58,7 +59,7 @@ def tables(indices, columns=RECORD_COLUMNS) -> tuple[pa.Table, pa.Table]:
     return records, proposals_to_table([PROPOSALS[i] for i in indices])
 
 
-def assign(indices=range(len(NUM_BOXES)), settings=PAPER, log_probs_of=predict, columns=RECORD_COLUMNS, **key):
+def assign(indices=ALL, settings=PAPER, log_probs_of=predict, columns=RECORD_COLUMNS, **key):
     records, proposals = tables(indices, columns)
     return assign_row_group(log_probs_of, records, proposals, settings, **{"seed": 3, "epoch": 1, **key})
 
