@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -155,20 +156,36 @@ class ResourceSettings:
     def resolve(self, num_cpus: int, num_gpus: int) -> ResourceSettings:
         """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor.
 
-        Half of the CPUs stay free at least: workers and actors that reserve all of them starve the data tasks.
+        Together they leave a CPU to the data tasks.
         """
-        resolved = self
+        num_workers = self.num_workers or num_gpus or min(num_cpus, 4)
+        num_actors = self.num_actors or num_gpus or num_cpus
+        share = max(math.floor(100 * (num_cpus - 1) / (num_workers + num_actors)), 1) / 100
+        resolved = replace(self, num_workers=num_workers, num_actors=num_actors)
         if self.num_workers == 0:
-            resolved = replace(resolved, num_workers=num_gpus or min(num_cpus, 4))
+            cpus, gpus = (1.0, 0.5) if num_gpus else (self.cpus_per_worker, self.gpus_per_worker)
+            resolved = replace(resolved, cpus_per_worker=min(cpus, share), gpus_per_worker=gpus)
         if self.num_actors == 0:
-            resolved = replace(resolved, num_actors=num_gpus or num_cpus)
-        if num_gpus:
-            cpus = min(1.0, num_cpus / (4 * num_gpus))
-            if self.num_workers == 0:
-                resolved = replace(resolved, gpus_per_worker=0.5, cpus_per_worker=cpus)
-            if self.num_actors == 0:
-                resolved = replace(resolved, gpus_per_actor=0.5, cpus_per_actor=cpus)
+            cpus, gpus = (1.0, 0.5) if num_gpus else (self.cpus_per_actor, self.gpus_per_actor)
+            resolved = replace(resolved, cpus_per_actor=min(cpus, share), gpus_per_actor=gpus)
         return resolved
+
+    def check_room(self, num_cpus: int, num_gpus: int, *, with_training: bool = True) -> None:
+        """Raise SettingError if resolved settings reserve more than a cluster has: Ray would wait for it for ever.
+
+        A training needs a CPU besides, for its data tasks; without one only the actors count.
+        """
+        workers = self.num_workers if with_training else 0
+        for kind, available in (("cpus", num_cpus - with_training), ("gpus", num_gpus)):
+            a_worker, an_actor = getattr(self, f"{kind}_per_worker"), getattr(self, f"{kind}_per_actor")
+            reserved = workers * a_worker + self.num_actors * an_actor
+            if reserved > available:
+                raise SettingError(
+                    "workers and actors reserve more than the cluster has, less a CPU for the data tasks of a training",
+                    field=f"resources.{kind}_per_worker, resources.{kind}_per_actor",
+                    value=f"{workers} x {a_worker} + {self.num_actors} x {an_actor} = {reserved:g} {kind}",
+                    expected=f"<= {available}; take fewer of them, or smaller shares",
+                )
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work."""

@@ -34,9 +34,8 @@ FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run or continue a training; returns its summary. Raises InputError for what a user can mend."""
-    config.check()
-    run_dir = storage.absolute(config.run_dir)
-    config = replace(config, run_dir=run_dir)
+    config = _with_absolute_uris(config.check())
+    run_dir = config.run_dir
     inputs = open_inputs(config)
     _keep_config(config, run_dir)
     summary_uri = storage.join(run_dir, "summary.json")
@@ -45,7 +44,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return storage.read_json(summary_uri)
 
     session.start()
-    config = replace(config, resources=config.resources.resolve(session.total_cpus(), session.total_gpus()))
+    size = session.total_cpus(), session.total_gpus()
+    config = replace(config, resources=config.resources.resolve(*size))
+    config.resources.check_room(*size)
     started = time.perf_counter()
     resumed_from = checkpoint.latest(run_dir)
     tracker = _start_tracker(config, run_dir, inputs)
@@ -66,6 +67,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         tracker.close()
 
 
+def _with_absolute_uris(config: TrainConfig) -> TrainConfig:
+    """The same run, and the same configuration to compare with, from any working directory."""
+    names = ("run_dir", "records", "proposals", "val_records")
+    found = {name: uri for name in names if (uri := getattr(config, name)) is not None}
+    return replace(config, **{name: storage.absolute(uri) for name, uri in found.items()})
+
+
 def open_inputs(config: TrainConfig) -> Inputs:
     """Open and check the tables against the supervision."""
     records = open_table(config.records, "records")
@@ -82,6 +90,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
             value=f"{with_mask} of {records.num_rows} records have one",
             expected="all, or another supervision",
         )
+    if val_records is not None and val_records.counts.get("with_mask", 0) == 0:
+        raise SettingError("no record has a mask to evaluate with", file=val_records.uri, field="val_records")
     if config.network.num_classes != len(VOC_CLASSES):
         raise SettingError(
             "these records are labelled with other classes",

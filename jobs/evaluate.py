@@ -49,7 +49,9 @@ def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple
     if newest is None:
         raise SettingError("the run has no checkpoint yet", file=run_dir, field="run_dir")
     resources = replace(config.resources, num_actors=num_actors, gpus_per_actor=0.0)
-    resources = resources.resolve(session.total_cpus(), session.total_gpus())
+    size = session.total_cpus(), session.total_gpus()
+    resources = resources.resolve(*size)
+    resources.check_room(*size, with_training=False)
     return replace(config, resources=resources), newest
 
 

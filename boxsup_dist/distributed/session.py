@@ -35,8 +35,8 @@ def start(num_cpus: int | None = None, *, worker_logs: bool = False) -> None:
     """Connect to Ray once; later calls keep the running session.
 
     With RAY_ADDRESS set, joins that cluster and sends this package along, so that every node runs the same code;
-    `num_cpus` then has no meaning and is refused. Else starts a local cluster with `num_cpus`, all real cores where
-    None; more than there are is capped, because an oversubscribed machine makes Ray Data several times slower.
+    `num_cpus` then has no meaning and is refused. Else starts a local cluster with `num_cpus`, all real cores (but at
+    least 2) where None; more is capped, because an oversubscribed machine makes Ray Data several times slower.
     `worker_logs` shows what workers print. Raises SettingError if the cluster can't be reached.
     """
     if num_cpus is not None and num_cpus < 1:
@@ -82,7 +82,8 @@ def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
 
 
 def _start_local(num_cpus: int | None, worker_logs: bool) -> None:
-    cores = num_cores()
+    # A training's workers and its data tasks need room beside each other, on a single core too.
+    cores = max(num_cores(), 2)
     if num_cpus is not None and num_cpus > cores:
         _log.warning("num_cpus %d is above the %d cores of this machine: using %d", num_cpus, cores, cores)
     # Workers inherit the environment: they find a checkout's package from any working directory.

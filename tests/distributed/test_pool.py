@@ -1,0 +1,116 @@
+"""Real Ray: the actor pool's results depend on units and weights alone, whoever computes them and whoever dies."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayError
+
+from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.errors import InputError, RecordError
+
+UNITS = list(range(12))
+
+
+class CountingNetwork(torch.nn.Module):
+    """One weight, and how often weights were loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.num_loads = 0
+
+    def load_state_dict(self, *args, **kwargs):
+        self.num_loads += 1
+        return super().load_state_dict(*args, **kwargs)
+
+
+def compute(network: CountingNetwork, unit: int, *, factor: int, marker: str = "", slow: bool = False) -> tuple:
+    """The result, and by whom with how many loads; the process that meets unit 5 before `marker` exists dies."""
+    if marker and unit == 5 and not Path(marker).exists():
+        Path(marker).touch()
+        os._exit(1)
+    if slow:
+        time.sleep(0.05 * (unit % 3))  # units finish in another order than they begin
+    return float(network.weight) + factor * unit, os.getpid(), network.num_loads
+
+
+def refuse(network: torch.nn.Module, unit: int) -> int:
+    if unit == 3:
+        raise RecordError("bad record", file="x.jpg", field="f", value=1, expected="2")
+    return unit
+
+
+def die(network: torch.nn.Module, unit: int) -> None:
+    os._exit(1)
+
+
+def make_pool(num_actors: int) -> NetworkPool:
+    return NetworkPool(CountingNetwork, num_actors=num_actors, num_cpus=0.25)
+
+
+def weights_of(value: float) -> ray.ObjectRef:
+    return ray.put({"weight": torch.tensor([value])})
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 4])
+def test_results_come_in_the_order_of_the_units_and_weights_are_loaded_once_a_version(ray_local, num_actors):
+    pool = make_pool(num_actors)
+    told = []
+    first = list(
+        pool.map(
+            compute,
+            UNITS,
+            weights=weights_of(0.5),
+            version="a",
+            on_progress=lambda done, total: told.append((done, total)),
+            factor=10,
+            slow=True,
+        )
+    )
+    again = list(pool.map(compute, UNITS, weights=weights_of(7), version="a", factor=10))
+    other = list(pool.map(compute, UNITS, weights=weights_of(0.25), version="b", factor=10))
+    bare = list(pool.map(compute, UNITS, factor=10))
+    pool.close()
+    assert [value for value, *_ in first] == [value for value, *_ in again] == [0.5 + 10 * unit for unit in UNITS]
+    assert [value for value, *_ in other] == [value for value, *_ in bare] == [0.25 + 10 * unit for unit in UNITS]
+    assert {loads for *_, loads in first + again} == {1} and {loads for *_, loads in other + bare} == {2}
+    assert len({pid for _, pid, _ in first}) == num_actors
+    assert told == [(done, len(UNITS)) for done in range(1, len(UNITS) + 1)]
+
+
+def test_a_member_that_dies_changes_nothing(ray_local, tmp_path):
+    pool = make_pool(2)
+    marker = tmp_path / "died"
+    results = list(pool.map(compute, UNITS, weights=weights_of(0.5), version="a", factor=10, marker=str(marker)))
+    pool.close()
+    assert marker.exists()
+    assert [value for value, *_ in results] == [0.5 + 10 * unit for unit in UNITS]
+    assert {loads for *_, loads in results} == {1}
+    assert len({pid for _, pid, _ in results}) >= 2
+
+
+def test_an_error_of_the_user_arrives_as_it_is_and_the_pool_lives_on(ray_local):
+    pool = make_pool(2)
+    with pytest.raises(InputError) as caught:
+        list(pool.map(refuse, UNITS))
+    assert type(caught.value) is RecordError
+    assert str(caught.value) == "bad record; file: x.jpg; field: f; found: 1; expected: 2"
+    assert list(pool.map(refuse, [0, 1, 2])) == [0, 1, 2]
+    pool.close()
+
+
+def test_a_unit_that_kills_its_member_every_time_ends_the_map(ray_local):
+    pool = make_pool(1)
+    with pytest.raises(RayError):
+        list(pool.map(die, [0]))
+    pool.close()
+
+
+def test_no_unit_gives_no_result(ray_local):
+    pool = make_pool(1)
+    assert list(pool.map(compute, [], factor=1)) == []
+    pool.close()

@@ -1,0 +1,135 @@
+"""Real Ray: the labels table is the same for any number of actors and after one died, and is the in-process choice."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+import torch
+
+from boxsup_dist.assignment.assign import assign_row_group
+from boxsup_dist.assignment.reassign import reassign
+from boxsup_dist.config import AssignmentSettings
+from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.errors import TableError
+from boxsup_dist.labels import Labels
+from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.model.networks import SegmentationNetwork
+from tests.distributed import tiny
+
+SEED = 11
+# (epoch, settings): the warm-up draws by overlap alone, later epochs ask the network
+CASES = [
+    (0, tiny.ASSIGNMENT),
+    (1, tiny.ASSIGNMENT),
+    (1, AssignmentSettings(form="image", regression_weight=3.0, top_k=5)),
+]
+
+
+class MortalNetwork(torch.nn.Module):
+    """The tiny network; the first process that predicts dies before its answer."""
+
+    def __init__(self, marker: str) -> None:
+        super().__init__()
+        self.inner = tiny.build_network()
+        self.marker = Path(marker)
+
+    def load_state_dict(self, state, *args, **kwargs):
+        return self.inner.load_state_dict(state)
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    def score_map(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.marker.exists():
+            self.marker.touch()
+            os._exit(1)
+        return self.inner.score_map(images)
+
+    def upsample(self, *args) -> torch.Tensor:
+        return self.inner.upsample(*args)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    return tiny.write_tables(tmp_path_factory.mktemp("tiny"), mask=tiny.POISON)
+
+
+@pytest.fixture(scope="module")
+def network() -> SegmentationNetwork:
+    """Random weights in the score layer too, so that the classes differ."""
+    torch.manual_seed(0)
+    network = tiny.build_network().eval()
+    torch.nn.init.normal_(network.score.weight, std=1.0)
+    return network
+
+
+def expected_labels(tables, network, epoch: int, settings: AssignmentSettings) -> Labels:
+    records, proposals, _ = tables
+    predict = partial(predict_log_probs, network)
+    parts = [
+        assign_row_group(
+            predict if epoch else None, records.read(w), proposals.read(w), settings, seed=SEED, epoch=epoch
+        )
+        for w in records.row_groups()
+    ]
+    return Labels.concatenate(parts)
+
+
+def assign(pool: NetworkPool, tables, network, epoch: int, settings: AssignmentSettings) -> Labels:
+    records, proposals, _ = tables
+    weights = ray.put(network.state_dict())
+    labels = reassign(pool, records, proposals, settings, weights=weights, seed=SEED, epoch=epoch)
+    pool.close()
+    return labels
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the members have
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 4])
+def test_the_labels_are_the_choice_made_in_process(ray_local, one_thread, tables, network, num_actors):
+    pool = NetworkPool(tiny.build_network, num_actors=num_actors, num_cpus=0.25)
+    records, proposals, _ = tables
+    weights = ray.put(network.state_dict())
+    for epoch, settings in CASES:
+        labels = reassign(pool, records, proposals, settings, weights=weights, seed=SEED, epoch=epoch)
+        expected = expected_labels(tables, network, epoch, settings)
+        assert labels.to_parquet() == expected.to_parquet()
+        num_boxes = sum(len(ids) for w in records.row_groups() for ids in records.read(w)["class_ids"].to_pylist())
+        assert labels.table.num_rows == num_boxes
+        assert len(labels.offsets) == len(records.row_groups()) + 1
+    pool.close()
+
+
+def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tables, network, tmp_path):
+    marker = tmp_path / "died"
+    pool = NetworkPool(partial(MortalNetwork, str(marker)), num_actors=2, num_cpus=0.25)
+    labels = assign(pool, tables, network, 1, tiny.ASSIGNMENT)
+    assert marker.exists()
+    assert labels.to_parquet() == expected_labels(tables, network, 1, tiny.ASSIGNMENT).to_parquet()
+
+
+def test_the_network_decides_after_the_warm_up(one_thread, tables, network):
+    labels = [expected_labels(tables, network, epoch, settings).table for epoch, settings in CASES]
+    columns = ["proposal_index", "rank"]
+    assert all(not a.select(columns).equals(b.select(columns)) for a, b in zip(labels, labels[1:], strict=False))
+    assert pa.compute.max(labels[2]["rank"]).as_py() == 4
+    crowd = labels[0].filter(pa.compute.equal(labels[0]["image_id"], "tiny/train_03")).to_pylist()[0]
+    assert crowd["proposal_index"] == crowd["rank"] == -1 and crowd["superpixel_ids"] == []
+
+
+def test_proposals_of_other_records_are_refused(ray_local, tables):
+    records, proposals, val = tables
+    pool = NetworkPool(tiny.build_network, num_actors=1, num_cpus=0.25)
+    with pytest.raises(TableError, match="made from other records"):
+        reassign(pool, val, proposals, tiny.ASSIGNMENT, weights=None, seed=0, epoch=0)
+    pool.close()
