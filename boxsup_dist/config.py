@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from boxsup_dist.errors import SettingError
 
 Supervision = Literal["mask", "rectangles", "box"]
+CostForm = Literal["image", "centred"]
+Schedule = Literal["step", "poly"]
 
 
 def _check(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
         raise SettingError("a setting is out of range", field=name, value=value, expected=expected)
+
+
+def _check_choice(value: object, choices: Any, name: str) -> None:
+    # The command line offers the choices alone; a recipe written in Python may hold anything.
+    _check(value in get_args(choices), name, value, f"one of {get_args(choices)}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class NetworkSettings:
 class AssignmentSettings:
     """How a box takes its candidate segment; see boxsup_dist/assignment/cost.py for each choice."""
 
-    form: Literal["image", "centred"] = "image"
+    form: CostForm = "image"
     """Regression term: the paper's, averaged over the image, or centred inside the box."""
     regression_weight: float = 3.0
     """Lambda of equation 4."""
@@ -55,6 +62,7 @@ class AssignmentSettings:
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work or would have no effect."""
+        _check_choice(self.form, CostForm, "assignment.form")
         _check(self.regression_weight >= 0, "assignment.regression_weight", self.regression_weight, ">= 0")
         _check(self.top_k >= 1, "assignment.top_k", self.top_k, ">= 1")
         _check(self.warmup_epochs >= 1, "assignment.warmup_epochs", self.warmup_epochs, ">= 1")
@@ -75,7 +83,7 @@ class OptimizerSettings:
     """Learning rate of the backbone."""
     head_lr_multiplier: float = 10.0
     """Factor on the learning rate of the score layer (deeplab) or of the head (timm)."""
-    schedule: Literal["step", "poly"] = "step"
+    schedule: Schedule = "step"
     """step: divide by 10 every `decay_epochs`; poly: (1 - progress) ** 0.9, for short runs."""
     decay_epochs: int = 15
     """Period of the step schedule."""
@@ -90,9 +98,12 @@ class OptimizerSettings:
         """Raise SettingError on a value that can't work."""
         for name in ("epochs", "global_batch_size", "decay_epochs"):
             _check(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), ">= 1")
-        _check(self.lr > 0, "optimizer.lr", self.lr, "> 0")
+        _check_choice(self.schedule, Schedule, "optimizer.schedule")
+        for name in ("lr", "head_lr_multiplier"):
+            _check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "> 0")
         _check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
-        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, ">= 0")
+        for name in ("weight_decay", "warmup_steps"):
+            _check(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,8 @@ class ResourceSettings:
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work."""
-        for name in ("num_workers", "num_actors"):
+        shares = ("cpus_per_worker", "gpus_per_worker", "cpus_per_actor", "gpus_per_actor")
+        for name in ("num_workers", "num_actors", *shares, "max_failures"):
             _check(getattr(self, name) >= 0, f"resources.{name}", getattr(self, name), ">= 0")
         for name in ("threads_per_worker", "threads_per_actor", "stream_tasks_per_worker"):
             _check(getattr(self, name) >= 1, f"resources.{name}", getattr(self, name), ">= 1")
@@ -220,6 +232,9 @@ class TrainConfig:
         """Raise SettingError on settings that can't work together or would have no effect; returns self."""
         for part in (self.assignment, self.optimizer, self.augment, self.resources):
             part.check()
+        _check_choice(self.supervision, Supervision, "supervision")
+        for name in ("evaluate_every", "checkpoint_every_steps"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         if self.supervision == "box" and self.proposals is None:
             raise SettingError("box supervision chooses among proposals", field="proposals", expected="a table URI")
         if self.supervision != "box" and self.proposals is not None:
@@ -249,7 +264,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Inverse of to_dict."""
+        """Inverse of to_dict. SettingError for settings that are not there, as another version may have had."""
         parts = {
             "network": NetworkSettings,
             "assignment": AssignmentSettings,
@@ -257,4 +272,7 @@ class TrainConfig:
             "augment": AugmentSettings,
             "resources": ResourceSettings,
         }
-        return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})
+        try:
+            return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})
+        except TypeError as error:
+            raise SettingError("not the settings of a training run", value=str(error)) from None

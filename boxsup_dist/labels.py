@@ -55,12 +55,16 @@ def labels_uri(run_dir: str, epoch: int) -> str:
 
 def read_labels(uri: str) -> Labels:
     """Read a labels file. TableError if it is not one."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    except pa.ArrowInvalid as error:
+        raise TableError("not a readable labels file", file=uri, value=str(error)) from None
     check_schema(table.schema, "labels", file=uri)
     metadata = table.schema.metadata or {}
     if _OFFSETS not in metadata:
         raise TableError("labels table lacks its row group offsets", file=uri, field=_OFFSETS.decode())
-    return Labels(table.replace_schema_metadata(None).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
+    # Parquet names the items of lists otherwise; the cast makes the table, and its file, what they were.
+    return Labels(table.cast(LABELS).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
 
 
 def segments_by_box(labels: pa.Table) -> dict[str, list[np.ndarray | None]]:

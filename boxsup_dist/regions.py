@@ -17,6 +17,7 @@ from boxsup_dist.errors import TableError
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
 
 _SHAPE = struct.Struct("<II")
+_MAX_PIXELS = 2**28  # more is no image: foreign bytes read as a size would ask for all the memory
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -32,8 +33,10 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """An image file's bytes as uint8 RGB (H, W, 3)."""
+    """An image file's bytes as uint8 RGB (H, W, 3); of 16-bit images the upper 8 bits."""
     with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I"):  # 16-bit grey: convert() would cut everything above 255 off
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
 
 
@@ -51,6 +54,8 @@ def decode_superpixels(data: bytes) -> np.ndarray:
     """Inverse of encode_superpixels: uint16 (H, W). TableError if the bytes are not such a map."""
     try:
         height, width = _SHAPE.unpack_from(data)
+        if height * width > _MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels")
         ids = pa.Codec("zstd").decompress(memoryview(data)[_SHAPE.size :], height * width * 2, asbytes=True)
         return np.frombuffer(ids, "<u2").reshape(height, width).astype(np.uint16)
     except (struct.error, pa.ArrowException, OSError, ValueError) as error:
@@ -132,10 +137,11 @@ def union_boxes(extents: np.ndarray, indptr: np.ndarray, indices: np.ndarray) ->
 
 
 def pixel_box(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """Integer box x0, y0, x1, y1 that covers the float box, inside the image."""
-    x0, y0 = np.floor(box[:2]).astype(int)
-    x1, y1 = np.ceil(box[2:]).astype(int)
-    return max(int(x0), 0), max(int(y0), 0), min(int(x1), width), min(int(y1), height)
+    """Integer box x0, y0, x1, y1 that covers the float box, inside the image; empty for a box beyond its border."""
+    size = (width, height)
+    x0, y0 = np.clip(np.floor(box[:2]), 0, size).astype(int).tolist()
+    x1, y1 = np.clip(np.ceil(box[2:]), 0, size).astype(int).tolist()
+    return x0, y0, x1, y1
 
 
 def front_order(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ NEEDED_GB = 9  # the environment takes 7 GB
 def main() -> int:
     """Print every missing prerequisite; the exit status is their number."""
     missing = []
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - it runs under whatever python3 is there
         found = ".".join(map(str, sys.version_info[:2]))
         missing.append(f"Python 3.11 or newer, found {found}: name another one by `make PYTHON=/path/to/python3.12`")
     if shutil.which("g++") is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boxsup_dist import storage
+from boxsup_dist.config import Supervision
 from boxsup_dist.distributed import session
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.evaluation.text_table import format_table
@@ -22,7 +23,7 @@ from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.run import train
 from jobs._cli import run
 
-SUPERVISIONS = ("mask", "rectangles", "box")
+SUPERVISIONS: tuple[Supervision, ...] = ("mask", "rectangles", "box")
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,9 @@ def _segment_sums(values: np.ndarray, proposals: Proposals) -> np.ndarray:
 
 
 def _background_margin(log_probs: np.ndarray, class_id: int, limit: float | None = None) -> np.ndarray:
-    """d = log p(background) - log p(c), (H, W), within +-limit."""
-    margin = log_probs[BACKGROUND] - log_probs[class_id]
+    """d = log p(background) - log p(c), float64 (H, W), within +-limit."""
+    # In float32 the difference of two log-probabilities would be rounded, and near ties decided by that.
+    margin = np.subtract(log_probs[BACKGROUND], log_probs[class_id], dtype=np.float64)
     return margin if limit is None else np.clip(margin, -limit, limit)
 
 

@@ -9,6 +9,10 @@ import numpy as np
 from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.randomness import draw_integer
 
+# Segments with the same pixels in the box tie, but their sums differ in the last bits with the order of summation,
+# which is a matter of the machine: ties are decided before those bits.
+COST_DIGITS = 9
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -29,12 +33,12 @@ def choose(
     """Draw one of the `top_k` candidates of lowest cost; top_k = 1 is winner-takes-all.
 
     The draw is a pure function of (seed, epoch, image_id, box_index): it does not depend on who makes it, or when.
-    Equal costs go by proposal order, that is by objectness.
+    Equal costs go by proposal order, that is by objectness; equal means to COST_DIGITS.
     """
     num_candidates = len(costs.candidates)
     if num_candidates == 0:
         return NO_CHOICE
-    order = np.argsort(costs.total(regression_weight), kind="stable")[:top_k]
+    order = np.argsort(np.round(costs.total(regression_weight), COST_DIGITS), kind="stable")[:top_k]
     rank = draw_integer(len(order), seed, epoch, image_id, box_index)
     winner = order[rank]
     return Choice(int(costs.candidates[winner]), float(costs.overlap[winner]), float(costs.regression[winner]), rank)

@@ -1,0 +1,164 @@
+"""Labels of a row group: every box in order, the same whatever the grouping, and no look at what boxes don't grant."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
+from boxsup_dist.assignment.select import choose
+from boxsup_dist.config import AssignmentSettings
+from boxsup_dist.recipes import RECIPES
+from boxsup_dist.regions import decode_image, encode_png, proposals_to_table
+from boxsup_dist.schema import LABELS, Record, records_to_table
+from tests.random_proposals import random_proposals
+from tests.unit.assignment.oracle import oracle_costs
+
+NUM_CLASSES, HEIGHT, WIDTH = 4, 18, 24
+PAPER = AssignmentSettings()
+MINI = RECIPES["mini"]("run", "records", "proposals", None, "box").assignment
+NUM_BOXES = [2, 0, 3, 1, 0, 2]
+ALL = range(len(NUM_BOXES))
+CROWDS = {(2, 1), (3, 0)}  # (image, box)
+
+
+def predict(image: np.ndarray) -> np.ndarray:
+    """Stand-in for a network: log-softmax of a few mixtures of the colours, float32 (C, H, W)."""
+    mixture = np.array([[1, 0, -1], [0, 2, 0], [1, 1, 1], [-1, 0.5, 2]]) / 80
+    logits = np.einsum("ck,hwk->chw", mixture, image.astype(np.float64))
+    return (logits - np.log(np.exp(logits).sum(axis=0))).astype(np.float32)
+
+
+def make_record(index: int) -> Record:
+    rng = np.random.default_rng(index)
+    corners = np.sort(rng.uniform(0, (WIDTH, HEIGHT), (NUM_BOXES[index], 2, 2)), axis=1)
+    return Record(
+        image_id=f"test/{index}",
+        source="test",
+        split="train",
+        image=encode_png(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)),
+        height=HEIGHT,
+        width=WIDTH,
+        boxes_xyxy=corners.reshape(-1, 4).astype(np.float32),
+        class_ids=rng.integers(1, NUM_CLASSES, NUM_BOXES[index]).astype(np.int32),
+        difficult=rng.random(NUM_BOXES[index]) < 0.5,
+        crowd=np.array([(index, k) in CROWDS for k in range(NUM_BOXES[index])], bool),
+        gt_label_map=b"poison",
+    )
+
+
+RECORDS = [make_record(i) for i in range(len(NUM_BOXES))]
+PROPOSALS = [
+    random_proposals(np.random.default_rng(100 + i), HEIGHT, WIDTH, image_id=f"test/{i}") for i in range(len(NUM_BOXES))
+]
+
+
+def tables(indices, columns=RECORD_COLUMNS) -> tuple[pa.Table, pa.Table]:
+    records = records_to_table([RECORDS[i] for i in indices]).select(list(columns))
+    return records, proposals_to_table([PROPOSALS[i] for i in indices])
+
+
+def assign(indices=ALL, settings=PAPER, log_probs_of=predict, columns=RECORD_COLUMNS, **key):
+    records, proposals = tables(indices, columns)
+    return assign_row_group(log_probs_of, records, proposals, settings, **{"seed": 3, "epoch": 1, **key})
+
+
+@pytest.mark.parametrize("settings", [PAPER, MINI, replace(PAPER, clip_to_box=True)], ids=["paper", "mini", "clip"])
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_every_row_is_the_oracles_choice(settings, warm_up):
+    labels = assign(settings=settings, log_probs_of=None if warm_up else predict)
+    assert labels.schema == LABELS
+    rows = iter(labels.to_pylist())
+    for record, proposals in zip(RECORDS, PROPOSALS, strict=True):
+        costs = oracle_costs(
+            proposals,
+            record.boxes_xyxy,
+            record.class_ids,
+            None if warm_up else predict(decode_image(record.image)),
+            form=settings.form,
+            clip_to_box=settings.clip_to_box,
+            logit_limit=settings.logit_limit,
+        )
+        for k, box_costs in enumerate(costs):
+            row = next(rows)
+            assert (row["image_id"], row["box_index"], row["class_id"]) == (record.image_id, k, record.class_ids[k])
+            if record.crowd[k]:
+                continue
+            choice = choose(
+                box_costs,
+                regression_weight=settings.regression_weight,
+                top_k=settings.top_k,
+                seed=3,
+                epoch=1,
+                image_id=record.image_id,
+                box_index=k,
+            )
+            assert (row["proposal_index"], row["rank"]) == (choice.proposal_index, choice.rank)
+            assert row["superpixel_ids"] == proposals.members(choice.proposal_index).tolist()
+            assert row["overlap_cost"] == pytest.approx(choice.overlap_cost, rel=1e-6)
+            assert row["regression_cost"] == pytest.approx(choice.regression_cost, rel=1e-6, abs=1e-9)
+    assert next(rows, None) is None
+
+
+def test_a_crowd_takes_no_candidate():
+    rows = {(row["image_id"], row["box_index"]): row for row in assign().to_pylist()}
+    for index, k in CROWDS:
+        row = rows[f"test/{index}", k]
+        assert (row["proposal_index"], row["superpixel_ids"], row["rank"]) == (-1, [], -1)
+        assert np.isnan(row["overlap_cost"]) and np.isnan(row["regression_cost"])
+    assert sum(row["proposal_index"] == -1 for row in rows.values()) == len(CROWDS)
+
+
+@pytest.mark.parametrize("groups", [[[0, 1, 2, 3, 4, 5]], [[0], [1], [2], [3], [4], [5]], [[4, 2, 0], [5, 3, 1]]])
+@pytest.mark.parametrize("settings", [PAPER, MINI], ids=["paper", "mini"])
+def test_rows_do_not_depend_on_the_grouping(groups, settings):
+    def by_box(parts):
+        return {(row["image_id"], row["box_index"]): str(row) for part in parts for row in part.to_pylist()}
+
+    assert by_box([assign(group, settings) for group in groups]) == by_box([assign(settings=settings)])
+
+
+def test_the_paper_draws_anew_every_epoch_and_winner_takes_all_does_not():
+    def chosen(settings, **key):
+        return assign(settings=settings, **key)["proposal_index"].to_pylist()
+
+    assert chosen(PAPER, epoch=1) == chosen(PAPER, epoch=1) != chosen(PAPER, epoch=2)
+    assert chosen(PAPER, seed=1) != chosen(PAPER, seed=2)
+    assert chosen(MINI, epoch=1) == chosen(MINI, epoch=2, seed=9)
+
+
+def test_warm_up_needs_no_image():
+    without = [name for name in RECORD_COLUMNS if name != "image"]
+    assert str(assign(log_probs_of=None, columns=without).to_pylist()) == str(assign(log_probs_of=None).to_pylist())
+    assert set(assign(log_probs_of=None)["regression_cost"].to_pylist()) >= {0.0}
+
+
+def test_supervision_by_boxes_never_reads_the_ground_truth():
+    assert "gt_label_map" not in RECORD_COLUMNS
+    # The stored ground truth does not decode: whoever opened it would fail.
+    assert str(assign(columns=(*RECORD_COLUMNS, "gt_label_map")).to_pylist()) == str(assign().to_pylist())
+
+
+def test_the_network_sees_only_images_that_have_boxes():
+    seen = []
+
+    def watch(image):
+        seen.append(image)
+        return predict(image)
+
+    assign(log_probs_of=watch)
+    expected = [decode_image(record.image) for record in RECORDS if len(record.boxes_xyxy)]
+    assert len(seen) == len(expected) and all((a == b).all() for a, b in zip(seen, expected, strict=True))
+
+
+def test_a_row_group_without_boxes_gives_an_empty_table():
+    labels = assign([1, 4])
+    assert labels.num_rows == 0 and labels.schema == LABELS
+
+
+def test_tables_of_other_images_are_not_paired():
+    records, _ = tables([0, 1])
+    _, proposals = tables([1, 0])
+    with pytest.raises(AssertionError, match="paired"):
+        assign_row_group(None, records, proposals, PAPER, seed=0, epoch=0)

@@ -1,0 +1,208 @@
+"""Who may import whom, and that importing does nothing else: the rules of the architecture, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("records", "proposals", "training", "assignment", "evaluation")
+LEAVES = ("errors", "schema", "storage", "tables", "regions", "labels", "randomness", "palette", "config", "outbox")
+LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL"}
+# Modules that put stages together and may import any of them.
+COMPOSITION = {"boxsup_dist.coordinator", "boxsup_dist.run", "boxsup_dist.examples", "boxsup_dist.recipes"}
+RAY_FILES = {
+    "boxsup_dist.records.shard",
+    "boxsup_dist.proposals.generate",
+    "boxsup_dist.training.stream",
+    "boxsup_dist.training.loop",
+    "boxsup_dist.training.worker",
+    "boxsup_dist.training.fit",
+    "boxsup_dist.assignment.reassign",
+    "boxsup_dist.evaluation.evaluate",
+    "boxsup_dist.coordinator",
+    "boxsup_dist.run",
+    "boxsup_dist.examples",  # through training.stream
+}
+# Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
+# wrapped functions, and have no effect.
+PURE_CALLS = {
+    "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "getLogger", "inference_mode",
+    "int32", "large_binary", "large_list", "list_", "njit", "no_grad", "remote", "schema", "string", "Struct",
+    "tuple", "uint16",
+}  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for folder in ("boxsup_dist", "jobs") for path in (ROOT / folder).rglob("*.py")}
+PACKAGE = [name for name in SOURCES if name.partition(".")[0] == "boxsup_dist"]
+PURE_FILES = [
+    name
+    for name in PACKAGE
+    if name not in RAY_FILES and not name.startswith("boxsup_dist.distributed") and name != "boxsup_dist.tracking"
+]
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(SOURCES[name].read_text(), str(SOURCES[name]))
+
+
+@functools.cache
+def imports(name: str) -> frozenset[str]:
+    """Every module that a file names in an import, wherever in the file; of our own the deepest that exists."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{name}: imports are absolute"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {member if member in SOURCES else node.module for member in members}
+    return frozenset(found)
+
+
+def third_party(name: str) -> set[str]:
+    own = {"boxsup_dist", "jobs"}
+    return {module.partition(".")[0] for module in imports(name)} - set(sys.stdlib_module_names) - own
+
+
+def part_of(name: str) -> str:
+    """The package's part that a module belongs to: "training" for boxsup_dist.training.plan, "run" for .run."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_the_lists_of_this_file_name_modules_that_exist():
+    named = COMPOSITION | RAY_FILES | {f"boxsup_dist.{part}" for part in (*STAGES, *LEAVES)}
+    assert named <= set(SOURCES)
+    known = {*STAGES, *LEAVES, *map(part_of, COMPOSITION), "", "model", "distributed", "progress", "tracking"}
+    assert {part_of(name) for name in PACKAGE} == known, "a new part of the package needs a place in the rules"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_never_import_each_other(stage):
+    allowed = {stage, "model", "distributed", "progress", *LEAVES}
+    for name in PACKAGE:
+        if part_of(name) == stage:
+            used = {part_of(module) for module in imports(name) if module.startswith("boxsup_dist.")}
+            assert used <= allowed, f"{name} imports {used - allowed}"
+
+
+@pytest.mark.parametrize("shared, allowed", [("model", {"model"}), ("distributed", {"distributed", "progress"})])
+def test_what_stages_share_knows_no_stage(shared, allowed):
+    for name in PACKAGE:
+        if part_of(name) == shared:
+            used = {part_of(module) for module in imports(name) if module.startswith("boxsup_dist.")}
+            assert used <= {*allowed, *LEAVES}, f"{name} imports {used}"
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_import_only_leaves_and_a_few_packages(leaf):
+    name = f"boxsup_dist.{leaf}"
+    used = {part_of(module) for module in imports(name) if module.startswith("boxsup_dist.")}
+    assert used <= set(LEAVES)
+    assert third_party(name) <= LEAF_PACKAGES
+
+
+def test_progress_and_tracking_stand_alone():
+    for name in ("progress", "tracking"):
+        used = {part_of(module) for module in imports(f"boxsup_dist.{name}") if module.startswith("boxsup_dist.")}
+        assert used <= set(LEAVES)
+
+
+def test_only_jobs_import_jobs():
+    assert not any(module.partition(".")[0] == "jobs" for name in PACKAGE for module in imports(name))
+
+
+def test_ray_only_in_the_ray_files_and_jobs():
+    users = {name for name in PACKAGE if "ray" in third_party(name)}
+    assert {name for name in users if part_of(name) != "distributed"} <= RAY_FILES
+
+
+def test_pure_files_import_no_ray_file():
+    layer = {name for name in PACKAGE if part_of(name) == "distributed"} | RAY_FILES
+    for name in PURE_FILES:
+        assert not imports(name) & layer, f"{name} imports {imports(name) & layer}"
+
+
+@pytest.mark.parametrize("package, home", [("mlflow", "boxsup_dist.tracking"), ("pydensecrf", "boxsup_dist.model.crf")])
+def test_a_package_with_one_home(package, home):
+    assert {name for name in SOURCES if package in third_party(name)} == {home}
+
+
+def is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def calls_at_import(node: ast.AST) -> list[str]:
+    """Names of what is called while a statement of a module or class body is executed."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        parts: list[ast.AST] = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
+        return [call for part in parts for call in calls_at_import(part)]
+    if isinstance(node, ast.Lambda):
+        return []
+    own = []
+    if isinstance(node, ast.Call):
+        own = [node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)]
+    return own + [call for child in ast.iter_child_nodes(node) for call in calls_at_import(child)]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_module_bodies_hold_definitions_only(name):
+    own_classes = {node.name for node in ast.walk(tree(name)) if isinstance(node, ast.ClassDef)}
+    for statement in tree(name).body:
+        if is_docstring(statement) or isinstance(statement, ast.Import | ast.ImportFrom):
+            continue
+        if isinstance(statement, ast.If):
+            assert ast.unparse(statement.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
+            continue
+        definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.AsyncFunctionDef
+        assert isinstance(statement, definition), f"{name}:{statement.lineno} runs at import"
+        impure = set(calls_at_import(statement)) - PURE_CALLS - own_classes
+        assert not impure, f"{name}:{statement.lineno} calls {impure} at import"
+
+
+def package_files() -> set[Path]:
+    files = {path for folder in ("boxsup_dist", "jobs") for path in (ROOT / folder).rglob("*")}
+    return {path for path in files if "__pycache__" not in path.parts}
+
+
+def test_imports_need_no_ray_for_the_method_and_have_no_effect(tmp_path):
+    # One process for both, as importing everything takes seconds: first the pure files where Ray and MLflow are not
+    # installed, then all the others.
+    code = f"""
+import importlib, json, sys
+sys.modules["ray"] = sys.modules["mlflow"] = None
+for name in {sorted(PURE_FILES)!r}:
+    importlib.import_module(name)
+del sys.modules["ray"], sys.modules["mlflow"]
+for name in {sorted(SOURCES)!r}:
+    importlib.import_module(name)
+import boxsup_dist
+import ray
+assert not ray.is_initialized()
+loaded = [name for name in ("mlflow", "pydensecrf", "timm", "torchvision") if name in sys.modules]
+with open("result.json", "w") as file:
+    json.dump({{"loaded": loaded, "home": boxsup_dist.__file__}}, file)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    before = package_files()
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert package_files() == before
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert Path(result["home"]).parents[1] == ROOT
+    assert result["loaded"] == [], "heavy or optional packages are imported where they are used"

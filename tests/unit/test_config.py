@@ -1,0 +1,191 @@
+"""Settings: defaults of the paper, a lossless trip through JSON, and a check that names what is wrong."""
+
+import json
+from dataclasses import asdict, fields, is_dataclass, replace
+
+import pytest
+
+from boxsup_dist.config import (
+    AssignmentSettings,
+    AugmentSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    ResourceSettings,
+    TrainConfig,
+)
+from boxsup_dist.errors import SettingError
+from boxsup_dist.recipes import RECIPES
+
+CONFIG = TrainConfig("run", "records", "proposals", "val")
+
+
+def with_setting(name: str, value: object) -> TrainConfig:
+    """CONFIG with one setting changed; `name` may be "part.field"."""
+    part, _, field = name.rpartition(".")
+    if not part:
+        return replace(CONFIG, **{field: value})
+    return replace(CONFIG, **{part: replace(getattr(CONFIG, part), **{field: value})})
+
+
+def other_value(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return "another"
+
+
+def all_settings(config: object, prefix: str = "") -> list[tuple[str, object]]:
+    found = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found += all_settings(value, f"{prefix}{field.name}.")
+        else:
+            found.append((prefix + field.name, value))
+    return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("supervision", ["mask", "rectangles", "box"])
+def test_recipes_pass_their_own_check(recipe, supervision):
+    proposals = "proposals" if supervision == "box" else None
+    config = RECIPES[recipe]("run", "records", proposals, "val", supervision)
+    assert config.check() is config
+    assert (config.run_dir, config.records, config.proposals, config.val_records) == (
+        "run", "records", proposals, "val",
+    )  # fmt: skip
+    assert config.supervision == supervision
+
+
+def test_the_paper_recipe_has_the_papers_settings():
+    config = RECIPES["paper"]("run", "records", "proposals", "val", "box")
+    optimizer, assignment = config.optimizer, config.assignment
+    assert (assignment.form, assignment.regression_weight, assignment.top_k) == ("image", 3.0, 5)
+    assert not (assignment.clip_to_box or assignment.ignore_outside) and assignment.logit_limit is None
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (1e-3, 0.9, 5e-4)
+    assert (optimizer.global_batch_size, optimizer.epochs, optimizer.decay_epochs) == (20, 45, 15)
+
+
+@pytest.mark.parametrize("config", [CONFIG, *(recipe("r", "t", "p", None, "box") for recipe in RECIPES.values())])
+def test_settings_survive_json(config):
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name, value", all_settings(CONFIG), ids=lambda v: str(v))
+def test_every_setting_survives_json(name, value):
+    config = with_setting(name, other_value(value))
+    assert config != CONFIG
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_settings_of_another_version_are_refused():
+    values = asdict(CONFIG)
+    for bad in ({**values, "extra": 1}, {**values, "optimizer": {"momentums": 0.9}}, {"run_dir": "run"}):
+        with pytest.raises(SettingError, match="not the settings of a training run"):
+            TrainConfig.from_dict(bad)
+
+
+BAD = {
+    "assignment.form": ["mean", ""],
+    "assignment.regression_weight": [-0.1],
+    "assignment.top_k": [0, -1],
+    "assignment.warmup_epochs": [0],
+    "assignment.logit_limit": [2.0],  # has no effect with form "image"
+    "optimizer.epochs": [0],
+    "optimizer.global_batch_size": [0],
+    "optimizer.decay_epochs": [0],
+    "optimizer.schedule": ["cosine"],
+    "optimizer.lr": [0, -1e-3],
+    "optimizer.head_lr_multiplier": [0],
+    "optimizer.momentum": [-0.1, 1.0],
+    "optimizer.weight_decay": [-1e-4],
+    "optimizer.warmup_steps": [-1],
+    "augment.crop_height_px": [15],
+    "augment.crop_width_px": [0],
+    "augment.scale_min": [0, -1, 1.6],  # above scale_max
+    "augment.scale_max": [0.4],
+    "resources.num_workers": [-1, 21],  # more than images in a global batch
+    "resources.num_actors": [-1],
+    "resources.cpus_per_worker": [-1],
+    "resources.gpus_per_worker": [-0.5],
+    "resources.cpus_per_actor": [-1],
+    "resources.gpus_per_actor": [-0.5],
+    "resources.threads_per_worker": [0],
+    "resources.threads_per_actor": [0],
+    "resources.stream_tasks_per_worker": [0],
+    "resources.max_failures": [-1],
+    "supervision": ["boxes", "mask", "rectangles"],  # the last two read no proposals
+    "proposals": [None],
+    "val_records": [None],
+    "evaluate_every": [-1],
+    "checkpoint_every_steps": [-1],
+    "keep_checkpoints": [0],
+}
+NAMED_BY = {"supervision": {"supervision", "proposals"}, "val_records": {"evaluate_every"},
+            "augment.scale_max": {"augment.scale_min"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_setting_is_named(name, value):
+    with pytest.raises(SettingError) as caught:
+        with_setting(name, value).check()
+    error = caught.value
+    assert error.field in NAMED_BY.get(name, {name})
+    assert error.expected and error.field in str(error) and error.expected in str(error)
+
+
+def test_every_number_is_checked():
+    # A new setting must get a check, or be named here as one that any value suits or another place checks.
+    unbounded = {"seed"}
+    checked_where_the_network_is_built = {"network.num_classes", "network.output_stride", "network.dropout"}
+    numbers = {name for name, value in all_settings(CONFIG) if type(value) in (int, float)}
+    assert numbers - set(BAD) == unbounded | checked_where_the_network_is_built
+
+
+def test_settings_at_their_limits_pass():
+    replace(
+        CONFIG,
+        assignment=AssignmentSettings("centred", 0.0, 1, 1, logit_limit=0.1),
+        optimizer=OptimizerSettings(1, 1, momentum=0.0, weight_decay=0.0, decay_epochs=1),
+        augment=AugmentSettings(16, 16, 1.0, 1.0),
+        resources=ResourceSettings(1, 0.0, num_actors=1, cpus_per_actor=0.0, max_failures=0),
+        network=NetworkSettings("timm:resnet18"),
+        keep_checkpoints=1,
+        evaluate_every=0,
+        val_records=None,
+    ).check()
+    replace(CONFIG, supervision="mask", proposals=None).check()
+
+
+def test_resources_without_a_gpu():
+    found = ResourceSettings().resolve(2, 0)
+    assert (found.num_workers, found.num_actors) == (2, 2)
+    assert (found.gpus_per_worker, found.gpus_per_actor) == (0, 0)
+    assert ResourceSettings().resolve(16, 0) == replace(ResourceSettings(), num_workers=4, num_actors=16)
+
+
+def test_resources_with_gpus():
+    found = ResourceSettings().resolve(16, 8)
+    assert (found.num_workers, found.num_actors) == (8, 8)
+    assert (found.gpus_per_worker, found.gpus_per_actor) == (0.5, 0.5)
+    assert (found.cpus_per_worker, found.cpus_per_actor) == (0.5, 0.5)
+    assert ResourceSettings().resolve(64, 2).cpus_per_worker == 1.0
+
+
+@pytest.mark.parametrize("num_cpus", [2, 3, 4, 8, 16, 96])
+@pytest.mark.parametrize("num_gpus", [0, 1, 2, 8])
+def test_resolved_resources_fit_and_leave_data_tasks_a_cpu(num_cpus, num_gpus):
+    found = ResourceSettings().resolve(num_cpus, num_gpus)
+    reserved = found.num_workers * found.cpus_per_worker + found.num_actors * found.cpus_per_actor
+    assert reserved <= num_cpus / 2 and num_cpus - reserved >= 1
+    assert found.num_workers * found.gpus_per_worker + found.num_actors * found.gpus_per_actor <= num_gpus
+    found.check()
+
+
+def test_given_resources_are_kept():
+    given = ResourceSettings(num_workers=3, cpus_per_worker=2.0, num_actors=5, gpus_per_actor=0.1)
+    for size in ((2, 0), (16, 8)):
+        assert given.resolve(*size) == given
+    partly = ResourceSettings(num_workers=3).resolve(16, 8)
+    assert (partly.num_workers, partly.gpus_per_worker, partly.num_actors, partly.gpus_per_actor) == (3, 0.0, 8, 0.5)

@@ -1,0 +1,49 @@
+"""The learning rate's factor: plateaus of the paper, the polynomial of short runs, the warm-up of both."""
+
+import itertools
+
+import pytest
+
+from boxsup_dist.config import OptimizerSettings
+from boxsup_dist.training.schedule import lr_factor
+
+PAPER = OptimizerSettings()
+
+
+def curve(settings: OptimizerSettings, num_steps: int = 10) -> list[float]:
+    return [
+        lr_factor(settings, epoch=epoch, step=step, num_steps=num_steps)
+        for epoch in range(settings.epochs)
+        for step in range(num_steps)
+    ]
+
+
+def test_the_paper_divides_by_ten_every_15_epochs():
+    factors = curve(PAPER)
+    assert len(factors) == 450
+    for plateau, expected in enumerate((1, 0.1, 0.01)):
+        assert factors[150 * plateau : 150 * (plateau + 1)] == pytest.approx([expected] * 150, rel=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [1, 10])
+def test_poly_falls_from_one_towards_zero_over_the_run(num_steps):
+    settings = OptimizerSettings(epochs=8, schedule="poly")
+    factors = curve(settings, num_steps)
+    total = 8 * num_steps
+    assert factors[0] == 1 and factors[total // 2] == pytest.approx(0.5**0.9)
+    assert factors[-1] == pytest.approx((1 / total) ** 0.9) and factors[-1] > 0
+    assert all(a > b for a, b in itertools.pairwise(factors))
+
+
+@pytest.mark.parametrize("schedule", ["step", "poly"])
+@pytest.mark.parametrize("warmup_steps", [1, 25])
+def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone(schedule, warmup_steps):
+    plain = OptimizerSettings(epochs=6, decay_epochs=2, schedule=schedule)
+    warm = OptimizerSettings(epochs=6, decay_epochs=2, schedule=schedule, warmup_steps=warmup_steps)
+    for done, (without, with_warmup) in enumerate(zip(curve(plain), curve(warm), strict=True)):
+        expected = min(1, (done + 1) / warmup_steps)
+        assert with_warmup == pytest.approx(without * expected) and with_warmup > 0
+
+
+def test_a_run_shorter_than_its_warm_up_stays_below_one():
+    assert max(curve(OptimizerSettings(epochs=1, warmup_steps=1000))) == pytest.approx(0.01)
