@@ -46,8 +46,6 @@ from jobs._cli import run
 
 SIZE_PX = (500, 375)  # width and height of a VOC photograph
 NUM_BOXES = 3
-# Small row groups: the first batch needs one of every lane, and must be a small part of a short epoch.
-ROW_GROUP_SIZE, ROWS_PER_SHARD = 4, 32
 GLOBAL_BATCH_SIZE = 10
 
 
@@ -57,8 +55,8 @@ class Settings:
 
     out: str = "runs/bench"
     """Folder; its synthetic tables serve the next call too."""
-    num_images: int = 160
-    """Images of an epoch."""
+    num_images: int = 240
+    """Images of an epoch. In a short one, much is made during the wait for the first batch, which does not count."""
     crop_px: int = 257
     """Side of the crops that are trained on."""
     rounds: int = 3
@@ -158,8 +156,7 @@ def prepare_run(settings: Settings, out: str) -> TrainConfig:
     """Tables of synthetic images, and a configuration of two workers that trains on them from boxes."""
     folder = storage.join(out, f"tables-{settings.num_images}")
     root = write_synthetic(storage.join(folder, "devkit"), settings.num_images, 1)
-    uri = storage.join(folder, "records")
-    records = build_records(uri, root, "train", rows_per_shard=ROWS_PER_SHARD, row_group_size=ROW_GROUP_SIZE)
+    records = build_records(storage.join(folder, "records"), root, "train")
     proposals = build_proposals(storage.join(folder, "proposals"), records.uri, "selective_search")
     config = mini(storage.join(out, "run"), records.uri, proposals.uri, None, "box")
     resources = replace(config.resources, num_workers=2).resolve(session.total_cpus(), session.total_gpus())
@@ -194,10 +191,16 @@ def measure_epochs(config: TrainConfig, rounds: int) -> dict[str, Any]:
     ).metrics
     assert found is not None
     streamed, memory = found["streamed"], found["memory"]
-    rates = [(s["images_per_s"], m["images_per_s"]) for s, m in zip(streamed, memory, strict=True)]
+    pairs = list(zip(streamed, memory, strict=True))
     return {
-        "ratio": statistics.median(ours / theirs for ours, theirs in rates),
-        "images_per_s": {"streamed": [s for s, _ in rates], "memory": [m for _, m in rates]},
+        "ratio": statistics.median(s["images_per_s"] / m["images_per_s"] for s, m in pairs),
+        "ratio_with_first_batch": statistics.median(
+            m["train_s"] / (s["train_s"] + s["first_batch_s"]) for s, m in pairs
+        ),
+        "images_per_s": {
+            "streamed": [s["images_per_s"] for s in streamed],
+            "memory": [m["images_per_s"] for m in memory],
+        },
         "first_batch_s": [s["first_batch_s"] for s in streamed],
         "wait_share": [s["wait_share"] for s in streamed],
         "num_images": source.records.num_rows,

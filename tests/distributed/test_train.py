@@ -17,6 +17,7 @@ from boxsup_dist import storage
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, TrainConfig
 from boxsup_dist.coordinator import read_history
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, SettingError, WeightsError
+from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model import checkpoint
 from boxsup_dist.run import train
 from boxsup_dist.tables import open_table
@@ -194,12 +195,15 @@ def test_jobs_on_a_run_say_what_is_missing(ray_local, folder, tmp_path):
 # -- workers and supervisions -----------------------------------------------------------------------------------------
 
 
-def test_the_number_of_workers_changes_no_label_and_hardly_a_loss(ray_local, folder):
+def test_the_number_of_workers_changes_no_choice_and_hardly_a_loss(ray_local, folder):
+    """Two workers add up in another order than one: costs and losses differ in their last digits."""
     runs = {n: tiny.make_config(folder, folder / f"workers-{n}", resources=r) for n, r in ((1, ONE), (2, TWO))}
     for config in runs.values():
         train(config)
-    one, two = (labels_of(config.run_dir) for config in runs.values())
-    assert one == two and len(one) == 2
+    for epoch in (0, 1):
+        one, two = (read_labels(labels_uri(config.run_dir, epoch)).table for config in runs.values())
+        choices = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "rank"]
+        assert one.select(choices).equals(two.select(choices))
     histories = [read_history(config.run_dir) for config in runs.values()]
     for epoch in (0, 1):
         losses = [history[epoch]["train_loss"] for history in histories]
