@@ -59,6 +59,8 @@ class AssignmentSettings:
     """Pixels of a box that no segment covers are ignored instead of background."""
     logit_limit: float | None = None
     """Limit of a pixel's log-odds in the centred form."""
+    consensus_temperature: float | None = None
+    """Take what the cheap candidates agree on, weighted by exp(-cost / this); none: the cheapest, as the paper does."""
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work or would have no effect."""
@@ -66,6 +68,10 @@ class AssignmentSettings:
         _check(self.regression_weight >= 0, "assignment.regression_weight", self.regression_weight, ">= 0")
         _check(self.top_k >= 1, "assignment.top_k", self.top_k, ">= 1")
         _check(self.warmup_epochs >= 1, "assignment.warmup_epochs", self.warmup_epochs, ">= 1")
+        if self.consensus_temperature is not None:
+            _check(
+                self.consensus_temperature > 0, "assignment.consensus_temperature", self.consensus_temperature, "> 0"
+            )
         if self.logit_limit is not None:
             _check(self.form == "centred", "assignment.logit_limit", self.logit_limit, "none with form 'image'")
             _check(self.logit_limit > 0, "assignment.logit_limit", self.logit_limit, "> 0")
@@ -156,11 +162,11 @@ class ResourceSettings:
     def resolve(self, num_cpus: int, num_gpus: int) -> ResourceSettings:
         """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor.
 
-        Together they leave a CPU to the data tasks.
+        Half of the CPUs at least stay free: workers and actors that reserve all of them starve the data tasks.
         """
         num_workers = self.num_workers or num_gpus or min(num_cpus, 4)
         num_actors = self.num_actors or num_gpus or num_cpus
-        share = max(math.floor(100 * (num_cpus - 1) / (num_workers + num_actors)), 1) / 100
+        share = math.floor(100 * num_cpus / (2 * (num_workers + num_actors))) / 100
         resolved = replace(self, num_workers=num_workers, num_actors=num_actors)
         if self.num_workers == 0:
             cpus, gpus = (1.0, 0.5) if num_gpus else (self.cpus_per_worker, self.gpus_per_worker)
