@@ -162,11 +162,11 @@ class ResourceSettings:
     def resolve(self, num_cpus: int, num_gpus: int) -> ResourceSettings:
         """Fill in the zeros for a cluster of this size; a GPU is shared by one worker and one actor.
 
-        Half of the CPUs at least stay free: workers and actors that reserve all of them starve the data tasks.
+        Together they leave half of the CPUs to the data tasks.
         """
         num_workers = self.num_workers or num_gpus or min(num_cpus, 4)
         num_actors = self.num_actors or num_gpus or num_cpus
-        share = math.floor(100 * num_cpus / (2 * (num_workers + num_actors))) / 100
+        share = max(math.floor(50 * num_cpus / (num_workers + num_actors)), 1) / 100
         resolved = replace(self, num_workers=num_workers, num_actors=num_actors)
         if self.num_workers == 0:
             cpus, gpus = (1.0, 0.5) if num_gpus else (self.cpus_per_worker, self.gpus_per_worker)

@@ -4,8 +4,8 @@ Row groups are shuffled, and the rows inside each. The resulting sequence is cut
 has images; step b takes the b-th record of every lane. A worker owns some of the lanes, so
 
 * which records form a global batch does not depend on the number of workers;
-* a batch mixes as many row groups as it has images, although every row group is read only once and in one piece
-  (twice where a lane ends inside it);
+* a batch mixes as many row groups as it has images, although every row group is read in one piece
+  (in two where a lane ends inside it, or where it is a lane's first);
 * a position inside the epoch is one number, the step, and what is left of each lane follows from it.
 """
 
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from boxsup_dist.randomness import generator
 from boxsup_dist.tables import RowGroup
+
+FIRST_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,23 @@ class EpochPlan:
         return max(self.lane_lengths)
 
     def for_worker(self, rank: int, num_workers: int, start_step: int = 0) -> list[Slice]:
-        """What is left for one worker from a step on."""
+        """What is left for one worker from a step on, in the order in which the steps need it.
+
+        Each lane is cut after its first FIRST_ROWS records: the first batch needs one of every lane, and would else
+        wait until whole row groups are made.
+        """
         remaining = []
         for piece in self.slices:
             if piece.lane % num_workers != rank:
                 continue
-            done = max(0, start_step - piece.first_step)
-            if done < len(piece.rows):
-                remaining.append(Slice(piece.lane, piece.first_step + done, piece.row_group_index, piece.rows[done:]))
-        return remaining
+            end = piece.first_step + len(piece.rows)
+            begin = max(start_step, piece.first_step)
+            cut = min(max(begin, start_step + FIRST_ROWS), end)
+            for first, last in ((begin, cut), (cut, end)):
+                if first < last:
+                    rows = piece.rows[first - piece.first_step : last - piece.first_step]
+                    remaining.append(Slice(piece.lane, first, piece.row_group_index, rows))
+        return sorted(remaining, key=lambda piece: (piece.first_step, piece.lane))
 
 
 def plan_epoch(row_groups: Sequence[RowGroup], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:

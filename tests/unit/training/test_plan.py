@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist.tables import RowGroup
-from boxsup_dist.training.plan import EpochPlan, plan_epoch
+from boxsup_dist.training.plan import FIRST_ROWS, EpochPlan, plan_epoch
 
 NUM_WORKERS = (1, 2, 3, 4, 7)
 TABLES = {
@@ -34,7 +34,7 @@ def worker_steps(plan: EpochPlan, rank: int, num_workers: int, start_step: int =
     for piece in plan.for_worker(rank, num_workers, start_step):
         for i, row in enumerate(piece.rows):
             steps[piece.first_step + i - start_step].append((piece.lane, piece.row_group_index, row))
-    return steps
+    return [sorted(step) for step in steps]  # the stream takes a batch lane by lane
 
 
 def global_steps(plan: EpochPlan, num_workers: int, start_step: int = 0) -> list[Counter]:
@@ -150,3 +150,12 @@ def test_a_batch_mixes_row_groups():
 def test_a_table_without_records_has_no_step():
     found = plan([], 4)
     assert (found.num_steps, found.slices, found.for_worker(0, 2)) == (0, (), [])
+
+
+@pytest.mark.parametrize("start_step", [0, 3, 9])
+def test_the_first_step_waits_for_few_records(start_step):
+    found = plan([16] * 20, 10)
+    slices = found.for_worker(0, 2, start_step)
+    first = [piece for piece in slices if piece.first_step == start_step]
+    assert len(first) == 5 and all(len(piece.rows) <= FIRST_ROWS for piece in first)
+    assert len(slices) <= len(found.for_worker(0, 2, 0)) <= 2 * 5 + 10
