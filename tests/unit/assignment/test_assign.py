@@ -8,13 +8,13 @@ import pytest
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.assignment.consensus import by_agreement
+from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.recipes import RECIPES
 from boxsup_dist.regions import decode_image, encode_png, proposals_to_table
 from boxsup_dist.schema import LABELS, Record, records_to_table
 from tests.random_proposals import random_proposals
-from tests.unit.assignment.oracle import oracle_costs
 
 NUM_CLASSES, HEIGHT, WIDTH = 4, 18, 24
 PAPER = AssignmentSettings()
