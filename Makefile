@@ -32,6 +32,7 @@ types: $(READY)
 
 bench: $(READY)
 	$(PY) -m jobs.bench
+	$(PY) -m jobs.bench_memory
 
 clean-env:
 	rm -rf .venv

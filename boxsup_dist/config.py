@@ -59,6 +59,8 @@ class AssignmentSettings:
     """Pixels of a box that no segment covers are ignored instead of background."""
     logit_limit: float | None = None
     """Limit of a pixel's log-odds in the centred form."""
+    consensus_temperature: float | None = None
+    """Take what the cheap candidates agree on, weighted by exp(-cost / this); none: the cheapest, as the paper does."""
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work or would have no effect."""
@@ -66,6 +68,10 @@ class AssignmentSettings:
         _check(self.regression_weight >= 0, "assignment.regression_weight", self.regression_weight, ">= 0")
         _check(self.top_k >= 1, "assignment.top_k", self.top_k, ">= 1")
         _check(self.warmup_epochs >= 1, "assignment.warmup_epochs", self.warmup_epochs, ">= 1")
+        if self.consensus_temperature is not None:
+            _check(
+                self.consensus_temperature > 0, "assignment.consensus_temperature", self.consensus_temperature, "> 0"
+            )
         if self.logit_limit is not None:
             _check(self.form == "centred", "assignment.logit_limit", self.logit_limit, "none with form 'image'")
             _check(self.logit_limit > 0, "assignment.logit_limit", self.logit_limit, "> 0")

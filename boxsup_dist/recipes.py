@@ -47,12 +47,13 @@ def mini(
         network=NetworkSettings("timm:tf_efficientnet_lite0", output_stride=16, dropout=0.1),
         assignment=AssignmentSettings(
             form="centred",
-            regression_weight=2.0,
+            regression_weight=1.5,
             top_k=1,
-            warmup_epochs=4,
+            warmup_epochs=3,
             clip_to_box=True,
             ignore_outside=True,
             logit_limit=1.0,
+            consensus_temperature=0.1,
         ),
         optimizer=OptimizerSettings(
             epochs=10, global_batch_size=10, lr=4e-3, head_lr_multiplier=5.0, schedule="poly", warmup_steps=50

@@ -116,10 +116,11 @@ def _keep_config(config: TrainConfig, run_dir: str) -> None:
     """Store the resolved configuration; SettingError if the directory holds a run with other ones."""
     uri = storage.join(run_dir, "config.json")
     wanted = config.to_dict()
+    free = FREE_ON_RESUME if config.supervision == "box" else (*FREE_ON_RESUME, "assignment")
     if storage.exists(uri):
         found = storage.read_json(uri)
         for name in wanted:
-            if name not in FREE_ON_RESUME and found.get(name) != wanted[name]:
+            if name not in free and found.get(name) != wanted[name]:
                 raise SettingError(
                     "the run directory holds a run with another setting; choose another or delete it",
                     file=uri,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from boxsup_dist.assignment.cost import candidate_costs
-from boxsup_dist.assignment.select import NO_CHOICE, choose
+from boxsup_dist.assignment.consensus import by_agreement
+from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
+from boxsup_dist.assignment.select import NO_CHOICE, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.labels import labels_table
 from boxsup_dist.regions import decode_image, proposals_from_table
@@ -48,7 +49,7 @@ def assign_image(
         if not record.crowd[k]:
             choice = choose(
                 box_costs,
-                regression_weight=settings.regression_weight,
+                _order(box_costs, proposals, record.boxes_xyxy[k], settings),
                 top_k=settings.top_k,
                 seed=seed,
                 epoch=epoch,
@@ -69,6 +70,19 @@ def assign_image(
             }
         )
     return rows
+
+
+def _order(costs: BoxCosts, proposals: Proposals, box: np.ndarray, settings: AssignmentSettings) -> np.ndarray:
+    """Candidates in the order of choice."""
+    if settings.consensus_temperature is None:
+        return by_cost(costs, settings.regression_weight)
+    return by_agreement(
+        costs,
+        proposals,
+        box,
+        regression_weight=settings.regression_weight,
+        temperature=settings.consensus_temperature,
+    )
 
 
 def assign_row_group(

@@ -70,7 +70,8 @@ def centred_loss(
     mask: np.ndarray, inside: np.ndarray, class_id: int, log_probs: np.ndarray, logit_limit: float | None
 ) -> float:
     """Sum over mask and box of (d - mean of d over the box), divided by the box's pixels (see cost.py)."""
-    margin = (log_probs[BACKGROUND] - log_probs[class_id])[inside].astype(np.float64)
+    background, foreground = (log_probs[c][inside].astype(np.float64) for c in (BACKGROUND, class_id))
+    margin = background - foreground
     if logit_limit is not None:
         margin = np.clip(margin, -logit_limit, logit_limit)
     return float(((margin - margin.mean()) * mask[inside]).sum() / margin.size)

@@ -21,24 +21,29 @@ class Choice:
     proposal_index: int  # -1: the box has no candidate
     overlap_cost: float
     regression_cost: float
-    rank: int  # 0 is the cheapest candidate; -1 without one
+    rank: int  # place in the order of choice, 0 is first; -1 without a candidate
 
 
 NO_CHOICE = Choice(-1, float("nan"), float("nan"), -1)
 
 
-def choose(
-    costs: BoxCosts, *, regression_weight: float, top_k: int, seed: int, epoch: int, image_id: str, box_index: int
-) -> Choice:
-    """Draw one of the `top_k` candidates of lowest cost; top_k = 1 is winner-takes-all.
+def by_cost(costs: BoxCosts, regression_weight: float) -> np.ndarray:
+    """Positions among the candidates, int64 (M,), cheapest first.
 
-    The draw is a pure function of (seed, epoch, image_id, box_index): it does not depend on who makes it, or when.
     Equal costs go by proposal order, that is by objectness; equal means to COST_DIGITS.
     """
-    num_candidates = len(costs.candidates)
-    if num_candidates == 0:
+    return np.argsort(np.round(costs.total(regression_weight), COST_DIGITS), kind="stable")
+
+
+def choose(
+    costs: BoxCosts, order: np.ndarray, *, top_k: int, seed: int, epoch: int, image_id: str, box_index: int
+) -> Choice:
+    """Draw one of the `top_k` first candidates of `order` (by_cost or consensus.by_agreement); 1 takes the first.
+
+    The draw is a pure function of (seed, epoch, image_id, box_index): it does not depend on who makes it, or when.
+    """
+    if len(order) == 0:
         return NO_CHOICE
-    order = np.argsort(np.round(costs.total(regression_weight), COST_DIGITS), kind="stable")[:top_k]
-    rank = draw_integer(len(order), seed, epoch, image_id, box_index)
+    rank = draw_integer(min(top_k, len(order)), seed, epoch, image_id, box_index)
     winner = order[rank]
     return Choice(int(costs.candidates[winner]), float(costs.overlap[winner]), float(costs.regression[winner]), rank)

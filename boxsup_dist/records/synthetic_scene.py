@@ -2,6 +2,8 @@
 
 Neither colour, texture nor position gives a class away: each class prefers a hue and a kind of texture but shares both
 with the others, with the distractors (convex shapes of no class) and with the background; the outline tells them apart.
+Objects consist of parts that differ and take on some of the colour behind them, so that bottom-up grouping does not
+simply find them.
 Objects cover 45 to 75 % of their box before they hide each other, with a mean near the 57 % of VOC's own objects, so
 that training on filled rectangles is as fair a baseline here as it is there.
 """
@@ -19,6 +21,15 @@ from scipy import ndimage
 FILL_RANGE = (0.45, 0.75)  # share of its box that a whole object covers
 _MIN_VISIBLE = 0.55  # of an object's pixels, after the frame's edge and other objects took theirs
 _LONG_SIDE_PX = (160, 240)
+_OBJECT_SIZE = (0.36, 1.0)  # longer side of a whole object over that of the image
+_NUM_DISTRACTORS = (1, 3)
+_HUE_SD = 1 / 30  # spread of a class's hue, in turns; neighbours are 1/6 apart
+_OWN_KIND_P = 0.95  # chance of a class's own kind of texture
+_OWN_PART_P = 0.85  # chance that a part has a texture of the object's class
+_LURE_P = 0.35  # chance that a distractor has a texture of some class, not just any
+_GROUND_KINDS_P = (0.3, 0.06, 0.1, 0.04, 0.44, 0.06)  # how often a ground is of each kind of texture
+_MAX_CAMOUFLAGE = 0.65  # how far an object's colours may go towards what it hides
+_PARTS_P = (0.2, 0.4, 0.4)  # chance of 0, 1, 2 parts of an object that look otherwise
 _TRIES = 25
 
 Outline = tuple[np.ndarray, np.ndarray | None]  # polygon (n, 2) in about [-1, 1], and a hole
@@ -138,10 +149,29 @@ def _texture(
 
 
 def _class_texture(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """A texture as the class has it: its own hue within 30 degrees mostly, its own kind two times of three."""
-    hue = list(OBJECTS).index(name) / len(OBJECTS) + rng.normal(0, 1 / 12)
-    kind = OBJECTS[name][1] if rng.random() < 2 / 3 else str(rng.choice(KINDS))
+    """A texture as the class has it: near its own hue, mostly of its own kind."""
+    hue = list(OBJECTS).index(name) / len(OBJECTS) + rng.normal(0, _HUE_SD)
+    kind = OBJECTS[name][1] if rng.random() < _OWN_KIND_P else str(rng.choice(KINDS))
     return _texture(rng, shape, hue, rng.uniform(0.3, 0.8), kind, rng.uniform(0.12, 0.3))
+
+
+def _coat(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """Colours float (H, W, 3) of an object: its class's texture, and mostly one or two parts that look otherwise."""
+    coat = _class_texture(rng, name, shape)
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    for _ in range(int(rng.choice([0, 1, 2], p=_PARTS_P))):
+        angle, where = rng.uniform(0, 2 * np.pi), rng.uniform(-0.25, 0.25)
+        level = np.cos(angle) * (x / shape[1] - 0.5) + np.sin(angle) * (y / shape[0] - 0.5)
+        part = _class_texture(rng, name if rng.random() < _OWN_PART_P else str(rng.choice(list(OBJECTS))), shape)
+        coat = np.where((level + 0.03 * _noise(rng, shape, 20) > where)[..., None], part, coat)
+    return coat
+
+
+def _lure(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Colours float (H, W, 3) of a distractor: some of them look like a class."""
+    if rng.random() < _LURE_P:
+        return _class_texture(rng, str(rng.choice(list(OBJECTS))), shape)
+    return _texture(rng, shape, rng.random(), rng.uniform(0.05, 0.6), str(rng.choice(KINDS)), rng.uniform(0.1, 0.3))
 
 
 def _background(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -151,8 +181,8 @@ def _background(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     level = y / shape[0] + rng.normal(0, 0.3) * x / shape[1] + 0.06 * _noise(rng, shape, 40)
     borders = [-np.inf, *sorted(rng.uniform(0.2, 0.9, int(rng.integers(0, 3))))]
     for border in borders:
-        kind = str(rng.choice(KINDS, p=[0.25, 0.1, 0.15, 0.05, 0.35, 0.1]))
-        ground = _texture(rng, shape, rng.random(), rng.uniform(0.05, 0.5), kind, rng.uniform(0.05, 0.2))
+        kind = str(rng.choice(KINDS, p=_GROUND_KINDS_P))
+        ground = _texture(rng, shape, rng.random(), rng.uniform(0.05, 0.4), kind, rng.uniform(0.05, 0.2))
         canvas = np.where((level > border)[..., None], ground, canvas)
     return canvas
 
@@ -201,21 +231,23 @@ def _object_mask(rng: np.random.Generator, name: str, shape: tuple[int, int]) ->
     margin = max(shape)
     wide = (shape[0] + 2 * margin, shape[1] + 2 * margin)
     while True:
-        size = float(np.exp(rng.uniform(np.log(0.28), np.log(0.95)))) * max(shape)
+        size = float(np.exp(rng.uniform(*np.log(_OBJECT_SIZE)))) * max(shape)
         centre = rng.uniform(0.1, 0.9, 2) * (shape[1], shape[0])
         mask = _rasterise(OBJECTS[name][0](rng), size, centre + margin, rng, wide)
         if FILL_RANGE[0] <= fill_ratio(mask) <= FILL_RANGE[1]:
             return mask[margin : margin + shape[0], margin : margin + shape[1]], int(mask.sum())
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, name: str) -> None:
-    """Paint a textured, shaded shape with its soft shadow over the canvas, in place."""
+def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, name: str | None) -> None:
+    """Paint an object, or a distractor where `name` is None, with its soft shadow over the canvas, in place."""
     shadow = ndimage.shift(mask.astype(np.float32), rng.uniform(-6, 6, 2), order=0)
     canvas *= (1 - rng.uniform(0, 0.35) * ndimage.gaussian_filter(shadow, 3))[..., None]
     x0, y0, x1, y1 = tight_box(mask)
     shape = (y1 - y0, x1 - x0)
-    shade = 1 + rng.uniform(0, 0.25) * (2 * _pattern(rng, "gradient", shape) - 1)
-    colours = _class_texture(rng, name, shape) * shade[..., None]
+    shade = 1 + rng.uniform(0, 0.35) * (2 * _pattern(rng, "gradient", shape) - 1)
+    colours = (_coat(rng, name, shape) if name else _lure(rng, shape)) * shade[..., None]
+    blend = rng.uniform(0, _MAX_CAMOUFLAGE)
+    colours = (1 - blend) * colours + blend * canvas[mask].mean(axis=0)
     inside = mask[y0:y1, x0:x1]
     canvas[y0:y1, x0:x1][inside] = colours[inside]
 
@@ -229,7 +261,7 @@ def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: 1 to 4 objects and 1 to 5 distractors in random order of depth.
+    """Draw a scene: 1 to 4 objects and 1 to 3 distractors in random order of depth.
 
     An object of which less than 55 % would stay visible, or that would hide so much of another, is not placed.
     """
@@ -241,7 +273,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     names: list[str] = []
     sizes: list[int] = []
     wanted = [str(n) for n in rng.choice(list(OBJECTS), int(rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.25, 0.1])))]
-    layers: list[str | None] = [*wanted, *[None] * int(rng.integers(1, 6))]
+    layers: list[str | None] = [*wanted, *[None] * int(rng.integers(_NUM_DISTRACTORS[0], _NUM_DISTRACTORS[1] + 1))]
     for layer in rng.permutation(np.array(layers, object)):
         for _ in range(_TRIES):
             mask, size = _place(rng, layer, shape)
@@ -251,7 +283,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
             all_sizes = [*sizes, size] if layer else sizes
             pixels = np.bincount(after.ravel(), minlength=len(all_sizes) + 1)[1:]
             if all(count >= _MIN_VISIBLE * whole for count, whole in zip(pixels, all_sizes, strict=True)):
-                _paint(rng, canvas, mask, layer or str(rng.choice(list(OBJECTS))))
+                _paint(rng, canvas, mask, layer)
                 owner, sizes = after.astype(np.uint8), all_sizes
                 names += [layer] if layer else []
                 break

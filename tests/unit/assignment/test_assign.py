@@ -7,13 +7,14 @@ import pyarrow as pa
 import pytest
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
-from boxsup_dist.assignment.select import choose
+from boxsup_dist.assignment.consensus import by_agreement
+from boxsup_dist.assignment.oracle import oracle_costs
+from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.recipes import RECIPES
 from boxsup_dist.regions import decode_image, encode_png, proposals_to_table
 from boxsup_dist.schema import LABELS, Record, records_to_table
 from tests.random_proposals import random_proposals
-from tests.unit.assignment.oracle import oracle_costs
 
 NUM_CLASSES, HEIGHT, WIDTH = 4, 18, 24
 PAPER = AssignmentSettings()
@@ -64,6 +65,13 @@ def assign(indices=ALL, settings=PAPER, log_probs_of=predict, columns=RECORD_COL
     return assign_row_group(log_probs_of, records, proposals, settings, **{"seed": 3, "epoch": 1, **key})
 
 
+def order_of(costs, proposals, box, settings):
+    if settings.consensus_temperature is None:
+        return by_cost(costs, settings.regression_weight)
+    weights = {"regression_weight": settings.regression_weight, "temperature": settings.consensus_temperature}
+    return by_agreement(costs, proposals, box, **weights)
+
+
 @pytest.mark.parametrize("settings", [PAPER, MINI, replace(PAPER, clip_to_box=True)], ids=["paper", "mini", "clip"])
 @pytest.mark.parametrize("warm_up", [False, True])
 def test_every_row_is_the_oracles_choice(settings, warm_up):
@@ -87,7 +95,7 @@ def test_every_row_is_the_oracles_choice(settings, warm_up):
                 continue
             choice = choose(
                 box_costs,
-                regression_weight=settings.regression_weight,
+                order_of(box_costs, proposals, record.boxes_xyxy[k], settings),
                 top_k=settings.top_k,
                 seed=3,
                 epoch=1,

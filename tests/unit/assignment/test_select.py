@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from boxsup_dist.assignment.cost import BoxCosts
-from boxsup_dist.assignment.select import NO_CHOICE, Choice, choose
+from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
 
 KEY = {"seed": 0, "epoch": 1, "image_id": "voc2012/2007_000032", "box_index": 2}
 
@@ -21,7 +21,7 @@ def costs_of(overlap: list[float], regression: list[float] | None = None, candid
 
 
 def take(costs: BoxCosts, top_k: int, regression_weight: float = 1.0, **key) -> Choice:
-    return choose(costs, regression_weight=regression_weight, top_k=top_k, **{**KEY, **key})
+    return choose(costs, by_cost(costs, regression_weight), top_k=top_k, **{**KEY, **key})
 
 
 def test_winner_takes_all_takes_the_lowest_total_cost():

@@ -1,0 +1,119 @@
+"""Peak memory of each stage on N and on 4 N images, side by side: python -m jobs.bench_memory [--out DIR].
+
+A stage whose memory grew with the number of images would need about four times as much on the larger table. Measured is
+the private memory (resident less shared) of the job and all its Ray processes, sampled while it runs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from boxsup_dist import storage
+from boxsup_dist.coordinator import bare_network
+from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.model import checkpoint
+from boxsup_dist.recipes import demo
+from boxsup_dist.records.synthetic import write_synthetic
+from jobs._cli import run
+
+SAMPLE_EVERY_S = 0.1
+MIB = 2**20
+GROWTH = 4
+GOAL = 1.2  # at most this much more on four times the images
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Run ingest, proposals, reassignment and evaluation at two sizes and compare their peaks."""
+
+    out: str = "runs/bench_memory"
+    """Folder; deleted tables are made again, others are not."""
+    num_images: int = 64
+    """N."""
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_info()
+    except psutil.Error:  # it ended meanwhile
+        return 0
+    return max(memory.rss - memory.shared, 0)
+
+
+def peak_mib(job: str, *arguments: str) -> float:
+    """Run `python -m jobs.JOB ARGUMENTS` to its end; largest sum over its processes, MiB. RuntimeError if it fails."""
+    process = subprocess.Popen([sys.executable, "-m", f"jobs.{job}", *arguments], stdout=subprocess.DEVNULL)
+    tree = psutil.Process(process.pid)
+    peak = 0
+    while process.poll() is None:
+        try:
+            members = [tree, *tree.children(recursive=True)]
+        except psutil.Error:
+            break
+        peak = max(peak, sum(_private_bytes(member) for member in members))
+        time.sleep(SAMPLE_EVERY_S)
+    if process.wait() != 0:
+        raise RuntimeError(f"jobs.{job} failed with status {process.returncode}")
+    return peak / MIB
+
+
+def _untrained_run(folder: str, records: str, proposals: str) -> str:
+    """A run directory whose only checkpoint is an untrained network, at the first epoch that asks the network."""
+    config = demo(storage.join(folder, "run"), records, proposals, None, "box").check()
+    torch.manual_seed(0)
+    network = bare_network(config.network)
+    epoch = config.assignment.warmup_epochs
+    state = checkpoint.CheckpointState(epoch, 0, 0, network.spec, network.state_dict())
+    checkpoint.save(config.run_dir, state)
+    storage.write_json(storage.join(config.run_dir, "config.json"), replace(config, measure_labels=False).to_dict())
+    return config.run_dir
+
+
+def _stages(folder: str, num_images: int) -> dict[str, float]:
+    """Peak MiB of each stage on a data set of this size."""
+    for name in ("records", "proposals", "run", "reassigned", "evaluated"):
+        storage.remove(storage.join(folder, name))
+    root = write_synthetic(storage.join(folder, "devkit"), num_images, 1, 0)
+    records, proposals = storage.join(folder, "records"), storage.join(folder, "proposals")
+    peaks = {
+        "ingest": peak_mib("build_records", "--voc-root", root, "--split", "train", "--out", records),
+        "proposals": peak_mib(
+            "build_proposals", "--records", records, "--method", "selective_search", "--out", proposals
+        ),
+    }
+    run_dir = _untrained_run(folder, records, proposals)
+    reassigned, evaluated = storage.join(folder, "reassigned"), storage.join(folder, "evaluated")
+    peaks["reassignment"] = peak_mib("reassign", "--run-dir", run_dir, "--out", reassigned)
+    peaks["evaluation"] = peak_mib("evaluate", "--run-dir", run_dir, "--records", records, "--out", evaluated)
+    return peaks
+
+
+def main(settings: Settings) -> None:
+    """Measure, print one row a stage, and write OUT/summary.json."""
+    out = storage.absolute(settings.out)
+    small = _stages(str(Path(out, "small")), settings.num_images)
+    large = _stages(str(Path(out, "large")), GROWTH * settings.num_images)
+    rows = [
+        {
+            "stage": stage,
+            f"MiB at {settings.num_images} images": round(small[stage]),
+            f"MiB at {GROWTH * settings.num_images}": round(large[stage]),
+            "ratio": round(large[stage] / small[stage], 2),
+            "goal": f"<= {GOAL}",
+            "reached": "yes" if large[stage] <= GOAL * small[stage] else "no",
+        }
+        for stage in small
+    ]
+    storage.write_json(storage.join(out, "summary.json"), rows)
+    print(format_table(rows))
+
+
+if __name__ == "__main__":
+    run(main)
