@@ -14,6 +14,7 @@ import boxsup_dist
 from boxsup_dist.errors import SettingError
 
 _OBJECT_STORE_BYTES = 2 * 2**30  # blocks are small here; Ray's default takes 30 % of the machine's memory
+_START_ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -91,14 +92,22 @@ def _start_local(num_cpus: int | None, worker_logs: bool) -> None:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if checkout not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([checkout, *paths])
-    ray.init(
-        address="local",  # never a cluster that happens to run on this machine
-        num_cpus=min(num_cpus or cores, cores),
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        log_to_driver=worker_logs,
-    )
+    for attempt in range(_START_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",  # never a cluster that happens to run on this machine
+                num_cpus=min(num_cpus or cores, cores),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=worker_logs,
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception when its processes take more than 30 s to start
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == _START_ATTEMPTS - 1:
+                raise
+            _log.warning("Ray took too long to start, this machine is busy: trying again")
 
 
 def _quiet_ray_data() -> None:

@@ -33,13 +33,14 @@ def _start_slow(out: Path, seconds: float) -> subprocess.Popen:
     # Another working directory: workers must find the package all the same.
     command = [sys.executable, "-m", "tests.distributed.slow_build", str(out), str(seconds)]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
-    return subprocess.Popen(command, cwd=out.parent, env=env, stderr=subprocess.DEVNULL)
+    with Path(f"{out}.stderr").open("w") as stderr:
+        return subprocess.Popen(command, cwd=out.parent, env=env, stderr=stderr)
 
 
 def _wait_for_shards(out: Path, count: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while len(list(out.glob("part-*.json"))) < count:
-        assert process.poll() is None, "the build ended before it could be killed"
+        assert process.poll() is None, f"the build ended before it was killed: {Path(f'{out}.stderr').read_text()}"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -67,7 +68,7 @@ def test_a_killed_build_is_no_table_and_the_next_call_continues(ray_local, tmp_p
 def test_the_bytes_do_not_depend_on_the_number_of_cpus(ray_local, tmp_path):
     process = _start_slow(tmp_path / "one", 0.0)
     slow_build.build(str(tmp_path / "two"))
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=120) == 0, Path(f"{tmp_path}/one.stderr").read_text()
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
 
 
