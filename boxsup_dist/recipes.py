@@ -66,9 +66,13 @@ def mini(
 def demo(
     run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
 ) -> TrainConfig:
-    """The embedded synthetic data (200 images of about 200 px): `mini` with smaller crops."""
+    """The embedded synthetic data (200 images of about 200 px): `mini` with small crops and more, smaller batches."""
     config = mini(run_dir, records, proposals, val_records, supervision)
-    return replace(config, augment=AugmentSettings(193, 193, 0.75, 1.35))
+    return replace(
+        config,
+        optimizer=replace(config.optimizer, epochs=12, global_batch_size=5, lr=3e-3),
+        augment=AugmentSettings(177, 177, 0.75, 1.35),
+    )
 
 
 RECIPES: dict[str, Recipe] = {"paper": paper, "mini": mini, "demo": demo}
