@@ -226,7 +226,7 @@ def test_other_supervisions_run_through(ray_local, folder, supervision):
 
 
 def assert_fails_at_once(config: TrainConfig, kind: type[InputError], match: str) -> None:
-    """The very error, and no second launch: each would report itself as a step of another Ray Train run."""
+    """The very error. Its workers ended well, so that nothing was restarted: else fit would raise an error of Ray's."""
     with pytest.raises(kind, match=match) as caught:
         train(config)
     assert type(caught.value) is kind and "Traceback" not in str(caught.value)
@@ -236,10 +236,8 @@ def assert_fails_at_once(config: TrainConfig, kind: type[InputError], match: str
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_records(ray_local, folder):
     options = OptimizerSettings(epochs=2, global_batch_size=4, lr=1e30)
     config = tiny.make_config(folder, folder / "nan", supervision="rectangles", optimizer=options, resources=TWO)
-    started = time.monotonic()
     assert_fails_at_once(config, NonFiniteLossError, r"not finite in epoch 0, step \d.*image_id.*tiny/train_")
     assert checkpoint.latest(config.run_dir) is None
-    assert time.monotonic() - started < 100
 
 
 def test_weights_that_are_not_there_end_the_run(ray_local, folder):
