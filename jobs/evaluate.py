@@ -44,10 +44,11 @@ class Settings:
 def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
     """A run's configuration, fitted to the running session, and the checkpoint to use. Raises InputError."""
     uri = storage.join(storage.absolute(run_dir), "config.json")
+    values = storage.read_json(uri)
     try:
-        config = TrainConfig.from_dict(storage.read_json(uri))
-    except TypeError as error:
-        raise SettingError("the run's configuration is of another version", file=uri, value=str(error)) from None
+        config = TrainConfig.from_dict(values)
+    except SettingError as error:
+        raise SettingError(error.problem, file=uri, value=error.value) from None
     newest = checkpoint_uri or checkpoint.latest(run_dir)
     if newest is None:
         raise SettingError("the run has no checkpoint yet", file=run_dir, field="run_dir")
