@@ -66,14 +66,10 @@ def mini(
 def demo(
     run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
 ) -> TrainConfig:
-    """The embedded synthetic data (200 images of about 200 px): `mini` with small crops and more, smaller batches.
-
-    Its segments are good from the start, so what they leave of a box is background, as in the paper.
-    """
+    """The embedded synthetic data (200 images of about 200 px): `mini` with small crops and more, smaller batches."""
     config = mini(run_dir, records, proposals, val_records, supervision)
     return replace(
         config,
-        assignment=replace(config.assignment, ignore_outside=False),
         optimizer=replace(config.optimizer, epochs=12, global_batch_size=5, lr=3e-3),
         augment=AugmentSettings(177, 177, 0.75, 1.35),
     )
