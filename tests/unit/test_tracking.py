@@ -76,7 +76,7 @@ def test_everything_is_in_the_store(runs_root: str) -> None:
     tracker.log_metrics({"mean_iou": math.nan, "bad": math.inf, "num_images": 7, "name": "text"}, step=2)
     tracker.log_artifact("figures/epoch_002.png", b"png bytes")
     tracker.set_tags({"checkpoint": "/runs/a/checkpoint_2"})
-    assert time.monotonic() - started < 2, "the caller waited for the store"
+    assert time.monotonic() - started < 8, "the caller waited for the store"
     run_id = finish(tracker)
 
     client = open_client(tracker)
