@@ -186,10 +186,11 @@ def measure_epochs(config: TrainConfig, rounds: int) -> dict[str, Any]:
         for where in source.records.row_groups()
     ]
     labels = [ray.put(Labels.concatenate(parts))]
-    found = launch(
-        config, alternate_epochs, {"config": config, "source": source, "labels": labels, "rounds": rounds}
-    ).metrics
-    assert found is not None
+    out = storage.join(config.run_dir, "epochs.json")
+    launch(
+        config, alternate_epochs, {"config": config, "source": source, "labels": labels, "rounds": rounds, "out": out}
+    )
+    found = storage.read_json(out)
     streamed, memory = found["streamed"], found["memory"]
     pairs = list(zip(streamed, memory, strict=True))
     return {
@@ -209,7 +210,10 @@ def measure_epochs(config: TrainConfig, rounds: int) -> dict[str, Any]:
 
 
 def alternate_epochs(settings: dict[str, Any]) -> None:
-    """Loop of the train workers: one warm-up, then `rounds` pairs of the same epoch, streamed and from memory."""
+    """Loop of the train workers: one warm-up, then `rounds` pairs of the same epoch, streamed and from memory.
+
+    Rank 0 writes what it measured to `out`: Ray Train hands metrics back with checkpoints only.
+    """
     worker = TrainWorker(settings["config"], settings["source"])
     worker.wrap()
     plan = worker.plan()
@@ -229,7 +233,8 @@ def alternate_epochs(settings: dict[str, Any]) -> None:
         ways = [("streamed", worker.batches(plan, labels)), ("memory", kept)]
         for name, batches in ways if turn % 2 == 0 else reversed(ways):
             found[name].append(one_epoch(batches))
-    ray.train.report(found)
+    if worker.rank == 0:
+        storage.write_json(settings["out"], found)
 
 
 # -- between epochs ---------------------------------------------------------------------------------------------------

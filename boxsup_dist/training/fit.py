@@ -24,7 +24,7 @@ def fit(config: TrainConfig, source: Source, make_coordinator: Callable[[], Coor
     launch(config, train_loop, {"config": config, "source": source, "make_coordinator": make_coordinator})
 
 
-def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any]) -> ray.train.Result:
+def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any]) -> None:
     """Run `loop(settings)` on the train workers that the configuration describes."""
     resources = config.resources
     per_worker = {"CPU": resources.cpus_per_worker}
@@ -48,6 +48,6 @@ def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings
         ),
     )
     try:
-        return trainer.fit()
+        trainer.fit()
     finally:
         storage.remove(scratch)
