@@ -78,6 +78,7 @@ def _label_maps(
             segments[record.image_id],
             clip_to_box=source.assignment.clip_to_box,
             ignore_outside=source.assignment.ignore_outside,
+            ignore_undecided=True,
         )
         maps.append((f"epoch {epoch + 1}", label_map))
     return maps

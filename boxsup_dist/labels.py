@@ -7,6 +7,7 @@ that a task that works on one row group takes its slice without a search.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from boxsup_dist import storage
 from boxsup_dist.errors import TableError
+from boxsup_dist.regions import Segment
 from boxsup_dist.schema import LABELS, check_schema
 
 _OFFSETS = b"row_group_offsets"
@@ -35,8 +37,8 @@ class Labels:
         offsets = np.cumsum([0] + [part.num_rows for part in parts])
         return cls(pa.concat_tables(parts).combine_chunks(), offsets)
 
-    def segments(self, row_group_index: int) -> dict[str, list[np.ndarray | None]]:
-        """image_id -> superpixel ids of the chosen segment by box index (None: no candidate), for one row group."""
+    def segments(self, row_group_index: int) -> dict[str, list[Segment | None]]:
+        """image_id -> chosen segment by box index (None: no candidate), for one row group."""
         start, stop = self.offsets[row_group_index : row_group_index + 2]
         return segments_by_box(self.table.slice(start, stop - start))
 
@@ -67,17 +69,23 @@ def read_labels(uri: str) -> Labels:
     return Labels(table.cast(LABELS).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
 
 
-def segments_by_box(labels: pa.Table) -> dict[str, list[np.ndarray | None]]:
-    """Rows of a labels table as image_id -> superpixel ids of the chosen segment by box index, None without one."""
-    segments: dict[str, list[np.ndarray | None]] = {}
+def segments_by_box(labels: pa.Table) -> dict[str, list[Segment | None]]:
+    """Rows of a labels table as image_id -> chosen segment by box index, None without one."""
+    segments: dict[str, list[Segment | None]] = {}
     columns = [labels.column(name).to_pylist() for name in ("image_id", "box_index", "proposal_index")]
-    ids = labels.column("superpixel_ids").combine_chunks()
-    offsets, values = ids.offsets.to_numpy(), ids.values.to_numpy()
+    chosen, undecided = _lists(labels, "superpixel_ids"), _lists(labels, "undecided_ids")
     for row, (image_id, box, proposal) in enumerate(zip(*columns, strict=True)):
         boxes = segments.setdefault(image_id, [])
         boxes.extend([None] * (box + 1 - len(boxes)))
-        boxes[box] = values[offsets[row] : offsets[row + 1]] if proposal >= 0 else None
+        boxes[box] = Segment(chosen[row], undecided[row]) if proposal >= 0 else None
     return segments
+
+
+def _lists(table: pa.Table, name: str) -> list[np.ndarray]:
+    """A column of lists as one array a row, without a copy."""
+    column = table.column(name).combine_chunks()
+    offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
+    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
 def summarise(labels: Labels, previous: Labels | None) -> dict[str, float]:

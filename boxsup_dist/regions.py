@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,13 @@ from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
 
 _SHAPE = struct.Struct("<II")
 _MAX_PIXELS = 2**28  # more is no image: foreign bytes read as a size would ask for all the memory
+
+
+class Segment(NamedTuple):
+    """What a box took."""
+
+    superpixel_ids: np.ndarray  # uint16 (n,)
+    undecided_ids: np.ndarray  # uint16 (m,), superpixels whose pixels inside the box are ignored
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -167,17 +175,18 @@ def paint_segments(
     boxes_xyxy: np.ndarray,
     class_ids: np.ndarray,
     crowd: np.ndarray,
-    segments: Sequence[np.ndarray | None],
+    segments: Sequence[Segment | None],
     *,
     clip_to_box: bool,
     ignore_outside: bool,
+    ignore_undecided: bool,
 ) -> np.ndarray:
     """Label map uint8 (H, W) from the chosen segment of every box.
 
-    Larger boxes are painted first: a pixel in two segments belongs to the smaller box. `segments[k]` holds the
-    superpixel ids of box k, None where it has no candidate: its box is then ignored, as a crowd's box is.
-    `clip_to_box` keeps a segment inside its box. `ignore_outside` ignores the pixels of a box that no segment covers
-    (the paper calls them background).
+    Larger boxes are painted first: a pixel in two segments belongs to the smaller box. `segments[k]` is what box k
+    took, None where it has no candidate: its box is then ignored, as a crowd's box is. `clip_to_box` keeps a segment
+    inside its box. `ignore_outside` ignores the pixels of a box that no segment covers (the paper calls them
+    background), `ignore_undecided` those of a segment's undecided superpixels inside its box.
     """
     shape = superpixels.shape
     label_map = np.full(shape, BACKGROUND, np.uint8)
@@ -190,8 +199,24 @@ def paint_segments(
         segment = segments[k]
         if crowd[k] or segment is None:
             continue
-        lut = np.zeros(num_superpixels, bool)
-        lut[segment] = True
-        x0, y0, x1, y1 = pixel_box(boxes_xyxy[k], *shape) if clip_to_box else (0, 0, shape[1], shape[0])
-        label_map[y0:y1, x0:x1][lut[superpixels[y0:y1, x0:x1]]] = class_ids[k]
+        box = pixel_box(boxes_xyxy[k], *shape)
+        reach = box if clip_to_box else (0, 0, shape[1], shape[0])
+        _paint(label_map, superpixels, num_superpixels, segment.superpixel_ids, reach, class_ids[k])
+        if ignore_undecided:
+            _paint(label_map, superpixels, num_superpixels, segment.undecided_ids, box, IGNORE_INDEX)
     return label_map
+
+
+def _paint(
+    label_map: np.ndarray,
+    superpixels: np.ndarray,
+    num_superpixels: int,
+    ids: np.ndarray,
+    window: tuple[int, int, int, int],
+    value: int,
+) -> None:
+    """Give the pixels of some superpixels inside a window a value, in place."""
+    x0, y0, x1, y1 = window
+    lut = np.zeros(num_superpixels, bool)
+    lut[ids] = True
+    label_map[y0:y1, x0:x1][lut[superpixels[y0:y1, x0:x1]]] = value

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from boxsup_dist.assignment.consensus import by_agreement
+from boxsup_dist.assignment.consensus import find_consensus
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.select import NO_CHOICE, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
@@ -45,11 +45,12 @@ def assign_image(
     )
     rows = []
     for k, box_costs in enumerate(costs):
-        choice = NO_CHOICE
+        choice, undecided = NO_CHOICE, list[int]()
         if not record.crowd[k]:
+            order, undecided = _order(box_costs, proposals, record.boxes_xyxy[k], settings)
             choice = choose(
                 box_costs,
-                _order(box_costs, proposals, record.boxes_xyxy[k], settings),
+                order,
                 top_k=settings.top_k,
                 seed=seed,
                 epoch=epoch,
@@ -64,6 +65,7 @@ def assign_image(
                 "class_id": int(record.class_ids[k]),
                 "proposal_index": choice.proposal_index,
                 "superpixel_ids": list(members),
+                "undecided_ids": undecided,
                 "overlap_cost": choice.overlap_cost,
                 "regression_cost": choice.regression_cost,
                 "rank": choice.rank,
@@ -72,17 +74,22 @@ def assign_image(
     return rows
 
 
-def _order(costs: BoxCosts, proposals: Proposals, box: np.ndarray, settings: AssignmentSettings) -> np.ndarray:
-    """Candidates in the order of choice."""
+def _order(
+    costs: BoxCosts, proposals: Proposals, box: np.ndarray, settings: AssignmentSettings
+) -> tuple[np.ndarray, list[int]]:
+    """Candidates in the order of choice, and the superpixels of the box that are undecided."""
     if settings.consensus_temperature is None:
-        return by_cost(costs, settings.regression_weight)
-    return by_agreement(
+        return by_cost(costs, settings.regression_weight), []
+    consensus = find_consensus(
         costs,
         proposals,
         box,
         regression_weight=settings.regression_weight,
         temperature=settings.consensus_temperature,
     )
+    if settings.ignore_undecided is None:
+        return consensus.order, []
+    return consensus.order, consensus.undecided(settings.ignore_undecided).tolist()
 
 
 def assign_row_group(

@@ -3,9 +3,15 @@
 The cheapest of 2,000 noisy costs is often cheap by luck. With p(S) ~ exp(-cost(S) / temperature) over the cheapest
 candidates, every superpixel gets a probability to belong to the object, and the candidate wins whose part inside the
 box has the largest expected overlap with it: the choice of least expected loss, if the costs are read as -log p.
+
+The superpixels whose probability is near a half are those that the choice is most likely to get wrong. Measured on a
+third of voc-mini's training images: leaving out those between 0.25 and 0.75 ignores 9 % of the pixels and lifts the
+label mIoU of the others from 70.8 to 76.7, foreground and background left out alike.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,17 +23,28 @@ from boxsup_dist.schema import Proposals
 NUM_VOTERS = 200  # more change nothing measurable: their weights vanish
 
 
-def by_agreement(
+class Consensus(NamedTuple):
+    """What the NUM_VOTERS cheapest candidates of a box agree on."""
+
+    order: np.ndarray  # int64 (M,), their positions among the candidates, in falling agreement with all of them
+    probability: np.ndarray  # float64 (S,), of each superpixel to belong to the object; 0 outside the box
+
+    def undecided(self, share: float) -> np.ndarray:
+        """Superpixels that more than `share` of the votes is for and more than `share` against, uint16."""
+        return np.flatnonzero(np.minimum(self.probability, 1 - self.probability) > share).astype(np.uint16)
+
+
+def find_consensus(
     costs: BoxCosts, proposals: Proposals, box: np.ndarray, *, regression_weight: float, temperature: float
-) -> np.ndarray:
-    """Positions of the NUM_VOTERS cheapest candidates, int64, in falling agreement with all of them.
+) -> Consensus:
+    """Weigh the cheapest candidates by exp(-cost / temperature) and order them by agreement.
 
     Agreement is the soft IoU, over the pixels of the box, of a candidate with the superpixels' probabilities. Equal
-    agreement goes by cost.
+    agreement goes by cost. Both arrays are empty of votes where there is no candidate.
     """
     order = by_cost(costs, regression_weight)[:NUM_VOTERS]
     if len(order) == 0:
-        return order
+        return Consensus(order, np.zeros(proposals.num_superpixels))
     total = costs.total(regression_weight)[order]
     weights = np.exp((total[0] - total) / temperature)
     weights /= weights.sum()
@@ -43,4 +60,5 @@ def by_agreement(
     shared = np.add.reduceat((probability * area)[members], starts)
     sizes = np.add.reduceat(area[members].astype(np.float64), starts)
     agreement = shared / np.maximum((probability * area).sum() + sizes - shared, 1e-12)
-    return order[np.argsort(-np.round(agreement, COST_DIGITS), kind="stable")]
+    probability = np.where(area > 0, np.round(probability, COST_DIGITS), 0)
+    return Consensus(order[np.argsort(-np.round(agreement, COST_DIGITS), kind="stable")], probability)

@@ -13,14 +13,14 @@ import pyarrow as pa
 
 from boxsup_dist.errors import InputError, RecordError, TableError
 from boxsup_dist.evaluation.confusion import confusion_matrix
-from boxsup_dist.regions import decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
+from boxsup_dist.regions import Segment, decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
 
 Painter = Callable[[Record], np.ndarray]
 """Label map uint8 (H, W) of one record."""
 
-Segments = Mapping[str, Sequence[np.ndarray | None]]
-"""By image_id, over box_index: the chosen superpixel ids, None where the box has no candidate."""
+Segments = Mapping[str, Sequence[Segment | None]]
+"""By image_id, over box_index: the chosen segment, None where the box has no candidate."""
 
 EVALUATION_COLUMNS = ("image_id", "image", "gt_label_map")
 LABEL_COLUMNS = ("image_id", "height", "width", "boxes_xyxy", "class_ids", "difficult", "crowd", "gt_label_map")
@@ -58,8 +58,8 @@ def evaluate_unit(predict: Callable[[np.ndarray], np.ndarray], records: pa.Table
 def label_unit(paint: Painter, records: pa.Table, num_classes: int) -> UnitResult:
     """Confusion matrix of painted label maps against hidden ground truth over a records row group (LABEL_COLUMNS).
 
-    The measure called "label mIoU". Every pixel with ground truth counts: what the label map ignores (the box of a
-    crowd or of a box without candidate, in-box pixels outside all segments) counts as background, so that ignoring
+    The measure called "label mIoU". Every pixel with ground truth counts, undecided ones as they were chosen: what the
+    label map still ignores (the box of a crowd or of a box without candidate) counts as background, so that ignoring
     hard pixels can't raise the figure. Ground truth is read here to measure and by nobody who trains from boxes.
     """
 
@@ -134,6 +134,7 @@ def segments_painter(segments: Segments, proposals: pa.Table, *, clip_to_box: bo
             chosen,
             clip_to_box=clip_to_box,
             ignore_outside=False,
+            ignore_undecided=False,
         )
 
     return paint

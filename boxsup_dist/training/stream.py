@@ -19,7 +19,7 @@ import ray.data
 from boxsup_dist.config import AssignmentSettings, AugmentSettings, Supervision
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.labels import Labels
-from boxsup_dist.regions import decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
+from boxsup_dist.regions import Segment, decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
 from boxsup_dist.schema import Record, iter_records
 from boxsup_dist.tables import Table
 from boxsup_dist.training.augment import augment
@@ -138,7 +138,7 @@ def load_slice(piece: Slice, source: Source, labels: Labels | None, epoch: int) 
     records = source.records.read(where, GRANTED_COLUMNS[source.supervision]).take(rows)
     superpixels: list[bytes | None] = [None] * len(rows)
     counts = [0] * len(rows)
-    segments: dict[str, list[np.ndarray | None]] = {}
+    segments: dict[str, list[Segment | None]] = {}
     if source.supervision == "box":
         assert source.proposals is not None and labels is not None
         maps = source.proposals.read(where, ("superpixels", "num_superpixels")).take(rows)
@@ -165,7 +165,7 @@ def _decode(
     record: Record,
     superpixels: bytes | None,
     num_superpixels: int,
-    segments: dict[str, list[np.ndarray | None]],
+    segments: dict[str, list[Segment | None]],
     source: Source,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) and label map uint8 (H, W) of one record; RecordError where its bytes are no image."""
@@ -182,7 +182,7 @@ def _paint(
     record: Record,
     superpixels: bytes | None,
     num_superpixels: int,
-    segments: dict[str, list[np.ndarray | None]],
+    segments: dict[str, list[Segment | None]],
     source: Source,
 ) -> np.ndarray:
     """The label map that the supervision gives this record, uint8 (H, W)."""
@@ -201,4 +201,5 @@ def _paint(
         segments.get(record.image_id, []),
         clip_to_box=source.assignment.clip_to_box,
         ignore_outside=source.assignment.ignore_outside,
+        ignore_undecided=True,
     )

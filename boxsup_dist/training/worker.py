@@ -22,8 +22,8 @@ from boxsup_dist.model.loss import segmentation_loss
 from boxsup_dist.model.networks import build_network, parameter_groups
 from boxsup_dist.randomness import derive_seed
 from boxsup_dist.schema import BACKGROUND
+from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 from boxsup_dist.training.plan import EpochPlan, plan_epoch
-from boxsup_dist.training.schedule import lr_factor
 from boxsup_dist.training.stream import Batch, Source, worker_batches
 
 FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for a share
@@ -76,10 +76,8 @@ class TrainWorker:
         )
         self.network.to(self.device).to(memory_format=torch.channels_last)
         options = config.optimizer
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay),
-            lr=options.lr,
-            momentum=options.momentum,
+        self.optimizer = make_optimizer(
+            parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay), options
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.step = 0, 0

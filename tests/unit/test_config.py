@@ -92,6 +92,8 @@ BAD = {
     "assignment.top_k": [0, -1],
     "assignment.warmup_epochs": [0],
     "assignment.logit_limit": [2.0],  # has no effect with form "image"
+    "assignment.ignore_undecided": [0.25],  # has no effect without a consensus
+    "optimizer.kind": ["adam"],
     "optimizer.epochs": [0],
     "optimizer.global_batch_size": [0],
     "optimizer.decay_epochs": [0],
@@ -146,8 +148,10 @@ def test_every_number_is_checked():
 def test_settings_at_their_limits_pass():
     replace(
         CONFIG,
-        assignment=AssignmentSettings("centred", 0.0, 1, 1, logit_limit=0.1),
-        optimizer=OptimizerSettings(1, 1, momentum=0.0, weight_decay=0.0, decay_epochs=1),
+        assignment=AssignmentSettings(
+            "centred", 0.0, 1, 1, logit_limit=0.1, consensus_temperature=1e-3, ignore_undecided=0.49
+        ),
+        optimizer=OptimizerSettings("adamw", 1, 1, momentum=0.0, weight_decay=0.0, decay_epochs=1),
         augment=AugmentSettings(16, 16, 1.0, 1.0),
         resources=ResourceSettings(1, 0.0, num_actors=1, cpus_per_actor=0.0, max_failures=0),
         network=NetworkSettings("timm:resnet18"),

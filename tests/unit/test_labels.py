@@ -18,6 +18,7 @@ def row(image_id: str, box_index: int, proposal_index: int, cost: float = 0.5) -
         "class_id": 1 + box_index,
         "proposal_index": proposal_index,
         "superpixel_ids": [proposal_index, 1000 + box_index, 65535] if found else [],
+        "undecided_ids": [3] * box_index if found else [],
         "overlap_cost": cost if found else float("nan"),
         "regression_cost": 2 * cost if found else float("nan"),
         "rank": 0 if found else -1,
@@ -40,13 +41,15 @@ def labels() -> Labels:
 
 
 def as_lists(segments: dict) -> dict:
-    return {name: [None if s is None else s.tolist() for s in boxes] for name, boxes in segments.items()}
+    return {
+        name: [None if s is None else [ids.tolist() for ids in s] for s in boxes] for name, boxes in segments.items()
+    }
 
 
 def expected_segments(rows: list[dict]) -> dict:
     found: dict[str, list] = {}
     for entry in rows:  # rows of one image are in the order of its boxes
-        segment = entry["superpixel_ids"] if entry["proposal_index"] >= 0 else None
+        segment = [entry["superpixel_ids"], entry["undecided_ids"]] if entry["proposal_index"] >= 0 else None
         found.setdefault(entry["image_id"], []).append(segment)
     return found
 
@@ -60,7 +63,7 @@ def test_every_row_group_finds_its_own_segments(labels):
 
 
 def test_segments_index_a_superpixel_table_directly(labels):
-    segment = labels.segments(0)["a"][0]
+    segment = labels.segments(0)["a"][0].superpixel_ids
     assert segment.dtype == np.uint16 and np.zeros(65536, bool)[segment].shape == (3,)
 
 

@@ -11,26 +11,32 @@ from PIL import Image
 
 from boxsup_dist import regions
 from boxsup_dist.errors import TableError
+from boxsup_dist.regions import Segment
 from boxsup_dist.schema import IGNORE_INDEX, PROPOSALS
 from tests.random_proposals import proposals_of, random_proposals, random_superpixels
 
+NONE = np.empty(0, np.uint16)
 
-def slow_paint(superpixels, boxes, class_ids, crowd, segments, *, clip_to_box, ignore_outside):
-    """Label of every pixel on its own: that of the smallest box whose segment holds it, else void or background."""
+
+def slow_paint(superpixels, boxes, class_ids, crowd, segments, *, clip_to_box, ignore_outside, ignore_undecided):
+    """Label of every pixel on its own: what the smallest box says whose segment or undecided part holds it, else void
+    or background."""
     label_map = np.zeros(superpixels.shape, np.uint8)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for y, x in np.ndindex(superpixels.shape):
-        owner, void = None, False
+        owner, value, void = None, 0, False
         for k, (x0, y0, x1, y1) in enumerate(boxes):
             in_box = x + 1 > x0 and x < x1 and y + 1 > y0 and y < y1
             unsure = crowd[k] or segments[k] is None
             void |= in_box and (unsure or ignore_outside)
-            if unsure or superpixels[y, x] not in segments[k] or (clip_to_box and not in_box):
+            if unsure:
                 continue
-            if owner is None or areas[k] <= areas[owner]:
-                owner = k
+            chosen = superpixels[y, x] in segments[k].superpixel_ids and (in_box or not clip_to_box)
+            undecided = ignore_undecided and in_box and superpixels[y, x] in segments[k].undecided_ids
+            if (chosen or undecided) and (owner is None or areas[k] <= areas[owner]):
+                owner, value = k, IGNORE_INDEX if undecided else class_ids[k]
         if owner is not None:
-            label_map[y, x] = class_ids[owner]
+            label_map[y, x] = value
         elif void:
             label_map[y, x] = IGNORE_INDEX
     return label_map
@@ -45,15 +51,17 @@ def random_scene(seed, num_boxes=4):
     boxes = np.sort(rng.uniform(-3, (width + 3, height + 3), (num_boxes, 2, 2)), axis=1).reshape(-1, 4)
     boxes = (np.round(boxes) if seed % 2 else boxes).astype(np.float32)
     segments = [
-        None if rng.random() < 0.2 else np.flatnonzero(rng.random(count) < 0.4).astype(np.uint16) for _ in boxes
+        None if rng.random() < 0.2 else Segment(*(np.flatnonzero(rng.random(count) < p) for p in (0.4, 0.2)))
+        for _ in boxes
     ]
     return superpixels, count, boxes, rng.integers(1, 21, num_boxes), rng.random(num_boxes) < 0.2, segments
 
 
 @pytest.mark.parametrize("clip_to_box", [False, True])
 @pytest.mark.parametrize("ignore_outside", [False, True])
-def test_painting_equals_the_slow_painter(clip_to_box, ignore_outside):
-    options = {"clip_to_box": clip_to_box, "ignore_outside": ignore_outside}
+@pytest.mark.parametrize("ignore_undecided", [False, True])
+def test_painting_equals_the_slow_painter(clip_to_box, ignore_outside, ignore_undecided):
+    options = {"clip_to_box": clip_to_box, "ignore_outside": ignore_outside, "ignore_undecided": ignore_undecided}
     for seed in range(60):
         superpixels, count, boxes, class_ids, crowd, segments = random_scene(seed)
         found = regions.paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
@@ -66,10 +74,9 @@ def test_rectangles_are_segments_of_everything_clipped_to_their_box():
     for seed in range(40):
         superpixels, count, boxes, class_ids, crowd, _ = random_scene(seed)
         crowd[:] = False
-        segments = [np.arange(count)] * len(boxes)
-        painted = regions.paint_segments(
-            superpixels, count, boxes, class_ids, crowd, segments, clip_to_box=True, ignore_outside=False
-        )
+        segments = [Segment(np.arange(count), NONE)] * len(boxes)
+        options = {"clip_to_box": True, "ignore_outside": False, "ignore_undecided": True}
+        painted = regions.paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
         np.testing.assert_array_equal(
             regions.paint_rectangles(superpixels.shape, boxes, class_ids, crowd), painted, err_msg=f"seed {seed}"
         )
@@ -88,7 +95,7 @@ def test_the_smaller_box_is_in_front_whatever_the_order(order):
     superpixels = np.zeros((6, 6), np.uint16)
     superpixels[2:4, 2:4] = 1
     boxes, class_ids = np.array([[0, 0, 6, 6], [2, 2, 4, 4]], np.float32), np.array([5, 7])
-    segments = [np.array([0, 1]), np.array([1])]
+    segments = [Segment(np.array([0, 1]), NONE), Segment(np.array([1]), NONE)]
     label_map = regions.paint_segments(
         superpixels,
         2,
@@ -98,13 +105,14 @@ def test_the_smaller_box_is_in_front_whatever_the_order(order):
         [segments[i] for i in order],
         clip_to_box=False,
         ignore_outside=False,
+        ignore_undecided=True,
     )
     assert (label_map == np.where(superpixels == 1, 7, 5)).all()
 
 
 def test_an_image_without_boxes_is_background():
     none = np.empty((0, 4), np.float32), np.empty(0, int), np.empty(0, bool)
-    options = {"clip_to_box": True, "ignore_outside": True}
+    options = {"clip_to_box": True, "ignore_outside": True, "ignore_undecided": True}
     assert not regions.paint_segments(np.zeros((3, 4), np.uint16), 1, *none, [], **options).any()
     assert not regions.paint_rectangles((3, 4), *none).any()
 

@@ -7,18 +7,18 @@ import pyarrow as pa
 import pytest
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
-from boxsup_dist.assignment.consensus import by_agreement
+from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus
 from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.recipes import RECIPES
-from boxsup_dist.regions import decode_image, encode_png, proposals_to_table
+from boxsup_dist.regions import decode_image, encode_png, pixel_box, proposals_to_table
 from boxsup_dist.schema import LABELS, Record, records_to_table
 from tests.random_proposals import random_proposals
 
 NUM_CLASSES, HEIGHT, WIDTH = 4, 18, 24
 PAPER = AssignmentSettings()
-MINI = RECIPES["mini"]("run", "records", "proposals", None, "box").assignment
+MINI = replace(RECIPES["mini"]("run", "records", "proposals", None, "box").assignment, ignore_undecided=0.25)
 NUM_BOXES = [2, 0, 3, 1, 0, 2]
 ALL = range(len(NUM_BOXES))
 CROWDS = {(2, 1), (3, 0)}  # (image, box)
@@ -65,11 +65,28 @@ def assign(indices=ALL, settings=PAPER, log_probs_of=predict, columns=RECORD_COL
     return assign_row_group(log_probs_of, records, proposals, settings, **{"seed": 3, "epoch": 1, **key})
 
 
+def undecided_of(costs, proposals, box, settings):
+    """Superpixels of the box that too many votes are for and too many against, counted one by one."""
+    if settings.ignore_undecided is None:
+        return []
+    voters = by_cost(costs, settings.regression_weight)[:NUM_VOTERS]
+    total = costs.total(settings.regression_weight)[voters]
+    votes = np.exp(-(total - total.min()) / settings.consensus_temperature)
+    x0, y0, x1, y1 = pixel_box(box, *proposals.superpixels.shape)
+    found = []
+    for superpixel in np.unique(proposals.superpixels[y0:y1, x0:x1]).tolist():
+        wants = [superpixel in proposals.members(costs.candidates[v]) for v in voters]
+        share = votes[wants].sum() / votes.sum()
+        if settings.ignore_undecided < share < 1 - settings.ignore_undecided:
+            found.append(superpixel)
+    return found
+
+
 def order_of(costs, proposals, box, settings):
     if settings.consensus_temperature is None:
         return by_cost(costs, settings.regression_weight)
     weights = {"regression_weight": settings.regression_weight, "temperature": settings.consensus_temperature}
-    return by_agreement(costs, proposals, box, **weights)
+    return find_consensus(costs, proposals, box, **weights).order
 
 
 @pytest.mark.parametrize("settings", [PAPER, MINI, replace(PAPER, clip_to_box=True)], ids=["paper", "mini", "clip"])
@@ -104,6 +121,7 @@ def test_every_row_is_the_oracles_choice(settings, warm_up):
             )
             assert (row["proposal_index"], row["rank"]) == (choice.proposal_index, choice.rank)
             assert row["superpixel_ids"] == proposals.members(choice.proposal_index).tolist()
+            assert row["undecided_ids"] == undecided_of(box_costs, proposals, record.boxes_xyxy[k], settings)
             assert row["overlap_cost"] == pytest.approx(choice.overlap_cost, rel=1e-6)
             assert row["regression_cost"] == pytest.approx(choice.regression_cost, rel=1e-6, abs=1e-9)
     assert next(rows, None) is None

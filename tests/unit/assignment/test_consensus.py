@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from boxsup_dist.assignment.consensus import NUM_VOTERS, by_agreement
+from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus
 from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.assignment.select import by_cost
 from boxsup_dist.regions import pixel_box
@@ -42,7 +42,7 @@ def random_case(seed: int, num_proposals: int) -> tuple[BoxCosts, Proposals]:
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_order_is_that_of_drawn_masks(seed, temperature):
     costs, proposals = random_case(seed, 40)
-    order = by_agreement(costs, proposals, BOX, regression_weight=0.5, temperature=temperature)
+    order = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=temperature).order
     expected = drawn_agreement(costs, proposals, BOX, 0.5, temperature)
     assert sorted(order.tolist()) == sorted(expected)
     agreement = np.array([expected[v] for v in order.tolist()])
@@ -51,7 +51,7 @@ def test_order_is_that_of_drawn_masks(seed, temperature):
 
 def test_a_cold_consensus_is_the_cheapest_candidate():
     costs, proposals = random_case(0, 40)
-    order = by_agreement(costs, proposals, BOX, regression_weight=0.5, temperature=1e-6)
+    order = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=1e-6).order
     cheapest = by_cost(costs, 0.5)[0]
     expected = drawn_agreement(costs, proposals, BOX, 0.5, 1e-6)
     assert expected[int(order[0])] == pytest.approx(expected[int(cheapest)])
@@ -59,11 +59,29 @@ def test_a_cold_consensus_is_the_cheapest_candidate():
 
 def test_only_the_cheapest_vote():
     costs, proposals = random_case(1, 3 * NUM_VOTERS)
-    order = by_agreement(costs, proposals, BOX, regression_weight=0.5, temperature=0.1)
+    order = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=0.1).order
     assert sorted(order.tolist()) == sorted(by_cost(costs, 0.5)[:NUM_VOTERS].tolist())
 
 
 def test_no_candidate_gives_an_empty_order():
     _, proposals = random_case(2, 10)
     none = BoxCosts(np.empty(0, np.int64), np.empty(0), np.empty(0))
-    assert len(by_agreement(none, proposals, BOX, regression_weight=1.0, temperature=0.1)) == 0
+    found = find_consensus(none, proposals, BOX, regression_weight=1.0, temperature=0.1)
+    assert len(found.order) == 0 and len(found.undecided(0.25)) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_probabilities_are_the_mean_of_drawn_masks(seed):
+    costs, proposals = random_case(seed, 40)
+    found = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=0.2)
+    x0, y0, x1, y1 = pixel_box(BOX, *proposals.superpixels.shape)
+    total = costs.total(0.5)
+    weights = np.exp(-(total - total.min()) / 0.2)
+    masks = [np.isin(proposals.superpixels, proposals.members(j)) for j in costs.candidates]
+    mean = sum(w * mask for w, mask in zip(weights / weights.sum(), masks, strict=True))
+    np.testing.assert_allclose(found.probability[proposals.superpixels[y0:y1, x0:x1]], mean[y0:y1, x0:x1], atol=1e-8)
+    absent = np.setdiff1d(np.arange(proposals.num_superpixels), proposals.superpixels[y0:y1, x0:x1])
+    assert not found.probability[absent].any()
+    undecided = np.isin(proposals.superpixels, found.undecided(0.25))[y0:y1, x0:x1]
+    inside = mean[y0:y1, x0:x1]
+    np.testing.assert_array_equal(undecided, (inside > 0.25) & (inside < 0.75))

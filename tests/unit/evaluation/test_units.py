@@ -13,7 +13,7 @@ from PIL import Image
 from boxsup_dist.errors import InputError, RecordError, TableError
 from boxsup_dist.evaluation import units
 from boxsup_dist.evaluation.confusion import confusion_matrix
-from boxsup_dist.regions import encode_png, proposals_to_table
+from boxsup_dist.regions import Segment, encode_png, proposals_to_table
 from boxsup_dist.schema import Proposals, Record, records_to_table
 
 NUM_CLASSES = 4
@@ -152,10 +152,16 @@ def one_image(crowd: bool = False) -> tuple[pa.Table, pa.Table, np.ndarray]:
     return records_to_table([record]), proposals_to_table([quadrants(record)]), ground_truth
 
 
+def segment_of(*superpixel_ids: int) -> Segment:
+    """Those superpixels, all of them undecided, which the measure must not see."""
+    ids = np.array(superpixel_ids, np.uint16)
+    return Segment(ids, ids)
+
+
 @pytest.mark.parametrize("clip_to_box", [False, True])
 def test_the_right_segment_gives_a_perfect_label_map(clip_to_box: bool) -> None:
     records, proposals, ground_truth = one_image()
-    chosen = {"a": [np.array([0], np.uint16)]}
+    chosen = {"a": [segment_of(0)]}
     paint = units.segments_painter(chosen, proposals.select(units.SUPERPIXEL_COLUMNS), clip_to_box=clip_to_box)
     confusion = units.label_unit(paint, records, NUM_CLASSES).confusion
     np.testing.assert_array_equal(confusion, confusion_matrix(ground_truth, ground_truth, NUM_CLASSES))
@@ -163,7 +169,7 @@ def test_the_right_segment_gives_a_perfect_label_map(clip_to_box: bool) -> None:
 
 def test_a_segment_that_leaves_its_box_is_clipped_on_demand() -> None:
     records, proposals, _ = one_image()
-    chosen = {"a": [np.array([0, 2], np.uint16)]}
+    chosen = {"a": [segment_of(0, 2)]}
     loose, clipped = (
         units.label_unit(units.segments_painter(chosen, proposals, clip_to_box=clip), records, NUM_CLASSES).confusion
         for clip in (False, True)
@@ -171,12 +177,12 @@ def test_a_segment_that_leaves_its_box_is_clipped_on_demand() -> None:
     assert (loose[0, 2], clipped[0, 2]) == (6, 0)
 
 
-@pytest.mark.parametrize(("crowd", "segment"), [(True, np.array([0], np.uint16)), (False, None)])
-def test_ignored_pixels_of_the_label_map_count_as_background(crowd: bool, segment: np.ndarray | None) -> None:
+@pytest.mark.parametrize(("crowd", "segment"), [(True, (0,)), (False, None)])
+def test_ignored_pixels_of_the_label_map_count_as_background(crowd: bool, segment: tuple[int, ...] | None) -> None:
     records, proposals, ground_truth = one_image(crowd)
-    confusion = units.label_unit(
-        units.segments_painter({"a": [segment]}, proposals, clip_to_box=False), records, NUM_CLASSES
-    ).confusion
+    chosen = {"a": [None if segment is None else segment_of(*segment)]}
+    paint = units.segments_painter(chosen, proposals, clip_to_box=False)
+    confusion = units.label_unit(paint, records, NUM_CLASSES).confusion
     np.testing.assert_array_equal(confusion, confusion_matrix(ground_truth, np.zeros_like(ground_truth), NUM_CLASSES))
     assert confusion.sum() == ground_truth.size
 

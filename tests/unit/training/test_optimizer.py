@@ -3,9 +3,10 @@
 import itertools
 
 import pytest
+import torch
 
 from boxsup_dist.config import OptimizerSettings
-from boxsup_dist.training.schedule import lr_factor
+from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 
 PAPER = OptimizerSettings()
 
@@ -47,3 +48,16 @@ def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone(schedule, war
 
 def test_a_run_shorter_than_its_warm_up_stays_below_one():
     assert max(curve(OptimizerSettings(epochs=1, warmup_steps=1000))) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_groups_keep_their_rates_and_decays(kind):
+    weight, bias = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [weight], "lr": 0.1, "weight_decay": 0.5}, {"params": [bias], "lr": 0.2, "weight_decay": 0.0}]
+    optimizer = make_optimizer(groups, OptimizerSettings(kind, momentum=0.8))
+    for parameter in (weight, bias):
+        parameter.grad = torch.zeros(2)
+    optimizer.step()
+    assert torch.allclose(weight, torch.full((2,), 1 - 0.1 * 0.5)) and (bias == 1).all()  # decay alone, and none
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+    assert all(group.get("momentum", group.get("betas", [0])[0]) == 0.8 for group in optimizer.param_groups)

@@ -1,8 +1,19 @@
-"""Learning rate of a step."""
+"""The optimizer, and the learning rate of a step."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from boxsup_dist.config import OptimizerSettings
+
+
+def make_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """SGD or AdamW over parameter groups that hold their own learning rates and weight decays."""
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD(groups, momentum=settings.momentum)
 
 
 def lr_factor(settings: OptimizerSettings, *, epoch: int, step: int, num_steps: int) -> float:
