@@ -202,7 +202,7 @@ def test_the_number_of_workers_changes_no_choice_and_hardly_a_loss(ray_local, fo
         train(config)
     for epoch in (0, 1):
         one, two = (read_labels(labels_uri(config.run_dir, epoch)).table for config in runs.values())
-        choices = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "rank"]
+        choices = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
         assert one.select(choices).equals(two.select(choices))
     histories = [read_history(config.run_dir) for config in runs.values()]
     for epoch in (0, 1):
