@@ -63,7 +63,8 @@ class AssignmentSettings:
     consensus_temperature: float | None = None
     """Take what the cheap candidates agree on, weighted by exp(-cost / this); none: the cheapest, as the paper does."""
     ignore_undecided: float | None = None
-    """Pixels of a box that more than this share of the consensus wants, and more than this does not, are ignored."""
+    """Ignore a box's pixels that over this share of the consensus wants and the segment lacks, or that it has against
+    the majority."""
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work or would have no effect."""
@@ -78,7 +79,7 @@ class AssignmentSettings:
         if self.ignore_undecided is not None:
             name = "assignment.ignore_undecided"
             _check(self.consensus_temperature is not None, name, self.ignore_undecided, "none without a consensus")
-            _check(0 < self.ignore_undecided < 0.5, name, self.ignore_undecided, "0 < share < 0.5")
+            _check(0 < self.ignore_undecided < 1, name, self.ignore_undecided, "0 < share < 1")
         if self.logit_limit is not None:
             _check(self.form == "centred", "assignment.logit_limit", self.logit_limit, "none with form 'image'")
             _check(self.logit_limit > 0, "assignment.logit_limit", self.logit_limit, "> 0")

@@ -51,12 +51,19 @@ def mini(
             top_k=1,
             warmup_epochs=3,
             clip_to_box=True,
-            ignore_outside=True,
             logit_limit=1.0,
             consensus_temperature=0.1,
+            ignore_undecided=0.15,
         ),
         optimizer=OptimizerSettings(
-            epochs=10, global_batch_size=10, lr=4e-3, head_lr_multiplier=5.0, schedule="poly", warmup_steps=50
+            kind="adamw",
+            epochs=10,
+            global_batch_size=10,
+            lr=3e-4,
+            head_lr_multiplier=5.0,
+            schedule="poly",
+            warmup_steps=50,
+            weight_decay=0.01,
         ),
         augment=AugmentSettings(257, 257, 0.75, 1.35),
         evaluate_every=0,
@@ -70,7 +77,7 @@ def demo(
     config = mini(run_dir, records, proposals, val_records, supervision)
     return replace(
         config,
-        optimizer=replace(config.optimizer, epochs=12, global_batch_size=5, lr=3e-3),
+        optimizer=replace(config.optimizer, epochs=12, global_batch_size=5),
         augment=AugmentSettings(177, 177, 0.75, 1.35),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from boxsup_dist.assignment.consensus import find_consensus
+from boxsup_dist.assignment.consensus import Consensus, find_consensus
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.select import NO_CHOICE, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
@@ -45,9 +45,9 @@ def assign_image(
     )
     rows = []
     for k, box_costs in enumerate(costs):
-        choice, undecided = NO_CHOICE, list[int]()
+        choice, consensus, undecided = NO_CHOICE, None, list[int]()
         if not record.crowd[k]:
-            order, undecided = _order(box_costs, proposals, record.boxes_xyxy[k], settings)
+            order, consensus = _order(box_costs, proposals, record.boxes_xyxy[k], settings)
             choice = choose(
                 box_costs,
                 order,
@@ -57,7 +57,9 @@ def assign_image(
                 image_id=record.image_id,
                 box_index=k,
             )
-        members = proposals.members(choice.proposal_index) if choice.proposal_index >= 0 else ()
+        members = proposals.members(choice.proposal_index) if choice.proposal_index >= 0 else np.empty(0, np.uint16)
+        if consensus is not None and settings.ignore_undecided is not None:
+            undecided = consensus.undecided(members, settings.ignore_undecided).tolist()
         rows.append(
             {
                 "image_id": record.image_id,
@@ -76,10 +78,10 @@ def assign_image(
 
 def _order(
     costs: BoxCosts, proposals: Proposals, box: np.ndarray, settings: AssignmentSettings
-) -> tuple[np.ndarray, list[int]]:
-    """Candidates in the order of choice, and the superpixels of the box that are undecided."""
+) -> tuple[np.ndarray, Consensus | None]:
+    """Candidates in the order of choice, and the consensus that gave it."""
     if settings.consensus_temperature is None:
-        return by_cost(costs, settings.regression_weight), []
+        return by_cost(costs, settings.regression_weight), None
     consensus = find_consensus(
         costs,
         proposals,
@@ -87,9 +89,7 @@ def _order(
         regression_weight=settings.regression_weight,
         temperature=settings.consensus_temperature,
     )
-    if settings.ignore_undecided is None:
-        return consensus.order, []
-    return consensus.order, consensus.undecided(settings.ignore_undecided).tolist()
+    return consensus.order, consensus
 
 
 def assign_row_group(

@@ -4,9 +4,9 @@ The cheapest of 2,000 noisy costs is often cheap by luck. With p(S) ~ exp(-cost(
 candidates, every superpixel gets a probability to belong to the object, and the candidate wins whose part inside the
 box has the largest expected overlap with it: the choice of least expected loss, if the costs are read as -log p.
 
-The superpixels whose probability is near a half are those that the choice is most likely to get wrong. Measured on a
-third of voc-mini's training images: leaving out those between 0.25 and 0.75 ignores 9 % of the pixels and lifts the
-label mIoU of the others from 70.8 to 76.7, foreground and background left out alike.
+A superpixel is decided if it lies in the chosen segment and half of the votes or more are for it, or outside and hardly
+any is; the choice is most likely wrong about the others. Measured on a third of voc-mini's training images with a share
+of 0.15: 6 % of the pixels are undecided, and without them the label mIoU is 78.6 instead of 70.8.
 """
 
 from __future__ import annotations
@@ -29,9 +29,16 @@ class Consensus(NamedTuple):
     order: np.ndarray  # int64 (M,), their positions among the candidates, in falling agreement with all of them
     probability: np.ndarray  # float64 (S,), of each superpixel to belong to the object; 0 outside the box
 
-    def undecided(self, share: float) -> np.ndarray:
-        """Superpixels that more than `share` of the votes is for and more than `share` against, uint16."""
-        return np.flatnonzero(np.minimum(self.probability, 1 - self.probability) > share).astype(np.uint16)
+    def undecided(self, segment: np.ndarray, share: float) -> np.ndarray:
+        """Superpixels that are neither decided for nor against, where `segment`, uint16, is the chosen one: uint16.
+
+        Decided for: in the segment with a probability of 0.5 or more. Against: outside it with `share` or less.
+        """
+        chosen = np.zeros(len(self.probability), bool)
+        chosen[segment] = True
+        low = np.where(chosen, 0, share)
+        high = np.where(chosen, 0.5, np.inf)
+        return np.flatnonzero((self.probability > low) & (self.probability < high)).astype(np.uint16)
 
 
 def find_consensus(

@@ -149,7 +149,7 @@ def test_settings_at_their_limits_pass():
     replace(
         CONFIG,
         assignment=AssignmentSettings(
-            "centred", 0.0, 1, 1, logit_limit=0.1, consensus_temperature=1e-3, ignore_undecided=0.49
+            "centred", 0.0, 1, 1, logit_limit=0.1, consensus_temperature=1e-3, ignore_undecided=0.99
         ),
         optimizer=OptimizerSettings("adamw", 1, 1, momentum=0.0, weight_decay=0.0, decay_epochs=1),
         augment=AugmentSettings(16, 16, 1.0, 1.0),

@@ -65,8 +65,8 @@ def assign(indices=ALL, settings=PAPER, log_probs_of=predict, columns=RECORD_COL
     return assign_row_group(log_probs_of, records, proposals, settings, **{"seed": 3, "epoch": 1, **key})
 
 
-def undecided_of(costs, proposals, box, settings):
-    """Superpixels of the box that too many votes are for and too many against, counted one by one."""
+def undecided_of(costs, proposals, box, settings, chosen):
+    """Superpixels of the box that are neither decided for nor against, votes counted one by one."""
     if settings.ignore_undecided is None:
         return []
     voters = by_cost(costs, settings.regression_weight)[:NUM_VOTERS]
@@ -77,7 +77,7 @@ def undecided_of(costs, proposals, box, settings):
     for superpixel in np.unique(proposals.superpixels[y0:y1, x0:x1]).tolist():
         wants = [superpixel in proposals.members(costs.candidates[v]) for v in voters]
         share = votes[wants].sum() / votes.sum()
-        if settings.ignore_undecided < share < 1 - settings.ignore_undecided:
+        if share < 0.5 if superpixel in chosen else share > settings.ignore_undecided:
             found.append(superpixel)
     return found
 
@@ -121,7 +121,9 @@ def test_every_row_is_the_oracles_choice(settings, warm_up):
             )
             assert (row["proposal_index"], row["rank"]) == (choice.proposal_index, choice.rank)
             assert row["superpixel_ids"] == proposals.members(choice.proposal_index).tolist()
-            assert row["undecided_ids"] == undecided_of(box_costs, proposals, record.boxes_xyxy[k], settings)
+            assert row["undecided_ids"] == undecided_of(
+                box_costs, proposals, record.boxes_xyxy[k], settings, row["superpixel_ids"]
+            )
             assert row["overlap_cost"] == pytest.approx(choice.overlap_cost, rel=1e-6)
             assert row["regression_cost"] == pytest.approx(choice.regression_cost, rel=1e-6, abs=1e-9)
     assert next(rows, None) is None

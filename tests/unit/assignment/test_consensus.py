@@ -67,7 +67,7 @@ def test_no_candidate_gives_an_empty_order():
     _, proposals = random_case(2, 10)
     none = BoxCosts(np.empty(0, np.int64), np.empty(0), np.empty(0))
     found = find_consensus(none, proposals, BOX, regression_weight=1.0, temperature=0.1)
-    assert len(found.order) == 0 and len(found.undecided(0.25)) == 0
+    assert len(found.order) == 0 and len(found.undecided(np.empty(0, np.uint16), 0.15)) == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -82,6 +82,7 @@ def test_probabilities_are_the_mean_of_drawn_masks(seed):
     np.testing.assert_allclose(found.probability[proposals.superpixels[y0:y1, x0:x1]], mean[y0:y1, x0:x1], atol=1e-8)
     absent = np.setdiff1d(np.arange(proposals.num_superpixels), proposals.superpixels[y0:y1, x0:x1])
     assert not found.probability[absent].any()
-    undecided = np.isin(proposals.superpixels, found.undecided(0.25))[y0:y1, x0:x1]
-    inside = mean[y0:y1, x0:x1]
-    np.testing.assert_array_equal(undecided, (inside > 0.25) & (inside < 0.75))
+    segment = proposals.members(costs.candidates[found.order[0]])
+    chosen = np.isin(proposals.superpixels, segment)
+    undecided = np.isin(proposals.superpixels, found.undecided(segment, 0.15))
+    np.testing.assert_array_equal(undecided[y0:y1, x0:x1], np.where(chosen, mean < 0.5, mean > 0.15)[y0:y1, x0:x1])
