@@ -47,11 +47,11 @@ def mini(
         network=NetworkSettings("timm:tf_efficientnet_lite0", output_stride=16, dropout=0.1),
         assignment=AssignmentSettings(
             form="centred",
-            regression_weight=1.5,
+            regression_weight=0.7,
             top_k=1,
             warmup_epochs=3,
             clip_to_box=True,
-            logit_limit=1.0,
+            logit_limit=3.0,
             consensus_temperature=0.1,
             ignore_undecided=0.15,
         ),
