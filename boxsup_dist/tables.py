@@ -72,6 +72,11 @@ class Table:
     def num_bytes(self) -> int:
         return sum(shard.num_bytes for shard in self.shards)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of a records table, background first."""
+        return tuple(self.settings["classes"])
+
     def row_groups(self) -> list[RowGroup]:
         """Every fixed slice, in table order."""
         return [RowGroup(s, g, rows) for s, shard in enumerate(self.shards) for g, rows in enumerate(shard.row_groups)]

@@ -46,6 +46,7 @@ def make_record(index: int) -> Record:
         difficult=rng.random(NUM_BOXES[index]) < 0.5,
         crowd=np.array([(index, k) in CROWDS for k in range(NUM_BOXES[index])], bool),
         gt_label_map=b"poison",
+        instance_masks=[b"poison"] * NUM_BOXES[index],
     )
 
 
@@ -143,9 +144,11 @@ def test_warm_up_needs_no_image():
 
 
 def test_supervision_by_boxes_never_reads_the_ground_truth():
-    assert "gt_label_map" not in RECORD_COLUMNS
+    assert not {"gt_label_map", "instance_masks"} & set(RECORD_COLUMNS)
     # The stored ground truth does not decode: whoever opened it would fail.
-    assert str(assign(columns=(*RECORD_COLUMNS, "gt_label_map")).to_pylist()) == str(assign().to_pylist())
+    assert str(assign(columns=(*RECORD_COLUMNS, "gt_label_map", "instance_masks")).to_pylist()) == str(
+        assign().to_pylist()
+    )
 
 
 def test_the_network_sees_only_images_that_have_boxes():
