@@ -91,6 +91,7 @@ BAD = {
     "assignment.regression_weight": [-0.1],
     "assignment.top_k": [0, -1],
     "assignment.warmup_epochs": [0],
+    "assignment.max_candidates": [0, -1],
     "assignment.logit_limit": [2.0],  # has no effect with form "image"
     "optimizer.epochs": [0],
     "optimizer.global_batch_size": [0],

@@ -12,7 +12,7 @@ from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.recipes import RECIPES
-from boxsup_dist.regions import decode_image, encode_png, proposals_to_table
+from boxsup_dist.regions import decode_image, encode_png, proposals_from_table, proposals_to_table
 from boxsup_dist.schema import LABELS, Record, records_to_table
 from tests.random_proposals import random_proposals
 
@@ -135,6 +135,16 @@ def test_the_paper_draws_anew_every_epoch_and_winner_takes_all_does_not():
     assert chosen(PAPER, epoch=1) == chosen(PAPER, epoch=1) != chosen(PAPER, epoch=2)
     assert chosen(PAPER, seed=1) != chosen(PAPER, seed=2)
     assert chosen(MINI, epoch=1) == chosen(MINI, epoch=2, seed=9)
+
+
+@pytest.mark.parametrize("count", [1, 4, 10**6])
+def test_a_smaller_number_of_candidates_needs_no_other_table(count):
+    records, proposals = tables(ALL)
+    cut = proposals_to_table(proposals_from_table(proposals, count))
+    expected = assign_row_group(predict, records, cut, MINI, seed=3, epoch=1)
+    found = assign(settings=replace(MINI, max_candidates=count))
+    assert str(found.to_pylist()) == str(expected.to_pylist())  # as text: a crowd's costs are nan
+    assert max(expected["proposal_index"].to_pylist()) < count
 
 
 def test_warm_up_needs_no_image():
