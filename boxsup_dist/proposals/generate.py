@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method
         for record in iter_records(records.read(where, _COLUMNS)):
             started = time.process_time()
             try:
-                rows.append(replace(_propose(record, method, settings), image_id=record.image_id))
+                rows.append(_propose(record, method, settings))
             except Exception as error:  # whatever it is, the table stays aligned and the image is reported
                 problems.append({"image_id": record.image_id, "problem": f"{type(error).__name__}: {error}"})
                 rows.append(no_proposals(record))
@@ -99,7 +99,7 @@ def _propose(record: Record, method: Method, settings: Any) -> Proposals:
             value=image.shape[:2],
             expected=str((record.height, record.width)),
         )
-    return method.propose(image, settings)
+    return method.propose(image, settings, image_id=record.image_id)
 
 
 def no_proposals(record: Record) -> Proposals:
