@@ -81,11 +81,11 @@ def _parts(records: Table, proposals: Table, compare_every: int) -> Iterator[tup
     """Results of every row group in the table's order; a few tasks a CPU are under way at once."""
     tables = ray.put(records), ray.put(proposals)
     waiting: deque[tuple[ray.ObjectRef, RowGroup]] = deque()
-    first_row = 0
+    limit, first_row = 4 * session.total_cpus(), 0
     for where in records.row_groups():
         waiting.append((_measure_task.remote(*tables, where, first_row, compare_every), where))
         first_row += where.num_rows
-        if len(waiting) > 4 * session.total_cpus():
+        if len(waiting) > limit:
             reference, oldest = waiting.popleft()
             yield ray.get(reference), oldest
     for reference, where in waiting:
