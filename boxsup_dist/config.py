@@ -60,6 +60,8 @@ class AssignmentSettings:
     """Pixels of a box that no segment covers are ignored instead of background."""
     logit_limit: float | None = None
     """Limit of a pixel's log-odds in the centred form."""
+    max_candidates: int | None = None
+    """Candidates considered of each image, the best by the proposals' own rank; none: all that the table has."""
     consensus_temperature: float | None = None
     """Take what the cheap candidates agree on, weighted by exp(-cost / this); none: the cheapest, as the paper does."""
     ignore_undecided: float | None = None
@@ -72,6 +74,8 @@ class AssignmentSettings:
         _check(self.regression_weight >= 0, "assignment.regression_weight", self.regression_weight, ">= 0")
         _check(self.top_k >= 1, "assignment.top_k", self.top_k, ">= 1")
         _check(self.warmup_epochs >= 1, "assignment.warmup_epochs", self.warmup_epochs, ">= 1")
+        if self.max_candidates is not None:
+            _check(self.max_candidates >= 1, "assignment.max_candidates", self.max_candidates, ">= 1")
         if self.consensus_temperature is not None:
             _check(
                 self.consensus_temperature > 0, "assignment.consensus_temperature", self.consensus_temperature, "> 0"

@@ -96,12 +96,13 @@ def _starts(proposals: Sequence[Proposals]) -> np.ndarray:
     return np.cumsum([0] + [len(p.indices) for p in proposals])[:-1]
 
 
-def proposals_from_table(table: pa.Table) -> list[Proposals]:
-    """Rows of a proposals table, membership as one sparse matrix an image."""
+def proposals_from_table(table: pa.Table, max_candidates: int | None = None) -> list[Proposals]:
+    """Rows of a proposals table, membership as one sparse matrix an image; the best `max_candidates` or all."""
     rows = []
     for i in range(table.num_rows):
         nested = table.column("membership")[i].values
-        offsets = nested.offsets.to_numpy()
+        offsets = nested.offsets.to_numpy()[: None if max_candidates is None else max_candidates + 1]
+        kept = len(offsets) - 1
         indices = nested.values.to_numpy()[offsets[0] : offsets[-1]]
         rows.append(
             Proposals(
@@ -110,8 +111,8 @@ def proposals_from_table(table: pa.Table) -> list[Proposals]:
                 num_superpixels=table.column("num_superpixels")[i].as_py(),
                 indptr=(offsets - offsets[0]).astype(np.int64),
                 indices=indices,
-                objectness=np.asarray(table.column("objectness")[i].as_py(), np.float32),
-                boxes=np.asarray(table.column("proposal_boxes")[i].as_py(), np.uint16).reshape(-1, 4),
+                objectness=np.asarray(table.column("objectness")[i].as_py(), np.float32)[:kept],
+                boxes=np.asarray(table.column("proposal_boxes")[i].as_py(), np.uint16).reshape(-1, 4)[:kept],
             )
         )
     return rows

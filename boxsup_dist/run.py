@@ -22,7 +22,6 @@ from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import format_duration
-from boxsup_dist.schema import VOC_CLASSES
 from boxsup_dist.tables import Table, check_paired, open_table
 from boxsup_dist.tracking import RunTracker
 from boxsup_dist.training.fit import fit
@@ -100,16 +99,16 @@ def open_inputs(config: TrainConfig) -> Inputs:
         )
     if val_records is not None and val_records.counts.get("with_mask", 0) == 0:
         raise SettingError("no record has a mask to evaluate with", file=val_records.uri, field="val_records")
-    if config.network.num_classes != len(VOC_CLASSES):
+    if config.network.num_classes != len(records.classes):
         raise SettingError(
             "these records are labelled with other classes",
             field="network.num_classes",
             value=config.network.num_classes,
-            expected=str(len(VOC_CLASSES)),
+            expected=str(len(records.classes)),
         )
     source = Source(records, proposals, config.supervision, config.assignment, config.augment, config.seed)
     can_measure = config.measure_labels and config.supervision != "mask" and with_mask > 0
-    return Inputs(source, val_records, VOC_CLASSES, can_measure)
+    return Inputs(source, val_records, records.classes, can_measure)
 
 
 def _keep_config(config: TrainConfig, run_dir: str) -> None:

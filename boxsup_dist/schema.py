@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from boxsup_dist.errors import TableError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 IGNORE_INDEX = 255  # a pixel outside loss and metrics; VOC's void
 BACKGROUND = 0
 
@@ -37,6 +37,7 @@ RECORDS = pa.schema(
         pa.field("difficult", pa.list_(pa.bool_()), nullable=False),
         pa.field("crowd", pa.list_(pa.bool_()), nullable=False),
         pa.field("gt_label_map", pa.large_binary()),
+        pa.field("instance_masks", pa.list_(pa.large_binary())),
     ]
 )
 
@@ -103,6 +104,7 @@ class Record:
     difficult: np.ndarray  # bool (K,)
     crowd: np.ndarray  # bool (K,)
     gt_label_map: bytes | None = None  # PNG, uint8 (H, W)
+    instance_masks: list[bytes] | None = None  # K masks as boxsup_dist.rle encodes them, where objects are told apart
 
 
 def records_to_table(records: Sequence[Record]) -> pa.Table:
@@ -120,6 +122,7 @@ def records_to_table(records: Sequence[Record]) -> pa.Table:
             "difficult": np.asarray(r.difficult, bool).tolist(),
             "crowd": np.asarray(r.crowd, bool).tolist(),
             "gt_label_map": r.gt_label_map,
+            "instance_masks": r.instance_masks,
         }
         for r in records
     ]
@@ -141,6 +144,7 @@ def iter_records(table: pa.Table) -> Iterator[Record]:
             difficult=np.asarray(row.get("difficult") or [], bool),
             crowd=np.asarray(row.get("crowd") or [], bool),
             gt_label_map=row.get("gt_label_map"),
+            instance_masks=row.get("instance_masks"),
         )
 
 

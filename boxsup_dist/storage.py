@@ -106,8 +106,10 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
 
 
-def encode_parquet(table: pa.Table, row_group_size: int, *, split_bytes: Sequence[str] = ()) -> memoryview:
-    """The table as Parquet bytes with zstd compression.
+def encode_parquet(
+    table: pa.Table, row_group_size: int, *, split_bytes: Sequence[str] = (), level: int | None = None
+) -> memoryview:
+    """The table as Parquet bytes with zstd compression of this level, its default if None.
 
     `split_bytes` are Parquet paths of integer columns whose high and low bytes are compressed apart.
     """
@@ -117,6 +119,7 @@ def encode_parquet(table: pa.Table, row_group_size: int, *, split_bytes: Sequenc
         sink,
         row_group_size=row_group_size,
         compression="zstd",
+        compression_level=level,
         use_dictionary=not split_bytes,
         column_encoding=dict.fromkeys(split_bytes, "BYTE_STREAM_SPLIT") or None,
     )

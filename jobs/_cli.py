@@ -22,7 +22,14 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def run(main: Callable) -> None:
-    """Call `main` with the command line's settings, errors told clearly."""
+def run(main: Callable, choose_settings: Callable[[], type] | None = None) -> None:
+    """Call `main` with the command line's settings, errors told clearly.
+
+    `choose_settings` gives the type of the settings where it depends on the command line itself.
+    """
+    description = sys.modules[main.__module__].__doc__
     with clear_errors():
-        tyro.cli(main, description=sys.modules[main.__module__].__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        if choose_settings is None:
+            tyro.cli(main, description=description, config=(tyro.conf.OmitArgPrefixes,))
+        else:
+            main(tyro.cli(choose_settings(), description=description, config=(tyro.conf.OmitArgPrefixes,)))

@@ -1,18 +1,25 @@
-"""Build the proposals table of a records table: python -m jobs.build_proposals --records URI --method M --out URI."""
+"""Build the proposals table of a records table: python -m jobs.build_proposals --records URI --method M --out URI.
+
+The other options are those of the method: --method M --help shows them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import time
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, make_dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from boxsup_dist import storage
+from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import generate
-from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
+from boxsup_dist.proposals.methods import METHODS
 from jobs._cli import run
+
+DEFAULT_METHOD = "selective_search"
 
 
 @dataclass(frozen=True)
@@ -23,23 +30,33 @@ class Settings:
     """Folder or URI of the records table."""
     out: str
     """Folder or URI of the proposals table."""
-    method: Literal["selective_search"] = "selective_search"
-    """Proposal method."""
-    selective_search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
+    method: str = DEFAULT_METHOD
+    """Proposal method: selective_search, or imported for files that another program wrote."""
     max_failed_share: float = generate.MAX_FAILED_SHARE
     """Refuse the table if more than this share of the images failed."""
     num_cpus: int | None = None
     """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
 
 
-def main(settings: Settings) -> None:
+def with_method_settings() -> type:
+    """Settings with a field `method_settings`, those of the method that the command line names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", default=DEFAULT_METHOD)
+    name = parser.parse_known_args()[0].method
+    if name not in METHODS:
+        raise SettingError("no such proposal method", field="method", value=name, expected=" or ".join(METHODS))
+    fields = [("method_settings", METHODS[name].settings_type)]
+    return make_dataclass("Settings", fields, bases=(Settings,), frozen=True, kw_only=True)
+
+
+def main(settings: Any) -> None:
     """Build the table, leave OUT/summary.json and print what is in it."""
     started = time.monotonic()
     table = generate.build_proposals(
         settings.out,
         settings.records,
         settings.method,
-        getattr(settings, settings.method),
+        settings.method_settings,
         max_failed_share=settings.max_failed_share,
         num_cpus=settings.num_cpus,
     )
@@ -66,4 +83,4 @@ def _print(summary: dict) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, with_method_settings)

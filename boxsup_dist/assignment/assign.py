@@ -103,7 +103,8 @@ def assign_row_group(
 ) -> pa.Table:
     """Labels of a row group. `log_probs_of` runs the network; None assigns by overlap alone and decodes no image."""
     rows: list[dict] = []
-    for record, candidates in zip(iter_records(records), proposals_from_table(proposals), strict=True):
+    found = proposals_from_table(proposals, settings.max_candidates)
+    for record, candidates in zip(iter_records(records), found, strict=True):
         assert record.image_id == candidates.image_id, "records and proposals are paired by the manifest"
         if len(record.boxes_xyxy) == 0:
             continue

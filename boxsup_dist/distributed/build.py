@@ -23,11 +23,12 @@ from boxsup_dist.tables import ShardInfo, Table
 
 @dataclass(frozen=True)
 class ShardContent:
-    """What a task makes of one shard: its rows (there may be none), counts to add up, and records left out."""
+    """What a task makes of one shard: its rows (there may be none), counts to add up, records left out, times."""
 
     table: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[dict[str, str]] = field(default_factory=list)  # {image_id, problem}
+    row_ms: list[int] = field(default_factory=list)  # computing time of each row: beside the table, never in it
 
 
 def build_table(
@@ -119,6 +120,7 @@ def _make(
             row_group_size=row_group_size,
             counts=content.counts,
             problems=content.problems,
+            row_ms=content.row_ms,
         )
         return {"num_rows": content.table.num_rows, "error": b""}
 

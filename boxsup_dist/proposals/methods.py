@@ -6,22 +6,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from boxsup_dist.errors import SettingError
+from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
 from boxsup_dist.schema import Proposals
 
 
 @dataclass(frozen=True)
 class Method:
-    """A pure function of an RGB image, uint8 (H, W, 3), and its frozen settings, which are JSON values."""
+    """propose(image, settings, image_id=...), a pure function of an RGB image, uint8 (H, W, 3), and frozen settings.
 
-    propose: Callable[[np.ndarray, Any], Proposals]
+    The settings are JSON values. For native methods the id is only a name; an import finds its file by it.
+    """
+
+    propose: Callable[..., Proposals]
     settings_type: type
 
 
-METHODS = {"selective_search": Method(selective_search, SelectiveSearchSettings)}
+METHODS = {
+    "selective_search": Method(selective_search, SelectiveSearchSettings),
+    "imported": Method(import_proposals, ImportedSettings),
+}
 
 
 def find_method(name: str, settings: Any = None) -> tuple[Method, Any]:

@@ -1,4 +1,4 @@
-"""Checks of image files and ground-truth masks, whatever data set they come from."""
+"""Reads and checks image files and ground-truth masks, whatever data set they come from."""
 
 from __future__ import annotations
 
@@ -9,12 +9,31 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from boxsup_dist.errors import RecordError
-from boxsup_dist.regions import encode_png
+from boxsup_dist import storage
+from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.regions import decode_image, encode_png
 from boxsup_dist.schema import IGNORE_INDEX
 
 # What Pillow raises for truncated, damaged and foreign files.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_file(file: str) -> bytes:
+    """Whole content of a file; RecordError if it is missing."""
+    try:
+        return storage.read_bytes(file)
+    except InputError:
+        raise RecordError("missing file", file=file) from None
+
+
+def read_image(file: str) -> tuple[bytes, int, int]:
+    """An image file's bytes and the height and width that they decode to; RecordError if missing or damaged."""
+    data = read_file(file)
+    try:
+        height, width = decode_image(data).shape[:2]
+    except UNREADABLE as error:
+        raise RecordError("the image does not decode", file=file, value=str(error)) from None
+    return data, height, width
 
 
 def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: object) -> bytes:

@@ -21,8 +21,7 @@ import numpy as np
 
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
-from boxsup_dist.records.masks import UNREADABLE, read_mask
-from boxsup_dist.regions import decode_image
+from boxsup_dist.records.masks import read_file, read_image, read_mask
 from boxsup_dist.schema import VOC_CLASSES, Record
 
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
@@ -109,12 +108,7 @@ def read_record(
     the decoded image, whatever the XML says. Raises RecordError: file absent, image that does not decode, XML that does
     not parse or has no object, unknown class, box of no area or more than 1 px outside (less is clamped), bad mask.
     """
-    image_file = storage.join(voc_root, "JPEGImages", image_id + ".jpg")
-    image = _read(image_file)
-    try:
-        height, width = decode_image(image).shape[:2]
-    except UNREADABLE as error:
-        raise RecordError("the image does not decode", file=image_file, value=str(error)) from None
+    image, height, width = read_image(storage.join(voc_root, "JPEGImages", image_id + ".jpg"))
     boxes, class_ids, difficult = _read_objects(
         storage.join(voc_root, "Annotations", image_id + ".xml"), height, width, classes
     )
@@ -133,13 +127,6 @@ def read_record(
     )
 
 
-def _read(file: str) -> bytes:
-    try:
-        return storage.read_bytes(file)
-    except InputError:
-        raise RecordError("missing file", file=file) from None
-
-
 def _find_mask(voc_root: str, image_id: str, height: int, width: int, num_classes: int) -> bytes | None:
     for folder in MASK_FOLDERS:
         file = storage.join(voc_root, folder, image_id + ".png")
@@ -153,7 +140,7 @@ def _read_objects(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes float32 (K, 4), class ids int32 (K,) and difficult flags bool (K,) of an annotation; K >= 1."""
     try:
-        objects = ET.fromstring(_read(file)).findall("object")
+        objects = ET.fromstring(read_file(file)).findall("object")
     except ET.ParseError as error:
         raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
     if not objects:

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxsup_dist import tables
+from boxsup_dist import rle, tables
 from boxsup_dist.errors import RecordError, SettingError, TableError
 from boxsup_dist.proposals.generate import build_proposals
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
 from boxsup_dist.regions import encode_png, proposals_from_table
 from boxsup_dist.schema import Record, iter_records, records_to_table
 from boxsup_dist.tables import Table
+from jobs import build_proposals as build_proposals_job
+from jobs._cli import run
 from tests.unit.proposals.pictures import blobs
 
 REPO = Path(__file__).parents[2]
@@ -95,6 +97,26 @@ def test_a_second_call_continues_and_other_settings_are_refused(ray_local, recor
     assert (out / "part-00000.parquet").stat().st_mtime_ns == kept
     with pytest.raises(TableError, match="method_settings"):
         build(records, out, settings=SelectiveSearchSettings(max_candidates=7))
+
+
+def test_files_of_other_programs_go_through_the_same_job(ray_local, records, tmp_path, capsys, monkeypatch):
+    """Masks of a file an image; one file is missing, two images are damaged."""
+    masks = {f"r{n}": np.arange((30 + n) * 40).reshape(30 + n, 40) % (n + 3) > 1 for n in range(10) if n != 5}
+    for name, mask in masks.items():
+        result = {"segmentation": {"size": list(mask.shape), "counts": rle.encode(mask).decode()}, "score": 0.5}
+        (tmp_path / f"{name}.json").write_text(json.dumps([result]))
+    command = ["build_proposals", "--records", records.uri, "--out", str(tmp_path / "p"), "--method", "imported"]
+    command += ["--format", "rle", "--folder", str(tmp_path), "--max-failed-share", "0.3"]
+    monkeypatch.setattr(sys, "argv", command)
+    run(build_proposals_job.main, build_proposals_job.with_method_settings)
+    assert "failed r5: RecordError: no proposal file of this image" in capsys.readouterr().out
+    table = tables.open_table(str(tmp_path / "p"), "proposals")
+    tables.check_paired(records, table)
+    assert table.counts["failed"] == 3 and [len(shard.row_ms) for shard in table.shards] == [5, 2, 3]
+    for found in (p for where in table.row_groups() for p in proposals_from_table(table.read(where))):
+        drawn = [np.isin(found.superpixels, found.members(j)) for j in range(len(found))]
+        expected = [] if found.image_id in ("r3", "r5", "r8") else [masks[found.image_id]]
+        assert len(drawn) == len(expected) and all((a == b).all() for a, b in zip(drawn, expected, strict=True))
 
 
 def test_what_is_refused(ray_local, records, tmp_path):

@@ -79,7 +79,11 @@ def oracle(source: Source, labels: Labels | None) -> dict:
 
 
 def test_any_number_of_workers_gives_the_same_batches_from_any_step_on(ray_local, source):
-    """Box supervision works although every gt_label_map is poisoned: the stream does not open them."""
+    """Box supervision works although every gt_label_map and instance mask is poisoned: the stream opens none."""
+    assert not {"gt_label_map", "instance_masks"} & {
+        *stream.GRANTED_COLUMNS["box"],
+        *stream.GRANTED_COLUMNS["rectangles"],
+    }
     labels = make_labels(source)
     expected = oracle(source, labels)
     assert sorted(i for pairs in expected.values() for i in pairs) == [f"tiny/train_{k:02d}" for k in range(14)]

@@ -22,7 +22,7 @@ from boxsup_dist.config import (
 )
 from boxsup_dist.coordinator import bare_network
 from boxsup_dist.records.shard import count_records
-from boxsup_dist.schema import Proposals, Record, records_to_table
+from boxsup_dist.schema import VOC_CLASSES, Proposals, Record, records_to_table
 from boxsup_dist.tables import Table
 
 NUM_TRAIN, NUM_VAL = 14, 5
@@ -69,6 +69,7 @@ def make_record(index: int, split: str, mask: bytes | None = b"") -> Record:
         difficult=np.zeros(len(boxes), bool),
         crowd=np.array([index == 3] + [False] * (len(boxes) - 1)),
         gt_label_map=regions.encode_png(label_map) if mask == b"" else mask,
+        instance_masks=[POISON] * len(boxes),
     )
 
 
@@ -113,13 +114,14 @@ def _in_shards(records: list[Record]) -> list[list[Record]]:
 def write_records(folder: Path, records: list[Record]) -> Table:
     """A records table of shards of 8 rows and row groups of 4."""
     shards = _in_shards(records)
-    return _write(folder, "records", {}, [records_to_table(s) for s in shards], [count_records(s) for s in shards])
+    counts = [count_records(s) for s in shards]
+    return _write(folder, "records", {"classes": VOC_CLASSES}, [records_to_table(s) for s in shards], counts)
 
 
 def write_proposals(folder: Path, table: Table, records: list[Record]) -> Table:
     """The proposals table of those records."""
     parts = [regions.proposals_to_table([make_proposals(r) for r in shard]) for shard in _in_shards(records)]
-    return _write(folder, "proposals", {"records": table.fingerprint}, parts, [{} for _ in parts])
+    return _write(folder, "proposals", {"records": table.fingerprint, "method": "tiny"}, parts, [{} for _ in parts])
 
 
 def write_tables(folder: Path, mask: bytes | None = b"") -> tuple[Table, Table, Table]:

@@ -6,8 +6,7 @@ import pytest
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import selective_search
 from boxsup_dist.records import voc
-from boxsup_dist.regions import decode_image, decode_png, pixel_box
-from boxsup_dist.schema import IGNORE_INDEX
+from boxsup_dist.regions import decode_image
 
 NUM_IMAGES = 24
 
@@ -20,15 +19,9 @@ def test_best_jaccard_on_voc(shared, folder, split, floor):
     best = []
     for image_id in image_ids[:: len(image_ids) // NUM_IMAGES][:NUM_IMAGES]:
         record = voc.read_record(root, image_id, split)
-        label_map = decode_png(record.gt_label_map)
-        masks = []
-        for k in np.flatnonzero(quality.lone_boxes(record.boxes_xyxy, record.class_ids)):
-            x0, y0, x1, y1 = pixel_box(record.boxes_xyxy[k], *label_map.shape)
-            mask = np.zeros(label_map.shape, bool)
-            mask[y0:y1, x0:x1] = label_map[y0:y1, x0:x1] == record.class_ids[k]
-            masks += [mask] if mask.any() else []
-        if masks:
+        objects = quality.objects_of(record)
+        if objects.masks:
             found = selective_search(decode_image(record.image))
-            best.append(quality.best_jaccard(found, masks, [500, 2000], label_map != IGNORE_INDEX))
+            best.append(quality.best_jaccard(found, objects.masks, [500, 2000], objects.valid))
     at_500, at_2000 = np.concatenate(best).mean(0)
     assert at_2000 >= floor and at_500 >= floor - 0.08

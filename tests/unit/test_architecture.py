@@ -14,13 +14,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("records", "proposals", "training", "assignment", "evaluation")
-LEAVES = ("errors", "schema", "storage", "tables", "regions", "labels", "randomness", "palette", "config", "outbox")
-LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL"}
+LEAVES = (
+    "errors",
+    "schema",
+    "storage",
+    "tables",
+    "regions",
+    "rle",
+    "labels",
+    "randomness",
+    "palette",
+    "config",
+    "outbox",
+)
+LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools"}
 # Modules that put stages together and may import any of them.
 COMPOSITION = {"boxsup_dist.coordinator", "boxsup_dist.run", "boxsup_dist.examples", "boxsup_dist.recipes"}
 RAY_FILES = {
     "boxsup_dist.records.shard",
     "boxsup_dist.proposals.generate",
+    "boxsup_dist.proposals.measure",
     "boxsup_dist.training.stream",
     "boxsup_dist.training.loop",
     "boxsup_dist.training.worker",

@@ -26,6 +26,7 @@ def make_record(index: int, num_boxes: int = 2) -> Record:
         difficult=rng.random(num_boxes) < 0.5,
         crowd=np.zeros(num_boxes, bool),
         gt_label_map=None if index % 2 else b"png",
+        instance_masks=None if index % 3 else [rng.bytes(7)] * num_boxes,
     )
 
 
@@ -54,7 +55,8 @@ def test_records_survive_the_round_trip(num_boxes):
         for name in ("boxes_xyxy", "class_ids", "difficult", "crowd"):
             old, new = getattr(before, name), getattr(after, name)
             assert new.dtype == old.dtype and new.shape == old.shape and (new == old).all()
-        assert (before.image, before.gt_label_map, before.image_id) == (after.image, after.gt_label_map, after.image_id)
+        for name in ("image", "image_id", "gt_label_map", "instance_masks"):
+            assert getattr(before, name) == getattr(after, name)
 
 
 def test_image_columns_have_64_bit_offsets():
@@ -62,6 +64,7 @@ def test_image_columns_have_64_bit_offsets():
     for kind, columns in {"records": ["image", "gt_label_map"], "proposals": ["superpixels"]}.items():
         for column in columns:
             assert SCHEMAS[kind].field(column).type == pa.large_binary()
+    assert SCHEMAS["records"].field("instance_masks").type.value_type == pa.large_binary()
     membership = SCHEMAS["proposals"].field("membership").type
     assert pa.types.is_large_list(membership) and pa.types.is_large_list(membership.value_type)
 
@@ -126,6 +129,24 @@ def test_fingerprint_depends_on_content_and_settings(tmp_path):
     assert build(str(tmp_path / "b")).fingerprint == first.fingerprint
     assert build(str(tmp_path / "c"), sizes=(5, 4)).fingerprint != first.fingerprint
     assert build(str(tmp_path / "d"), settings={"x": 2}).fingerprint != first.fingerprint
+
+
+def test_times_stand_beside_the_table_and_never_in_it(tmp_path):
+    rows = records_to_table([make_record(i) for i in range(3)])
+    found = []
+    for name, row_ms in (("a", [7, 8, 9]), ("b", None)):
+        uri = str(tmp_path / name)
+        shard = tables.write_shard(uri, 0, rows, "records", row_group_size=2, row_ms=row_ms)
+        found.append(tables.publish(uri, "records", {}, [shard]))
+    assert [table.shards[0].row_ms for table in found] == [[7, 8, 9], []]
+    assert found[0].fingerprint == found[1].fingerprint
+
+
+def test_stored_size_and_classes(tmp_path):
+    table = build(str(tmp_path / "t"), settings={"classes": ("background", "cat")})
+    assert table.classes == ("background", "cat")
+    sizes = [table.row_group_bytes(where) for where in table.row_groups()]
+    assert min(sizes) > 100 and sum(sizes) < table.num_bytes
 
 
 def test_a_table_without_rows_is_refused_with_the_reasons(tmp_path):

@@ -12,7 +12,7 @@ from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.recipes import RECIPES
-from boxsup_dist.regions import decode_image, encode_png, pixel_box, proposals_to_table
+from boxsup_dist.regions import decode_image, encode_png, pixel_box, proposals_from_table, proposals_to_table
 from boxsup_dist.schema import LABELS, Record, records_to_table
 from tests.random_proposals import random_proposals
 
@@ -46,6 +46,7 @@ def make_record(index: int) -> Record:
         difficult=rng.random(NUM_BOXES[index]) < 0.5,
         crowd=np.array([(index, k) in CROWDS for k in range(NUM_BOXES[index])], bool),
         gt_label_map=b"poison",
+        instance_masks=[b"poison"] * NUM_BOXES[index],
     )
 
 
@@ -156,6 +157,16 @@ def test_the_paper_draws_anew_every_epoch_and_winner_takes_all_does_not():
     assert chosen(MINI, epoch=1) == chosen(MINI, epoch=2, seed=9)
 
 
+@pytest.mark.parametrize("count", [1, 4, 10**6])
+def test_a_smaller_number_of_candidates_needs_no_other_table(count):
+    records, proposals = tables(ALL)
+    cut = proposals_to_table(proposals_from_table(proposals, count))
+    expected = assign_row_group(predict, records, cut, MINI, seed=3, epoch=1)
+    found = assign(settings=replace(MINI, max_candidates=count))
+    assert str(found.to_pylist()) == str(expected.to_pylist())  # as text: a crowd's costs are nan
+    assert max(expected["proposal_index"].to_pylist()) < count
+
+
 def test_warm_up_needs_no_image():
     without = [name for name in RECORD_COLUMNS if name != "image"]
     assert str(assign(log_probs_of=None, columns=without).to_pylist()) == str(assign(log_probs_of=None).to_pylist())
@@ -163,9 +174,11 @@ def test_warm_up_needs_no_image():
 
 
 def test_supervision_by_boxes_never_reads_the_ground_truth():
-    assert "gt_label_map" not in RECORD_COLUMNS
+    assert not {"gt_label_map", "instance_masks"} & set(RECORD_COLUMNS)
     # The stored ground truth does not decode: whoever opened it would fail.
-    assert str(assign(columns=(*RECORD_COLUMNS, "gt_label_map")).to_pylist()) == str(assign().to_pylist())
+    assert str(assign(columns=(*RECORD_COLUMNS, "gt_label_map", "instance_masks")).to_pylist()) == str(
+        assign().to_pylist()
+    )
 
 
 def test_the_network_sees_only_images_that_have_boxes():

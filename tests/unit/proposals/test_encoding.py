@@ -38,6 +38,18 @@ def test_round_trip(tmp_path, row_group_size):
         assert_same(one, two)
 
 
+@pytest.mark.parametrize("count", [1, 7, 30, 31, 10**6])
+def test_the_best_candidates_are_read_alone(count):
+    settings = SelectiveSearchSettings(min_leaf_px=10, max_candidates=30)
+    rows = [empty("a"), *(selective_search(blobs(40, 50, seed), settings, image_id=f"i{seed}") for seed in range(2))]
+    for whole, cut in zip(rows, proposals_from_table(proposals_to_table(rows), count), strict=True):
+        assert len(cut) == min(len(whole), count) == len(cut.objectness) == len(cut.boxes)
+        assert [cut.members(j).tolist() for j in range(len(cut))] == [
+            whole.members(j).tolist() for j in range(len(cut))
+        ]
+        assert (cut.boxes == whole.boxes[:count]).all() and (cut.superpixels == whole.superpixels).all()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (50, 60)])
 def test_superpixels_of_any_size(shape):
     superpixels = np.random.default_rng(0).integers(0, 2**16, shape).astype(np.uint16)

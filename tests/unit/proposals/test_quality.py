@@ -1,9 +1,14 @@
-"""Jaccard indices from counts against drawn masks."""
+"""Overlaps from counts against drawn masks, and the figures against their definitions."""
 
 import numpy as np
+import pytest
 
+from boxsup_dist import rle
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
+from boxsup_dist.regions import encode_png
+from boxsup_dist.schema import Record
+from tests.random_proposals import random_proposals
 from tests.unit.proposals.pictures import blobs, drawn
 
 
@@ -22,6 +27,83 @@ def test_equals_drawing_every_mask():
         assert best.shape == (3, 4) and (best[:, 0] == 0).all() and (best[2] == 0).all()
         for column, n in ((1, 1), (2, 7), (3, len(found))):
             np.testing.assert_allclose(best[:, column], expected[:n].max(0))
+
+
+def test_figures_are_those_of_their_definitions():
+    rng = np.random.default_rng(1)
+    cuts = [0, 3, quality.ALL]
+    images = [random_proposals(rng, 20, 30, num_proposals=n) for n in (2, 9, 20)]
+    objects = [([rng.random((20, 30)) < 0.4, rng.random((20, 30)) < 0.7], rng.integers(1, 4, 2)) for _ in images]
+    total = sum(
+        quality.tally(quality.best_overlaps(found, masks, cuts), class_ids, num_classes=5)
+        for found, (masks, class_ids) in zip(images, objects, strict=True)
+    )
+    result = quality.figures(total, np.array([len(found) for found in images]), cuts)
+    assert list(result) == ["0", "3", "all"]
+    assert [row["num_candidates"] for row in result.values()] == pytest.approx([0, 8 / 3, 31 / 3])
+    for cut, row in zip(cuts, result.values(), strict=True):
+        index, pixels = [], {}
+        for found, (masks, class_ids) in zip(images, objects, strict=True):
+            for mask, class_id in zip(masks, class_ids, strict=True):
+                candidates = [np.zeros_like(mask), *drawn(found)[:cut]]
+                best = max(candidates, key=lambda c, m=mask: (c & m).sum() / (c | m).sum())
+                index.append((best & mask).sum() / (best | mask).sum())
+                pixels.setdefault(class_id, []).append([(best & mask).sum(), (best | mask).sum()])
+        by_class = [np.sum(p, 0)[0] / np.sum(p, 0)[1] for p in pixels.values()]
+        assert row["mean_jaccard_instance"] == pytest.approx(np.mean(index), abs=1e-6)
+        assert row["mean_jaccard_class"] == pytest.approx(np.mean(by_class), abs=1e-6)
+        for threshold in (0.5, 0.7, 0.85):
+            assert row[f"recall_at_{threshold}"] == pytest.approx(np.mean(np.array(index) >= threshold), abs=1e-6)
+
+
+def test_no_object_has_no_figure():
+    nothing = quality.tally(quality.best_overlaps(random_proposals(np.random.default_rng(0), 5, 5), [], [1]), [], 3)
+    row = quality.figures(nothing, np.array([20]), [1])["1"]
+    assert row.pop("num_candidates") == 1 and set(row.values()) == {None}
+    assert quality.figures(nothing, np.array([], int), [1])["1"]["num_candidates"] is None
+
+
+def make_record(**changes) -> Record:
+    """Two dogs whose boxes meet, a person alone, and a person whose box shows none."""
+    label_map = np.zeros((20, 30), np.uint8)
+    label_map[2:10, 2:20] = 12
+    label_map[3:8, 21:28] = 15
+    label_map[5, :] = 255
+    boxes = np.array([[2, 2, 12, 10], [10, 2, 20, 10], [21, 3, 28, 8], [0, 15, 5, 20]], np.float32)
+    fields = {
+        "image_id": "a",
+        "source": "s",
+        "split": "train",
+        "image": None,
+        "height": 20,
+        "width": 30,
+        "boxes_xyxy": boxes,
+        "class_ids": np.array([12, 12, 15, 15]),
+        "difficult": np.zeros(4, bool),
+        "crowd": np.zeros(4, bool),
+        "gt_label_map": encode_png(label_map),
+    }
+    return Record(**fields | changes)
+
+
+def test_objects_of_class_masks_are_what_lone_boxes_show():
+    objects = quality.objects_of(make_record())
+    assert objects.class_ids.tolist() == [15] and (~objects.valid).sum() == 30
+    assert objects.masks[0].sum() == 4 * 7 and objects.masks[0][3, 21] and not objects.masks[0][5].any()
+    assert quality.objects_of(make_record(gt_label_map=None)) is None
+    assert quality.objects_of(make_record(crowd=np.array([0, 0, 1, 0], bool))).masks == []
+
+
+def test_objects_of_instance_masks_are_all_but_crowds():
+    masks = [np.arange(600).reshape(20, 30) % n == 0 for n in (2, 3, 5, 7)]
+    record = make_record(instance_masks=[rle.encode(m) for m in masks], crowd=np.array([0, 1, 0, 0], bool))
+    objects = quality.objects_of(record)
+    assert objects.class_ids.tolist() == [12, 15, 15] and objects.valid is None
+    assert all((a == b).all() for a, b in zip(objects.masks, [masks[0], masks[2], masks[3]], strict=True))
+
+
+def test_distribution():
+    assert quality.distribution([1, 2, 3, 10]) == {"mean": 4, "median": 2.5, "p90": 7.9, "p99": 9.79, "max": 10}
 
 
 def test_recall_counts_objects():

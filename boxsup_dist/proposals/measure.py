@@ -1,0 +1,173 @@
+"""Measures a proposals table against the ground truth of its records with Ray, one task a row group.
+
+Reads the annotation columns of the records and the whole proposals; keeps sums and a few numbers an image, whatever the
+number of images. Guarantees: the same figures on any number of CPUs, as row groups are added up in their order.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from PIL import Image
+
+from boxsup_dist import rle
+from boxsup_dist.distributed import session
+from boxsup_dist.errors import TableError
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.proposals import quality
+from boxsup_dist.regions import proposals_from_table
+from boxsup_dist.schema import Proposals, iter_records
+from boxsup_dist.tables import RowGroup, Table, check_paired, encode_shard
+
+CURVE_CUTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, quality.ALL)  # holds quality.CUTS
+HALVES = ("even", "odd")  # of the images, by their place in the table
+_COLUMNS = ("image_id", "height", "width", "boxes_xyxy", "class_ids", "crowd", "gt_label_map", "instance_masks")
+
+
+@dataclass
+class Measured:
+    """Sums over images and numbers of each image; parts of a table add up."""
+
+    tallies: np.ndarray  # float64 (2 halves, C, len(CURVE_CUTS), sums)
+    num_candidates: list[list[int]]  # of each image of each half
+    num_bytes: list[float]  # stored, of each image
+    storage: list[dict[str, float]] = field(default_factory=list)  # of the images whose masks were encoded otherwise
+
+    @classmethod
+    def nothing(cls, num_classes: int) -> Measured:
+        """Of no image."""
+        empty = quality.tally(quality.Overlaps(*[np.zeros((0, len(CURVE_CUTS)))] * 3), np.zeros(0, int), num_classes)
+        return cls(np.stack([empty] * len(HALVES)), [[] for _ in HALVES], [])
+
+    def add(self, other: Measured) -> None:
+        """Take another part of the table in."""
+        self.tallies += other.tallies
+        for mine, theirs in zip(self.num_candidates, other.num_candidates, strict=True):
+            mine += theirs
+        self.num_bytes += other.num_bytes
+        self.storage += other.storage
+
+
+def measure(
+    records: Table, proposals: Table, *, num_storage_images: int = 0, num_cpus: int | None = None
+) -> dict[str, Any]:
+    """The whole quality report as JSON values; TableError if the tables don't belong together or have no masks.
+
+    The masks of about `num_storage_images` images, evenly spaced, are encoded as RLE and PNG too, to compare sizes.
+    """
+    check_paired(records, proposals)
+    if not records.counts.get("with_mask", 0):
+        raise TableError("no record has a mask to compare with", file=records.uri, field="gt_label_map")
+    session.start(num_cpus)
+    total = Measured.nothing(len(records.classes))
+    compare_every = -(-records.num_rows // num_storage_images) if num_storage_images else 0
+    with ProgressMeter("proposal quality", len(records.row_groups())) as progress:
+        for part, where in _parts(records, proposals, compare_every):
+            total.add(part)
+            progress.advance(where.num_rows)
+    return report(total, proposals) | {
+        "objects": "instance masks" if records.counts.get("with_instances", 0) else "class masks in lone boxes"
+    }
+
+
+def _parts(records: Table, proposals: Table, compare_every: int) -> Iterator[tuple[Measured, RowGroup]]:
+    """Results of every row group in the table's order; a few tasks a CPU are under way at once."""
+    tables = ray.put(records), ray.put(proposals)
+    waiting: deque[tuple[ray.ObjectRef, RowGroup]] = deque()
+    limit, first_row = 4 * session.total_cpus(), 0
+    for where in records.row_groups():
+        waiting.append((_measure_task.remote(*tables, where, first_row, compare_every), where))
+        first_row += where.num_rows
+        if len(waiting) > limit:
+            reference, oldest = waiting.popleft()
+            yield ray.get(reference), oldest
+    for reference, where in waiting:
+        yield ray.get(reference), where
+
+
+@ray.remote
+def _measure_task(records: Table, proposals: Table, where: RowGroup, first_row: int, compare_every: int) -> Measured:
+    return measure_row_group(records, proposals, where, first_row, compare_every)
+
+
+def measure_row_group(
+    records: Table, proposals: Table, where: RowGroup, first_row: int, compare_every: int = 0
+) -> Measured:
+    """Quality of one row group, of which the first image is number `first_row` of the table.
+
+    Images without a mask count nowhere. Of every `compare_every`-th image (0: none) other encodings are measured.
+    """
+    rows = proposals.read(where)
+    row_bytes = stored_bytes(rows, proposals.row_group_bytes(where))
+    total = Measured.nothing(len(records.classes))
+    for i, record in enumerate(iter_records(records.read(where, _COLUMNS))):
+        objects = quality.objects_of(record)
+        if objects is None:
+            continue
+        found = proposals_from_table(rows.slice(i, 1))[0]
+        half = (first_row + i) % 2
+        best = quality.best_overlaps(found, objects.masks, CURVE_CUTS, objects.valid)
+        total.tallies[half] += quality.tally(best, objects.class_ids, len(records.classes))
+        total.num_candidates[half].append(len(found))
+        total.num_bytes.append(row_bytes[i])
+        if compare_every and (first_row + i) % compare_every == 0:
+            total.storage.append({"stored": row_bytes[i]} | mask_bytes(found))
+    return total
+
+
+def stored_bytes(rows: pa.Table, num_bytes: int) -> list[float]:
+    """What each image takes of a stored row group of `num_bytes`: shared in proportion to each row stored alone."""
+    alone = [len(encode_shard(rows.slice(i, 1).combine_chunks(), "proposals", 1)) for i in range(rows.num_rows)]
+    return [num_bytes * size / sum(alone) for size in alone]
+
+
+def mask_bytes(proposals: Proposals) -> dict[str, float]:
+    """Bytes of all candidates of an image drawn and stored one by one: as COCO RLE and as 1-bit PNG."""
+    coco_rle = png = 0
+    for j in range(len(proposals)):
+        inside = np.zeros(proposals.num_superpixels, bool)
+        inside[proposals.members(j)] = True
+        mask = inside[proposals.superpixels]
+        coco_rle += len(rle.encode(mask))
+        buffer = io.BytesIO()
+        Image.fromarray(mask).save(buffer, format="PNG")
+        png += buffer.tell()
+    return {"coco_rle": coco_rle, "png": png}
+
+
+def report(total: Measured, proposals: Table) -> dict[str, Any]:
+    """What was measured of a proposals table, as JSON values."""
+    counts = [np.array(part, np.int64) for part in total.num_candidates]
+    curve = quality.figures(total.tallies.sum(0), np.concatenate(counts), CURVE_CUTS)
+    wanted = [name for name, cut in zip(curve, CURVE_CUTS, strict=True) if cut in quality.CUTS]
+    halves = {}
+    for half, name in enumerate(HALVES):
+        found = quality.figures(total.tallies[half], counts[half], CURVE_CUTS)
+        halves[name] = {cut: found[cut] for cut in wanted}
+    times_ms = [ms for shard in proposals.shards for ms in shard.row_ms]
+    return {
+        "method": proposals.settings["method"],
+        "num_images": sum(map(len, counts)),
+        "num_objects": int(total.tallies[..., 0, 0].sum()),
+        "cuts": {name: curve[name] for name in wanted},
+        "halves": halves,
+        "curve": list(curve.values()),
+        "bytes_per_image": quality.distribution(total.num_bytes),
+        "storage": _storage(total.storage),
+        "seconds_per_image": quality.distribution(np.array(times_ms) / 1000) if times_ms else None,
+    }
+
+
+def _storage(compared: Sequence[dict[str, float]]) -> dict[str, Any] | None:
+    """Mean bytes per image of the same candidates in each encoding."""
+    if not compared:
+        return None
+    means = {f"{name}_bytes": round(float(np.mean([c[name] for c in compared]))) for name in compared[0]}
+    return {"num_images": len(compared), **means}

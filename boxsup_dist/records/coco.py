@@ -1,0 +1,277 @@
+"""Reader of COCO's instance annotations: one `instances_*.json` and the folder of its images.
+
+    images       id, file_name, height, width
+    categories   id, name
+    annotations  image_id, category_id, iscrowd, bbox [x, y, width, height] from the image's corner, and segmentation:
+                 polygons [x, y, x, y, ...], of which the union counts, or run lengths {size, counts}, compressed or not
+
+The file is read once, by `read_index`; `read_record` then needs only what the index holds of its image. Boxes are those
+of the annotations. Label maps are painted larger objects first, so that the smaller of two lies in front; crowds are
+ignored pixels behind every object. What can't be used raises RecordError (one image) or InputError (the file).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from boxsup_dist import rle, storage
+from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.records.masks import read_image
+from boxsup_dist.regions import encode_png
+from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, VOC_CLASSES, Record
+
+ClassList = Literal["voc", "all"]
+# COCO's names of VOC's classes, where they differ.
+_VOC_NAMES = {
+    "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "potted plant": "pottedplant",
+    "dining table": "diningtable", "tv": "tvmonitor",
+}  # fmt: skip
+_NOT_CHOSEN = 0  # class of a category that is left out
+_CLAMP_PX = 1.0  # polygons and boxes may end a rounding error outside
+
+
+@dataclass
+class CocoImage:
+    """What the annotation file says of one image: its annotations of the chosen classes as they stand there."""
+
+    file_name: str
+    height: int
+    width: int
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # annotations whose box has no area, told for the user
+
+    @property
+    def name(self) -> str:
+        """The file name without its suffix, which COCO keeps unique."""
+        return PurePosixPath(self.file_name).stem
+
+
+@dataclass(frozen=True)
+class CocoIndex:
+    """An annotation file sorted by image, in the file's order of images."""
+
+    images: list[CocoImage]
+    classes: tuple[str, ...]  # background and the chosen ones
+    class_of: dict[int, int]  # class id of every category id, 0 for one that is not chosen
+    fingerprint: str  # of the file's content
+
+
+def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool = False) -> CocoIndex:
+    """Read an annotation file, keeping VOC's 20 classes or all categories of the file in the order of their ids.
+
+    Images without an object of those classes are kept unless `only_with_objects`. Annotations whose box has no area
+    inside the image (COCO has a few) are left out and named. Raises InputError: no JSON, a list or field missing or of
+    another type, an id or file name twice, an annotation of an unknown image, VOC classes that the file lacks.
+    """
+    data = storage.read_bytes(file)
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise InputError("not valid JSON", file=file, value=str(error)) from None
+    names, class_of = _choose_classes(_items(content, "categories", {"id": int, "name": str}, file), classes, file)
+    images = {}
+    for item in _items(content, "images", {"id": int, "file_name": str, "height": int, "width": int}, file):
+        images[item["id"]] = CocoImage(item["file_name"], item["height"], item["width"])
+    _refuse_repeated([item["id"] for item in content["images"]], "images.id", file)
+    _refuse_repeated([image.name for image in images.values()], "images.file_name", file)
+    for item in _items(content, "annotations", {"image_id": int, "category_id": int}, file):
+        if item["image_id"] not in images:
+            raise InputError(
+                "an annotation of an image that the file does not list",
+                file=file,
+                field=f"{_name(item)}, image_id",
+                value=item["image_id"],
+                expected="the id of an image",
+            )
+        _add(images[item["image_id"]], item, class_of)
+    kept = [image for image in images.values() if image.annotations or not only_with_objects]
+    if not kept:
+        raise InputError("the file names no image to use", file=file)
+    return CocoIndex(kept, names, class_of, hashlib.sha256(data).hexdigest()[:16])
+
+
+def _items(content: Any, key: str, fields: Mapping[str, type], file: str) -> list[dict[str, Any]]:
+    """A list of the file whose items have these fields."""
+    items = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise InputError("not an annotation file of COCO instances", file=file, field=key, expected="a list")
+    for number, item in enumerate(items):
+        for name, kind in fields.items():
+            value = item.get(name) if isinstance(item, dict) else None
+            if not isinstance(value, kind):
+                where = f"{key}[{number}].{name}"
+                raise InputError("wrong or missing value", file=file, field=where, value=value, expected=kind.__name__)
+    return items
+
+
+def _choose_classes(
+    categories: list[dict[str, Any]], classes: ClassList, file: str
+) -> tuple[tuple[str, ...], dict[int, int]]:
+    ordered = sorted(categories, key=lambda category: category["id"])
+    _refuse_repeated([category["id"] for category in ordered], "categories.id", file)
+    if classes == "all":
+        if len(ordered) >= IGNORE_INDEX:
+            raise InputError("too many categories for a label map", file=file, value=len(ordered), expected="<= 254")
+        return ("background", *(c["name"] for c in ordered)), {c["id"]: k for k, c in enumerate(ordered, start=1)}
+    voc_names = {c["id"]: _VOC_NAMES.get(c["name"], c["name"]) for c in ordered}
+    missing = set(VOC_CLASSES[1:]) - set(voc_names.values())
+    if missing:
+        raise InputError("the file lacks classes of VOC", file=file, field="categories", value=sorted(missing))
+    class_of = {i: VOC_CLASSES.index(n) if n in VOC_CLASSES[1:] else _NOT_CHOSEN for i, n in voc_names.items()}
+    return VOC_CLASSES, class_of
+
+
+def _refuse_repeated(values: Sequence[Any], name: str, file: str) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise InputError("the same value twice", file=file, field=name, value=repeated[:5])
+
+
+def _add(image: CocoImage, annotation: dict[str, Any], class_of: Mapping[int, int]) -> None:
+    """Add an annotation unless its class is not chosen or its box has no area; unknown categories are told later."""
+    if class_of.get(annotation["category_id"]) == _NOT_CHOSEN:
+        return
+    bbox: Any = annotation.get("bbox")
+    if _is_numbers(bbox, 4):
+        x, y, width, height = bbox
+        if min(x + width, image.width) <= max(x, 0) or min(y + height, image.height) <= max(y, 0):
+            image.left_out.append(f"{_name(annotation)} is left out: its box {bbox} has no area")
+            return
+    image.annotations.append(annotation)
+
+
+def _is_numbers(value: Any, count: int | None = None) -> bool:
+    return (
+        isinstance(value, list)
+        and (count is None or len(value) == count)
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    )
+
+
+def _name(annotation: Mapping[str, Any]) -> str:
+    return f"annotation {annotation.get('id', '(without id)')}"
+
+
+def read_record(
+    images_folder: str, image: CocoImage, split: str, class_of: Mapping[int, int], *, source: str = "coco"
+) -> Record:
+    """One image with its boxes, its instance masks and the label map painted of them, all checked.
+
+    The record's id is `source/NAME`, the image's file name without suffix. A record has no masks if one of its
+    annotations has none. Raises RecordError: image absent, damaged or of another size than the file says, unknown
+    category, box or polygon more than 1 px outside, what is no box, polygon or run lengths of the image's size.
+    """
+    file = storage.join(images_folder, image.file_name)
+    data, height, width = read_image(file)
+    if (height, width) != (image.height, image.width):
+        stated = f"{image.width} x {image.height}"
+        raise RecordError(
+            "the image has another size than its annotation says",
+            file=file,
+            value=f"{width} x {height}",
+            expected=stated,
+        )
+    boxes, class_ids, crowd = [], [], []
+    masks: list[np.ndarray | None] = []
+    for annotation in image.annotations:
+        try:
+            class_ids.append(_class_id(annotation, class_of))
+            boxes.append(_box(annotation.get("bbox"), height, width))
+            masks.append(_mask(annotation.get("segmentation"), height, width))
+            crowd.append(_is_crowd(annotation))
+        except RecordError as error:
+            where = f"{_name(annotation)}, {error.field}"
+            raise RecordError(
+                error.problem, file=file, field=where, value=error.value, expected=error.expected
+            ) from None
+    drawn = [mask for mask in masks if mask is not None]
+    has_masks = len(drawn) == len(masks)
+    label_map = paint_masks((height, width), drawn, class_ids, crowd) if has_masks else None
+    return Record(
+        image_id=f"{source}/{image.name}",
+        source=source,
+        split=split,
+        image=data,
+        height=height,
+        width=width,
+        boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
+        class_ids=np.array(class_ids, np.int32),
+        difficult=np.zeros(len(boxes), bool),
+        crowd=np.array(crowd, bool),
+        gt_label_map=None if label_map is None else encode_png(label_map),
+        instance_masks=[rle.encode(mask) for mask in drawn] if has_masks else None,
+    )
+
+
+def _class_id(annotation: Mapping[str, Any], class_of: Mapping[int, int]) -> int:
+    category = annotation["category_id"]
+    if category not in class_of:
+        raise RecordError("unknown category", field="category_id", value=category, expected="an id of categories")
+    return class_of[category]
+
+
+def _is_crowd(annotation: Mapping[str, Any]) -> bool:
+    value = annotation.get("iscrowd", 0)
+    if value not in (0, 1):
+        raise RecordError("neither an object nor a crowd", field="iscrowd", value=value, expected="0 or 1")
+    return bool(value)
+
+
+def _box(bbox: Any, height: int, width: int) -> np.ndarray:
+    """float64 (4,) xyxy, 0-based half-open, inside the image."""
+    if not _is_numbers(bbox, 4):
+        raise RecordError("the box is not four numbers", field="bbox", value=bbox, expected="[x, y, width, height]")
+    box = np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]])
+    limits = (width, height, width, height)
+    if (box < -_CLAMP_PX).any() or (box > np.add(limits, _CLAMP_PX)).any():
+        raise RecordError("the box lies outside the image", field="bbox", value=bbox, expected=f"in {width} x {height}")
+    return np.clip(box, 0, limits)
+
+
+def _mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
+    """bool (H, W) of polygons or run lengths; None where there is no segmentation."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            _check_polygon(polygon, height, width)
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))).astype(bool)
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    if not isinstance(counts, list | str):
+        expected = "polygons or {size, counts}"
+        raise RecordError("no mask", field="segmentation", value=str(segmentation)[:60], expected=expected)
+    if segmentation.get("size") != [height, width]:
+        found, expected = segmentation.get("size"), str([height, width])
+        raise RecordError("the mask has another size", field="segmentation.size", value=found, expected=expected)
+    return rle.decode(counts, height, width)
+
+
+def _check_polygon(polygon: Any, height: int, width: int) -> None:
+    if not _is_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
+        expected = "x, y of three points or more"
+        raise RecordError("not a polygon", field="segmentation", value=str(polygon)[:60], expected=expected)
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    if (points < -_CLAMP_PX).any() or (points > (width + _CLAMP_PX, height + _CLAMP_PX)).any():
+        found = [points.min(0).tolist(), points.max(0).tolist()]
+        expected = f"in {width} x {height}"
+        raise RecordError("a polygon lies outside the image", field="segmentation", value=found, expected=expected)
+
+
+def paint_masks(
+    shape: tuple[int, int], masks: Sequence[np.ndarray], class_ids: Sequence[int], crowd: Sequence[bool]
+) -> np.ndarray:
+    """Label map uint8 (H, W) of instance masks, bool (H, W): crowds behind, then larger objects before smaller ones."""
+    label_map = np.full(shape, BACKGROUND, np.uint8)
+    for k in sorted(range(len(masks)), key=lambda k: (not crowd[k], -int(masks[k].sum()))):
+        label_map[masks[k]] = IGNORE_INDEX if crowd[k] else class_ids[k]
+    return label_map

@@ -1,0 +1,79 @@
+"""Measure proposals against ground truth: python -m jobs.proposal_quality --records URI --proposals URI --out DIR."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from boxsup_dist import storage
+from boxsup_dist.errors import SettingError
+from boxsup_dist.proposals.curves import curves_figure, read_published
+from boxsup_dist.proposals.measure import measure
+from boxsup_dist.tables import open_table
+from jobs._cli import run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Best Jaccard index and recall against the number of candidates: OUT/summary.json and OUT/curves.png."""
+
+    records: str
+    """Records table with instance masks, or with class masks: then objects whose box meets no other of its class."""
+    proposals: str
+    """Proposals table of those records."""
+    out: str
+    """Folder or URI for summary.json and curves.png."""
+    published: str | None = None
+    """Folder of published curves, SET_METHOD.txt, to draw beside ours."""
+    published_set: str | None = None
+    """Data set of the published curves; by default COCO_val2014 for instance masks, else pascal2012_val2012."""
+    num_storage_images: int = 8
+    """Images whose candidates are stored as RLE and PNG too, to compare sizes."""
+    num_cpus: int | None = None
+    """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+
+
+def main(settings: Settings) -> None:
+    """Measure, write summary and curves, print the figures."""
+    started = time.monotonic()
+    if settings.published is None and settings.published_set is not None:
+        raise SettingError("has no effect without published", field="published_set", value=settings.published_set)
+    if settings.num_storage_images < 0:
+        raise SettingError(
+            "out of range", field="num_storage_images", value=settings.num_storage_images, expected=">= 0"
+        )
+    records, proposals = open_table(settings.records, "records"), open_table(settings.proposals, "proposals")
+    counts_instances = records.counts.get("with_instances", 0) > 0
+    data_set = settings.published_set or ("COCO_val2014" if counts_instances else "pascal2012_val2012")
+    published = read_published(settings.published, data_set) if settings.published is not None else {}
+    summary: dict[str, Any] = {"records": records.uri, "proposals": proposals.uri}
+    summary |= measure(records, proposals, num_storage_images=settings.num_storage_images, num_cpus=settings.num_cpus)
+    summary["seconds"] = round(time.monotonic() - started, 2)
+    out = storage.absolute(settings.out)
+    png = curves_figure(summary["method"], summary["curve"], published, data_set)
+    storage.write_bytes(storage.join(out, "curves.png"), png)
+    storage.write_json(storage.join(out, "summary.json"), summary)
+    _print(summary)
+
+
+def _print(summary: dict[str, Any]) -> None:
+    console = Console()
+    title = f"{summary['method']}: {summary['num_objects']} objects ({summary['objects']})"
+    rows = RichTable("cut", "candidates", "Jaccard", "by class", "at 0.5", "at 0.7", "at 0.85", title=title)
+    for part, cuts in (("", summary["cuts"]), *summary["halves"].items()):
+        for cut, found in cuts.items():
+            cells = ["-" if v is None else f"{v:.3f}" for k, v in found.items() if k != "num_candidates"]
+            rows.add_row(f"{cut} {part}".strip(), f"{found['num_candidates'] or 0:.0f}", *cells)
+        rows.add_section()
+    console.print(rows)
+    for name in ("bytes_per_image", "seconds_per_image", "storage"):
+        if summary[name] is not None:
+            console.print(f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in summary[name].items()))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,87 @@
+"""Real Ray: a COCO annotation file with good and bad images becomes a table, each task with its own part of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from boxsup_dist.errors import RecordError, SettingError
+from boxsup_dist.records.shard import build_coco_records
+from boxsup_dist.schema import iter_records
+from jobs import build_records
+from tests import coco_set
+from tests.coco_set import annotation
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Ten images: one has no object, one a bad polygon, one is missing, one has a box without area besides."""
+    items = [annotation(i, ("person", "couch", "zebra")[i % 3], id=100 + i) for i in range(1, 11) if i != 4]
+    items[2]["segmentation"] = [[1, 2]]
+    items.append(annotation(9, id=200, bbox=[3, 3, 0, 5]))
+    root = tmp_path / "coco"
+    coco_set.write(root, items, num_images=10)
+    (root / f"{6:012d}.jpg").unlink()
+    return root
+
+
+def build(root: Path, out: Path, **settings):
+    settings = {"rows_per_shard": 4, "row_group_size": 2, "max_skipped_share": 0.2, "classes": "all"} | settings
+    return build_coco_records(str(out), str(root / "instances.json"), str(root), "train2017", **settings)
+
+
+def test_rows_keep_the_order_of_the_file_and_problems_are_named(ray_local, root, tmp_path):
+    table = build(root, tmp_path / "t")
+    records = [r for where in table.row_groups() for r in iter_records(table.read(where))]
+    assert [int(r.image_id.split("/")[1]) for r in records] == [1, 2, 4, 5, 7, 8, 9, 10]
+    assert [len(r.boxes_xyxy) for r in records] == [1, 1, 0, 1, 1, 1, 1, 1]
+    assert {r.split for r in records} == {"train2017"} and "zebra" in table.classes
+    assert all(len(r.instance_masks) == len(r.boxes_xyxy) for r in records)
+    counts = {"images": 8, "skipped": 2, "left_out_boxes": 1, "boxes": 7, "with_mask": 8, "with_instances": 8}
+    assert {**table.counts, **counts} == table.counts
+    problems = {int(p["image_id"]): p["problem"] for shard in table.shards for p in shard.problems}
+    assert set(problems) == {3, 6, 9}
+    assert "not a polygon" in problems[3] and "missing file" in problems[6] and "annotation 200" in problems[9]
+
+
+def test_boxes_without_area_never_refuse_a_table(ray_local, root, tmp_path):
+    with pytest.raises(RecordError, match="2 of 10 images can't be used"):
+        build(root, tmp_path / "t", max_skipped_share=0.1)
+    with pytest.raises(RecordError, match="not a polygon"):
+        build(root, tmp_path / "u", strict=True)
+    assert (
+        build(root, tmp_path / "v", classes="voc", only_with_objects=True, max_skipped_share=0.4).counts["images"] == 4
+    )
+
+
+def test_the_job_leaves_a_summary(ray_local, root, tmp_path, capsys):
+    settings = build_records.Settings(
+        split="train2017",
+        out=str(tmp_path / "t"),
+        coco_annotations=str(root / "instances.json"),
+        coco_images=str(root),
+        only_with_objects=True,
+        max_skipped_share=0.4,
+    )
+    build_records.main(settings)
+    summary = json.loads((tmp_path / "t" / "summary.json").read_text())
+    assert summary["counts"]["boxes.sofa"] == 3 and summary["settings"]["classes"][20] == "tvmonitor"
+    assert "000000000003: not a polygon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, "no data set to read.*voc_root, or coco_annotations and coco_images"),
+        ({"coco_annotations": "a.json"}, "no data set to read"),
+        (
+            {"voc_root": "v", "coco_annotations": "a", "coco_images": "b"},
+            "beside voc_root.*coco_annotations, coco_images",
+        ),
+        ({"voc_root": "v", "classes": "all"}, "field: classes"),
+        ({"voc_root": "v", "only_with_objects": True}, "field: only_with_objects"),
+    ],
+)
+def test_the_job_wants_one_data_set(given, problem):
+    with pytest.raises(SettingError, match=problem):
+        build_records.build(build_records.Settings(split="s", out="t", **given))

@@ -1,0 +1,281 @@
+"""Files written in each published format decode to exactly the masks that they describe, drawn the slow way."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+
+from boxsup_dist import regions, rle
+from boxsup_dist.errors import RecordError, SettingError
+from boxsup_dist.proposals import imported
+from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
+from boxsup_dist.schema import Proposals
+from tests.mat73 import savemat73
+from tests.random_proposals import random_superpixels
+from tests.unit.proposals.pictures import drawn
+
+HEIGHT, WIDTH = 23, 37
+IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+def savemat5(file: Path, variables: dict[str, Any]) -> None:
+    """As MATLAB's save -v7 does: lists become cells."""
+    scipy.io.savemat(file, {name: _cells(value) for name, value in variables.items()}, do_compression=True)
+
+
+def _cells(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _cells(part) for name, part in value.items()}
+    if not isinstance(value, list):
+        return value
+    cell = np.empty((len(value), 1), object)
+    for i, part in enumerate(value):
+        cell[i, 0] = _cells(part)
+    return cell
+
+
+@pytest.fixture(params=[savemat5, savemat73], ids=["v5", "v7.3"])
+def savemat(request, tmp_path):
+    """Saves variables as img.mat of one MATLAB version."""
+    return lambda variables: request.param(tmp_path / "img.mat", variables)
+
+
+def load(folder: Path, kind: str, **settings) -> Proposals:
+    return import_proposals(IMAGE, ImportedSettings(str(folder), kind, **settings), image_id="voc2012/img")
+
+
+def superpixel_map(rng, count: int = 15) -> np.ndarray:
+    """Ids 1..count, some of which own no pixel."""
+    superpixels = random_superpixels(rng, HEIGHT, WIDTH, count).astype(np.int64) + 1
+    superpixels[np.isin(superpixels, (2, 7))] = 9
+    assert len(np.unique(superpixels)) < count
+    return superpixels
+
+
+def label_lists(rng, superpixels: np.ndarray, num_proposals: int = 12) -> list[np.ndarray]:
+    """1 x k rows of ids, unsorted, of which the gaps are some."""
+    largest = superpixels.max()
+    rows = [rng.choice(largest, rng.integers(1, 6), replace=False)[None] + 1 for _ in range(num_proposals)]
+    rows[3] = np.array([[9, 2, 7, 9]])  # absent and repeated ids
+    return rows
+
+
+def slow_masks(superpixels: np.ndarray, lists: list[np.ndarray]) -> np.ndarray:
+    """mask_j = ismember(superpixels, labels{j}), pixel by pixel, bool (P, H, W)."""
+    masks = np.zeros((len(lists), *superpixels.shape), bool)
+    for j, ids in enumerate(lists):
+        wanted = set(np.ravel(ids).tolist())
+        for y in range(superpixels.shape[0]):
+            for x in range(superpixels.shape[1]):
+                masks[j, y, x] = int(superpixels[y, x]) in wanted
+    return masks
+
+
+def check(found: Proposals, masks: np.ndarray) -> None:
+    """The candidates are exactly these masks, in the one encoding."""
+    assert found.image_id == "voc2012/img" and found.superpixels.dtype == np.uint16
+    assert np.unique(found.superpixels).tolist() == list(range(found.num_superpixels)), "no gap, no unused id"
+    assert (drawn(found) == masks).all() and len(found) == len(masks)
+    for j, mask in enumerate(masks):
+        members = found.members(j)
+        assert (np.diff(members.astype(int)) > 0).all() and len(members)
+        rows, columns = np.nonzero(mask)
+        assert found.boxes[j].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert (np.diff(found.objectness) <= 0).all()
+    stored = regions.proposals_from_table(regions.proposals_to_table([found]))[0]
+    assert (drawn(stored) == masks).all()
+
+
+@pytest.mark.parametrize("in_struct", [False, True])
+def test_mcg(savemat, tmp_path, in_struct):
+    rng = np.random.default_rng(1)
+    superpixels = superpixel_map(rng)
+    lists = label_lists(rng, superpixels)
+    scores = rng.permutation(len(lists)).astype(float)[:, None]
+    scores[5] = scores[8]  # equal ones keep their order
+    fields = {
+        "superpixels": superpixels.astype(np.uint16),
+        "labels": [ids.astype(np.uint32) for ids in lists],
+        "scores": scores,
+        "bboxes": rng.integers(1, 20, (7, 4)),  # fewer rows: never to be read with labels
+    }
+    savemat({"proposals": fields} if in_struct else fields)
+    order = sorted(range(len(lists)), key=lambda j: (-scores[j, 0], j))
+    masks = slow_masks(superpixels, lists)[order]
+    found = load(tmp_path, "mcg")
+    check(found, masks)
+    assert found.objectness.tolist() == scores[order, 0].tolist()
+    check(load(tmp_path, "mcg", max_candidates=5), masks[:5])
+
+
+def test_mcg_without_scores_keeps_the_order_and_empty_proposals_go(savemat, tmp_path):
+    superpixels = superpixel_map(np.random.default_rng(2))
+    superpixels[0, :9] = 0  # pixels of no superpixel
+    lists = [np.array([[9]]), np.array([[2, 7]]), np.zeros((1, 0)), np.array([[1, 4, 9]])]
+    savemat({"superpixels": superpixels.astype(float), "labels": lists})
+    check(load(tmp_path, "mcg"), slow_masks(superpixels, [lists[0], lists[3]]))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("kind", ["gop", "rigor"])
+def test_gop_and_rigor(savemat, tmp_path, kind, first, sparse):
+    rng = np.random.default_rng(3)
+    superpixels = superpixel_map(rng)
+    lists = [np.unique(ids) for ids in label_lists(rng, superpixels)]
+    indicator = np.zeros((superpixels.max(), len(lists)), bool)
+    for j, ids in enumerate(lists):
+        indicator[ids - 1, j] = True
+    stored = (superpixels - 1 + first).astype(np.uint32 if kind == "gop" else np.uint16)
+    assert first or stored.min() == 0
+    savemat(
+        {
+            "superpixels": stored.T if kind == "gop" else stored,
+            "indicator_matrix": scipy.sparse.csc_matrix(indicator) if sparse else indicator,
+        }
+    )
+    check(load(tmp_path, kind), slow_masks(superpixels, lists))
+
+
+def test_lpo_lays_its_maps_over_one_another(savemat, tmp_path):
+    rng = np.random.default_rng(4)
+    maps = [superpixel_map(rng, count) for count in (9, 20, 12)]
+    parts = [label_lists(rng, item, count) for item, count in zip(maps, (4, 6, 5), strict=True)]
+    savemat({"superpixels": [item.astype(np.uint32) for item in maps], "labels": parts})
+    masks = np.concatenate([slow_masks(item, part) for item, part in zip(maps, parts, strict=True)])
+    check(load(tmp_path, "lpo"), masks)
+    check(load(tmp_path, "lpo", max_candidates=7), masks[:7])
+
+
+def write_results(folder: Path, masks: np.ndarray, scores) -> None:
+    """img.json in COCO's results format, every second mask with plain counts."""
+    results = []
+    for j, (mask, score) in enumerate(zip(masks, scores, strict=True)):
+        counts: Any = rle.encode(mask).decode()
+        if j % 2:
+            runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=~mask[0, 0], append=~mask[-1, -1])))
+            counts = ([0] if mask[0, 0] else []) + runs.tolist()
+        size = list(mask.shape)
+        results.append({"image_id": 7, "segmentation": {"size": size, "counts": counts}, "score": score})
+    (folder / "img.json").write_text(json.dumps(results))
+
+
+def test_masks_as_run_lengths_are_cut_into_their_own_superpixels(tmp_path):
+    rng = np.random.default_rng(5)
+    superpixels = superpixel_map(rng, 40)
+    masks = np.array([np.isin(superpixels, rng.choice(40, 9)) for _ in range(30)])
+    masks[4] = False
+    masks[6] = True
+    masks[7] = masks[8]
+    scores = rng.permutation(30) / 7
+    write_results(tmp_path, masks, scores)
+    order = [j for j in np.argsort(-scores) if j != 4]
+    found = load(tmp_path, "rle")
+    check(found, masks[order])
+    assert found.num_superpixels == len(np.unique(masks.reshape(30, -1), axis=1).T)
+    check(load(tmp_path, "rle", max_candidates=3), masks[order][:3])
+
+
+def test_no_mask_at_all_is_an_image_without_candidates(tmp_path):
+    write_results(tmp_path, np.zeros((2, HEIGHT, WIDTH), bool), [1, 2])
+    found = load(tmp_path, "rle")
+    assert len(found) == 0 and found.num_superpixels == 1 and found.boxes.shape == (0, 4)
+
+
+def test_too_many_superpixels_are_refused_and_fewer_masks_help(tmp_path):
+    """The masks are the binary digits of a pixel's number, so every pixel is a superpixel of its own."""
+    image = np.zeros((300, 300, 3), np.uint8)
+    number = np.arange(300 * 300).reshape(300, 300).T
+    write_results(tmp_path, np.array([number >> digit & 1 == 1 for digit in range(17)]), range(17))
+    with pytest.raises(RecordError, match=r"too many superpixels.*img\.json.*<= 65536; .*max_candidates"):
+        import_proposals(image, ImportedSettings(str(tmp_path), "rle"), image_id="a/img")
+    few = import_proposals(image, ImportedSettings(str(tmp_path), "rle", max_candidates=10), image_id="a/img")
+    assert len(few) == 10 and few.num_superpixels == len(np.unique(number >> 7))
+
+
+MAP = np.ones((HEIGHT, WIDTH))
+GOOD = {"superpixels": MAP, "labels": [np.array([[1]])], "scores": np.array([[1.0]])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "variables", "match"),
+    [
+        ("mcg", GOOD | {"superpixels": MAP.T}, r"another size than the image.*found: '23 x 37'; expected: 37 x 23"),
+        ("mcg", {"labels": []}, r"lacks a variable.*field: superpixels; found: \['labels'\]"),
+        ("mcg", GOOD | {"superpixels": MAP / 2}, "not superpixel ids.*integers 0 to 851"),
+        ("mcg", GOOD | {"superpixels": MAP * 1e6}, "not superpixel ids"),
+        ("mcg", GOOD | {"superpixels": [MAP]}, "no numbers.*superpixels; found: 'list'"),
+        ("mcg", GOOD | {"labels": [[MAP]]}, "no numbers.*labels"),
+        ("mcg", GOOD | {"scores": [MAP]}, "no numbers.*scores"),
+        ("mcg", GOOD | {"labels": np.array([[1.0]])}, "no cell"),
+        ("mcg", GOOD | {"labels": [np.array([[0]])]}, "not superpixel ids.*labels.*integers 1 to 1"),
+        ("mcg", GOOD | {"labels": [np.array([[2]])]}, "not superpixel ids.*labels.*integers 1 to 1"),
+        ("mcg", GOOD | {"scores": np.ones((2, 1))}, "not a score for each.*found: 2; expected: 1 numbers"),
+        ("mcg", GOOD | {"scores": np.array([[np.nan]])}, "not a score for each"),
+        ("gop", {"superpixels": MAP, "indicator_matrix": np.ones((1, 2))}, "another size than the image"),
+        ("rigor", {"superpixels": MAP * 5, "indicator_matrix": np.ones((3, 2))}, r"too few rows.*\(3, 2\).*5 rows"),
+        ("rigor", GOOD, "lacks a variable.*indicator_matrix"),
+        ("lpo", GOOD, "not as many cells"),
+        ("lpo", {"superpixels": [MAP], "labels": [[], []]}, "not as many cells"),
+        ("lpo", {"superpixels": [MAP, MAP.T], "labels": [[], []]}, "maps of several sizes"),
+    ],
+)
+def test_wrong_files_name_file_field_value_and_what_was_expected(savemat, tmp_path, kind, variables, match):
+    savemat(variables)
+    with pytest.raises(RecordError, match=match) as caught:
+        load(tmp_path, kind)
+    assert caught.value.file == str(tmp_path / "img.mat")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "not valid JSON"),
+        ("{}", "no list of results"),
+        ('[{"segmentation": {}}]', "without score"),
+        ('[{"segmentation": [[1, 2]], "score": 1}]', "no mask of the image's size"),
+        ('[{"segmentation": {"size": [37, 23], "counts": [851]}, "score": 1}]', r"size.*\[37, 23\].*\[23, 37\]"),
+        ('[{"segmentation": {"size": [23, 37], "counts": null}, "score": 1}]', "no run lengths"),
+        ('[{"segmentation": {"size": [23, 37], "counts": [850]}, "score": 1}]', "not the run lengths"),
+    ],
+)
+def test_wrong_results_are_refused(tmp_path, text, match):
+    (tmp_path / "img.json").write_text(text)
+    with pytest.raises(RecordError, match=match) as caught:
+        load(tmp_path, "rle")
+    assert caught.value.file == str(tmp_path / "img.json")
+
+
+def test_damaged_and_missing_files_are_told(savemat, tmp_path):
+    savemat(GOOD)
+    whole = (tmp_path / "img.mat").read_bytes()
+    for data in (whole[: len(whole) // 2], b"", b"MATLAB 7.3 MAT-file and nothing", b"\x00" * 300):
+        (tmp_path / "img.mat").write_bytes(data)
+        with pytest.raises(RecordError, match=r"(not a readable MATLAB file|lacks a variable).*img\.mat"):
+            load(tmp_path, "mcg")
+    with pytest.raises(RecordError, match=r"no proposal file of this image.*img\.json"):
+        load(tmp_path, "rle")
+
+
+@pytest.mark.parametrize(
+    ("given", "match"), [({}, "folder"), ({"folder": "f", "format": "x"}, "mcg or gop"),
+                         ({"folder": "f", "max_candidates": 0}, "max_candidates")],
+)  # fmt: skip
+def test_settings_are_checked(given, match):
+    with pytest.raises(SettingError, match=match):
+        ImportedSettings(**given)
+
+
+def test_equal_sums_of_different_masks_are_noticed(monkeypatch):
+    class Constant:
+        def integers(self, *_, size, **__):
+            return np.ones(size, np.uint64)
+
+    monkeypatch.setattr(imported.np.random, "default_rng", lambda _: Constant())
+    masks = [np.eye(3, dtype=bool), ~np.eye(3, dtype=bool)]
+    with pytest.raises(AssertionError, match="sums are equal"):
+        imported.from_masks(masks, [1, 2], shape=(3, 3))

@@ -1,0 +1,193 @@
+"""The COCO reader: what a record holds, and that bad input is told by file, field, value and what was expected."""
+
+import json
+
+import numpy as np
+import pytest
+
+from boxsup_dist import rle
+from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.records import coco
+from boxsup_dist.regions import decode_png
+from boxsup_dist.schema import VOC_CLASSES, Record
+from tests import coco_set, devkit
+from tests.coco_set import annotation
+
+HEIGHT, WIDTH = devkit.HEIGHT, devkit.WIDTH
+
+
+def read(root, annotations, classes="voc") -> Record:
+    index = coco.read_index(coco_set.write(root, annotations), classes)
+    return coco.read_record(str(root), index.images[0], "train", index.class_of)
+
+
+def square(y0=5, x0=5, y1=15, x1=15) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def counts_of(mask: np.ndarray) -> list[int]:
+    """Plain run lengths, the slow way."""
+    counts, value = [0], False
+    for pixel in mask.T.ravel().tolist():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return counts
+
+
+def test_a_record_holds_bytes_boxes_and_masks(tmp_path):
+    record = read(tmp_path, [annotation(), annotation(category="couch", bbox=[0.5, 2, 39.5, 20.25])])
+    assert record.image_id == "coco/000000000001" and (record.source, record.split) == ("coco", "train")
+    assert record.image == devkit.jpeg() and (record.height, record.width) == (HEIGHT, WIDTH)
+    assert record.boxes_xyxy.dtype == np.float32 and record.boxes_xyxy.tolist() == [[5, 5, 15, 15], [0.5, 2, 40, 22.25]]
+    assert [VOC_CLASSES[c] for c in record.class_ids] == ["person", "sofa"]
+    assert not record.difficult.any() and not record.crowd.any()
+    masks = [rle.decode(counts, HEIGHT, WIDTH) for counts in record.instance_masks]
+    assert len(masks) == 2 and (masks[0] == square()).all()
+
+
+def test_polygons_of_several_parts_and_run_lengths_give_their_pixels(tmp_path):
+    two = square(2, 2, 6, 6) | square(20, 30, 24, 36)
+    parts = [[2, 2, 6, 2, 6, 6, 2, 6], [30, 20, 36, 20, 36, 24, 30, 24]]
+    forms = [
+        parts,
+        {"size": [HEIGHT, WIDTH], "counts": counts_of(two)},
+        {"size": [HEIGHT, WIDTH], "counts": rle.encode(two).decode()},
+    ]
+    record = read(tmp_path, [annotation(segmentation=form) for form in forms])
+    for counts in record.instance_masks:
+        assert (rle.decode(counts, HEIGHT, WIDTH) == two).all()
+
+
+def test_a_ring_keeps_its_hole(tmp_path):
+    ring = square(2, 2, 20, 20) & ~square(8, 8, 12, 12)
+    record = read(tmp_path, [annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": counts_of(ring)})])
+    assert (rle.decode(record.instance_masks[0], HEIGHT, WIDTH) == ring).all()
+    assert (decode_png(record.gt_label_map) == ring * VOC_CLASSES.index("person")).all()
+
+
+def test_smaller_objects_lie_in_front_and_crowds_behind_as_ignored(tmp_path):
+    large, small, crowd = square(2, 2, 20, 20), square(5, 5, 10, 10), square(0, 0, 25, 40)
+    forms = [{"size": [HEIGHT, WIDTH], "counts": counts_of(mask)} for mask in (small, large, crowd)]
+    record = read(
+        tmp_path,
+        [
+            annotation(category="airplane", segmentation=forms[0]),
+            annotation(segmentation=forms[1]),
+            annotation(category="airplane", segmentation=forms[2], iscrowd=1),
+        ],
+    )
+    expected = np.where(crowd, 255, 0)
+    expected[large] = VOC_CLASSES.index("person")
+    expected[small] = VOC_CLASSES.index("aeroplane")
+    assert (decode_png(record.gt_label_map) == expected).all() and record.crowd.tolist() == [False, False, True]
+
+
+def test_classes_are_vocs_or_all_of_the_file(tmp_path):
+    items = [annotation(category="zebra"), annotation(category="couch")]
+    assert read(tmp_path, items).class_ids.tolist() == [VOC_CLASSES.index("sofa")]
+    index = coco.read_index(coco_set.write(tmp_path, items), "all")
+    assert len(index.classes) == 22 and index.classes[0] == "background"
+    ids = sorted(index.class_of)
+    assert [index.class_of[i] for i in ids] == list(range(1, len(ids) + 1)), "in the order of the file's ids"
+    assert [index.classes[c] for c in read(tmp_path, items, "all").class_ids] == ["zebra", "couch"]
+
+
+def test_images_without_objects_stay_unless_asked(tmp_path):
+    file = coco_set.write(tmp_path, [annotation(2), annotation(3, "zebra")], num_images=3)
+    index = coco.read_index(file)
+    assert [len(image.annotations) for image in index.images] == [0, 1, 0]
+    assert [image.name[-1] for image in coco.read_index(file, only_with_objects=True).images] == ["2"]
+    record = coco.read_record(str(tmp_path), index.images[0], "train", index.class_of)
+    assert record.boxes_xyxy.shape == (0, 4) and record.instance_masks == []
+    assert not decode_png(record.gt_label_map).any()
+
+
+def test_an_annotation_without_segmentation_leaves_the_record_without_masks(tmp_path):
+    record = read(tmp_path, [annotation(), annotation(segmentation=[])])
+    assert len(record.boxes_xyxy) == 2 and record.gt_label_map is None and record.instance_masks is None
+
+
+@pytest.mark.parametrize("bbox", [[5, 5, 0, 9], [5, 5, 9, 0], [40, 5, 3, 3], [5, -4, 3, 4]])
+def test_boxes_without_area_are_left_out_and_named(tmp_path, bbox):
+    index = coco.read_index(coco_set.write(tmp_path, [annotation(bbox=bbox), annotation(id=8)]))
+    assert [a["id"] for a in index.images[0].annotations] == [8]
+    assert index.images[0].left_out == [f"annotation 7 is left out: its box {bbox} has no area"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"category_id": 999}, "unknown category.*annotation 7, category_id; found: 999"),
+        ({"iscrowd": 2}, "annotation 7, iscrowd; found: 2; expected: 0 or 1"),
+        ({"bbox": None}, "not four numbers.*annotation 7, bbox"),
+        ({"bbox": [1, 2, 3]}, r"not four numbers.*found: \[1, 2, 3\]"),
+        ({"bbox": [5, 5, 50, 10]}, r"box lies outside.*50, 10\].*in 40 x 30"),
+        ({"segmentation": [[5, 5, 15, 5]]}, "not a polygon.*three points"),
+        ({"segmentation": [[5, 5, 15, 5, 15]]}, "not a polygon"),
+        ({"segmentation": [[5, 5, 15, 5, "a", 3]]}, "not a polygon"),
+        ({"segmentation": [[5, 5, 15, 5, 15, 35]]}, r"polygon lies outside.*35\.0.*in 40 x 30"),
+        ({"segmentation": "square"}, "no mask.*polygons or"),
+        ({"segmentation": {"counts": 3}}, "no mask"),
+        (
+            {"iscrowd": 1, "segmentation": {"size": [40, 30], "counts": [1200]}},
+            r"another size.*segmentation.size; found: \[40, 30\]; expected: \[30, 40\]",
+        ),
+        ({"segmentation": {"size": [30, 40], "counts": [7, 3]}}, r"run lengths.*counts; found: \[7, 3\]"),
+        ({"segmentation": {"size": [30, 40], "counts": "~~"}}, "run lengths"),
+    ],
+)
+def test_bad_annotations_name_file_field_value_and_what_was_expected(tmp_path, changes, match):
+    with pytest.raises(RecordError, match=match) as caught:
+        read(tmp_path, [annotation(**changes)])
+    assert caught.value.file.endswith("000000000001.jpg")
+
+
+def test_bad_images_are_told(tmp_path):
+    index = coco.read_index(coco_set.write(tmp_path, [annotation()]))
+    file = tmp_path / "000000000001.jpg"
+    for data, match in ((devkit.jpeg(20, 40), "another size.*40 x 20.*40 x 30"), (b"no", "does not decode")):
+        file.write_bytes(data)
+        with pytest.raises(RecordError, match=match):
+            coco.read_record(str(tmp_path), index.images[0], "train", index.class_of)
+    file.unlink()
+    with pytest.raises(RecordError, match=r"missing file.*000000000001\.jpg"):
+        coco.read_record(str(tmp_path), index.images[0], "train", index.class_of)
+
+
+def broken(**changes) -> dict:
+    return coco_set.content([annotation()]) | changes
+
+
+@pytest.mark.parametrize(
+    ("whole", "match"),
+    [
+        ([], "not an annotation file.*categories"),
+        (broken(images=None), "not an annotation file.*images"),
+        (broken(annotations={}), "not an annotation file.*annotations"),
+        (broken(annotations=[3]), r"annotations\[0\]\.image_id"),
+        (broken(annotations=[annotation(9)]), "does not list.*annotation 7, image_id; found: 9"),
+        (broken(images=[{"id": 1, "file_name": "a.jpg", "height": 3}]), r"images\[0\]\.width; expected: int"),
+        (broken(images=coco_set.content([])["images"] * 2), r"twice.*images\.id.*\[1\]"),
+        (broken(categories=[{"id": 1, "name": "person"}]), "lacks classes of VOC.*aeroplane"),
+        (broken(categories=coco_set.content([])["categories"] * 2), r"twice.*categories\.id"),
+        (broken(images=[], annotations=[]), "no image to use"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, whole, match):
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=match) as caught:
+        coco.read_index(str(file))
+    assert caught.value.file == str(file)
+
+
+def test_what_is_no_json_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(InputError, match=r"not valid JSON.*a\.json"):
+        coco.read_index(str(tmp_path / "a.json"))
+    with pytest.raises(InputError, match="no such file"):
+        coco.read_index(str(tmp_path / "b.json"))
