@@ -164,8 +164,8 @@ def combine(
     """All candidates of a binary hierarchy over R regions.
 
     `merges` is int32 (R - 1, 2), merge i making region R + i; `pairs`, `lengths` and `contrast` (E,) are the
-    neighbouring regions, the pixels along their border and its mean boundary strength. `max_steps` says up to which step candidates
-    of one, two and three parts are made; falling numbers.
+    neighbouring regions, the pixels along their border and its mean boundary strength. `max_steps` says up to which
+    step candidates of one, two and three parts are made; falling numbers.
     """
     limits = np.array(max_steps)
     assert len(limits) <= MAX_PARTS and (np.diff(limits) <= 0).all()
