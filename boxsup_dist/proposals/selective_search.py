@@ -60,7 +60,7 @@ class SelectiveSearchSettings:
     min_leaf_px: int = 30
     """Smaller superpixels are joined to a neighbour."""
     max_leaves: int = 1500
-    """While there are more superpixels, min_leaf_px is doubled for that image."""
+    """While there are more superpixels, two neighbours are joined: weak borders and small superpixels first."""
     max_side_px: int = 1000
     """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""
     duplicate_jaccard: float = 0.9
@@ -108,7 +108,12 @@ class _Image:
             leaves.felzenszwalb(self.smooth(space), settings.leaf_scale, settings.min_leaf_px)
             for space in settings.leaf_spaces
         ]
-        return leaves.overlay(maps, self.smooth(settings.leaf_spaces[0]), settings.min_leaf_px, settings.max_leaves)
+        channels = self.smooth(settings.leaf_spaces[0])
+        fine, count = leaves.overlay(maps, channels, settings.min_leaf_px)
+        graph = leaves.region_graph(fine, count)
+        contrast = np.minimum(graph.contrast(channels) / _FULL_CONTRAST, 1)
+        groups = leaves.reduce(graph, np.bincount(fine.ravel()), contrast, settings.max_leaves)
+        return groups[fine].astype(np.uint16), int(groups.max()) + 1
 
     def channels(self, space: str) -> np.ndarray:
         if space not in self._channels:
