@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from boxsup_dist.proposals.hierarchy import Layout, superpixel_hashes
+
 MAX_PARTS = 3  # 4-tuples add next to nothing
 
 
@@ -173,3 +175,57 @@ def combine(
     out = _room(counted)
     _combine(out, merges, limits, _all_apart(pairs, lengths, contrast, len(merges) + 1))
     return out
+
+
+class Pool(NamedTuple):
+    """The different candidates of several hierarchies over the same superpixels, in the order of their steps."""
+
+    trees: (
+        np.ndarray
+    )  # int64 (P,), the hierarchy that each comes from; where several hold it, the one with fewest steps
+    nodes: np.ndarray  # int32 (P, 3), its nodes there, -1 where there are fewer parts
+    parts: np.ndarray  # int64 (P,)
+    steps: np.ndarray  # int32 (P,); these and the following as in Combinations
+    outer: np.ndarray  # float32 (P,)
+    inner: np.ndarray  # float32 (P,)
+    length: np.ndarray  # float32 (P,)
+    copies: np.ndarray  # int64 (P,), hierarchies that hold the same set
+    areas: np.ndarray  # int64 (P,), pixels
+    boxes: np.ndarray  # int32 (P, 4) xyxy
+
+
+def pool_together(
+    layouts: Sequence[Layout], combinations: Sequence[Combinations], sizes: np.ndarray, extents: np.ndarray
+) -> Pool:
+    """The candidates of all hierarchies, every set once.
+
+    `sizes` (S,) and `extents` (S, 4) are pixels and boxes of the superpixels.
+    """
+    hashes = superpixel_hashes(len(sizes))
+    pairs = list(zip(layouts, combinations, strict=True))
+    set_hashes = np.concatenate([_sums(layout.sums(hashes), c.nodes) for layout, c in pairs])
+    areas = np.concatenate([_sums(layout.sums(sizes), c.nodes) for layout, c in pairs])
+    boxes = np.concatenate([_union_boxes(layout.boxes(extents), c.nodes) for layout, c in pairs])
+    trees = np.repeat(np.arange(len(combinations)), [len(c.steps) for c in combinations])
+    nodes, steps, outer, inner, length = (np.concatenate(values) for values in zip(*combinations, strict=True))
+    parts = (nodes >= 0).sum(1)
+    order = np.lexsort((trees, parts, steps))
+    _, first, copies = np.unique(set_hashes[order], return_index=True, return_counts=True)
+    by_step = np.argsort(first)
+    chosen = order[first[by_step]]
+    per_candidate = (values[chosen] for values in (trees, nodes, parts, steps, outer, inner, length))
+    return Pool(*per_candidate, copies[by_step], areas[chosen], boxes[chosen])
+
+
+def _sums(of_nodes: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Sums of a quantity over the nodes of each candidate; -1 adds nothing."""
+    return np.append(of_nodes, of_nodes.dtype.type(0))[nodes].sum(1, dtype=of_nodes.dtype)
+
+
+def _union_boxes(of_nodes: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    boxes = of_nodes[nodes[:, 0]]
+    for i in range(1, nodes.shape[1]):
+        others = of_nodes[np.where(nodes[:, i] >= 0, nodes[:, i], nodes[:, 0])]
+        boxes[:, :2] = np.minimum(boxes[:, :2], others[:, :2])
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], others[:, 2:])
+    return boxes

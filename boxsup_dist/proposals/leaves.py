@@ -155,6 +155,12 @@ class RegionGraph(NamedTuple):
         distance = np.sqrt(((flat[self.first_px] - flat[self.second_px]) ** 2).sum(-1))
         return np.bincount(self.border_pairs, distance, len(self.pairs)) / self.lengths
 
+    def strength(self, boundaries: np.ndarray) -> np.ndarray:
+        """Mean of a boundary map, float32 (H, W), along each pair's border: float64 (E,)."""
+        flat = boundaries.ravel()
+        across = np.maximum(flat[self.first_px], flat[self.second_px])  # a boundary may lie on either side
+        return np.bincount(self.border_pairs, across, len(self.pairs)) / self.lengths
+
 
 def region_graph(superpixels: np.ndarray, num_superpixels: int) -> RegionGraph:
     """Graph of the superpixels that share a 4-connected border."""

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from boxsup_dist.errors import SettingError
+from boxsup_dist.proposals.mcg import McgSettings, detect, mcg
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
 from boxsup_dist.schema import Proposals
 
 
 @dataclass(frozen=True)
 class Method:
-    """A pure function of an RGB image, uint8 (H, W, 3), and its frozen settings, which are JSON values."""
+    """A pure function of an RGB image, uint8 (H, W, 3), and its frozen settings, which are JSON values.
 
-    propose: Callable[[np.ndarray, Any], Proposals]
+    `detect`, if there is one, computes the boundaries of several images together, for `propose` to be given.
+    """
+
+    propose: Callable[..., Proposals]  # (image, settings) or, with detect, (image, settings, boundaries=...)
     settings_type: type
+    detect: Callable[[Sequence[np.ndarray], Any], list] | None = None
 
 
-METHODS = {"selective_search": Method(selective_search, SelectiveSearchSettings)}
+METHODS = {
+    "mcg": Method(mcg, McgSettings, detect),
+    "selective_search": Method(selective_search, SelectiveSearchSettings),
+}
 
 
 def find_method(name: str, settings: Any = None) -> tuple[Method, Any]:
