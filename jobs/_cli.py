@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import get_type_hints
 
 import tyro
 
@@ -22,7 +23,14 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def run(main: Callable) -> None:
-    """Call `main` with the command line's settings, errors told clearly."""
+def run(main: Callable, *, omit_prefixes: bool = True) -> None:
+    """Call `main` with the command line's settings, errors told clearly.
+
+    `omit_prefixes` leaves the names of nested settings out of their flags: --lr for --optimizer.lr.
+    """
+    description = sys.modules[main.__module__].__doc__
     with clear_errors():
-        tyro.cli(main, description=sys.modules[main.__module__].__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        if omit_prefixes:
+            tyro.cli(main, description=description, config=(tyro.conf.OmitArgPrefixes,))
+        else:
+            main(tyro.cli(get_type_hints(main)["settings"], description=description))

@@ -8,7 +8,7 @@ CPUs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxsup_dist.distributed.build import ShardContent, build_table
-from boxsup_dist.errors import RecordError
+from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.proposals.methods import Method, find_method
 from boxsup_dist.regions import decode_image, proposals_to_table
 from boxsup_dist.schema import Proposals, Record, iter_records
@@ -35,11 +35,13 @@ def build_proposals(
     *,
     max_failed_share: float = MAX_FAILED_SHARE,
     num_cpus: int | None = None,
+    gpus_per_task: float = 0,
 ) -> Table:
     """Make the candidates of every record by a method of METHODS; a second call continues.
 
     `settings` are the method's own, its defaults if None. An image that fails gets no candidate and is reported among
-    the table's problems; RecordError if their share exceeds `max_failed_share`.
+    the table's problems; RecordError if their share exceeds `max_failed_share`. `gpus_per_task` is the share of a GPU
+    that a learned boundary detector computes on.
     """
     chosen, settings = find_method(method, settings)
     records = open_table(records_uri, "records")
@@ -59,6 +61,7 @@ def build_proposals(
         row_group_size=records.settings["row_group_size"],
         description=f"proposals by {method}",
         num_cpus=num_cpus,
+        gpus_per_task=gpus_per_task,
         check=lambda shards: check_failed(shards, max_failed_share),
     )
 
@@ -68,13 +71,13 @@ def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method
     parts, problems = [proposals_to_table([])], []
     started = time.process_time()
     for where in row_groups:
+        group = list(iter_records(records.read(where, _COLUMNS)))
         rows = []
-        for record in iter_records(records.read(where, _COLUMNS)):
-            try:
-                rows.append(replace(_propose(record, method, settings), image_id=record.image_id))
-            except Exception as error:  # whatever it is, the table stays aligned and the image is reported
-                problems.append({"image_id": record.image_id, "problem": f"{type(error).__name__}: {error}"})
-                rows.append(no_proposals(record))
+        for record, found in zip(group, _propose_group(group, method, settings), strict=True):
+            if isinstance(found, Exception):
+                problems.append({"image_id": record.image_id, "problem": f"{type(found).__name__}: {found}"})
+                found = no_proposals(record)
+            rows.append(replace(found, image_id=record.image_id))
         parts.append(proposals_to_table(rows))
     table = pa.concat_tables(parts)
     num_candidates = pc.sum(pc.list_value_length(table.column("membership"))).as_py() or 0
@@ -87,7 +90,37 @@ def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method
     return ShardContent(table, counts, problems)
 
 
-def _propose(record: Record, method: Method, settings: Any) -> Proposals:
+def _propose_group(group: Sequence[Record], method: Method, settings: Any) -> list[Proposals | Exception]:
+    """Candidates of every record, or why it has none: whatever it is, the table stays aligned."""
+    images = [_attempt(_decode, record) for record in group]
+    good = [image for image in images if not isinstance(image, Exception)]
+    boundaries = iter(_detect(good, method, settings))
+    return [
+        image if isinstance(image, Exception) else _attempt(method.propose, image, settings, **next(boundaries))
+        for image in images
+    ]
+
+
+def _attempt(function: Callable, *arguments: Any, **options: Any) -> Any:
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        return error
+
+
+def _detect(images: list[np.ndarray], method: Method, settings: Any) -> list[dict[str, Any]]:
+    """What `method.propose` is given besides image and settings: boundaries that are computed together."""
+    if method.detect is None:
+        return [{} for _ in images]
+    try:
+        return [{"boundaries": boundaries} for boundaries in method.detect(images, settings)]
+    except InputError:  # weights that can't be had are no property of an image
+        raise
+    except Exception:  # each image is tried alone then, and the one at fault is reported
+        return [{} for _ in images]
+
+
+def _decode(record: Record) -> np.ndarray:
     assert record.image is not None
     image = decode_image(record.image)
     if image.shape[:2] != (record.height, record.width):
@@ -97,7 +130,7 @@ def _propose(record: Record, method: Method, settings: Any) -> Proposals:
             value=image.shape[:2],
             expected=str((record.height, record.width)),
         )
-    return method.propose(image, settings)
+    return image
 
 
 def no_proposals(record: Record) -> Proposals:

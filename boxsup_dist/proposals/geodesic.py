@@ -110,3 +110,31 @@ def critical_levels(values: np.ndarray, area: np.ndarray, ratio: float) -> np.nd
             out[count] = k
             count += 1
     return out[:count]
+
+
+class Levels(NamedTuple):
+    """Critical levels of several orders of the superpixels: the first `ends` superpixels of order `orders`."""
+
+    orders: np.ndarray  # int64 (L,)
+    ends: np.ndarray  # int64 (L,)
+    areas: np.ndarray  # float64 (L,), pixels
+    lengths: np.ndarray  # float64 (L,), pixels of the border, without the image's own
+    outer: np.ndarray  # float64 (L,), mean boundary strength along it
+
+
+@numba.njit(cache=True)
+def find_levels(
+    orders: np.ndarray, sizes: np.ndarray, near: Neighbours, lengths: np.ndarray, strength: np.ndarray, ratio: float
+) -> Levels:
+    """Critical levels of every order, int64 (T, S), by the mean boundary strength along the contour."""
+    which, ends = [0 for _ in range(0)], [0 for _ in range(0)]
+    areas, around, outer = [0.0 for _ in range(0)], [0.0 for _ in range(0)], [0.0 for _ in range(0)]
+    for t in range(len(orders)):
+        area, length, mean = contours(orders[t], sizes, near, lengths, strength)
+        for k in critical_levels(mean, area, ratio):
+            which.append(t)
+            ends.append(k + 1)
+            areas.append(area[k])
+            around.append(length[k])
+            outer.append(mean[k])
+    return Levels(np.array(which), np.array(ends), np.array(areas), np.array(around), np.array(outer))

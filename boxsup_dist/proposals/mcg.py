@@ -16,10 +16,11 @@ import numpy as np
 from boxsup_dist import regions
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import combining, edges, features, grouping, hierarchy, leaves, objectness, ranked, ranking
+from boxsup_dist.proposals.oversegment import oversegment
 from boxsup_dist.schema import Proposals
 
-_FULL_CONTRAST = 60.0  # distance of colours in 0..255 that counts as the strongest border
-_MAX_RANKED = 15_000  # candidates that go into the suppression of near-duplicates, the best ones
+_MAX_EXAMINED = 20_000  # candidates that go into the suppression of near-duplicates
+_MIN_RANKED = 4_000  # survivors that are ranked, twice as many as are usually kept
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class McgSettings:
     """While there are more superpixels, two neighbours are joined: weak borders and small superpixels first."""
     max_side_px: int = 1000
     """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""
-    duplicate_jaccard: float = 0.9
-    """Candidates that overlap a better one by more are ranked behind all others."""
+    duplicate_jaccard: float = 0.8
+    """Candidates that overlap a better one by more are left out."""
     hierarchies: tuple[str, ...] = (
         "ssffb", "position:csfb", "lab:csfb", "sfb@coarse", "hue:ctsfb", "ab:cf", "rgi:ctsf", "sf", "hsv:csf",
         "hue:ctsf",
@@ -124,26 +125,15 @@ class _Image:
     def __init__(self, image: np.ndarray, boundaries: edges.Boundaries, settings: McgSettings) -> None:
         self.image, self.boundaries = image, boundaries
         self.lab = leaves.smooth(features.colour_space(image, "lab"), 0.8)
-        self.superpixels, self.count = self._leaves(settings)
+        self.superpixels, self.count = oversegment(
+            image, self.lab, boundaries.mean, settings.min_leaf_px, settings.max_leaves, learned=settings.edges == "hed"
+        )
         self.sizes = np.bincount(self.superpixels.ravel(), minlength=self.count)
         self.extents = regions.superpixel_extents(self.superpixels, self.count)
         self.graph = leaves.region_graph(self.superpixels, self.count)
         self.texture = features.texture_histograms(self.superpixels, self.count, self.lab)
         self.strength = {name: self.graph.strength(map_) for name, map_ in boundaries._asdict().items()}
         self.colour: dict[str, np.ndarray] = {}
-
-    def _leaves(self, settings: McgSettings) -> tuple[np.ndarray, int]:
-        """A learned boundary map's basins are good superpixels; those of gradients are worse than colour's regions."""
-        if settings.edges == "hed":
-            maps = [leaves.watershed(self.boundaries.mean), leaves.felzenszwalb(self.lab, 200, settings.min_leaf_px)]
-        else:
-            rgb = leaves.smooth(self.image, 0.8)
-            maps = [leaves.felzenszwalb(channels, 50, settings.min_leaf_px) for channels in (self.lab, rgb)]
-        fine, count = leaves.overlay(maps, self.lab, settings.min_leaf_px)
-        graph = leaves.region_graph(fine, count)
-        contrast = graph.contrast(self.lab) / _FULL_CONTRAST + graph.strength(self.boundaries.mean)
-        groups = leaves.reduce(graph, np.bincount(fine.ravel()), np.minimum(contrast, 1), settings.max_leaves)
-        return groups[fine].astype(np.uint16), int(groups.max()) + 1
 
     def merges(self, tree: Tree) -> np.ndarray:
         """The hierarchy as merges, int32 (S - 1, 2)."""
@@ -185,8 +175,12 @@ def mcg(
         graph = found.graph
         combinations.append(combining.combine(merges, graph.pairs, graph.lengths, found.strength["mean"], max_steps))
     pool = combining.pool_together(layouts, combinations, found.sizes, found.extents)
-    best = objectness.order(pool, found.superpixels.size)[:_MAX_RANKED]
-    membership = hierarchy.gather_members(layouts, pool.trees[best], pool.nodes[best])
-    kept = ranking.suppress_duplicates(*membership, found.sizes, settings.duplicate_jaccard, settings.max_candidates)
-    membership = ranking.take(*membership, kept)
+    first = objectness.first_order(pool)[:_MAX_EXAMINED]
+    membership = hierarchy.gather_members(layouts, pool.trees[first], pool.nodes[first])
+    kept = ranking.survivors(
+        membership, found.sizes, found.extents, settings.duplicate_jaccard, max(_MIN_RANKED, settings.max_candidates)
+    )
+    density = objectness.density(pool, first[kept], found.superpixels.shape)
+    best = kept[np.argsort(-density, kind="stable")[: settings.max_candidates]]
+    membership = ranking.take(*membership, best)
     return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from boxsup_dist.errors import SettingError
+from boxsup_dist.proposals.gop import GopSettings, gop
 from boxsup_dist.proposals.mcg import McgSettings, detect, mcg
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
 from boxsup_dist.schema import Proposals
@@ -29,6 +30,7 @@ class Method:
 METHODS = {
     "mcg": Method(mcg, McgSettings, detect),
     "selective_search": Method(selective_search, SelectiveSearchSettings),
+    "gop": Method(gop, GopSettings),
 }
 
 

@@ -168,6 +168,8 @@ def selective_search(
     trees, nodes, positions, _ = hierarchy.unique_nodes(layouts)
     order = np.lexsort((trees, positions))
     membership = hierarchy.gather_members(layouts, trees[order], nodes[order])
-    best = ranking.suppress_duplicates(*membership, found.sizes, settings.duplicate_jaccard, settings.max_candidates)
+    best = ranking.suppress_duplicates(
+        membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
+    )
     membership = ranking.take(*membership, best)
     return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from boxsup_dist import tables
-from boxsup_dist.errors import RecordError, SettingError, TableError
+from boxsup_dist.errors import RecordError, SettingError, TableError, WeightsError
 from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.mcg import McgSettings
+from boxsup_dist.proposals.methods import METHODS
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
 from boxsup_dist.regions import encode_png, proposals_from_table
 from boxsup_dist.schema import Record, iter_records, records_to_table
@@ -70,11 +72,26 @@ def test_rows_are_those_of_the_records_and_failures_are_reported(ray_local, reco
     assert table.counts["images"] == 10 and table.counts["failed"] == 2 and table.counts["candidates"] > 100
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_a_table(ray_local, records, tmp_path, method):
+    table = build_proposals(str(tmp_path / "p"), records.uri, method, max_failed_share=0.2)
+    assert table.counts["failed"] == 2 and table.counts["candidates"] > 8
+    assert table.settings["method"] == method
+
+
+def test_weights_that_are_not_there_stop_the_build(ray_local, records, tmp_path):
+    settings = McgSettings(edges="hed", hed_weights=str(tmp_path / "absent.pth"))
+    with pytest.raises(WeightsError, match=r"absent\.pth"):
+        build_proposals(str(tmp_path / "p"), records.uri, "mcg", settings)
+
+
 def test_same_bytes_on_any_number_of_cpus(ray_local, records, tmp_path):
     """The session has two CPUs; without it, a job with one builds the same table."""
     two = build(records, tmp_path / "two")
     command = f"""
 from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.mcg import McgSettings
+from boxsup_dist.proposals.methods import METHODS
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
 build_proposals({str(tmp_path / "one")!r}, {records.uri!r}, "selective_search",
     SelectiveSearchSettings(min_leaf_px=10, max_candidates=50), max_failed_share=0.2, num_cpus=1)
@@ -123,5 +140,11 @@ def test_the_job_leaves_a_summary_and_tells_errors_in_a_line(records, tmp_path):
     assert summary["num_images"] == 10 and summary["num_failed"] == 2 and 0 < summary["mean_candidates"] <= 20
     assert summary["bytes_per_image"] > 0 and summary["seconds_per_image"] > 0
     assert "failed r3" in done.stdout
-    refused = job("--out", str(tmp_path / "q"), "--strategies", "lab:xyz")
-    assert refused.returncode == 2 and "lab:xyz" in refused.stderr and "Traceback" not in refused.stderr
+    for arguments, named in (
+        (("--selective-search.strategies", "lab:xyz"), "lab:xyz"),
+        (("--edges", "gradient"), "--method mcg"),
+        (("--method", "mcg", "--edges", "hed"), "hed_weights"),
+        (("--method", "mcg", "--edges", "hed", "--hed-weights", str(tmp_path / "absent.pth")), "absent.pth"),
+    ):
+        refused = job("--out", str(tmp_path / "q"), *arguments)
+        assert refused.returncode == 2 and named in refused.stderr and "Traceback" not in refused.stderr
