@@ -31,11 +31,13 @@ class Settings:
     out: str
     """Folder or URI of the proposals table."""
     method: str = DEFAULT_METHOD
-    """Proposal method: selective_search, or imported for files that another program wrote."""
+    """Proposal method: mcg, selective_search, gop, or imported for files that another program wrote."""
     max_failed_share: float = generate.MAX_FAILED_SHARE
     """Refuse the table if more than this share of the images failed."""
     num_cpus: int | None = None
     """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+    gpus_per_task: float = 0
+    """Share of a GPU for each task; HED computes on it, in batches of images of one size."""
 
 
 def with_method_settings() -> type:
@@ -59,6 +61,7 @@ def main(settings: Any) -> None:
         settings.method_settings,
         max_failed_share=settings.max_failed_share,
         num_cpus=settings.num_cpus,
+        gpus_per_task=settings.gpus_per_task,
     )
     summary = {"records": settings.records, **generate.summarize(table)}
     summary["seconds"] = round(time.monotonic() - started, 2)

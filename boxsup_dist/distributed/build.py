@@ -41,6 +41,7 @@ def build_table(
     row_group_size: int,
     description: str,
     cpus_per_task: float = 1,
+    gpus_per_task: float = 0,
     num_cpus: int | None = None,
     check: Callable[[Sequence[ShardInfo]], None] | None = None,
 ) -> Table:
@@ -61,7 +62,7 @@ def build_table(
     missing = _unfinished(out, num_shards)
     if missing:
         session.start(num_cpus)
-        _make(out, kind, missing, num_shards, make_shard, row_group_size, description, cpus_per_task)
+        _make(out, kind, missing, num_shards, make_shard, row_group_size, description, cpus_per_task, gpus_per_task)
     shards = [_finished(out, index) for index in range(num_shards)]
     if check is not None:
         _check(out, shards, check)
@@ -103,6 +104,7 @@ def _make(
     row_group_size: int,
     description: str,
     cpus_per_task: float,
+    gpus_per_task: float,
 ) -> None:
     """Run a Ray Data pipeline over the missing shards, one task each."""
 
@@ -125,7 +127,7 @@ def _make(
         return {"num_rows": content.table.num_rows, "error": b""}
 
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))
-    results = shards.map(write_one, num_cpus=cpus_per_task)
+    results = shards.map(write_one, num_cpus=cpus_per_task, num_gpus=gpus_per_task)
     with ProgressMeter(description, num_shards, done=num_shards - len(missing)) as progress:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)

@@ -8,7 +8,7 @@ CPUs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxsup_dist.distributed.build import ShardContent, build_table
-from boxsup_dist.errors import RecordError
+from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.proposals.methods import Method, find_method
 from boxsup_dist.regions import decode_image, proposals_to_table
 from boxsup_dist.schema import Proposals, Record, iter_records
@@ -35,11 +35,13 @@ def build_proposals(
     *,
     max_failed_share: float = MAX_FAILED_SHARE,
     num_cpus: int | None = None,
+    gpus_per_task: float = 0,
 ) -> Table:
     """Make the candidates of every record by a method of METHODS; a second call continues.
 
     `settings` are the method's own, its defaults if None. An image that fails gets no candidate and is reported among
-    the table's problems; RecordError if their share exceeds `max_failed_share`.
+    the table's problems; RecordError if their share exceeds `max_failed_share`. `gpus_per_task` is the share of a GPU
+    that a learned boundary detector computes on.
     """
     chosen, settings = find_method(method, settings)
     records = open_table(records_uri, "records")
@@ -59,23 +61,32 @@ def build_proposals(
         row_group_size=records.settings["row_group_size"],
         description=f"proposals by {method}",
         num_cpus=num_cpus,
+        gpus_per_task=gpus_per_task,
         check=lambda shards: check_failed(shards, max_failed_share),
     )
 
 
 def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method, settings: Any) -> ShardContent:
-    """Candidates of one shard's records; counts of images, failed ones, candidates and milliseconds of computing."""
-    parts, problems = [proposals_to_table([])], []
-    row_ms = []
+    """Candidates of one shard's records; counts of images, failed ones, candidates and milliseconds of computing.
+
+    Whatever fails on an image, the table stays aligned. `row_ms` are the images' times, a detector of boundaries apart.
+    """
+    parts, problems, row_ms = [proposals_to_table([])], [], []
+    shard_started = time.process_time()
     for where in row_groups:
+        group = list(iter_records(records.read(where, _COLUMNS)))
+        images = [_attempt(_decode, record) for record in group]
+        given = iter(_detect([image for image in images if not isinstance(image, Exception)], method, settings))
         rows = []
-        for record in iter_records(records.read(where, _COLUMNS)):
+        for record, image in zip(group, images, strict=True):
             started = time.process_time()
-            try:
-                rows.append(_propose(record, method, settings))
-            except Exception as error:  # whatever it is, the table stays aligned and the image is reported
-                problems.append({"image_id": record.image_id, "problem": f"{type(error).__name__}: {error}"})
-                rows.append(no_proposals(record))
+            found = image
+            if not isinstance(image, Exception):
+                found = _attempt(method.propose, image, settings, image_id=record.image_id, **next(given))
+            if isinstance(found, Exception):
+                problems.append({"image_id": record.image_id, "problem": f"{type(found).__name__}: {found}"})
+                found = no_proposals(record)
+            rows.append(found)
             row_ms.append(round(1000 * (time.process_time() - started)))
         parts.append(proposals_to_table(rows))
     table = pa.concat_tables(parts)
@@ -84,12 +95,31 @@ def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method
         "images": table.num_rows,
         "failed": len(problems),
         "candidates": num_candidates,
-        "compute_ms": sum(row_ms),
+        "compute_ms": round(1000 * (time.process_time() - shard_started)),
     }
     return ShardContent(table, counts, problems, row_ms)
 
 
-def _propose(record: Record, method: Method, settings: Any) -> Proposals:
+def _attempt(function: Callable, *arguments: Any, **options: Any) -> Any:
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        return error
+
+
+def _detect(images: list[np.ndarray], method: Method, settings: Any) -> list[dict[str, Any]]:
+    """What `method.propose` is given besides image and settings: boundaries that are computed together."""
+    if method.detect is None:
+        return [{} for _ in images]
+    try:
+        return [{"boundaries": boundaries} for boundaries in method.detect(images, settings)]
+    except InputError:  # weights that can't be had are no property of an image
+        raise
+    except Exception:  # each image is tried alone then, and the one at fault is reported
+        return [{} for _ in images]
+
+
+def _decode(record: Record) -> np.ndarray:
     assert record.image is not None
     image = decode_image(record.image)
     if image.shape[:2] != (record.height, record.width):
@@ -99,7 +129,7 @@ def _propose(record: Record, method: Method, settings: Any) -> Proposals:
             value=image.shape[:2],
             expected=str((record.height, record.width)),
         )
-    return method.propose(image, settings, image_id=record.image_id)
+    return image
 
 
 def no_proposals(record: Record) -> Proposals:

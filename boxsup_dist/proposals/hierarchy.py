@@ -30,6 +30,10 @@ class Layout:
         np.cumsum(per_superpixel[self.order], out=running[1:])
         return running[self.end] - running[self.start]
 
+    def boxes(self, extents: np.ndarray) -> np.ndarray:
+        """Tight box of every node, int32 (M, 4) xyxy, from the superpixels' boxes (S, 4)."""
+        return _boxes(self.parents, extents.astype(np.int32))
+
 
 @numba.njit(cache=True)
 def _ranges(parents: np.ndarray, num_superpixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +49,19 @@ def _ranges(parents: np.ndarray, num_superpixels: int) -> tuple[np.ndarray, np.n
         start[node] = start[parent] + filled[parent]
         filled[parent] += size[node]
     return start, start + size
+
+
+@numba.njit(cache=True)
+def _boxes(parents: np.ndarray, extents: np.ndarray) -> np.ndarray:
+    out = np.empty((len(parents), 4), np.int32)
+    out[:, :2] = np.iinfo(np.int32).max
+    out[:, 2:] = 0
+    out[: len(extents)] = extents
+    for node in range(len(parents) - 1):
+        for i in range(2):
+            out[parents[node], i] = min(out[parents[node], i], out[node, i])
+            out[parents[node], i + 2] = max(out[parents[node], i + 2], out[node, i + 2])
+    return out
 
 
 def lay_out(parents: np.ndarray, num_superpixels: int) -> Layout:
@@ -105,21 +122,47 @@ def unique_nodes(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray, np.
 
 @numba.njit(cache=True)
 def _gather(
-    orders: np.ndarray, trees: np.ndarray, start: np.ndarray, end: np.ndarray, num_superpixels: int
+    orders: np.ndarray, trees: np.ndarray, nodes: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     indptr = np.zeros(len(trees) + 1, np.int64)
-    indptr[1:] = np.cumsum(end - start)
+    for j in range(len(trees)):
+        indptr[j + 1] = indptr[j]
+        for node in nodes[j]:
+            if node >= 0:
+                indptr[j + 1] += end[node] - start[node]
     indices = np.empty(indptr[-1], np.uint16)
     for j in range(len(trees)):
-        indices[indptr[j] : indptr[j + 1]] = np.sort(orders[trees[j], start[j] : end[j]])
+        filled = indptr[j]
+        for node in nodes[j]:
+            if node >= 0:
+                indices[filled : filled + end[node] - start[node]] = orders[trees[j], start[node] : end[node]]
+                filled += end[node] - start[node]
+        indices[indptr[j] : filled].sort()
     return indptr, indices
 
 
 def gather_members(layouts: Sequence[Layout], trees: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Membership of the segments (tree, node): indptr int64 (P + 1,) and sorted superpixel ids uint16."""
+    """Membership of the segments (tree, node): indptr int64 (P + 1,) and sorted superpixel ids uint16.
+
+    `nodes` is (P,), or (P, N) for unions of up to N disjoint nodes, -1 where there are fewer.
+    """
     orders = np.stack([layout.order for layout in layouts])
     base = np.cumsum([0] + [len(layout.parents) for layout in layouts])[:-1]
-    flat = base[trees] + nodes
-    start = np.concatenate([layout.start for layout in layouts])[flat]
-    end = np.concatenate([layout.end for layout in layouts])[flat]
-    return _gather(orders, trees.astype(np.int64), start, end, orders.shape[1])
+    nodes = nodes.reshape(len(trees), -1)
+    flat = np.where(nodes >= 0, base[trees][:, None] + nodes, -1)
+    start = np.concatenate([layout.start for layout in layouts])
+    end = np.concatenate([layout.end for layout in layouts])
+    return _gather(orders, trees.astype(np.int64), flat, start, end)
+
+
+@numba.njit(cache=True)
+def gather_slices(
+    orders: np.ndarray, rows: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Membership of the segments orders[rows, start:end]: indptr int64 (P + 1,) and sorted superpixel ids uint16."""
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    indptr[1:] = np.cumsum(end - start)
+    indices = np.empty(indptr[-1], np.uint16)
+    for j in range(len(rows)):
+        indices[indptr[j] : indptr[j + 1]] = np.sort(orders[rows[j], start[j] : end[j]])
+    return indptr, indices

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from boxsup_dist.errors import SettingError
+from boxsup_dist.proposals.gop import GopSettings, gop
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
+from boxsup_dist.proposals.mcg import McgSettings, detect, mcg
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
 from boxsup_dist.schema import Proposals
 
@@ -16,15 +20,19 @@ from boxsup_dist.schema import Proposals
 class Method:
     """propose(image, settings, image_id=...), a pure function of an RGB image, uint8 (H, W, 3), and frozen settings.
 
-    The settings are JSON values. For native methods the id is only a name; an import finds its file by it.
+    The settings are JSON values. For native methods the id is only a name; an import finds its file by it. `detect`, if
+    there is one, computes the boundaries of several images together, for `propose` to be given as `boundaries`.
     """
 
     propose: Callable[..., Proposals]
     settings_type: type
+    detect: Callable[[Sequence[np.ndarray], Any], list] | None = None
 
 
 METHODS = {
+    "mcg": Method(mcg, McgSettings, detect),
     "selective_search": Method(selective_search, SelectiveSearchSettings),
+    "gop": Method(gop, GopSettings),
     "imported": Method(import_proposals, ImportedSettings),
 }
 

@@ -5,63 +5,78 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from boxsup_dist.regions import union_boxes
+
 
 @numba.njit(cache=True)
-def _overlaps_kept(
-    mark: np.ndarray,
-    area: float,
-    kept: np.ndarray,
-    areas: np.ndarray,
+def _boxes_allow(a: np.ndarray, b: np.ndarray, shared: float) -> bool:
+    """Whether two boxes have so many pixels in common."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return width > 0 and height > 0 and width * height >= shared
+
+
+@numba.njit(cache=True)
+def _survivors(
     indptr: np.ndarray,
     indices: np.ndarray,
     sizes: np.ndarray,
+    areas: np.ndarray,
+    boxes: np.ndarray,
     limit: float,
-) -> bool:
-    for other in kept:
-        if areas[other] < limit * area or area < limit * areas[other]:
-            continue  # the smaller area over the larger bounds the Jaccard index
-        shared = 0
-        for t in range(indptr[other], indptr[other + 1]):
-            if mark[indices[t]]:
-                shared += sizes[indices[t]]
-        if shared > limit * (area + areas[other] - shared):
-            return True
-    return False
-
-
-@numba.njit(cache=True)
-def _suppress(
-    indptr: np.ndarray, indices: np.ndarray, sizes: np.ndarray, areas: np.ndarray, limit: float, max_kept: int
+    max_kept: int,
 ) -> np.ndarray:
-    num_candidates = len(indptr) - 1
     mark = np.zeros(len(sizes), np.bool_)
-    is_kept = np.zeros(num_candidates, np.bool_)
-    kept = np.empty(min(num_candidates, max_kept), np.int64)
+    kept = np.empty(min(len(areas), max_kept), np.int64)
     count = 0
-    for j in range(num_candidates):
-        if count == max_kept:
+    for j in range(len(areas)):
+        if count == len(kept):
             break
         mark[indices[indptr[j] : indptr[j + 1]]] = True
-        if not _overlaps_kept(mark, areas[j], kept[:count], areas, indptr, indices, sizes, limit):
+        is_duplicate = False
+        for other in kept[:count]:
+            # Two bounds of the Jaccard index come first: the smaller area over the larger, and what the boxes share.
+            both = areas[j] + areas[other]
+            if min(areas[j], areas[other]) < limit * max(areas[j], areas[other]):
+                continue
+            if not _boxes_allow(boxes[j], boxes[other], limit / (1 + limit) * both):
+                continue
+            shared = 0.0
+            for t in range(indptr[other], indptr[other + 1]):
+                if mark[indices[t]]:
+                    shared += sizes[indices[t]]
+            if shared > limit * (both - shared):
+                is_duplicate = True
+                break
+        if not is_duplicate:
             kept[count] = j
             count += 1
-            is_kept[j] = True
         mark[indices[indptr[j] : indptr[j + 1]]] = False
-    return is_kept
+    return kept[:count]
 
 
-def suppress_duplicates(
-    indptr: np.ndarray, indices: np.ndarray, sizes: np.ndarray, limit: float, max_candidates: int
+def survivors(
+    membership: tuple[np.ndarray, np.ndarray], sizes: np.ndarray, extents: np.ndarray, limit: float, max_kept: int
 ) -> np.ndarray:
-    """Greedy suppression: the first `max_candidates` after moving near-duplicates behind all others, int64 indices.
+    """Greedy suppression: the first max_kept candidates that are no near-duplicates, int64 indices.
 
-    Candidates come best first, as membership (indptr (P + 1,), superpixel ids); `sizes` are the superpixels' pixels,
-    int64 (S,). A candidate is a near-duplicate if its Jaccard index with an earlier one that is none exceeds `limit`.
+    Candidates come best first, as membership (indptr (P + 1,), superpixel ids); `sizes` and `extents` are the
+    superpixels' pixels, int64 (S,), and boxes (S, 4). A candidate is a near-duplicate if its Jaccard index with an
+    earlier one that is none exceeds `limit`.
     """
+    indptr, indices = membership
     if len(indptr) == 1:
         return np.empty(0, np.int64)
     areas = np.add.reduceat(sizes[indices], indptr[:-1]).astype(np.float64)
-    is_kept = _suppress(indptr, indices, sizes, areas, limit, max_candidates)
+    return _survivors(indptr, indices, sizes, areas, union_boxes(extents, indptr, indices), limit, max_kept)
+
+
+def suppress_duplicates(
+    membership: tuple[np.ndarray, np.ndarray], sizes: np.ndarray, extents: np.ndarray, limit: float, max_candidates: int
+) -> np.ndarray:
+    """The first `max_candidates` after moving near-duplicates behind all others; arguments as those of `survivors`."""
+    is_kept = np.zeros(len(membership[0]) - 1, bool)
+    is_kept[survivors(membership, sizes, extents, limit, max_candidates)] = True
     return np.argsort(~is_kept, kind="stable")[:max_candidates]
 
 

@@ -10,11 +10,10 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from boxsup_dist import regions
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import features, grouping, hierarchy, leaves, ranking
+from boxsup_dist.proposals import features, grouping, hierarchy, leaves, ranked, ranking
 from boxsup_dist.schema import Proposals
 
 _FULL_CONTRAST = 60.0  # distance of colours in 0..255 that counts as the strongest border
@@ -60,7 +59,7 @@ class SelectiveSearchSettings:
     min_leaf_px: int = 30
     """Smaller superpixels are joined to a neighbour."""
     max_leaves: int = 1500
-    """While there are more superpixels, min_leaf_px is doubled for that image."""
+    """While there are more superpixels, two neighbours are joined: weak borders and small superpixels first."""
     max_side_px: int = 1000
     """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""
     duplicate_jaccard: float = 0.9
@@ -108,7 +107,12 @@ class _Image:
             leaves.felzenszwalb(self.smooth(space), settings.leaf_scale, settings.min_leaf_px)
             for space in settings.leaf_spaces
         ]
-        return leaves.overlay(maps, self.smooth(settings.leaf_spaces[0]), settings.min_leaf_px, settings.max_leaves)
+        channels = self.smooth(settings.leaf_spaces[0])
+        fine, count = leaves.overlay(maps, channels, settings.min_leaf_px)
+        graph = leaves.region_graph(fine, count)
+        contrast = np.minimum(graph.contrast(channels) / _FULL_CONTRAST, 1)
+        groups = leaves.reduce(graph, np.bincount(fine.ravel()), contrast, settings.max_leaves)
+        return groups[fine].astype(np.uint16), int(groups.max()) + 1
 
     def channels(self, space: str) -> np.ndarray:
         if space not in self._channels:
@@ -149,22 +153,6 @@ class _Image:
         return grouping.merged_features(found, groups) if strategy.start else found
 
 
-def _shrink(image: np.ndarray, max_side_px: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    factor = max_side_px / max(height, width)
-    if factor >= 1:
-        return np.ascontiguousarray(image)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-
-
-def _enlarge(superpixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Nearest-neighbour enlargement; every id is kept."""
-    rows = np.arange(height) * superpixels.shape[0] // height
-    columns = np.arange(width) * superpixels.shape[1] // width
-    return superpixels[rows[:, None], columns]
-
-
 def selective_search(
     image: np.ndarray, settings: SelectiveSearchSettings | None = None, *, image_id: str = ""
 ) -> Proposals:
@@ -175,24 +163,13 @@ def selective_search(
     .64 mean best Jaccard index at 500 candidates of VOC images. Objectness falls linearly with the rank.
     """
     settings = settings or SelectiveSearchSettings()
-    height, width = image.shape[:2]
-    found = _Image(_shrink(image, settings.max_side_px), settings)
+    found = _Image(ranked.shrink(image, settings.max_side_px), settings)
     layouts = [found.hierarchy(Strategy.parse(text)) for text in settings.strategies]
     trees, nodes, positions, _ = hierarchy.unique_nodes(layouts)
     order = np.lexsort((trees, positions))
     membership = hierarchy.gather_members(layouts, trees[order], nodes[order])
-    best = ranking.suppress_duplicates(*membership, found.sizes, settings.duplicate_jaccard, settings.max_candidates)
-    indptr, indices = ranking.take(*membership, best)
-    superpixels = found.superpixels
-    if superpixels.shape != (height, width):
-        superpixels = _enlarge(superpixels, height, width)
-    extents = regions.superpixel_extents(superpixels, found.count)
-    return Proposals(
-        image_id=image_id,
-        superpixels=superpixels,
-        num_superpixels=found.count,
-        indptr=indptr,
-        indices=indices,
-        objectness=np.linspace(1, 0, len(best), endpoint=False, dtype=np.float32),
-        boxes=regions.union_boxes(extents, indptr, indices).astype(np.uint16),
+    best = ranking.suppress_duplicates(
+        membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
     )
+    membership = ranking.take(*membership, best)
+    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from boxsup_dist import rle, tables
-from boxsup_dist.errors import RecordError, SettingError, TableError
+from boxsup_dist.errors import RecordError, SettingError, TableError, WeightsError
 from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.mcg import McgSettings
+from boxsup_dist.proposals.methods import METHODS
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
 from boxsup_dist.regions import encode_png, proposals_from_table
 from boxsup_dist.schema import Record, iter_records, records_to_table
@@ -77,6 +79,8 @@ def test_same_bytes_on_any_number_of_cpus(ray_local, records, tmp_path):
     two = build(records, tmp_path / "two")
     command = f"""
 from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.mcg import McgSettings
+from boxsup_dist.proposals.methods import METHODS
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
 build_proposals({str(tmp_path / "one")!r}, {records.uri!r}, "selective_search",
     SelectiveSearchSettings(min_leaf_px=10, max_candidates=50), max_failed_share=0.2, num_cpus=1)
@@ -97,6 +101,19 @@ def test_a_second_call_continues_and_other_settings_are_refused(ray_local, recor
     assert (out / "part-00000.parquet").stat().st_mtime_ns == kept
     with pytest.raises(TableError, match="method_settings"):
         build(records, out, settings=SelectiveSearchSettings(max_candidates=7))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "imported"])
+def test_every_method_makes_a_table(ray_local, records, tmp_path, method):
+    table = build_proposals(str(tmp_path / "p"), records.uri, method, max_failed_share=0.2)
+    assert table.counts["failed"] == 2 and table.counts["candidates"] > 8
+    assert table.settings["method"] == method
+
+
+def test_weights_that_are_not_there_stop_the_build(ray_local, records, tmp_path):
+    settings = McgSettings(edges="hed", hed_weights=str(tmp_path / "absent.pth"))
+    with pytest.raises(WeightsError, match=r"absent\.pth"):
+        build_proposals(str(tmp_path / "p"), records.uri, "mcg", settings)
 
 
 def test_files_of_other_programs_go_through_the_same_job(ray_local, records, tmp_path, capsys, monkeypatch):
@@ -145,5 +162,11 @@ def test_the_job_leaves_a_summary_and_tells_errors_in_a_line(records, tmp_path):
     assert summary["num_images"] == 10 and summary["num_failed"] == 2 and 0 < summary["mean_candidates"] <= 20
     assert summary["bytes_per_image"] > 0 and summary["seconds_per_image"] > 0
     assert "failed r3" in done.stdout
-    refused = job("--out", str(tmp_path / "q"), "--strategies", "lab:xyz")
-    assert refused.returncode == 2 and "lab:xyz" in refused.stderr and "Traceback" not in refused.stderr
+    for arguments, named in (
+        (("--strategies", "lab:xyz"), "lab:xyz"),
+        (("--edges", "gradient"), "--edges"),
+        (("--method", "mcg", "--edges", "hed"), "hed_weights"),
+        (("--method", "mcg", "--edges", "hed", "--hed-weights", str(tmp_path / "absent.pth")), "absent.pth"),
+    ):
+        refused = job("--out", str(tmp_path / "q"), *arguments)
+        assert refused.returncode == 2 and named in refused.stderr and "Traceback" not in refused.stderr

