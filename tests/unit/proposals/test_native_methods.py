@@ -79,7 +79,7 @@ def test_boundaries_given_or_not():
     image, settings = blobs(120, 50), McgSettings(max_side_px=60)
     (boundaries,) = detect([image], settings)
     assert boundaries.mean.shape == boundaries.coarse.shape == (60, 25)
-    assert 0 <= boundaries.mean.min() and boundaries.mean.max() <= 1
+    assert boundaries.mean.min() >= 0 and boundaries.mean.max() <= 1
     given, own = mcg(image, settings, boundaries=boundaries), mcg(image, settings)
     assert np.array_equal(given.indices, own.indices)
 
@@ -92,7 +92,7 @@ def test_tree_text():
 
 @pytest.mark.parametrize("text", ["", "lab", "c", "lab:sf", "xyz:c", "lab:cq", "sf@coarse", "lab:cb@fine", "lab:cb@"])
 def test_texts_that_are_no_tree(text):
-    with pytest.raises(SettingError, match="hierarchies.*expected: "):
+    with pytest.raises(SettingError, match=r"hierarchies.*expected: "):
         McgSettings(hierarchies=(text,))
 
 
