@@ -98,7 +98,9 @@ def gop(image: np.ndarray, settings: GopSettings | None = None, *, image_id: str
     )
     extents = superpixel_extents(superpixels, count)
     kept = ranking.survivors(membership, sizes, extents, settings.duplicate_jaccard, settings.max_candidates)
-    return ranked.ranked_proposals(image_id, image.shape[:2], superpixels, count, ranking.take(*membership, kept))
+    membership = ranking.take(*membership, kept)
+    numbering = orders.superpixels[0]
+    return ranked.ranked_proposals(image_id, image.shape[:2], superpixels, count, membership, numbering)
 
 
 def _colour_difference(

@@ -16,6 +16,7 @@ import numpy as np
 from boxsup_dist import regions
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import combining, edges, features, grouping, hierarchy, leaves, objectness, ranked, ranking
+from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
 from boxsup_dist.schema import Proposals
 
@@ -67,7 +68,7 @@ class McgSettings:
 
     max_candidates: int = 2000
     """Candidates kept of each image, best first."""
-    edges: edges.Detector = "gradient"
+    edges: Detector = "gradient"
     """Boundary detector: gradient (local colour gradients, no weights) or hed (learned)."""
     hed_weights: str | None = None
     """Path or URI of HED's weights; python -m jobs.get_hed_weights makes the file."""
@@ -95,7 +96,7 @@ class McgSettings:
         for text in self.hierarchies:
             Tree.parse(text)
         for name, low, high in (
-            ("max_candidates", 1, 2**31), ("min_leaf_px", 1, 2**31), ("max_leaves", 1, 2**16),
+            ("max_candidates", 1, 2**31), ("min_leaf_px", 1, 2**31), ("max_leaves", 1, 2**13),
             ("max_side_px", 1, 2**15), ("duplicate_jaccard", 0, 1), ("single_steps", 0, 2**16),
             ("pair_steps", 0, self.single_steps), ("triplet_steps", 0, self.pair_steps),
         ):  # fmt: skip
@@ -182,5 +183,11 @@ def mcg(
     )
     density = objectness.density(pool, first[kept], found.superpixels.shape)
     best = kept[np.argsort(-density, kind="stable")[: settings.max_candidates]]
-    membership = ranking.take(*membership, best)
-    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership)
+    return ranked.ranked_proposals(
+        image_id,
+        image.shape[:2],
+        found.superpixels,
+        found.count,
+        ranking.take(*membership, best),
+        layouts[0].order,
+    )

@@ -20,11 +20,11 @@ def _boxes_allow(a: np.ndarray, b: np.ndarray, shared: float) -> bool:
 def _share(mark: np.ndarray, members: np.ndarray, sizes: np.ndarray, may_lack: float) -> bool:
     """Whether of `members` no more than `may_lack` pixels are unmarked."""
     for member in members:
+        if may_lack < 0:
+            return False
         if not mark[member]:
             may_lack -= sizes[member]
-            if may_lack < 0:
-                return False
-    return True
+    return may_lack >= 0
 
 
 @numba.njit(cache=True)

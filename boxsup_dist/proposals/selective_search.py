@@ -172,4 +172,5 @@ def selective_search(
         membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
     )
     membership = ranking.take(*membership, best)
-    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership)
+    numbering = layouts[0].order
+    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership, numbering)
