@@ -138,15 +138,16 @@ class _Image:
 
     def merges(self, tree: Tree) -> np.ndarray:
         """The hierarchy as merges, int32 (S - 1, 2)."""
+        nothing = np.zeros((self.count, 1), np.float32)  # what does not count is not averaged in every merge either
+        colour = self._colour(tree.space) if tree.space else nothing
+        texture = self.texture if "t" in tree.similarities else nothing
         found = grouping.RegionFeatures(
-            self.sizes.astype(np.float64), self.extents, self._colour(tree.space), self.texture, self.graph.pairs,
-            self.graph.lengths, self.strength[tree.boundary],
+            self.sizes.astype(np.float64), self.extents, colour, texture, self.graph.pairs, self.graph.lengths,
+            self.strength[tree.boundary],
         )  # fmt: skip
         return grouping.group(found, tree.weights())
 
-    def _colour(self, space: str | None) -> np.ndarray:
-        if space is None:
-            return np.zeros((self.count, 1), np.float32)
+    def _colour(self, space: str) -> np.ndarray:
         if space not in self.colour:
             channels = features.colour_space(self.image, space)
             self.colour[space] = features.colour_histograms(self.superpixels, self.count, channels)
