@@ -150,7 +150,8 @@ class _Image:
         colour = self.colour(strategy.space) if "c" in strategy.similarities else nothing
         texture = self.texture if "t" in strategy.similarities else nothing
         found = grouping.RegionFeatures(
-            self.sizes.astype(np.float64), self.extents, colour, texture, self.graph.pairs, self.graph.lengths, contrast,
+            self.sizes.astype(np.float64), self.extents, colour, texture, self.graph.pairs, self.graph.lengths,
+            contrast,
         )  # fmt: skip
         return grouping.merged_features(found, groups) if strategy.start else found
 
