@@ -73,14 +73,14 @@ def place_seeds(first: int, num_seeds: int, near: Neighbours, weights: np.ndarra
 @numba.njit(cache=True)
 def contours(
     order: np.ndarray, sizes: np.ndarray, near: Neighbours, lengths: np.ndarray, strength: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the first 1, 2, ... superpixels of an order the area, border length and mean boundary strength, (S,) each.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the first 1, 2, ... superpixels of an order the area and the mean boundary strength around, float64 (S,) each.
 
     `lengths` (E,) are the pixels along each pair's border and `strength` (E,) its mean boundary strength.
     """
     count = len(order)
     inside = np.zeros(count, np.bool_)
-    area, length, outer = np.empty(count), np.empty(count), np.empty(count)
+    area, outer = np.empty(count), np.empty(count)
     total_area = total_length = total_strength = 0.0
     for k in range(count):
         s = order[k]
@@ -91,9 +91,9 @@ def contours(
             sign = -1.0 if inside[near.others[i]] else 1.0
             total_length += sign * lengths[e]
             total_strength += sign * lengths[e] * strength[e]
-        area[k], length[k] = total_area, total_length
+        area[k] = total_area
         outer[k] = total_strength / total_length if total_length > 0.5 else 0.0
-    return area, length, outer
+    return area, outer
 
 
 @numba.njit(cache=True)
@@ -117,9 +117,7 @@ class Levels(NamedTuple):
 
     orders: np.ndarray  # int64 (L,)
     ends: np.ndarray  # int64 (L,)
-    areas: np.ndarray  # float64 (L,), pixels
-    lengths: np.ndarray  # float64 (L,), pixels of the border, without the image's own
-    outer: np.ndarray  # float64 (L,), mean boundary strength along it
+    outer: np.ndarray  # float64 (L,), mean boundary strength along the contour, without the image's own border
 
 
 @numba.njit(cache=True)
@@ -127,14 +125,11 @@ def find_levels(
     orders: np.ndarray, sizes: np.ndarray, near: Neighbours, lengths: np.ndarray, strength: np.ndarray, ratio: float
 ) -> Levels:
     """Critical levels of every order, int64 (T, S), by the mean boundary strength along the contour."""
-    which, ends = [0 for _ in range(0)], [0 for _ in range(0)]
-    areas, around, outer = [0.0 for _ in range(0)], [0.0 for _ in range(0)], [0.0 for _ in range(0)]
+    which, ends, outer = [0 for _ in range(0)], [0 for _ in range(0)], [0.0 for _ in range(0)]
     for t in range(len(orders)):
-        area, length, mean = contours(orders[t], sizes, near, lengths, strength)
+        area, mean = contours(orders[t], sizes, near, lengths, strength)
         for k in critical_levels(mean, area, ratio):
             which.append(t)
             ends.append(k + 1)
-            areas.append(area[k])
-            around.append(length[k])
             outer.append(mean[k])
-    return Levels(np.array(which), np.array(ends), np.array(areas), np.array(around), np.array(outer))
+    return Levels(np.array(which), np.array(ends), np.array(outer))

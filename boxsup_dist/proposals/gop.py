@@ -56,7 +56,6 @@ class _Orders(NamedTuple):
 
     superpixels: np.ndarray  # int64 (T, S)
     seeds: np.ndarray  # int64 (T,), number of the seed: 0 the first that was placed
-    kinds: np.ndarray  # int64 (T,), number of the distance and of what is taken off
 
 
 def _order_superpixels(
@@ -66,16 +65,15 @@ def _order_superpixels(
     height, width = superpixels.shape
     near = geodesic.neighbours(graph.pairs, int(superpixels.max()) + 1)
     background = np.unique(np.concatenate([*superpixels[[0, -1]], *superpixels[:, [0, -1]].T])).astype(np.int64)
-    orders, numbers, kinds = [], [], []
-    for k, (strength_weight, colour_weight, step) in enumerate(_DISTANCES):
+    orders, numbers = [], []
+    for strength_weight, colour_weight, step in _DISTANCES:
         weights = strength_weight * strength**2 + colour_weight * colour**2 + step
         seeds, from_seed = geodesic.place_seeds(int(superpixels[height // 2, width // 2]), num_seeds, near, weights)
         from_background = geodesic.distances(background, near, weights)
-        for b, share in enumerate(_BACKGROUNDS):
+        for share in _BACKGROUNDS:
             orders.append(np.argsort(from_seed - share * from_background, axis=1, kind="stable"))
             numbers.append(np.arange(len(seeds)))
-            kinds.append(np.full(len(seeds), k * len(_BACKGROUNDS) + b))
-    return _Orders(*(np.concatenate(values) for values in (orders, numbers, kinds)))
+    return _Orders(np.concatenate(orders), np.concatenate(numbers))
 
 
 def gop(image: np.ndarray, settings: GopSettings | None = None, *, image_id: str = "") -> Proposals:
@@ -92,13 +90,15 @@ def gop(image: np.ndarray, settings: GopSettings | None = None, *, image_id: str
     orders = _order_superpixels(superpixels, graph, strength, colour, settings.num_seeds)
     near = geodesic.neighbours(graph.pairs, count)
     levels = geodesic.find_levels(orders.superpixels, sizes, near, graph.lengths, strength, settings.level_ratio)
-    best = _rank(levels, orders, count, superpixels.size)
+    best = _rank(levels, orders, count)
     membership = hierarchy.gather_slices(
         orders.superpixels, levels.orders[best], np.zeros(len(best), np.int64), levels.ends[best]
     )
     extents = superpixel_extents(superpixels, count)
     kept = ranking.survivors(membership, sizes, extents, settings.duplicate_jaccard, settings.max_candidates)
-    return ranked.ranked_proposals(image_id, image.shape[:2], superpixels, count, ranking.take(*membership, kept))
+    membership = ranking.take(*membership, kept)
+    numbering = orders.superpixels[0]
+    return ranked.ranked_proposals(image_id, image.shape[:2], superpixels, count, membership, numbering)
 
 
 def _colour_difference(
@@ -110,7 +110,7 @@ def _colour_difference(
     return np.linalg.norm(means[graph.pairs[:, 0]] - means[graph.pairs[:, 1]], axis=1) / FULL_CONTRAST
 
 
-def _rank(levels: geodesic.Levels, orders: _Orders, num_superpixels: int, num_pixels: int) -> np.ndarray:
+def _rank(levels: geodesic.Levels, orders: _Orders, num_superpixels: int) -> np.ndarray:
     """The different levels, best first, as indices: strong contours, early seeds."""
     hashes = np.cumsum(hierarchy.superpixel_hashes(num_superpixels)[orders.superpixels], axis=1, dtype=np.uint64)
     cost = np.log1p(orders.seeds[levels.orders]) - 4 * levels.outer

@@ -56,7 +56,7 @@ class Hed(nn.Module):
         return functional.interpolate(logits, images.shape[1:3], mode="bilinear", align_corners=False)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def load_hed(weights: str) -> Hed:
     """The network with weights from a path or URI, on the GPU if there is one; kept for the next call.
 

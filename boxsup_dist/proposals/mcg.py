@@ -16,6 +16,7 @@ import numpy as np
 from boxsup_dist import regions
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import combining, edges, features, grouping, hierarchy, leaves, objectness, ranked, ranking
+from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
 from boxsup_dist.schema import Proposals
 
@@ -67,7 +68,7 @@ class McgSettings:
 
     max_candidates: int = 2000
     """Candidates kept of each image, best first."""
-    edges: edges.Detector = "gradient"
+    edges: Detector = "gradient"
     """Boundary detector: gradient (local colour gradients, no weights) or hed (learned)."""
     hed_weights: str | None = None
     """Path or URI of HED's weights; python -m jobs.get_hed_weights makes the file."""
@@ -95,7 +96,7 @@ class McgSettings:
         for text in self.hierarchies:
             Tree.parse(text)
         for name, low, high in (
-            ("max_candidates", 1, 2**31), ("min_leaf_px", 1, 2**31), ("max_leaves", 1, 2**16),
+            ("max_candidates", 1, 2**31), ("min_leaf_px", 1, 2**31), ("max_leaves", 1, 2**13),
             ("max_side_px", 1, 2**15), ("duplicate_jaccard", 0, 1), ("single_steps", 0, 2**16),
             ("pair_steps", 0, self.single_steps), ("triplet_steps", 0, self.pair_steps),
         ):  # fmt: skip
@@ -137,15 +138,16 @@ class _Image:
 
     def merges(self, tree: Tree) -> np.ndarray:
         """The hierarchy as merges, int32 (S - 1, 2)."""
+        nothing = np.zeros((self.count, 1), np.float32)  # what does not count is not averaged in every merge either
+        colour = self._colour(tree.space) if tree.space else nothing
+        texture = self.texture if "t" in tree.similarities else nothing
         found = grouping.RegionFeatures(
-            self.sizes.astype(np.float64), self.extents, self._colour(tree.space), self.texture, self.graph.pairs,
-            self.graph.lengths, self.strength[tree.boundary],
+            self.sizes.astype(np.float64), self.extents, colour, texture, self.graph.pairs, self.graph.lengths,
+            self.strength[tree.boundary],
         )  # fmt: skip
         return grouping.group(found, tree.weights())
 
-    def _colour(self, space: str | None) -> np.ndarray:
-        if space is None:
-            return np.zeros((self.count, 1), np.float32)
+    def _colour(self, space: str) -> np.ndarray:
         if space not in self.colour:
             channels = features.colour_space(self.image, space)
             self.colour[space] = features.colour_histograms(self.superpixels, self.count, channels)
@@ -182,5 +184,11 @@ def mcg(
     )
     density = objectness.density(pool, first[kept], found.superpixels.shape)
     best = kept[np.argsort(-density, kind="stable")[: settings.max_candidates]]
-    membership = ranking.take(*membership, best)
-    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership)
+    return ranked.ranked_proposals(
+        image_id,
+        image.shape[:2],
+        found.superpixels,
+        found.count,
+        ranking.take(*membership, best),
+        layouts[0].order,
+    )

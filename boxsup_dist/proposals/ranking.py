@@ -17,6 +17,17 @@ def _boxes_allow(a: np.ndarray, b: np.ndarray, shared: float) -> bool:
 
 
 @numba.njit(cache=True)
+def _share(mark: np.ndarray, members: np.ndarray, sizes: np.ndarray, may_lack: float) -> bool:
+    """Whether of `members` no more than `may_lack` pixels are unmarked."""
+    for member in members:
+        if may_lack < 0:
+            return False
+        if not mark[member]:
+            may_lack -= sizes[member]
+    return may_lack >= 0
+
+
+@numba.njit(cache=True)
 def _survivors(
     indptr: np.ndarray,
     indices: np.ndarray,
@@ -29,27 +40,31 @@ def _survivors(
     mark = np.zeros(len(sizes), np.bool_)
     kept = np.empty(min(len(areas), max_kept), np.int64)
     count = 0
+    # Kept candidates in lists by the logarithm of their area to the base 1 / limit: as the smaller area over the larger
+    # bounds the Jaccard index, near-duplicates lie in one list or in two neighbouring ones.
+    group = np.empty(len(areas), np.int64)
+    for j in range(len(areas)):
+        group[j] = 1 + int(np.log(areas[j]) / -np.log(limit)) if 0 < limit < 1 else 1
+    newest = np.full(group.max() + 2, -1, np.int64)
+    older = np.empty(len(kept), np.int64)
     for j in range(len(areas)):
         if count == len(kept):
             break
         mark[indices[indptr[j] : indptr[j + 1]]] = True
         is_duplicate = False
-        for other in kept[:count]:
-            # Two bounds of the Jaccard index come first: the smaller area over the larger, and what the boxes share.
-            both = areas[j] + areas[other]
-            if min(areas[j], areas[other]) < limit * max(areas[j], areas[other]):
-                continue
-            if not _boxes_allow(boxes[j], boxes[other], limit / (1 + limit) * both):
-                continue
-            shared = 0.0
-            for t in range(indptr[other], indptr[other + 1]):
-                if mark[indices[t]]:
-                    shared += sizes[indices[t]]
-            if shared > limit * (both - shared):
-                is_duplicate = True
-                break
+        for g in range(group[j] - 1, group[j] + 2):
+            place = newest[g]
+            while place >= 0 and not is_duplicate:
+                other = kept[place]
+                needed = limit / (1 + limit) * (areas[j] + areas[other])  # pixels shared at that Jaccard index
+                if _boxes_allow(boxes[j], boxes[other], needed):
+                    members = indices[indptr[other] : indptr[other + 1]]
+                    is_duplicate = _share(mark, members, sizes, areas[other] - np.floor(needed) - 1)
+                place = older[place]
         if not is_duplicate:
             kept[count] = j
+            older[count] = newest[group[j]]
+            newest[group[j]] = count
             count += 1
         mark[indices[indptr[j] : indptr[j + 1]]] = False
     return kept[:count]

@@ -146,9 +146,12 @@ class _Image:
         contrast = np.zeros(len(self.graph.pairs))
         if "b" in strategy.similarities:
             contrast = np.minimum(self.contrast(strategy.space) / _FULL_CONTRAST, 1)
+        nothing = np.zeros((self.count, 1), np.float32)  # what does not count is not averaged in every merge either
+        colour = self.colour(strategy.space) if "c" in strategy.similarities else nothing
+        texture = self.texture if "t" in strategy.similarities else nothing
         found = grouping.RegionFeatures(
-            self.sizes.astype(np.float64), self.extents, self.colour(strategy.space), self.texture,
-            self.graph.pairs, self.graph.lengths, contrast,
+            self.sizes.astype(np.float64), self.extents, colour, texture, self.graph.pairs, self.graph.lengths,
+            contrast,
         )  # fmt: skip
         return grouping.merged_features(found, groups) if strategy.start else found
 
@@ -172,4 +175,5 @@ def selective_search(
         membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
     )
     membership = ranking.take(*membership, best)
-    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership)
+    numbering = layouts[0].order
+    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership, numbering)

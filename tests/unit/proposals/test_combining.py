@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from boxsup_dist.proposals import combining
+from boxsup_dist.proposals import combining, hierarchy
 
 
 def random_graph(num_regions: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -81,3 +81,35 @@ def test_borders_are_those_of_the_union(seed):
         for value, where in ((found.outer[j], around), (found.inner[j], within)):
             expected = np.average(contrast[where], weights=lengths[where]) if any(where) else 0
             assert value == pytest.approx(expected, abs=1e-4)
+
+
+def test_pool_holds_every_set_once_with_its_sums():
+    graphs = [random_graph(11, seed) for seed in (3, 3, 4)]
+    _, pairs, lengths, contrast = graphs[0]
+    trees = [graph[0] for graph in graphs[:2]] + [chain_merges(11)]
+    layouts = [hierarchy.lay_out(hierarchy.parents_of_merges(np.arange(11), merges), 11) for merges in trees]
+    found = [combining.combine(merges, pairs, lengths, contrast, (99, 6)) for merges in trees]
+    rng = np.random.default_rng(0)
+    sizes, low = rng.integers(5, 50, 11), rng.integers(0, 40, (11, 2))
+    extents = np.concatenate([low, low + rng.integers(1, 9, (11, 2))], 1)
+    pool = combining.pool_together(layouts, found, sizes, extents)
+    unions: dict[frozenset[int], list[tuple[int, int]]] = {}
+    for t, (merges, combinations) in enumerate(zip(trees, found, strict=True)):
+        sets = leaves_of_nodes(merges)
+        for nodes, step in zip(combinations.nodes.tolist(), combinations.steps.tolist(), strict=True):
+            union = frozenset().union(*(sets[node] for node in nodes if node >= 0))
+            unions.setdefault(union, []).append((step, t))
+    indptr, indices = hierarchy.gather_members(layouts, pool.trees, pool.nodes)
+    pooled = [frozenset(indices[indptr[j] : indptr[j + 1]].tolist()) for j in range(len(pool.trees))]
+    assert len(set(pooled)) == len(pooled) and set(pooled) == set(unions)
+    assert (np.diff(pool.steps) >= 0).all()
+    for j, union in enumerate(pooled):
+        members = sorted(union)
+        assert pool.steps[j] == min(unions[union])[0] and pool.copies[j] == len(unions[union])
+        assert pool.areas[j] == sizes[members].sum()
+        assert pool.boxes[j].tolist() == [*extents[members, :2].min(0), *extents[members, 2:].max(0)]
+
+
+def chain_merges(num_regions: int) -> np.ndarray:
+    """Regions joined in the order of their numbers."""
+    return np.array([(i if i == 0 else num_regions + i - 1, i + 1) for i in range(num_regions - 1)], np.int32)
