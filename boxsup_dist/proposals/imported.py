@@ -99,9 +99,11 @@ def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "
     members: list[np.ndarray] = []
     scores: list[float] = []
     for j in _order(found.scores, len(found.members)):
+        if len(members) == max_candidates:
+            break
         places = np.searchsorted(ids, found.members[j]).clip(max=len(ids) - 1)
         own = np.unique(places[ids[places] == found.members[j]])
-        if len(own) and len(members) != max_candidates:
+        if len(own):
             members.append(own.astype(np.uint16))
             scores.append(0.0 if found.scores is None else found.scores[j])
     indptr = np.cumsum([0, *map(len, members)])

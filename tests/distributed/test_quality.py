@@ -75,13 +75,13 @@ def test_halves_go_on_over_row_groups_of_odd_length(pair):
     assert (first.tallies == second.tallies[::-1]).all() and first.num_candidates == second.num_candidates[::-1]
 
 
-def test_masks_stored_one_by_one_take_more(pair):
+def test_masks_stored_one_by_one_take_more(pair, monkeypatch):
     found = proposals_from_table(pair[1].read(pair[1].row_groups()[0]))[0]
+    alone = [len(rle.encode(np.isin(found.superpixels, found.members(j)))) for j in range(len(found))]
     sizes = mask_bytes(found)
-    assert sizes["coco_rle"] == sum(
-        len(rle.encode(np.isin(found.superpixels, found.members(j)))) for j in range(len(found))
-    )
-    assert sizes["png"] > sizes["coco_rle"] > 0
+    assert sizes["coco_rle"] == sum(alone) and sizes["png"] > sizes["coco_rle"]
+    monkeypatch.setattr("boxsup_dist.proposals.measure.MASKS_SAMPLED", 20)
+    assert mask_bytes(found)["coco_rle"] == pytest.approx(sum(alone[::3]) * 60 / 20)
 
 
 def test_tables_that_have_no_masks_or_do_not_belong_together_are_refused(pair, tmp_path):
