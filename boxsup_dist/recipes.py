@@ -73,11 +73,12 @@ def mini(
 def demo(
     run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
 ) -> TrainConfig:
-    """The embedded synthetic data (200 images of about 200 px): `mini` with small crops and more, smaller batches."""
+    """The embedded synthetic data (400 images of about 200 px): `mini` with small crops and batches."""
     config = mini(run_dir, records, proposals, val_records, supervision)
     return replace(
         config,
-        optimizer=replace(config.optimizer, epochs=12, global_batch_size=5),
+        assignment=replace(config.assignment, warmup_epochs=2),
+        optimizer=replace(config.optimizer, epochs=8, global_batch_size=5),
         augment=AugmentSettings(177, 177, 0.75, 1.35),
     )
 
