@@ -3,7 +3,7 @@
 The first goes by the steps of the hierarchies, pairs and triplets later, strong borders earlier; near-duplicates are
 suppressed in it. What survives is ordered by a learned log-linear model of how densely objects' best candidates lie
 among candidates of like properties, which spreads a budget over object sizes by itself. Fitted by Poisson regression on
-the survivors of the even-numbered images of a COCO and a VOC sample; an object weighs 1, shared by its best candidates.
+the survivors of every fourth image of a COCO and a VOC sample; an object weighs 1, shared by its best candidates.
 """
 
 from __future__ import annotations
