@@ -16,7 +16,6 @@ from boxsup_dist.evaluation.evaluate import evaluate, to_summary
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.records.shard import build_records
-from boxsup_dist.schema import VOC_CLASSES
 from boxsup_dist.tables import Table, open_table
 from jobs._cli import run
 
@@ -75,6 +74,14 @@ def main(settings: Settings) -> None:
     session.start()
     config, uri = load_run(settings.run_dir, settings.checkpoint, settings.num_actors)
     records = _open_records(settings)
+    if len(records.classes) != config.network.num_classes:
+        raise SettingError(
+            "the records are labelled with other classes than the network's",
+            file=records.uri,
+            field="classes",
+            value=len(records.classes),
+            expected=str(config.network.num_classes),
+        )
     weights = checkpoint.load(uri).model
     pool = make_pool(config)
     groups = records.row_groups()
@@ -84,12 +91,12 @@ def main(settings: Settings) -> None:
             records,
             weights=ray.put(dict(weights)),
             version=uri,
-            num_classes=len(VOC_CLASSES),
+            num_classes=len(records.classes),
             on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
         )
     pool.close()
     summary = {
-        **to_summary(result, VOC_CLASSES),
+        **to_summary(result, records.classes),
         "checkpoint": uri,
         "records": records.uri,
         "seconds": time.monotonic() - started,
