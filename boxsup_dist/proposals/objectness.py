@@ -73,4 +73,4 @@ def density(pool: Pool, chosen: np.ndarray, shape: tuple[int, int]) -> np.ndarra
         "elongation": np.abs(np.log((x1 - x0) / (y1 - y0))),
         "rank": np.log(np.arange(len(chosen)) + 20),
     }
-    return np.sum([_WEIGHTS[name] * values for name, values in terms.items()], 0, dtype=np.float32)
+    return np.stack([_WEIGHTS[name] * values for name, values in terms.items()]).sum(0, dtype=np.float32)
