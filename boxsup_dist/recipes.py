@@ -49,7 +49,7 @@ def mini(
             form="centred",
             regression_weight=0.7,
             top_k=1,
-            warmup_epochs=2,
+            warmup_epochs=3,
             clip_to_box=True,
             logit_limit=3.0,
             consensus_temperature=0.1,
@@ -77,6 +77,7 @@ def demo(
     config = mini(run_dir, records, proposals, val_records, supervision)
     return replace(
         config,
+        assignment=replace(config.assignment, warmup_epochs=2),
         optimizer=replace(config.optimizer, epochs=8, global_batch_size=5),
         augment=AugmentSettings(177, 177, 0.75, 1.35),
     )
