@@ -73,7 +73,7 @@ def mini(
 def demo(
     run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
 ) -> TrainConfig:
-    """The embedded synthetic data (350 images of about 200 px): `mini` with small crops and batches."""
+    """The embedded synthetic data (400 images of about 200 px): `mini` with small crops and batches."""
     config = mini(run_dir, records, proposals, val_records, supervision)
     return replace(
         config,

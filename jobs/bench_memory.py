@@ -35,8 +35,8 @@ class Settings:
 
     out: str = "runs/bench_memory"
     """Folder; deleted tables are made again, others are not."""
-    num_images: int = 64
-    """N."""
+    num_images: int = 128
+    """N. Two shards: with one, a second process would stand idle at N and not at 4 N."""
 
 
 def _private_bytes(process: psutil.Process) -> int:
