@@ -5,8 +5,7 @@ candidates, every superpixel gets a probability to belong to the object, and the
 box has the largest expected overlap with it: the choice of least expected loss, if the costs are read as -log p.
 
 A superpixel is decided if it lies in the chosen segment and half of the votes or more are for it, or outside and hardly
-any is; the choice is most likely wrong about the others. Measured on a third of voc-mini's training images with a share
-of 0.15: 6 % of the pixels are undecided, and without them the label mIoU is 78.6 instead of 70.8.
+any is; the choice is most likely wrong about the others.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def find_consensus(
     """Weigh the cheapest candidates by exp(-cost / temperature) and order them by agreement.
 
     Agreement is the soft IoU, over the pixels of the box, of a candidate with the superpixels' probabilities. Equal
-    agreement goes by cost. Both arrays are empty of votes where there is no candidate.
+    agreement goes by cost. Without a candidate the order is empty and every probability 0.
     """
     order = by_cost(costs, regression_weight)[:NUM_VOTERS]
     if len(order) == 0:
