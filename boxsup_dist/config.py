@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 from boxsup_dist.errors import SettingError
 
-Supervision = Literal["mask", "rectangles", "box"]
+Supervision = Literal["mask", "rectangles", "grabcut", "wssl", "wssl_em", "box"]
 CostForm = Literal["image", "centred"]
 Schedule = Literal["step", "poly"]
 OptimizerKind = Literal["sgd", "adamw"]
+Duplicates = Literal["refuse", "drop"]
 
 
 def _check(ok: bool, name: str, value: object, expected: str) -> None:
@@ -113,6 +114,8 @@ class OptimizerSettings:
     """Momentum of SGD; the first moment's decay of AdamW."""
     weight_decay: float = 5e-4
     """L2 penalty of SGD; decoupled decay of AdamW."""
+    class_balance: float = 0.0
+    """Weigh a pixel of class c by (mean box area of all classes / that of class c) to this power; 0: all alike."""
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work."""
@@ -123,7 +126,7 @@ class OptimizerSettings:
         for name in ("lr", "head_lr_multiplier"):
             _check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "> 0")
         _check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
-        for name in ("weight_decay", "warmup_steps"):
+        for name in ("weight_decay", "warmup_steps", "class_balance"):
             _check(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
 
 
@@ -218,19 +221,46 @@ class ResourceSettings:
 
 
 @dataclass(frozen=True)
+class SourceSettings:
+    """One data set to train on, and the annotation that may be used of it."""
+
+    records: str
+    """Records table to train on."""
+    supervision: Supervision = "box"
+    """mask: ground truth; rectangles: filled boxes; grabcut, wssl: label maps made once by jobs.build_label_maps;
+    wssl_em: the network's own prediction, with a bias for the boxes' classes; box: BoxSup."""
+    proposals: str | None = None
+    """Proposals table of those records; needed by the supervision box."""
+    label_maps: str | None = None
+    """Label maps of those records; needed by the supervisions grabcut and wssl."""
+
+    def check(self) -> None:
+        """Raise SettingError unless it names exactly the tables that the supervision reads."""
+        _check_choice(self.supervision, Supervision, "supervision")
+        for name, users in (("proposals", ("box",)), ("label_maps", ("grabcut", "wssl"))):
+            value, needed = getattr(self, name), self.supervision in users
+            if (value is not None) != needed:
+                raise SettingError(
+                    f"the supervision {self.supervision} {'needs a table' if needed else 'does not read this table'}",
+                    field=name,
+                    value=value,
+                    expected="a table URI" if needed else "none",
+                )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run. Everything that decides its result is here."""
 
     run_dir: str
     """Folder or URI of the run: configuration, checkpoints, labels of every epoch, history, report."""
-    records: str
-    """Records table to train on."""
-    proposals: str | None = None
-    """Proposals table of those records; needed by the supervision `box`."""
+    sources: tuple[SourceSettings, ...] = ()
+    """What to train on, mixed in one stream."""
     val_records: str | None = None
     """Records table to evaluate on during the run and at its end."""
-    supervision: Supervision = "box"
-    """mask: ground truth; rectangles: filled boxes; box: BoxSup."""
+    duplicates: Duplicates = "refuse"
+    """An image that two sources share, or a source and val_records: refuse the run, or drop it from the later source
+    and from training."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     assignment: AssignmentSettings = field(default_factory=AssignmentSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -253,15 +283,12 @@ class TrainConfig:
         """Raise SettingError on settings that can't work together or would have no effect; returns self."""
         for part in (self.assignment, self.optimizer, self.augment, self.resources):
             part.check()
-        _check_choice(self.supervision, Supervision, "supervision")
+        _check(len(self.sources) > 0, "sources", self.sources, "at least one data set to train on")
+        for source in self.sources:
+            source.check()
+        _check_choice(self.duplicates, Duplicates, "duplicates")
         for name in ("evaluate_every", "checkpoint_every_steps"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
-        if self.supervision == "box" and self.proposals is None:
-            raise SettingError("box supervision chooses among proposals", field="proposals", expected="a table URI")
-        if self.supervision != "box" and self.proposals is not None:
-            raise SettingError(
-                "this supervision reads no proposals", field="proposals", value=self.proposals, expected="none"
-            )
         if self.val_records is None and self.evaluate_every > 0:
             raise SettingError(
                 "nothing to evaluate on: give val_records or set evaluate_every 0",
@@ -279,9 +306,14 @@ class TrainConfig:
         _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, ">= 1")
         return self
 
+    @property
+    def supervision(self) -> str:
+        """Name of the sources' supervisions, as "box" or "mask+box"."""
+        return "+".join(dict.fromkeys(source.supervision for source in self.sources))
+
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dictionary, for JSON."""
-        return asdict(self)
+        """Nested plain dictionary, as JSON gives it back."""
+        return {**asdict(self), "sources": [asdict(source) for source in self.sources]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -294,6 +326,8 @@ class TrainConfig:
             "resources": ResourceSettings,
         }
         try:
-            return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})
-        except TypeError as error:
+            sources = tuple(SourceSettings(**source) for source in values["sources"])
+            rest = {key: parts[key](**value) if key in parts else value for key, value in values.items()}
+            return cls(**{**rest, "sources": sources})
+        except (KeyError, TypeError) as error:
             raise SettingError("not the settings of a training run", value=str(error)) from None

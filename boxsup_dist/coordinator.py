@@ -29,8 +29,8 @@ from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
 from boxsup_dist.examples import draw_examples, store_figures
 from boxsup_dist.labels import Labels, labels_uri, read_labels, summarise
 from boxsup_dist.model.networks import SegmentationNetwork, build_network
+from boxsup_dist.sources import Mixture
 from boxsup_dist.tables import Table
-from boxsup_dist.training.stream import Source
 
 NUM_EXAMPLE_GROUPS = 2
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' is told as a warning
@@ -75,7 +75,7 @@ def make_pool(config: TrainConfig) -> NetworkPool:
 class Inputs:
     """The opened tables of a run and the names of its classes."""
 
-    source: Source
+    mixture: Mixture
     val_records: Table | None
     class_names: tuple[str, ...]
     can_measure_labels: bool
@@ -95,24 +95,13 @@ class Coordinator:
     def labels(self, epoch: int, weights: dict[str, torch.Tensor]) -> ray.ObjectRef | None:
         """Reassign with these weights, store and measure the labels; a reference to them, None for static labels."""
         self.history = {e: entry for e, entry in self.history.items() if e < epoch}
-        source = self.inputs.source
-        if source.supervision == "mask":
-            return None
-        if source.supervision == "rectangles":
+        if not self._assigns():
             if epoch == 0 and self.inputs.can_measure_labels:
                 self._measure(epoch, None)
             return None
-        assert source.proposals is not None
         with self._stage(epoch, "reassign") as on_progress:
             labels = reassign(
-                self.pool,
-                source.records,
-                source.proposals,
-                source.assignment,
-                weights=ray.put(weights),
-                seed=source.seed,
-                epoch=epoch,
-                on_progress=on_progress,
+                self.pool, self.inputs.mixture, weights=ray.put(weights), epoch=epoch, on_progress=on_progress
             )
             storage.write_bytes(labels_uri(self.config.run_dir, epoch), labels.to_parquet())
             previous = read_labels(labels_uri(self.config.run_dir, epoch - 1)) if epoch else None
@@ -121,21 +110,21 @@ class Coordinator:
             self._measure(epoch, labels)
         return ray.put(labels)
 
+    def _assigns(self) -> bool:
+        return bool(self.inputs.mixture.with_supervision("box"))
+
     def stored_labels(self, epoch: int) -> ray.ObjectRef | None:
         """The labels that an interrupted epoch began with."""
-        if self.inputs.source.supervision != "box":
+        if not self._assigns():
             return None
         return ray.put(read_labels(labels_uri(self.config.run_dir, epoch)))
 
     def _measure(self, epoch: int, labels: Labels | None) -> None:
-        source = self.inputs.source
         with self._stage(epoch, "measure_labels") as on_progress:
             result = measure_labels(
                 self.pool,
-                source.records,
-                source.proposals,
+                self.inputs.mixture,
                 labels,
-                clip_to_box=source.assignment.clip_to_box,
                 num_classes=len(self.inputs.class_names),
                 on_progress=on_progress,
             )
@@ -185,9 +174,8 @@ class Coordinator:
         self._tell(epoch)
 
     def _draw(self, epoch: int, weights: dict[str, torch.Tensor]) -> None:
-        """Example figures of the first row groups."""
-        source = self.inputs.source
-        units = list(enumerate(source.records.row_groups()))[:NUM_EXAMPLE_GROUPS]
+        """Example figures of the first units."""
+        units = range(min(NUM_EXAMPLE_GROUPS, len(self.inputs.mixture.units)))
         with self._stage(epoch, "figures") as on_progress:
             drawn = self.pool.map(
                 draw_examples,
@@ -195,7 +183,7 @@ class Coordinator:
                 weights=ray.put(weights),
                 version=f"after-epoch-{epoch}",
                 on_progress=on_progress,
-                source=source,
+                mixture=self.inputs.mixture,
                 run_dir=self.config.run_dir,
                 num_epochs=self.config.optimizer.epochs,
                 class_names=self.inputs.class_names,

@@ -9,10 +9,9 @@ from boxsup_dist.evaluation.figures import label_evolution_figure
 from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.regions import decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
-from boxsup_dist.schema import Record, iter_records
-from boxsup_dist.tables import RowGroup, Table
-from boxsup_dist.training.stream import Source
+from boxsup_dist.regions import decode_image, decode_png
+from boxsup_dist.schema import iter_records
+from boxsup_dist.sources import Mixture, Painter, painter
 
 MAX_EXAMPLES = 3  # of each row group that is drawn
 NUM_STAGES = 4  # epochs shown of one image, first and last among them
@@ -25,18 +24,19 @@ def epochs_to_show(num_epochs: int) -> list[int]:
 
 def draw_examples(
     network: SegmentationNetwork,
-    unit: tuple[int, RowGroup],
+    index: int,
     *,
-    source: Source,
+    mixture: Mixture,
     run_dir: str,
     num_epochs: int,
     class_names: tuple[str, ...],
     show_ground_truth: bool,
 ) -> list[tuple[str, bytes]]:
-    """(file name, PNG) for some images of a row group of the training records; a unit of the actor pool."""
-    index, where = unit
+    """(file name, PNG) for some images of a unit of the training records."""
+    unit = mixture.units[index]
+    painters = _painters(index, mixture, run_dir, num_epochs)
     figures = []
-    records = [record for record in iter_records(source.records.read(where)) if len(record.boxes_xyxy)]
+    records = [record for record in iter_records(unit.source.records.read(unit.where)) if len(record.boxes_xyxy)]
     for record in records[:MAX_EXAMPLES]:
         assert record.image is not None
         image = decode_image(record.image)
@@ -45,7 +45,7 @@ def draw_examples(
             image,
             record.boxes_xyxy,
             record.class_ids,
-            _label_maps(record, index, where, source, run_dir, num_epochs),
+            [(title, paint(record)) for title, paint in painters],
             predict_log_probs(network, image, network.device).argmax(0).astype(np.uint8),
             truth,
             class_names,
@@ -54,40 +54,16 @@ def draw_examples(
     return figures
 
 
-def _label_maps(
-    record: Record, index: int, where: RowGroup, source: Source, run_dir: str, num_epochs: int
-) -> list[tuple[str, np.ndarray]]:
-    """Title and label map of the epochs to show; one entry where the labels never change."""
-    if source.supervision == "mask":
-        assert record.gt_label_map is not None
-        return [("label map", decode_png(record.gt_label_map))]
-    if source.supervision == "rectangles":
-        shape = (record.height, record.width)
-        return [("label map", paint_rectangles(shape, record.boxes_xyxy, record.class_ids, record.crowd))]
-    assert source.proposals is not None
-    superpixels, count = _superpixels(source.proposals, where, record.image_id)
-    maps = []
+def _painters(index: int, mixture: Mixture, run_dir: str, num_epochs: int) -> list[tuple[str, Painter]]:
+    """Title and painter of the epochs to show; one entry where the labels never change."""
+    unit, assignment = mixture.units[index], mixture.assignment
+    if unit.source.supervision != "box":
+        return [("label map", painter(unit, {}, assignment))]
+    shown = []
     for epoch in epochs_to_show(num_epochs):
         segments = read_labels(labels_uri(run_dir, epoch)).segments(index)
-        label_map = paint_segments(
-            superpixels,
-            count,
-            record.boxes_xyxy,
-            record.class_ids,
-            record.crowd,
-            segments[record.image_id],
-            clip_to_box=source.assignment.clip_to_box,
-            ignore_outside=source.assignment.ignore_outside,
-            ignore_undecided=True,
-        )
-        maps.append((f"epoch {epoch + 1}", label_map))
-    return maps
-
-
-def _superpixels(proposals: Table, where: RowGroup, image_id: str) -> tuple[np.ndarray, int]:
-    rows = proposals.read(where, ("image_id", "superpixels", "num_superpixels")).to_pylist()
-    row = next(row for row in rows if row["image_id"] == image_id)
-    return decode_superpixels(row["superpixels"]), row["num_superpixels"]
+        shown.append((f"epoch {epoch + 1}", painter(unit, segments, assignment)))
+    return shown
 
 
 def store_figures(run_dir: str, figures: list[tuple[str, bytes]]) -> None:

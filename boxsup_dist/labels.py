@@ -1,7 +1,7 @@
-"""The labels of one epoch: which segment every box took, in the order of the records table.
+"""The labels of one epoch: which segment every box took, in the order of the run's mixture.
 
-A labels table is one small Parquet file. Its metadata keeps where the rows of each row group of the records begin, so
-that a task that works on one row group takes its slice without a search.
+A labels table is one small Parquet file. Its metadata keeps where the rows of each unit (row group of a source) begin,
+so that a task that works on one unit takes its slice without a search.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from boxsup_dist.errors import TableError
 from boxsup_dist.regions import Segment
 from boxsup_dist.schema import LABELS, check_schema
 
-_OFFSETS = b"row_group_offsets"
+_OFFSETS = b"unit_offsets"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """All boxes of a records table with their chosen segments."""
+    """All boxes of a mixture with their chosen segments."""
 
     table: pa.Table
-    offsets: np.ndarray  # int64 (G + 1,): rows offsets[g]:offsets[g + 1] belong to row group g of the records
+    offsets: np.ndarray  # int64 (G + 1,): rows offsets[u]:offsets[u + 1] belong to unit u of the mixture
 
     @classmethod
     def concatenate(cls, parts: Sequence[pa.Table]) -> Labels:
-        """Labels from one table a row group, in order."""
+        """Labels from one table a unit, in order; that of a unit without boxes to assign is empty."""
         offsets = np.cumsum([0] + [part.num_rows for part in parts])
         return cls(pa.concat_tables(parts).combine_chunks(), offsets)
 
-    def segments(self, row_group_index: int) -> dict[str, list[Segment | None]]:
-        """image_id -> chosen segment by box index (None: no candidate), for one row group."""
-        start, stop = self.offsets[row_group_index : row_group_index + 2]
+    def segments(self, unit_index: int) -> dict[str, list[Segment | None]]:
+        """image_id -> chosen segment by box index (None: no candidate), for one unit."""
+        start, stop = self.offsets[unit_index : unit_index + 2]
         return segments_by_box(self.table.slice(start, stop - start))
 
     def to_parquet(self) -> bytes:
@@ -64,7 +64,7 @@ def read_labels(uri: str) -> Labels:
     check_schema(table.schema, "labels", file=uri)
     metadata = table.schema.metadata or {}
     if _OFFSETS not in metadata:
-        raise TableError("labels table lacks its row group offsets", file=uri, field=_OFFSETS.decode())
+        raise TableError("labels table lacks its unit offsets", file=uri, field=_OFFSETS.decode())
     # Parquet names the items of lists otherwise; the cast makes the table, and its file, what they were.
     return Labels(table.cast(LABELS).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
 

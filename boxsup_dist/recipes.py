@@ -13,37 +13,31 @@ from boxsup_dist.config import (
     AugmentSettings,
     NetworkSettings,
     OptimizerSettings,
-    Supervision,
+    SourceSettings,
     TrainConfig,
 )
 
-Recipe = Callable[[str, str, str | None, str | None, Supervision], TrainConfig]
+Recipe = Callable[[str, tuple[SourceSettings, ...], str | None], TrainConfig]
 
 
-def paper(
-    run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
-) -> TrainConfig:
+def paper(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | None) -> TrainConfig:
     """The paper as written: DeepLab-LargeFOV on VGG-16, lambda 3, draw among 5, 45 epochs of batches of 20.
 
     Expected on VOC 2012 val with the CRF, trained on train_aug (Tables 1 and 2): mask 63.8, box 62.0, rectangles 52.3.
     Not run at full scale here.
     """
-    return TrainConfig(run_dir, records, proposals, val_records, supervision)
+    return TrainConfig(run_dir, sources, val_records)
 
 
-def mini(
-    run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
-) -> TrainConfig:
+def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | None) -> TrainConfig:
     """A small VOC (some hundred images, long side 320 px) on a CPU: EfficientNet-Lite0, the robust assignment.
 
     What departs from the paper, and why, is told in assignment/cost.py; README.md has the measured table.
     """
     return TrainConfig(
         run_dir,
-        records,
-        proposals,
+        sources,
         val_records,
-        supervision,
         network=NetworkSettings("timm:tf_efficientnet_lite0", output_stride=16, dropout=0.1),
         assignment=AssignmentSettings(
             form="centred",
@@ -70,11 +64,9 @@ def mini(
     )
 
 
-def demo(
-    run_dir: str, records: str, proposals: str | None, val_records: str | None, supervision: Supervision
-) -> TrainConfig:
+def demo(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | None) -> TrainConfig:
     """The embedded synthetic data (400 images of about 200 px): `mini` with small crops and batches."""
-    config = mini(run_dir, records, proposals, val_records, supervision)
+    config = mini(run_dir, sources, val_records)
     return replace(
         config,
         assignment=replace(config.assignment, warmup_epochs=2),

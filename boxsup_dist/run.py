@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from boxsup_dist import storage
-from boxsup_dist.config import TrainConfig
+from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.coordinator import Coordinator, Inputs, read_history
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, EventLoop
@@ -22,10 +22,10 @@ from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import format_duration
-from boxsup_dist.tables import Table, check_paired, open_table
+from boxsup_dist.sources import Mixture, Source, balanced_weights, find_duplicates, make_units
+from boxsup_dist.tables import Table, open_table
 from boxsup_dist.tracking import RunTracker
 from boxsup_dist.training.fit import fit
-from boxsup_dist.training.stream import Source
 
 # Settings that may differ when a run goes on: they don't decide its result.
 FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "experiment")
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     status = "FAILED"
     try:
         with EventLoop(console.handle) as events:
-            fit(config, inputs.source, partial(Coordinator, config, inputs, events.post))
+            fit(config, inputs.mixture, partial(Coordinator, config, inputs, events.post))
         if console.failure is not None:
             raise console.failure
         summary = _summary(config, inputs, time.perf_counter() - started, resumed_from, tracker)
@@ -72,24 +72,62 @@ def _with_absolute_uris(config: TrainConfig) -> TrainConfig:
     def absolute(uri: str | None) -> str | None:
         return None if uri is None else storage.absolute(uri)
 
+    sources = [
+        replace(
+            source,
+            records=storage.absolute(source.records),
+            proposals=absolute(source.proposals),
+            label_maps=absolute(source.label_maps),
+        )
+        for source in config.sources
+    ]
     return replace(
         config,
         run_dir=storage.absolute(config.run_dir),
-        records=storage.absolute(config.records),
-        proposals=absolute(config.proposals),
+        sources=tuple(sources),
         val_records=absolute(config.val_records),
     )
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
     """Open and check the tables against the supervision."""
-    records = open_table(config.records, "records")
+    sources = [_open_source(settings) for settings in config.sources]
     val_records = open_table(config.val_records, "records") if config.val_records else None
-    proposals = open_table(config.proposals, "proposals") if config.proposals else None
-    if proposals is not None:
-        check_paired(records, proposals)
+    if val_records is not None and val_records.counts.get("with_mask", 0) == 0:
+        raise SettingError("no record has a mask to evaluate with", file=val_records.uri, field="val_records")
+    classes = sources[0].records.classes
+    for source in sources:
+        if source.records.classes != classes:
+            raise SettingError(
+                "the sources are labelled with different classes",
+                file=source.records.uri,
+                field="classes",
+                value=len(source.records.classes),
+                expected=f"those of {sources[0].records.uri}",
+            )
+    if config.network.num_classes != len(classes):
+        raise SettingError(
+            "these records are labelled with other classes",
+            field="network.num_classes",
+            value=config.network.num_classes,
+            expected=str(len(classes)),
+        )
+    left_out = find_duplicates([source.records for source in sources], val_records, config.duplicates)
+    power = config.optimizer.class_balance
+    weights = balanced_weights(sources, power) if power else None
+    mixture = Mixture(make_units(sources, left_out), config.assignment, config.augment, config.seed, weights)
+    measurable = mixture.with_supervision("rectangles", "grabcut", "wssl", "box")
+    can_measure = any(mixture.units[i].source.records.counts.get("with_mask", 0) > 0 for i in measurable)
+    return Inputs(mixture, val_records, classes, config.measure_labels and can_measure)
+
+
+def _open_source(settings: SourceSettings) -> Source:
+    records = open_table(settings.records, "records")
+    partners = {}
+    for name, uri in (("proposals", settings.proposals), ("label_maps", settings.label_maps)):
+        partners[name] = open_table(uri, name) if uri is not None else None
     with_mask = records.counts.get("with_mask", 0)
-    if config.supervision == "mask" and with_mask < records.num_rows:
+    if settings.supervision == "mask" and with_mask < records.num_rows:
         raise SettingError(
             "mask supervision needs a ground-truth mask in every record",
             file=records.uri,
@@ -97,25 +135,24 @@ def open_inputs(config: TrainConfig) -> Inputs:
             value=f"{with_mask} of {records.num_rows} records have one",
             expected="all, or another supervision",
         )
-    if val_records is not None and val_records.counts.get("with_mask", 0) == 0:
-        raise SettingError("no record has a mask to evaluate with", file=val_records.uri, field="val_records")
-    if config.network.num_classes != len(records.classes):
+    found = partners["label_maps"]
+    if found is not None and found.settings["method"] != settings.supervision:
         raise SettingError(
-            "these records are labelled with other classes",
-            field="network.num_classes",
-            value=config.network.num_classes,
-            expected=str(len(records.classes)),
+            "the label maps were made by another method",
+            file=found.uri,
+            field="supervision",
+            value=settings.supervision,
+            expected=found.settings["method"],
         )
-    source = Source(records, proposals, config.supervision, config.assignment, config.augment, config.seed)
-    can_measure = config.measure_labels and config.supervision != "mask" and with_mask > 0
-    return Inputs(source, val_records, records.classes, can_measure)
+    return Source(records, settings.supervision, **partners)
 
 
 def _keep_config(config: TrainConfig, run_dir: str) -> None:
     """Store the resolved configuration; SettingError if the directory holds a run with other ones."""
     uri = storage.join(run_dir, "config.json")
     wanted = config.to_dict()
-    free = FREE_ON_RESUME if config.supervision == "box" else (*FREE_ON_RESUME, "assignment")
+    assigns = any(source.supervision == "box" for source in config.sources)
+    free = FREE_ON_RESUME if assigns else (*FREE_ON_RESUME, "assignment")
     if storage.exists(uri):
         found = storage.read_json(uri)
         for name in wanted:
@@ -134,14 +171,8 @@ def _start_tracker(config: TrainConfig, run_dir: str, inputs: Inputs) -> RunTrac
     tracker = RunTracker(runs_root=os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs")
     tracker.start(config.experiment, os.path.basename(run_dir), id_uri=storage.join(run_dir, "mlflow_run_id"))
     tracker.log_params(config.to_dict())
-    tables: list[tuple[str, Table | None]] = [
-        ("training", inputs.source.records),
-        ("training", inputs.source.proposals),
-        ("evaluation", inputs.val_records),
-    ]
-    for context, table in tables:
-        if table is not None:
-            tracker.log_table(context, table)
+    for name, table in _tables(inputs).items():
+        tracker.log_table("evaluation" if name == "evaluation" else "training", table)
     return tracker
 
 
@@ -191,11 +222,6 @@ def _summary(
 ) -> dict[str, Any]:
     run_dir = config.run_dir
     history = read_history(run_dir)
-    tables = {
-        "training": inputs.source.records,
-        "proposals": inputs.source.proposals,
-        "evaluation": inputs.val_records,
-    }
     last = history[max(history)]
     stages: dict[str, float] = {}
     for entry in history.values():
@@ -214,9 +240,24 @@ def _summary(
         "gap_s_median": gaps[len(gaps) // 2] if gaps else None,
         "checkpoint": checkpoint.latest(run_dir),
         "resumed_from": resumed_from,
-        "data": {name: _describe(table) for name, table in tables.items() if table is not None},
+        "data": {name: _describe(table) for name, table in _tables(inputs).items()},
+        "num_left_out": sum(unit.where.num_rows - len(unit.rows) for unit in inputs.mixture.units),
         "mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()},
     }
+
+
+def _tables(inputs: Inputs) -> dict[str, Table]:
+    """Every table of the run by its part in it: "training", for one of several sources "training 2"."""
+    found: dict[str, Table | None] = {}
+    for number, source in enumerate(inputs.mixture.sources, 1):
+        suffix = f" {number}" if number > 1 else ""
+        found |= {
+            f"training{suffix}": source.records,
+            f"proposals{suffix}": source.proposals,
+            f"label maps{suffix}": source.label_maps,
+        }
+    found["evaluation"] = inputs.val_records
+    return {name: table for name, table in found.items() if table is not None}
 
 
 def _describe(table: Table) -> dict[str, Any]:

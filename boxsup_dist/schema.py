@@ -1,4 +1,4 @@
-"""The three tables (records, proposals, labels): their columns, and rows as plain objects with numpy arrays.
+"""The tables (records, proposals, labels, label maps): their columns, and rows as plain objects with numpy arrays.
 
 Boxes are xyxy, 0-based and half-open: pixel columns x0..x1-1 and rows y0..y1-1 lie inside.
 Shape letters: K boxes, P proposals, S superpixels, H, W.
@@ -6,6 +6,7 @@ Shape letters: K boxes, P proposals, S superpixels, H, W.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from boxsup_dist.errors import TableError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 IGNORE_INDEX = 255  # a pixel outside loss and metrics; VOC's void
 BACKGROUND = 0
 
@@ -30,6 +31,7 @@ RECORDS = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("image", pa.large_binary(), nullable=False),
+        pa.field("image_hash", pa.string(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("boxes_xyxy", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
@@ -66,7 +68,14 @@ LABELS = pa.schema(
     ]
 )
 
-SCHEMAS = {"records": RECORDS, "proposals": PROPOSALS, "labels": LABELS}
+LABEL_MAPS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("label_map", pa.large_binary(), nullable=False),
+    ]
+)
+
+SCHEMAS = {"records": RECORDS, "proposals": PROPOSALS, "labels": LABELS, "label_maps": LABEL_MAPS}
 
 
 def check_schema(found: pa.Schema, kind: str, *, file: object) -> None:
@@ -107,6 +116,11 @@ class Record:
     instance_masks: list[bytes] | None = None  # K masks as boxsup_dist.rle encodes them, where objects are told apart
 
 
+def image_hash(image: bytes) -> str:
+    """What tells two image files apart: the first 16 bytes of their SHA-256, in hex."""
+    return hashlib.sha256(image).hexdigest()[:32]
+
+
 def records_to_table(records: Sequence[Record]) -> pa.Table:
     """Arrow table of the records schema, one row a record."""
     rows = [
@@ -115,6 +129,7 @@ def records_to_table(records: Sequence[Record]) -> pa.Table:
             "source": r.source,
             "split": r.split,
             "image": r.image,
+            "image_hash": image_hash(r.image or b""),
             "height": r.height,
             "width": r.width,
             "boxes_xyxy": np.asarray(r.boxes_xyxy, np.float32).reshape(-1, 4).tolist(),

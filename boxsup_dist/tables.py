@@ -237,29 +237,29 @@ def publish(uri: str, kind: str, settings: dict[str, Any], shards: Sequence[Shar
     return open_table(uri, kind)
 
 
-def check_paired(records: Table, proposals: Table) -> None:
-    """Raise TableError unless the proposals were made from these very records, row group for row group."""
-    made_from = proposals.settings.get("records")
+def check_paired(records: Table, partner: Table) -> None:
+    """Raise TableError unless the partner (proposals, label maps) was made from them, row group by row group."""
+    made_from = partner.settings.get("records")
     if made_from != records.fingerprint:
         raise TableError(
-            f"the proposals were made from other records than {records.uri}",
-            file=proposals.uri,
+            f"the {partner.kind.replace('_', ' ')} were made from other records than {records.uri}",
+            file=partner.uri,
             field="settings.records",
             value=made_from,
             expected=records.fingerprint,
         )
-    for ours, theirs in zip(records.shards, proposals.shards, strict=False):
+    for ours, theirs in zip(records.shards, partner.shards, strict=False):
         if ours.row_groups != theirs.row_groups:
             raise TableError(
                 f"a shard has other row groups than {ours.file} of {records.uri}",
-                file=storage.join(proposals.uri, theirs.file),
+                file=storage.join(partner.uri, theirs.file),
                 value=theirs.row_groups,
                 expected=str(ours.row_groups),
             )
-    if len(records.shards) != len(proposals.shards):
+    if len(records.shards) != len(partner.shards):
         raise TableError(
             f"another number of shards than {records.uri}",
-            file=proposals.uri,
-            value=len(proposals.shards),
+            file=partner.uri,
+            value=len(partner.shards),
             expected=str(len(records.shards)),
         )

@@ -27,7 +27,7 @@ from boxsup_dist import storage
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.oracle import oracle_costs
-from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, TrainConfig
+from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.labels import Labels
@@ -158,7 +158,7 @@ def prepare_run(settings: Settings, out: str) -> TrainConfig:
     root = write_synthetic(storage.join(folder, "devkit"), settings.num_images, 1)
     records = build_records(storage.join(folder, "records"), root, "train")
     proposals = build_proposals(storage.join(folder, "proposals"), records.uri, "selective_search")
-    config = mini(storage.join(out, "run"), records.uri, proposals.uri, None, "box")
+    config = mini(storage.join(out, "run"), (SourceSettings(records.uri, "box", proposals.uri),), None)
     resources = replace(config.resources, num_workers=2).resolve(session.total_cpus(), session.total_gpus())
     return replace(
         config,
@@ -172,24 +172,16 @@ def prepare_run(settings: Settings, out: str) -> TrainConfig:
 
 def measure_epochs(config: TrainConfig, rounds: int) -> dict[str, Any]:
     """Images/s of one epoch streamed and from memory, alternated on the same workers, and the median ratio."""
-    source = open_inputs(config).source
-    assert source.proposals is not None
-    parts = [
-        assign_row_group(
-            None,
-            source.records.read(where, RECORD_COLUMNS),
-            source.proposals.read(where),
-            source.assignment,
-            seed=source.seed,
-            epoch=0,
-        )
-        for where in source.records.row_groups()
-    ]
+    mixture = open_inputs(config).mixture
+    parts = []
+    for unit in mixture.units:
+        assert unit.source.proposals is not None
+        tables = unit.source.records.read(unit.where, RECORD_COLUMNS), unit.source.proposals.read(unit.where)
+        parts.append(assign_row_group(None, *tables, mixture.assignment, seed=mixture.seed, epoch=0))
     labels = [ray.put(Labels.concatenate(parts))]
     out = storage.join(config.run_dir, "epochs.json")
-    launch(
-        config, alternate_epochs, {"config": config, "source": source, "labels": labels, "rounds": rounds, "out": out}
-    )
+    settings = {"config": config, "mixture": mixture, "labels": labels, "rounds": rounds, "out": out}
+    launch(config, alternate_epochs, settings)
     found = storage.read_json(out)
     streamed, memory = found["streamed"], found["memory"]
     pairs = list(zip(streamed, memory, strict=True))
@@ -204,7 +196,7 @@ def measure_epochs(config: TrainConfig, rounds: int) -> dict[str, Any]:
         },
         "first_batch_s": [s["first_batch_s"] for s in streamed],
         "wait_share": [s["wait_share"] for s in streamed],
-        "num_images": source.records.num_rows,
+        "num_images": sum(len(unit.rows) for unit in mixture.units),
         "num_workers": config.resources.num_workers,
     }
 
@@ -214,7 +206,7 @@ def alternate_epochs(settings: dict[str, Any]) -> None:
 
     Rank 0 writes what it measured to `out`: Ray Train hands metrics back with checkpoints only.
     """
-    worker = TrainWorker(settings["config"], settings["source"])
+    worker = TrainWorker(settings["config"], settings["mixture"])
     worker.wrap()
     plan = worker.plan()
     labels = settings["labels"][0]

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from boxsup_dist import storage
+from boxsup_dist.config import SourceSettings
 from boxsup_dist.coordinator import bare_network
 from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.model import checkpoint
@@ -66,7 +67,7 @@ def peak_mib(job: str, *arguments: str) -> float:
 
 def _untrained_run(folder: str, records: str, proposals: str) -> str:
     """A run directory whose only checkpoint is an untrained network, at the first epoch that asks the network."""
-    config = demo(storage.join(folder, "run"), records, proposals, None, "box").check()
+    config = demo(storage.join(folder, "run"), (SourceSettings(records, "box", proposals),), None).check()
     torch.manual_seed(0)
     network = bare_network(config.network)
     epoch = config.assignment.warmup_epochs

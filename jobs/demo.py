@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boxsup_dist import storage
-from boxsup_dist.config import Supervision
+from boxsup_dist.config import SourceSettings, Supervision
 from boxsup_dist.distributed import session
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.evaluation.text_table import format_table
@@ -72,7 +72,8 @@ def main(settings: Settings) -> None:
     _timed(seconds, "proposals", build_proposals, proposals, records, settings.method)
     runs = {}
     for name in SUPERVISIONS:
-        config = recipe(storage.join(out, name), records, proposals if name == "box" else None, val_records, name)
+        source = SourceSettings(records, name, proposals if name == "box" else None)
+        config = recipe(storage.join(out, name), (source,), val_records)
         runs[name] = _timed(seconds, name, train, replace(config, seed=settings.seed))
     summary = {
         "mean_iou": {name: runs[name]["mean_iou"] for name in SUPERVISIONS},

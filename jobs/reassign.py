@@ -40,23 +40,20 @@ def main(settings: Settings) -> None:
     session.start()
     config, uri = load_run(settings.run_dir, settings.checkpoint, settings.num_actors)
     inputs = open_inputs(config)
-    source = inputs.source
-    if source.proposals is None:
+    mixture = inputs.mixture
+    sizes = [len(mixture.units[i].rows) for i in mixture.with_supervision("box")]
+    if not sizes:
         raise SettingError("only box supervision assigns", field="supervision", value=config.supervision)
     state = checkpoint.load(uri)
     pool = make_pool(config)
-    groups = source.records.row_groups()
     started = time.monotonic()
-    with ProgressMeter("reassign", len(groups)) as meter:
+    with ProgressMeter("reassign", len(sizes)) as meter:
         labels = reassign(
             pool,
-            source.records,
-            source.proposals,
-            source.assignment,
+            mixture,
             weights=ray.put(dict(state.model)),
-            seed=source.seed,
             epoch=state.epoch,
-            on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
+            on_progress=lambda done, _: meter.advance(sizes[done - 1]),
         )
     seconds = time.monotonic() - started
     out = storage.absolute(settings.out)
@@ -66,18 +63,11 @@ def main(settings: Settings) -> None:
         "epoch": state.epoch,
         "checkpoint": uri,
         "num_boxes": labels.table.num_rows,
-        "images_per_s": source.records.num_rows / seconds,
+        "images_per_s": sum(sizes) / seconds,
         **summarise(labels, read_labels(before) if storage.exists(before) else None),
     }
     if inputs.can_measure_labels:
-        result = measure_labels(
-            pool,
-            source.records,
-            source.proposals,
-            labels,
-            clip_to_box=source.assignment.clip_to_box,
-            num_classes=len(inputs.class_names),
-        )
+        result = measure_labels(pool, mixture, labels, num_classes=len(inputs.class_names))
         summary["label_mean_iou"] = to_summary(result, inputs.class_names)["mean_iou"]
     pool.close()
     storage.write_json(storage.join(out, "summary.json"), summary)

@@ -1,17 +1,43 @@
-"""Train a network under a recipe: python -m jobs.train {paper,mini} --run-dir R --records T ...
+"""Train a network under a recipe: python -m jobs.train {paper,mini,demo} --run-dir R --records T --supervision box ...
 
-The same command continues an interrupted run.
+A run on several data sets names the first by --records, --supervision and its partner tables, and each further one by
+--also, such as --also supervision=mask,records=data/voc-train (paper: "semi"). The same command continues an
+interrupted run.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
 
 import tyro
 
+from boxsup_dist.config import SourceSettings, TrainConfig
+from boxsup_dist.errors import SettingError
 from boxsup_dist.recipes import RECIPES
 from boxsup_dist.run import train
 from jobs._cli import clear_errors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to train on, and all settings of the run."""
+
+    first: Annotated[SourceSettings, tyro.conf.arg(name="")]
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    also: tuple[str, ...] = ()
+    """Further data sets, each as supervision=S,records=URI[,proposals=URI][,label_maps=URI]."""
+
+
+def parse_source(text: str) -> SourceSettings:
+    """A data set from "name=value,..."; SettingError if it is not of that form."""
+    names = [field.name for field in fields(SourceSettings)]
+    pairs = [part.partition("=") for part in text.split(",")]
+    values = {name: value for name, _, value in pairs}
+    if "records" not in values or not set(values) <= set(names) or not all(values.values()):
+        expected = "records=URI and, with commas between, " + ", ".join(f"{name}=..." for name in names[1:])
+        raise SettingError("not a data set", field="also", value=text, expected=expected)
+    return SourceSettings(**values)  # type: ignore[arg-type]  # checked by SourceSettings.check
 
 
 def _presets() -> dict[str, tuple[str, Any]]:
@@ -19,13 +45,15 @@ def _presets() -> dict[str, tuple[str, Any]]:
     presets = {}
     for name, recipe in RECIPES.items():
         description = (recipe.__doc__ or name).strip().splitlines()[0]
-        presets[name] = (description, recipe(missing, missing, None, None, "box"))
+        presets[name] = (description, Settings(SourceSettings(missing), recipe(missing, (), None)))
     return presets
 
 
 def main() -> None:
     """Run or continue one training and print its result."""
-    summary = train(tyro.extras.overridable_config_cli(_presets(), description=__doc__))
+    settings = tyro.extras.overridable_config_cli(_presets(), description=__doc__)
+    sources = (settings.first, *map(parse_source, settings.also))
+    summary = train(replace(settings.config, sources=sources))
     label = summary["label_mean_iou"]
     print(f"supervision    {summary['supervision']}")
     if summary["mean_iou"] is not None:

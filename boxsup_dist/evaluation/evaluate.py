@@ -19,7 +19,8 @@ from boxsup_dist.evaluation.units import UnitResult
 from boxsup_dist.labels import Labels
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.tables import RowGroup, Table, check_paired
+from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, painter
+from boxsup_dist.tables import RowGroup, Table
 
 Progress = Callable[[int, int], None]
 
@@ -48,28 +49,27 @@ def evaluate(
 
 def measure_labels(
     pool: NetworkPool,
-    records: Table,
-    proposals: Table | None,
+    mixture: Mixture,
     labels: Labels | None,
     *,
-    clip_to_box: bool,
     num_classes: int,
     on_progress: Progress | None = None,
 ) -> UnitResult:
-    """Confusion matrix of the label maps that training uses ("label mIoU"), rectangles where `labels` is None."""
-    if proposals is not None:
-        check_paired(records, proposals)
+    """Confusion matrix of the label maps that training uses against ground truth ("label mIoU").
+
+    Of all sources whose label maps are made from boxes; `labels` are needed where boxes choose segments. Training with
+    wssl_em has no label maps to measure: they exist for the moment of a step only.
+    """
+    chosen = mixture.with_supervision("rectangles", "grabcut", "wssl", "box")
     results = pool.map(
-        _measure_row_group,
-        list(enumerate(records.row_groups())),
+        _measure_unit,
+        chosen,
         on_progress=on_progress,
-        records=records,
-        proposals=proposals,
         labels=None if labels is None else [ray.put(labels)],
-        clip_to_box=clip_to_box,
+        mixture=mixture,
         num_classes=num_classes,
     )
-    return _total(results, records, num_classes)
+    return _total(results, mixture.units[chosen[0]].source.records, num_classes)
 
 
 def to_summary(result: UnitResult, class_names: tuple[str, ...]) -> dict:
@@ -99,21 +99,16 @@ def _evaluate_row_group(
     return units.evaluate_unit(predict, records.read(where, units.EVALUATION_COLUMNS), num_classes)
 
 
-def _measure_row_group(
+def _measure_unit(
     network: SegmentationNetwork,
-    unit: tuple[int, RowGroup],
+    index: int,
     *,
-    records: Table,
-    proposals: Table | None,
     labels: list[ray.ObjectRef] | None,
-    clip_to_box: bool,
+    mixture: Mixture,
     num_classes: int,
 ) -> UnitResult:
-    index, where = unit
-    paint = units.rectangles_painter()
-    if labels is not None:
-        assert proposals is not None
-        chosen: Labels = ray.get(labels[0])
-        maps = proposals.read(where, units.SUPERPIXEL_COLUMNS)
-        paint = units.segments_painter(chosen.segments(index), maps, clip_to_box=clip_to_box)
-    return units.label_unit(paint, records.read(where, units.LABEL_COLUMNS), num_classes)
+    unit = mixture.units[index]
+    segments = {} if labels is None else ray.get(labels[0]).segments(index)
+    columns = tuple(dict.fromkeys((*GRANTED_COLUMNS[unit.source.supervision], "gt_label_map")))
+    paint = painter(unit, segments, mixture.assignment, decided=True)
+    return units.label_unit(paint, unit.source.records.read(unit.where, columns), num_classes)

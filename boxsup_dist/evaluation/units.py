@@ -5,26 +5,19 @@ Both units return counts that add up exactly over row groups. Images without gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from boxsup_dist.errors import InputError, RecordError, TableError
+from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.evaluation.confusion import confusion_matrix
-from boxsup_dist.regions import Segment, decode_image, decode_png, decode_superpixels, paint_rectangles, paint_segments
+from boxsup_dist.regions import decode_image, decode_png
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
-
-Painter = Callable[[Record], np.ndarray]
-"""Label map uint8 (H, W) of one record."""
-
-Segments = Mapping[str, Sequence[Segment | None]]
-"""By image_id, over box_index: the chosen segment, None where the box has no candidate."""
+from boxsup_dist.sources import Painter
 
 EVALUATION_COLUMNS = ("image_id", "image", "gt_label_map")
-LABEL_COLUMNS = ("image_id", "height", "width", "boxes_xyxy", "class_ids", "difficult", "crowd", "gt_label_map")
-SUPERPIXEL_COLUMNS = ("image_id", "superpixels", "num_superpixels")
 
 
 @dataclass(frozen=True)
@@ -56,11 +49,12 @@ def evaluate_unit(predict: Callable[[np.ndarray], np.ndarray], records: pa.Table
 
 
 def label_unit(paint: Painter, records: pa.Table, num_classes: int) -> UnitResult:
-    """Confusion matrix of painted label maps against hidden ground truth over a records row group (LABEL_COLUMNS).
+    """Confusion matrix of painted label maps against hidden ground truth over a records row group.
 
-    The measure called "label mIoU". Every pixel with ground truth counts, undecided ones as they were chosen: what the
-    label map still ignores (the box of a crowd or of a box without candidate) counts as background, so that ignoring
-    hard pixels can't raise the figure. Ground truth is read here to measure and by nobody who trains from boxes.
+    The columns are those that `paint` reads, and gt_label_map. The measure called "label mIoU". Every pixel with ground
+    truth counts, undecided ones as they were chosen: what the label map still ignores (the box of a crowd or of a box
+    without candidate) counts as background, so that ignoring hard pixels can't raise the figure. Ground truth is read
+    here to measure and by nobody who trains from boxes.
     """
 
     def painted(record: Record) -> np.ndarray:
@@ -96,45 +90,3 @@ def _image_bytes(record: Record) -> bytes:
     if record.image is None:
         raise InputError("the row has no image", field="image", expected="the columns " + ", ".join(EVALUATION_COLUMNS))
     return record.image
-
-
-def rectangles_painter() -> Painter:
-    """Paints every box whole: the label maps of the `rectangles` supervision."""
-    return lambda record: paint_rectangles(
-        (record.height, record.width), record.boxes_xyxy, record.class_ids, record.crowd
-    )
-
-
-def segments_painter(segments: Segments, proposals: pa.Table, *, clip_to_box: bool) -> Painter:
-    """Paints the chosen segment of every box.
-
-    `proposals` is the partner row group of the records, of which SUPERPIXEL_COLUMNS are enough; only the superpixel
-    maps of images that are painted get decoded. Raises TableError where an image or one of its boxes is missing.
-    """
-    row_of = {image_id: row for row, image_id in enumerate(proposals.column("image_id").to_pylist())}
-
-    def paint(record: Record) -> np.ndarray:
-        if record.image_id not in row_of:
-            raise TableError("the proposals table lacks an image of the records", value=record.image_id)
-        chosen = segments.get(record.image_id, ())
-        if len(chosen) != len(record.boxes_xyxy):
-            raise TableError(
-                "the labels table does not fit the records",
-                field=f"boxes of {record.image_id}",
-                value=len(chosen),
-                expected=str(len(record.boxes_xyxy)),
-            )
-        row = row_of[record.image_id]
-        return paint_segments(
-            decode_superpixels(proposals.column("superpixels")[row].as_py()),
-            proposals.column("num_superpixels")[row].as_py(),
-            record.boxes_xyxy,
-            record.class_ids,
-            record.crowd,
-            chosen,
-            clip_to_box=clip_to_box,
-            ignore_outside=False,
-            ignore_undecided=False,
-        )
-
-    return paint

@@ -21,11 +21,12 @@ class CrfSettings:
     num_iterations: int = 10
 
 
-# From DeepLab's published scripts. They were tuned at original VOC size (long side 500 px).
+# The first three from DeepLab's published scripts. They were tuned at original VOC size (long side 500 px).
 CRF_SETTINGS = {
     "deeplab_vgg": CrfSettings(4, 49, 5, 3, 3),  # DeepLab-LargeFOV
     "deeplab_v2_vgg": CrfSettings(4, 65, 3, 2, 2),
     "deeplab_v2": CrfSettings(4, 67, 3, 3, 1),  # ResNet-101
+    "wssl_box": CrfSettings(4, 40, 6, 3, 3),  # ours, for WSSL's cut inside a box: the paper does not publish its own
 }
 
 

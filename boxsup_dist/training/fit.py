@@ -12,16 +12,16 @@ from ray.train.torch import TorchTrainer
 
 from boxsup_dist import storage
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.sources import Mixture
 from boxsup_dist.training.loop import Coordinator, train_loop
-from boxsup_dist.training.stream import Source
 
 
-def fit(config: TrainConfig, source: Source, make_coordinator: Callable[[], Coordinator]) -> None:
+def fit(config: TrainConfig, mixture: Mixture, make_coordinator: Callable[[], Coordinator]) -> None:
     """Train from the newest checkpoint of the run directory to the last epoch.
 
     A lost worker is replaced up to `max_failures` times; the new ones start from the newest checkpoint.
     """
-    launch(config, train_loop, {"config": config, "source": source, "make_coordinator": make_coordinator})
+    launch(config, train_loop, {"config": config, "mixture": mixture, "make_coordinator": make_coordinator})
 
 
 def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import torch
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.errors import InputError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.training.stream import Source
+from boxsup_dist.sources import Mixture
 from boxsup_dist.training.worker import EpochTotals, StateDict, TrainWorker, raise_together
 
 
@@ -51,7 +51,7 @@ class Coordinator(Protocol):
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """Entry point of every train worker. `settings`: config, source, make_coordinator (called on rank 0 only).
+    """Entry point of every train worker. `settings`: config, mixture, make_coordinator (called on rank 0 only).
 
     An InputError that any rank meets is raised on all of them and told to the driver: the same would happen again, so
     the run ends here instead of being restarted.
@@ -59,7 +59,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     coordinator: Coordinator | None = settings["make_coordinator"]() if rank == 0 else None
     try:
-        _train(settings["config"], settings["source"], coordinator)
+        _train(settings["config"], settings["mixture"], coordinator)
     except InputError as error:
         if coordinator is not None:
             coordinator.fail(error)
@@ -68,9 +68,9 @@ def train_loop(settings: dict[str, Any]) -> None:
             coordinator.close()
 
 
-def _train(config: TrainConfig, source: Source, coordinator: Coordinator | None) -> None:
+def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | None) -> None:
     """Every epoch from the newest checkpoint on."""
-    worker = _start_worker(config, source)
+    worker = _start_worker(config, mixture)
     ended: float | None = None
     stages_s = 0.0
     while True:
@@ -94,7 +94,7 @@ def _train(config: TrainConfig, source: Source, coordinator: Coordinator | None)
         ray.train.report(metrics)
 
 
-def _start_worker(config: TrainConfig, source: Source) -> TrainWorker:
+def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
     """This rank's worker at the newest checkpoint. Raises InputError, on all ranks, if any can't be had."""
     newest = checkpoint.latest(config.run_dir) if ray.train.get_context().get_world_rank() == 0 else None
     newest = ray.train.collective.broadcast_from_rank_zero(newest)
@@ -103,7 +103,7 @@ def _start_worker(config: TrainConfig, source: Source) -> TrainWorker:
         torch.cuda.set_device(device)  # else the ranks of a node would exchange objects through its first GPU
     worker, error = None, None
     try:
-        worker = TrainWorker(config, source)
+        worker = TrainWorker(config, mixture)
         worker.restore(newest)
     except InputError as found:
         error = found

@@ -1,10 +1,10 @@
 """The order of an epoch: which record goes into which step, as a function of (seed, epoch) and the table alone.
 
-Row groups are shuffled, and the rows inside each. The resulting sequence is cut into as many *lanes* as a global batch
-has images; step b takes the b-th record of every lane. A worker owns some of the lanes, so
+Units (row groups) are shuffled, and the rows inside each. The resulting sequence is cut into as many *lanes* as a
+global batch has images; step b takes the b-th record of every lane. A worker owns some of the lanes, so
 
 * which records form a global batch does not depend on the number of workers;
-* a batch mixes as many row groups as it has images, although every row group is read in one piece
+* a batch mixes as many units as it has images, although every unit is read in one piece
   (in two where a lane ends inside it, or where it is a lane's first);
 * a position inside the epoch is one number, the step, and what is left of each lane follows from it.
 """
@@ -15,19 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxsup_dist.randomness import generator
-from boxsup_dist.tables import RowGroup
 
 FIRST_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive records of one lane that lie in one row group: one unit of work of the stream."""
+    """Consecutive records of one lane that lie in one unit: one piece of work of the stream."""
 
     lane: int
     first_step: int  # the step that takes the first of `rows`
-    row_group_index: int  # in table order
-    rows: tuple[int, ...]  # inside the row group, in training order
+    unit_index: int  # in the mixture
+    rows: tuple[int, ...]  # inside the unit, in training order
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class EpochPlan:
         """What is left for one worker from a step on, in the order in which the steps need it.
 
         Each lane is cut after its first FIRST_ROWS records: the first batch needs one of every lane, and would else
-        wait until whole row groups are made.
+        wait until whole units are made.
         """
         remaining = []
         for piece in self.slices:
@@ -57,21 +56,21 @@ class EpochPlan:
             for first, last in ((begin, cut), (cut, end)):
                 if first < last:
                     rows = piece.rows[first - piece.first_step : last - piece.first_step]
-                    remaining.append(Slice(piece.lane, first, piece.row_group_index, rows))
+                    remaining.append(Slice(piece.lane, first, piece.unit_index, rows))
         return sorted(remaining, key=lambda piece: (piece.first_step, piece.lane))
 
 
-def plan_epoch(row_groups: Sequence[RowGroup], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:
-    """Plan one pass over all records: every record exactly once; only the last step may be smaller."""
+def plan_epoch(units: Sequence[Sequence[int]], *, seed: int, epoch: int, global_batch_size: int) -> EpochPlan:
+    """Plan one pass over the rows of all units: every one exactly once; only the last step may be smaller."""
     rng = generator(seed, epoch, "order")
-    num_records = sum(group.num_rows for group in row_groups)
+    num_records = sum(map(len, units))
     num_steps, surplus = divmod(num_records, global_batch_size)
     lane_lengths = [num_steps + (lane < surplus) for lane in range(global_batch_size)]
 
     slices: list[Slice] = []
     lane, step = 0, 0
-    for index in rng.permutation(len(row_groups)).tolist():
-        rows = rng.permutation(row_groups[index].num_rows).tolist()
+    for index in rng.permutation(len(units)).tolist():
+        rows = rng.permutation(units[index]).tolist()
         while rows:
             while step == lane_lengths[lane]:
                 lane, step = lane + 1, 0

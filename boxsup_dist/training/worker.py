@@ -18,13 +18,14 @@ import torch.distributed as dist
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.errors import InputError, NonFiniteLossError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.model.loss import segmentation_loss
+from boxsup_dist.model.loss import expected_labels, segmentation_loss
 from boxsup_dist.model.networks import build_network, parameter_groups
 from boxsup_dist.randomness import derive_seed
 from boxsup_dist.schema import BACKGROUND
+from boxsup_dist.sources import Mixture
 from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 from boxsup_dist.training.plan import EpochPlan, plan_epoch
-from boxsup_dist.training.stream import Batch, Source, worker_batches
+from boxsup_dist.training.stream import Batch, worker_batches
 
 FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for a share
 StateDict = dict[str, torch.Tensor]
@@ -35,7 +36,7 @@ class EpochTotals:
     """Sums over the steps of one epoch, the same on all ranks."""
 
     loss: float = 0.0
-    valid_pixels: float = 0.0
+    weights: float = 0.0  # of the valid pixels
     foreground: float = 0.0
     counted: float = 0.0
     images: float = 0.0
@@ -46,7 +47,7 @@ class EpochTotals:
     def metrics(self) -> dict[str, float]:
         """Means and rates for the history."""
         return {
-            "train_loss": self.loss / max(self.valid_pixels, 1),
+            "train_loss": self.loss / max(self.weights, 1e-9),
             "foreground_share": self.foreground / max(self.counted, 1),
             "images_per_s": self.images / max(self.steps_s, 1e-9),
             "train_s": self.steps_s,
@@ -58,9 +59,9 @@ class EpochTotals:
 class TrainWorker:
     """One rank's network, optimizer and position."""
 
-    def __init__(self, config: TrainConfig, source: Source) -> None:
+    def __init__(self, config: TrainConfig, mixture: Mixture) -> None:
         context = ray.train.get_context()
-        self.config, self.source = config, source
+        self.config, self.mixture = config, mixture
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(config.resources.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -79,6 +80,8 @@ class TrainWorker:
         self.optimizer = make_optimizer(
             parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay), options
         )
+        weights = mixture.class_weights
+        self.class_weights = None if weights is None else torch.tensor(weights, device=self.device)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.step = 0, 0
         self.totals = EpochTotals()
@@ -105,7 +108,7 @@ class TrainWorker:
     def plan(self) -> EpochPlan:
         """The order of the current epoch."""
         return plan_epoch(
-            self.source.records.row_groups(),
+            [unit.rows for unit in self.mixture.units],
             seed=self.config.seed,
             epoch=self.epoch,
             global_batch_size=self.config.optimizer.global_batch_size,
@@ -118,7 +121,7 @@ class TrainWorker:
         """
         try:
             yield from worker_batches(
-                self.source,
+                self.mixture,
                 plan,
                 labels,
                 epoch=self.epoch,
@@ -150,7 +153,7 @@ class TrainWorker:
     def train_step(self, batch: Batch, num_steps: int) -> None:
         """Forward, backward and update on one global batch.
 
-        The loss is summed over the valid pixels of all ranks and divided once by their number, so that it does not
+        The loss is summed over the valid pixels of all ranks and divided once by their weights' sum, so that it does not
         depend on how the batch is spread. Raises NonFiniteLossError or the error of a batch, on all ranks, before
         anything is updated.
         """
@@ -163,13 +166,16 @@ class TrainWorker:
         images, label_maps = self._to_device(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.model(images)
-        loss_sum, num_valid = segmentation_loss(logits, label_maps)
+        if batch.is_em is not None and batch.is_em.any():
+            is_em = torch.from_numpy(batch.is_em)
+            label_maps[is_em] = expected_labels(logits.detach()[is_em], label_maps[is_em])
+        loss_sum, weight_sum = segmentation_loss(logits, label_maps, self.class_weights)
         grid = logits.detach()[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
         real = float(len(batch.image_ids) > 0)
         sums = torch.stack(
             [
                 loss_sum.detach().double(),
-                num_valid.double(),
+                weight_sum.double(),
                 (grid != BACKGROUND).sum().double() * real,
                 torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
@@ -179,7 +185,7 @@ class TrainWorker:
         own_loss = float(sums[0])
         if self.num_workers > 1:
             dist.all_reduce(sums)
-        loss, valid, foreground, counted, images_seen, num_errors = sums.tolist()
+        loss, weight, foreground, counted, images_seen, num_errors = sums.tolist()
         if num_errors:
             raise_together(batch.error)
         if not np.isfinite(loss):
@@ -187,10 +193,10 @@ class TrainWorker:
 
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages gradients over ranks, hence the factor.
-        (loss_sum * (self.num_workers / max(valid, 1.0))).backward()
+        (loss_sum * (self.num_workers / max(weight, 1e-9))).backward()
         self.optimizer.step()
         self.totals.loss += loss
-        self.totals.valid_pixels += valid
+        self.totals.weights += weight
         self.totals.foreground += foreground
         self.totals.counted += counted
         self.totals.images += images_seen

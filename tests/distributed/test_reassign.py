@@ -15,9 +15,10 @@ from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import TableError
-from boxsup_dist.labels import Labels
+from boxsup_dist.labels import Labels, labels_table
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
+from boxsup_dist.sources import Mixture, Source, make_units
 from tests.distributed import tiny
 
 SEED = 11
@@ -69,7 +70,7 @@ def network() -> SegmentationNetwork:
 
 
 def expected_labels(tables, network, epoch: int, settings: AssignmentSettings) -> Labels:
-    records, proposals, _ = tables
+    records, proposals, val = tables
     predict = partial(predict_log_probs, network)
     parts = [
         assign_row_group(
@@ -77,15 +78,14 @@ def expected_labels(tables, network, epoch: int, settings: AssignmentSettings) -
         )
         for w in records.row_groups()
     ]
-    return Labels.concatenate(parts)
+    return Labels.concatenate([*parts, *(labels_table([]) for _ in val.row_groups())])
 
 
-def assign(pool: NetworkPool, tables, network, epoch: int, settings: AssignmentSettings) -> Labels:
-    records, proposals, _ = tables
-    weights = ray.put(network.state_dict())
-    labels = reassign(pool, records, proposals, settings, weights=weights, seed=SEED, epoch=epoch)
-    pool.close()
-    return labels
+def make_mixture(tables, settings: AssignmentSettings) -> Mixture:
+    records, proposals, val = tables
+    # The second source has no box to assign: its units take part with empty labels.
+    sources = [Source(records, "box", proposals), Source(val, "rectangles")]
+    return Mixture(make_units(sources), settings, tiny.AUGMENT, SEED)
 
 
 @pytest.fixture
@@ -99,22 +99,24 @@ def one_thread():
 @pytest.mark.parametrize("num_actors", [1, 2, 4])
 def test_the_labels_are_the_choice_made_in_process(ray_local, one_thread, tables, network, num_actors):
     pool = NetworkPool(tiny.build_network, num_actors=num_actors, num_cpus=0.25)
-    records, proposals, _ = tables
+    records, _, val = tables
     weights = ray.put(network.state_dict())
     for epoch, settings in CASES:
-        labels = reassign(pool, records, proposals, settings, weights=weights, seed=SEED, epoch=epoch)
+        labels = reassign(pool, make_mixture(tables, settings), weights=weights, epoch=epoch)
         expected = expected_labels(tables, network, epoch, settings)
         assert labels.to_parquet() == expected.to_parquet()
         num_boxes = sum(len(ids) for w in records.row_groups() for ids in records.read(w)["class_ids"].to_pylist())
         assert labels.table.num_rows == num_boxes
-        assert len(labels.offsets) == len(records.row_groups()) + 1
+        assert len(labels.offsets) == len(records.row_groups()) + len(val.row_groups()) + 1
     pool.close()
 
 
 def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tables, network, tmp_path):
     marker = tmp_path / "died"
     pool = NetworkPool(partial(MortalNetwork, str(marker)), num_actors=2, num_cpus=0.25)
-    labels = assign(pool, tables, network, 1, tiny.ASSIGNMENT)
+    weights = ray.put(network.state_dict())
+    labels = reassign(pool, make_mixture(tables, tiny.ASSIGNMENT), weights=weights, epoch=1)
+    pool.close()
     assert marker.exists()
     assert labels.to_parquet() == expected_labels(tables, network, 1, tiny.ASSIGNMENT).to_parquet()
 
@@ -128,9 +130,7 @@ def test_the_network_decides_after_the_warm_up(one_thread, tables, network):
     assert crowd["proposal_index"] == crowd["rank"] == -1 and crowd["superpixel_ids"] == []
 
 
-def test_proposals_of_other_records_are_refused(ray_local, tables):
+def test_proposals_of_other_records_are_refused(tables):
     _, proposals, val = tables
-    pool = NetworkPool(tiny.build_network, num_actors=1, num_cpus=0.25)
     with pytest.raises(TableError, match="made from other records"):
-        reassign(pool, val, proposals, tiny.ASSIGNMENT, weights=None, seed=0, epoch=0)
-    pool.close()
+        Source(val, "box", proposals)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,46 +11,49 @@ import ray
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.errors import RecordError
 from boxsup_dist.labels import Labels
+from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, Source, make_units
 from boxsup_dist.training import stream
 from boxsup_dist.training.plan import plan_epoch
-from boxsup_dist.training.stream import Source, load_slice, worker_batches
+from boxsup_dist.training.stream import load_slice, worker_batches
 from tests.distributed import tiny
 
 BATCH, EPOCH = 4, 2
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Source:
+def mixture(tmp_path_factory) -> Mixture:
     """Box supervision on records whose ground truth would break whoever reads it."""
     train, proposals, _ = tiny.write_tables(tmp_path_factory.mktemp("poisoned"), mask=tiny.POISON)
-    return Source(train, proposals, "box", tiny.ASSIGNMENT, tiny.AUGMENT, seed=5)
+    return Mixture(make_units([Source(train, "box", proposals)]), tiny.ASSIGNMENT, tiny.AUGMENT, seed=5)
 
 
-def with_supervision(source: Source, supervision: str) -> Source:
-    return Source(source.records, None, supervision, source.assignment, source.augment, source.seed)
+def with_supervision(mixture: Mixture, supervision: str) -> Mixture:
+    return replace(mixture, units=make_units([Source(mixture.sources[0].records, supervision)]))
 
 
-def make_labels(source: Source) -> Labels:
+def make_labels(mixture: Mixture) -> Labels:
+    (source,) = mixture.sources
     parts = [
         assign_row_group(
-            None, source.records.read(w), source.proposals.read(w), source.assignment, seed=source.seed, epoch=EPOCH
+            None, source.records.read(w), source.proposals.read(w), mixture.assignment, seed=mixture.seed, epoch=EPOCH
         )
         for w in source.records.row_groups()
     ]
     return Labels.concatenate(parts)
 
 
-def make_plan(source: Source, epoch: int = EPOCH):
-    return plan_epoch(source.records.row_groups(), seed=source.seed, epoch=epoch, global_batch_size=BATCH)
+def make_plan(mixture: Mixture, epoch: int = EPOCH):
+    units = [unit.rows for unit in mixture.units]
+    return plan_epoch(units, seed=mixture.seed, epoch=epoch, global_batch_size=BATCH)
 
 
-def stream_all(source: Source, labels, num_workers: int = 1, start_step: int = 0, epoch: int = EPOCH) -> dict:
+def stream_all(mixture: Mixture, labels, num_workers: int = 1, start_step: int = 0, epoch: int = EPOCH) -> dict:
     """step -> image_id -> (image, label map), over all workers."""
-    plan = make_plan(source, epoch)
+    plan = make_plan(mixture, epoch)
     steps: dict[int, dict] = {step: {} for step in range(start_step, plan.num_steps)}
     for rank in range(num_workers):
         batches = worker_batches(
-            source, plan, labels, epoch=epoch, rank=rank, num_workers=num_workers, start_step=start_step
+            mixture, plan, labels, epoch=epoch, rank=rank, num_workers=num_workers, start_step=start_step
         )
         for step, batch in enumerate(batches, start_step):
             assert batch.step == step
@@ -67,72 +71,75 @@ def assert_same(found: dict, expected: dict) -> None:
                 assert ours.dtype == theirs.dtype == np.uint8 and (ours == theirs).all()
 
 
-def oracle(source: Source, labels: Labels | None) -> dict:
+def oracle(mixture: Mixture, labels: Labels | None) -> dict:
     """The same without Ray, lane by lane."""
-    plan = make_plan(source)
+    plan = make_plan(mixture)
     steps: dict[int, dict] = {step: {} for step in range(plan.num_steps)}
     for piece in plan.slices:
-        rows = load_slice(piece, source, labels, EPOCH)
+        rows = load_slice(piece, mixture, labels, EPOCH)
         for i, image_id in enumerate(rows["image_id"].tolist()):
             steps[piece.first_step + i][image_id] = (rows["image"][i], rows["label_map"][i])
     return steps
 
 
-def test_any_number_of_workers_gives_the_same_batches_from_any_step_on(ray_local, source):
+def test_any_number_of_workers_gives_the_same_batches_from_any_step_on(ray_local, mixture):
     """Box supervision works although every gt_label_map and instance mask is poisoned: the stream opens none."""
-    assert not {"gt_label_map", "instance_masks"} & {
-        *stream.GRANTED_COLUMNS["box"],
-        *stream.GRANTED_COLUMNS["rectangles"],
-    }
-    labels = make_labels(source)
-    expected = oracle(source, labels)
+    for supervision, columns in GRANTED_COLUMNS.items():
+        assert supervision == "mask" or not {"gt_label_map", "instance_masks"} & set(columns)
+    labels = make_labels(mixture)
+    expected = oracle(mixture, labels)
     assert sorted(i for pairs in expected.values() for i in pairs) == [f"tiny/train_{k:02d}" for k in range(14)]
     assert [len(pairs) for pairs in expected.values()] == [4, 4, 4, 2]
     reference = ray.put(labels)
     for num_workers in (1, 2, 3):
-        assert_same(stream_all(source, reference, num_workers), expected)
-    rest = stream_all(source, reference, 2, start_step=2)
+        assert_same(stream_all(mixture, reference, num_workers), expected)
+    rest = stream_all(mixture, reference, 2, start_step=2)
     assert_same(rest, {step: expected[step] for step in (2, 3)})
 
 
-def test_blocks_may_arrive_in_any_order(source, monkeypatch):
+def test_blocks_may_arrive_in_any_order(mixture, monkeypatch):
     """Ray Data gives blocks as they finish: each row must find its step all the same."""
-    source = with_supervision(source, "rectangles")
-    expected = oracle(source, None)
+    mixture = with_supervision(mixture, "rectangles")
+    expected = oracle(mixture, None)
 
-    def shuffled(slices, source, labels, epoch, max_tasks) -> Iterator[dict]:
-        blocks = [load_slice(piece, source, labels, epoch) for piece in slices]
+    def shuffled(slices, mixture, labels, epoch, max_tasks) -> Iterator[dict]:
+        blocks = [load_slice(piece, mixture, labels, epoch) for piece in slices]
         random.Random(0).shuffle(blocks)
         for block in blocks:
             for i in range(len(block["lane"])):
                 yield {name: values[i] for name, values in block.items()}
 
     monkeypatch.setattr(stream, "_lane_rows", shuffled)
-    assert_same(stream_all(source, None, 2), expected)
+    assert_same(stream_all(mixture, None, 2), expected)
 
 
-def test_the_order_and_the_pixels_change_with_the_epoch(source):
-    plans = [make_plan(source, epoch) for epoch in (0, 0, 1)]
+def test_the_order_and_the_pixels_change_with_the_epoch(mixture):
+    plans = [make_plan(mixture, epoch) for epoch in (0, 0, 1)]
     assert plans[0] == plans[1] != plans[2]
 
 
-def test_rectangles_need_no_mask_and_masks_that_do_not_decode_name_their_record(ray_local, source):
-    rectangles = stream_all(with_supervision(source, "rectangles"), None, num_workers=2)
+def test_rectangles_need_no_mask_and_masks_that_do_not_decode_name_their_record(ray_local, mixture):
+    rectangles = stream_all(with_supervision(mixture, "rectangles"), None, num_workers=2)
     maps = [pair[1] for pairs in rectangles.values() for pair in pairs.values()]
     assert len(maps) == 14 and all(m.shape == (65, 65) for m in maps) and any((m > 0).any() for m in maps)
     with pytest.raises(RecordError, match=r"does not decode.*records.*image_id.*tiny/train_\d\d"):
-        stream_all(with_supervision(source, "mask"), None)
+        stream_all(with_supervision(mixture, "mask"), None)
 
 
-def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(source, monkeypatch):
-    source = with_supervision(source, "rectangles")
-    plan = make_plan(source)
-    monkeypatch.setattr(
-        stream, "_lane_rows", lambda slices, *_: iter([{"lane": s.lane, "step": s.first_step + i, "image_id": "x",
-        "image": np.zeros(1), "label_map": np.zeros(1)} for s in slices for i in range(len(s.rows))])
-    )  # fmt: skip
+def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(mixture, monkeypatch):
+    mixture = with_supervision(mixture, "rectangles")
+    plan = make_plan(mixture)
+    empty = {"image_id": "x", "is_em": False, "image": np.zeros(1), "label_map": np.zeros(1)}
+    rows = [(piece, step) for piece in plan.slices for step in range(len(piece.rows))]
+    places = [{"lane": piece.lane, "step": piece.first_step + step} for piece, step in rows]
+
+    def lane_rows(slices, *_) -> Iterator[dict]:
+        lanes = {piece.lane for piece in slices}
+        return iter([place | empty for place in places if place["lane"] in lanes])
+
+    monkeypatch.setattr(stream, "_lane_rows", lane_rows)
     sizes = [
-        [len(b.image_ids) for b in worker_batches(source, plan, None, epoch=0, rank=rank, num_workers=4)]
+        [len(b.image_ids) for b in worker_batches(mixture, plan, None, epoch=0, rank=rank, num_workers=4)]
         for rank in range(4)
     ]
     assert sizes == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]

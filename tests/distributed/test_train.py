@@ -212,13 +212,13 @@ def test_the_number_of_workers_changes_no_choice_and_hardly_a_loss(ray_local, fo
     assert all("gap_s" in history[1] for history in histories)
 
 
-@pytest.mark.parametrize("supervision", ["mask", "rectangles"])
+@pytest.mark.parametrize("supervision", ["mask", "rectangles", "wssl_em"])
 def test_other_supervisions_run_through(ray_local, folder, supervision):
-    config = tiny.make_config(folder, folder / supervision, supervision=supervision)
+    config = tiny.make_config(folder, folder / supervision, sources=(tiny.make_source(folder, supervision),))
     summary = train(config)
     assert summary["supervision"] == supervision and summary["mean_iou"] is not None
     assert not Path(config.run_dir, "labels").exists()
-    assert (summary["label_mean_iou"] is None) == (supervision == "mask")
+    assert (summary["label_mean_iou"] is None) == (supervision != "rectangles")
     assert summary["train_loss"] > 0
 
 
@@ -235,7 +235,8 @@ def assert_fails_at_once(config: TrainConfig, kind: type[InputError], match: str
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_records(ray_local, folder):
     options = OptimizerSettings(epochs=2, global_batch_size=4, lr=1e30)
-    config = tiny.make_config(folder, folder / "nan", supervision="rectangles", optimizer=options, resources=TWO)
+    sources = (tiny.make_source(folder, "rectangles"),)
+    config = tiny.make_config(folder, folder / "nan", sources=sources, optimizer=options, resources=TWO)
     assert_fails_at_once(config, NonFiniteLossError, r"not finite in epoch 0, step \d.*image_id.*tiny/train_")
     assert checkpoint.latest(config.run_dir) is None
 
@@ -251,7 +252,10 @@ def test_a_record_that_does_not_decode_ends_the_run(ray_local, folder):
     records = [tiny.make_record(i, "train", tiny.POISON if i == 7 else b"") for i in range(tiny.NUM_TRAIN)]
     tiny.write_records(folder / "one-poisoned", records)
     config = tiny.make_config(
-        folder, folder / "poisoned", records=str(folder / "one-poisoned"), supervision="mask", resources=TWO
+        folder,
+        folder / "poisoned",
+        sources=(tiny.make_source(folder, "mask", records=str(folder / "one-poisoned")),),
+        resources=TWO,
     )
     assert_fails_at_once(config, RecordError, r"does not decode.*one-poisoned.*'tiny/train_07'")
 
@@ -261,5 +265,7 @@ def test_a_table_that_lost_a_shard_ends_the_run(ray_local, folder):
     table = open_table(str(folder / "records"), "records")
     proposals = tiny.write_proposals(folder / "lost", table, records)
     Path(proposals.uri, proposals.shards[1].file).unlink()
-    config = tiny.make_config(folder, folder / "lost-shard", proposals=proposals.uri)
+    config = tiny.make_config(
+        folder, folder / "lost-shard", sources=(tiny.make_source(folder, proposals=proposals.uri),)
+    )
     assert_fails_at_once(config, InputError, r"no such file; file: .*part-00001\.parquet")

@@ -18,6 +18,7 @@ from boxsup_dist.config import (
     NetworkSettings,
     OptimizerSettings,
     ResourceSettings,
+    SourceSettings,
     TrainConfig,
 )
 from boxsup_dist.coordinator import bare_network
@@ -132,12 +133,17 @@ def write_tables(folder: Path, mask: bytes | None = b"") -> tuple[Table, Table, 
     return train, proposals, write_records(folder / "val", [make_record(i, "val") for i in range(NUM_VAL)])
 
 
+def make_source(folder: Path, supervision: str = "box", **changes: Any) -> SourceSettings:
+    """The tables under `folder` with this supervision."""
+    proposals = str(folder / "proposals") if supervision == "box" else None
+    return replace(SourceSettings(str(folder / "records"), supervision, proposals), **changes)
+
+
 def make_config(folder: Path, run_dir: Path, **changes: Any) -> TrainConfig:
     """A run on the tables under `folder` that takes a second an epoch."""
     config = TrainConfig(
         run_dir=str(run_dir),
-        records=str(folder / "records"),
-        proposals=str(folder / "proposals") if changes.get("supervision", "box") == "box" else None,
+        sources=(make_source(folder),),
         val_records=str(folder / "val"),
         network=NETWORK,
         assignment=ASSIGNMENT,

@@ -25,6 +25,7 @@ LEAVES = (
     "randomness",
     "palette",
     "config",
+    "sources",
     "outbox",
 )
 LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools"}
@@ -39,17 +40,17 @@ RAY_FILES = {
     "boxsup_dist.training.worker",
     "boxsup_dist.training.fit",
     "boxsup_dist.assignment.reassign",
+    "boxsup_dist.assignment.build_static",
     "boxsup_dist.evaluation.evaluate",
     "boxsup_dist.coordinator",
     "boxsup_dist.run",
-    "boxsup_dist.examples",  # through training.stream
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
 # wrapped functions, and have no effect.
 PURE_CALLS = {
-    "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "getLogger", "inference_mode",
-    "int32", "large_binary", "large_list", "list_", "njit", "no_grad", "remote", "schema", "string", "Struct",
-    "tuple", "uint16",
+    "arg", "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "getLogger",
+    "inference_mode", "int32", "large_binary", "large_list", "list_", "njit", "no_grad", "remote", "schema", "string",
+    "Struct", "tuple", "uint16",
 }  # fmt: skip
 
 

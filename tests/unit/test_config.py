@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, fields, is_dataclass, replace
+from typing import get_args
 
 import pytest
 
@@ -11,12 +12,15 @@ from boxsup_dist.config import (
     NetworkSettings,
     OptimizerSettings,
     ResourceSettings,
+    SourceSettings,
+    Supervision,
     TrainConfig,
 )
 from boxsup_dist.errors import SettingError
 from boxsup_dist.recipes import RECIPES
 
-CONFIG = TrainConfig("run", "records", "proposals", "val")
+SOURCE = SourceSettings("records", "box", "proposals")
+CONFIG = TrainConfig("run", (SOURCE,), "val")
 
 
 def with_setting(name: str, value: object) -> TrainConfig:
@@ -32,6 +36,8 @@ def other_value(value: object) -> object:
         return not value
     if isinstance(value, int | float):
         return value + 1
+    if isinstance(value, tuple):
+        return (*value, SourceSettings("more", "mask"))
     return "another"
 
 
@@ -46,20 +52,43 @@ def all_settings(config: object, prefix: str = "") -> list[tuple[str, object]]:
     return found
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("supervision", ["mask", "rectangles", "box"])
-def test_recipes_pass_their_own_check(recipe, supervision):
+def make_source(supervision: str) -> SourceSettings:
+    """A source with the tables that the supervision needs."""
     proposals = "proposals" if supervision == "box" else None
-    config = RECIPES[recipe]("run", "records", proposals, "val", supervision)
+    return SourceSettings("records", supervision, proposals, "maps" if supervision in ("grabcut", "wssl") else None)
+
+
+SUPERVISIONS = get_args(Supervision)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+def test_recipes_pass_their_own_check(recipe, supervision):
+    sources = (make_source(supervision),)
+    config = RECIPES[recipe]("run", sources, "val")
     assert config.check() is config
-    assert (config.run_dir, config.records, config.proposals, config.val_records) == (
-        "run", "records", proposals, "val",
-    )  # fmt: skip
+    assert (config.run_dir, config.sources, config.val_records) == ("run", sources, "val")
     assert config.supervision == supervision
 
 
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+@pytest.mark.parametrize("table", ["proposals", "label_maps"])
+def test_a_source_names_exactly_the_tables_that_its_supervision_reads(supervision, table):
+    source = make_source(supervision)
+    source.check()
+    wrong = replace(source, **{table: None if getattr(source, table) else "t"})
+    with pytest.raises(SettingError) as caught:
+        wrong.check()
+    assert caught.value.field == table and supervision in str(caught.value)
+
+
+def test_a_mixture_is_named_by_its_supervisions():
+    sources = (make_source("mask"), make_source("box"), make_source("mask"))
+    assert replace(CONFIG, sources=sources).check().supervision == "mask+box"
+
+
 def test_the_paper_recipe_has_the_papers_settings():
-    config = RECIPES["paper"]("run", "records", "proposals", "val", "box")
+    config = RECIPES["paper"]("run", (SOURCE,), "val")
     optimizer, assignment = config.optimizer, config.assignment
     assert (assignment.form, assignment.regression_weight, assignment.top_k) == ("image", 3.0, 5)
     assert not (assignment.clip_to_box or assignment.ignore_outside) and assignment.logit_limit is None
@@ -67,7 +96,7 @@ def test_the_paper_recipe_has_the_papers_settings():
     assert (optimizer.global_batch_size, optimizer.epochs, optimizer.decay_epochs) == (20, 45, 15)
 
 
-@pytest.mark.parametrize("config", [CONFIG, *(recipe("r", "t", "p", None, "box") for recipe in RECIPES.values())])
+@pytest.mark.parametrize("config", [CONFIG, *(recipe("r", (SOURCE,), None) for recipe in RECIPES.values())])
 def test_settings_survive_json(config):
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -104,6 +133,7 @@ BAD = {
     "optimizer.momentum": [-0.1, 1.0],
     "optimizer.weight_decay": [-1e-4],
     "optimizer.warmup_steps": [-1],
+    "optimizer.class_balance": [-0.5],
     "augment.crop_height_px": [15],
     "augment.crop_width_px": [0],
     "augment.scale_min": [0, -1, 1.6],  # above scale_max
@@ -118,15 +148,14 @@ BAD = {
     "resources.threads_per_actor": [0],
     "resources.stream_tasks_per_worker": [0],
     "resources.max_failures": [-1],
-    "supervision": ["boxes", "mask", "rectangles"],  # the last two read no proposals
-    "proposals": [None],
+    "sources": [()],
+    "duplicates": ["keep"],
     "val_records": [None],
     "evaluate_every": [-1],
     "checkpoint_every_steps": [-1],
     "keep_checkpoints": [0],
 }
-NAMED_BY = {"supervision": {"supervision", "proposals"}, "val_records": {"evaluate_every"},
-            "augment.scale_max": {"augment.scale_min"}}  # fmt: skip
+NAMED_BY = {"val_records": {"evaluate_every"}, "augment.scale_max": {"augment.scale_min"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD.items() for value in values])
@@ -160,7 +189,7 @@ def test_settings_at_their_limits_pass():
         evaluate_every=0,
         val_records=None,
     ).check()
-    replace(CONFIG, supervision="mask", proposals=None).check()
+    replace(CONFIG, sources=(SourceSettings("records", "mask"),)).check()
 
 
 def test_resources_without_a_gpu():

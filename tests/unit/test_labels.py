@@ -54,7 +54,7 @@ def expected_segments(rows: list[dict]) -> dict:
     return found
 
 
-def test_every_row_group_finds_its_own_segments(labels):
+def test_every_unit_finds_its_own_segments(labels):
     assert labels.table.schema == LABELS
     assert labels.table.num_rows == sum(map(len, GROUPS))
     for index, rows in enumerate(GROUPS):
@@ -101,7 +101,7 @@ def test_files_that_are_no_labels_are_refused(labels, tmp_path):
         "lacks a column": good.drop_columns(["rank"]),
         "another type": good.set_column(rank, "rank", good["rank"].cast(pa.int64())),
         "unknown columns": good.append_column("extra", good["rank"]),
-        "row group offsets": good.replace_schema_metadata(None),
+        "unit offsets": good.replace_schema_metadata(None),
     }
     for message, table in bad.items():
         uri = write(table, tmp_path / "bad.parquet")

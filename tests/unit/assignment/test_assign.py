@@ -18,7 +18,7 @@ from tests.random_proposals import random_proposals
 
 NUM_CLASSES, HEIGHT, WIDTH = 4, 18, 24
 PAPER = AssignmentSettings()
-MINI = replace(RECIPES["mini"]("run", "records", "proposals", None, "box").assignment, ignore_undecided=0.25)
+MINI = replace(RECIPES["mini"]("run", (), None).assignment, ignore_undecided=0.25)
 NUM_BOXES = [2, 0, 3, 1, 0, 2]
 ALL = range(len(NUM_BOXES))
 CROWDS = {(2, 1), (3, 0)}  # (image, box)

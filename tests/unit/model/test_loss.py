@@ -1,39 +1,42 @@
-"""The summed cross entropy against a loop over pixels."""
+"""The summed cross entropy and the expected labels against loops over pixels."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from boxsup_dist.model.loss import segmentation_loss
+from boxsup_dist.model.loss import EM_BACKGROUND_BIAS, EM_FOREGROUND_BIAS, expected_labels, segmentation_loss
 from boxsup_dist.schema import IGNORE_INDEX
 
 
-def loop(logits: torch.Tensor, label_maps: torch.Tensor) -> tuple[float, int]:
-    total, count = 0.0, 0
+def loop(logits: torch.Tensor, label_maps: torch.Tensor, weights: list[float]) -> tuple[float, float]:
+    total, count = 0.0, 0.0
     for n, maps in enumerate(label_maps.tolist()):
         for i, row in enumerate(maps):
             for j, label in enumerate(row):
                 if label != IGNORE_INDEX:
                     scores = logits[n, :, i, j].double().tolist()
-                    total += math.log(sum(math.exp(s) for s in scores)) - scores[label]
-                    count += 1
+                    total += weights[label] * (math.log(sum(math.exp(s) for s in scores)) - scores[label])
+                    count += weights[label]
     return total, count
 
 
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_equals_the_loop_and_has_finite_gradients(ignored, memory_format, dtype):
+@pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0, 3.25]])
+def test_equals_the_loop_and_has_finite_gradients(ignored, memory_format, dtype, weights):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 5, 7, generator=generator).to(memory_format=memory_format).requires_grad_()
     labels = torch.randint(0, 4, (2, 5, 7), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < ignored] = IGNORE_INDEX
-    loss_sum, num_valid = segmentation_loss(logits, labels.to(dtype))
-    expected, count = loop(logits.detach(), labels)
-    assert num_valid.item() == count
+    class_weights = None if weights is None else torch.tensor(weights)
+    loss_sum, weight_sum = segmentation_loss(logits, labels.to(dtype), class_weights)
+    expected, weight = loop(logits.detach(), labels, weights or [1.0] * 4)
+    assert weight_sum.item() == weight
     assert loss_sum.item() == pytest.approx(expected, rel=1e-5)
     loss_sum.backward()
     assert torch.isfinite(logits.grad).all()
@@ -61,3 +64,20 @@ def test_sums_in_float32_under_autocast():
         loss_sum, _ = segmentation_loss(logits, labels)
     assert loss_sum.dtype == torch.float32
     assert loss_sum.item() == pytest.approx(segmentation_loss(logits.float(), labels)[0].item(), rel=1e-6)
+
+
+def test_expected_labels_are_the_boxes_class_or_background_whichever_scores_higher():
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(2, 4, 5, 6, generator=generator)
+    boxes = torch.randint(0, 4, (2, 5, 6), generator=generator).to(torch.uint8)
+    boxes[0, 0, 0] = 255
+    found = expected_labels(logits, boxes)
+    assert found.dtype == boxes.dtype and found[0, 0, 0] == 255
+    for (n, y, x), box in np.ndenumerate(boxes.numpy()):
+        if box not in (0, 255):
+            scores = logits[n, :, y, x]
+            expected = box if scores[box] + EM_FOREGROUND_BIAS >= scores[0] + EM_BACKGROUND_BIAS else 0
+            assert found[n, y, x] == expected
+        elif box == 0:
+            assert found[n, y, x] == 0
+    assert 0 < (found == 0).sum() < found.numel() and (found != boxes).any()

@@ -5,27 +5,26 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from boxsup_dist.tables import RowGroup
 from boxsup_dist.training.plan import FIRST_ROWS, EpochPlan, plan_epoch
 
 NUM_WORKERS = (1, 2, 3, 4, 7)
 TABLES = {
     "even": [8] * 12,
     "uneven": [16, 1, 5, 16, 16, 3, 2, 16],
-    "one row group": [37],
+    "one unit": [37],
     "single rows": [1] * 23,
     "smaller than a batch": [3, 2],
     "one record": [1],
     "whole batches": [10, 10, 10],
-    "empty row groups": [0, 4, 0, 9],
+    "empty units": [0, 4, 0, 9],
 }
 tables = pytest.mark.parametrize("sizes", TABLES.values(), ids=TABLES)
 batch_sizes = pytest.mark.parametrize("batch_size", [1, 7, 10])
 
 
 def plan(sizes: list[int], batch_size: int, seed: int = 0, epoch: int = 0) -> EpochPlan:
-    row_groups = [RowGroup(i // 3, i % 3, rows) for i, rows in enumerate(sizes)]
-    return plan_epoch(row_groups, seed=seed, epoch=epoch, global_batch_size=batch_size)
+    units = [range(rows) for rows in sizes]
+    return plan_epoch(units, seed=seed, epoch=epoch, global_batch_size=batch_size)
 
 
 def worker_steps(plan: EpochPlan, rank: int, num_workers: int, start_step: int = 0) -> list[list[tuple[int, int, int]]]:
@@ -33,7 +32,7 @@ def worker_steps(plan: EpochPlan, rank: int, num_workers: int, start_step: int =
     steps: list[list[tuple[int, int, int]]] = [[] for _ in range(plan.num_steps - start_step)]
     for piece in plan.for_worker(rank, num_workers, start_step):
         for i, row in enumerate(piece.rows):
-            steps[piece.first_step + i - start_step].append((piece.lane, piece.row_group_index, row))
+            steps[piece.first_step + i - start_step].append((piece.lane, piece.unit_index, row))
     return [sorted(step) for step in steps]  # the stream takes a batch lane by lane
 
 
@@ -48,7 +47,7 @@ def global_steps(plan: EpochPlan, num_workers: int, start_step: int = 0) -> list
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_every_record_exactly_once(sizes, batch_size, epoch):
     found = plan(sizes, batch_size, epoch=epoch)
-    records = Counter((piece.row_group_index, row) for piece in found.slices for row in piece.rows)
+    records = Counter((piece.unit_index, row) for piece in found.slices for row in piece.rows)
     assert records == Counter((index, row) for index, rows in enumerate(sizes) for row in range(rows))
 
 
@@ -95,7 +94,7 @@ def test_slices_come_in_the_order_in_which_steps_need_them(sizes):
 
 @tables
 @batch_sizes
-def test_row_groups_are_read_in_few_pieces(sizes, batch_size):
+def test_units_are_read_in_few_pieces(sizes, batch_size):
     # A slice ends where its row group ends or where its lane does.
     found = plan(sizes, batch_size)
     assert len(found.slices) <= sum(rows > 0 for rows in sizes) + min(batch_size, sum(sizes)) - 1
@@ -134,13 +133,13 @@ def test_where_a_record_comes_is_uniform():
     # The first record of the table: over 400 epochs of 5 steps it comes about 80 times in each.
     steps = []
     for epoch in range(400):
-        (piece,) = (p for p in plan([4] * 10, 8, epoch=epoch).slices if p.row_group_index == 0 and 0 in p.rows)
+        (piece,) = (p for p in plan([4] * 10, 8, epoch=epoch).slices if p.unit_index == 0 and 0 in p.rows)
         steps.append(piece.first_step + piece.rows.index(0))
     counts = np.bincount(steps)
     assert len(counts) == 5 and np.abs(counts - 80).max() < 5 * 80**0.5
 
 
-def test_a_batch_mixes_row_groups():
+def test_a_batch_mixes_units():
     # 40 row groups of 16, batches of 10: neighbours in the table must not fill a batch together.
     found = plan([16] * 40, 10)
     distinct = [len({group for _, group, _ in batch}) for batch in global_steps(found, 1)]

@@ -1,0 +1,50 @@
+"""Build the label maps that boxes give without a network: python -m jobs.build_label_maps --records T --method M ...
+
+They are what the supervisions grabcut and wssl train on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from boxsup_dist import storage
+from boxsup_dist.assignment.build_static import build_label_maps
+from boxsup_dist.assignment.static import StaticMethod
+from jobs._cli import run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Write a label map for every record; a second call continues."""
+
+    records: str
+    """Folder or URI of the records table."""
+    out: str
+    """Folder or URI of the label maps table."""
+    method: StaticMethod
+    """grabcut: GrabCut in each box; wssl: Bbox-Seg of WSSL, a dense CRF in each box."""
+    num_cpus: int | None = None
+    """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+
+
+def main(settings: Settings) -> None:
+    """Build the table, leave OUT/summary.json and print it."""
+    started = time.monotonic()
+    table = build_label_maps(settings.out, settings.records, settings.method, num_cpus=settings.num_cpus)
+    summary = {
+        "out": table.uri,
+        "records": settings.records,
+        "method": settings.method,
+        "num_images": table.num_rows,
+        "seconds_per_image": round(table.counts["compute_ms"] / 1000 / table.num_rows, 4),
+        "bytes_per_image": round(table.num_bytes / table.num_rows),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    storage.write_json(storage.join(table.uri, "summary.json"), summary)
+    for key, value in summary.items():
+        print(f"{key:<20} {value}")
+
+
+if __name__ == "__main__":
+    run(main)
