@@ -98,7 +98,7 @@ def make_units(sources: Sequence[Source], left_out: Sequence[frozenset[int]] = (
 
 
 def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ...]:
-    """Weight of each class, background 1: (mean over classes of their boxes' summed areas / that of the class) ** power.
+    """Weight of each class, background 1: (mean over classes of the areas of their boxes / that of the class) ** power.
 
     Boxes are known under every supervision, so that all of them get the same weights. They lie within a factor of
     MAX_CLASS_WEIGHT; a class without a box has weight 1.

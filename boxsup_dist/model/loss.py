@@ -16,10 +16,10 @@ EM_FOREGROUND_BIAS = 5.0
 def segmentation_loss(logits: Tensor, label_maps: Tensor, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Sum over valid pixels of -w log p(label), and the sum of their weights w.
 
-    logits (N, C, H, W); label_maps (N, H, W) integer, 0..C-1 or IGNORE_INDEX; class_weights float32 (C,), the weight of a
-    pixel by its label, None for 1. Returns two float32 scalars, of which the first carries the gradient. Sums are taken
-    in float32 also under autocast; without a valid pixel both are 0, with a zero gradient. The loss of a global batch is
-    the sum over ranks of the first divided by that of the second, once.
+    logits (N, C, H, W); label_maps (N, H, W) integer, 0..C-1 or IGNORE_INDEX; class_weights float32 (C,), w of a pixel
+    by its label, None for 1. Returns two float32 scalars; the first carries the gradient. Sums are taken in float32
+    also under autocast; without a valid pixel both are 0, with a zero gradient. The loss of a global batch is the sum
+    over ranks of the first divided by that of the second, once.
     """
     labels = label_maps.reshape(-1).long()
     # Pixels as rows: on GPUs the 2-d form of the loss has no deterministic kernel, this one has. The permutation is a

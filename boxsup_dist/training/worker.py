@@ -153,9 +153,9 @@ class TrainWorker:
     def train_step(self, batch: Batch, num_steps: int) -> None:
         """Forward, backward and update on one global batch.
 
-        The loss is summed over the valid pixels of all ranks and divided once by their weights' sum, so that it does not
-        depend on how the batch is spread. Raises NonFiniteLossError or the error of a batch, on all ranks, before
-        anything is updated.
+        The loss is summed over the valid pixels of all ranks and divided once by the sum of their weights, so that it
+        does not depend on how the batch is spread. Raises NonFiniteLossError or the error of a batch, on all ranks,
+        before anything is updated.
         """
         factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
