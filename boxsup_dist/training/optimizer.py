@@ -12,8 +12,8 @@ from boxsup_dist.config import OptimizerSettings
 def make_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """SGD or AdamW over parameter groups that hold their own learning rates and weight decays."""
     if settings.kind == "adamw":
-        return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(groups, momentum=settings.momentum)
+        return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, momentum=settings.momentum, fused=True)
 
 
 def lr_factor(settings: OptimizerSettings, *, epoch: int, step: int, num_steps: int) -> float:
