@@ -30,7 +30,7 @@ LEAVES = (
 )
 LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools"}
 # Modules that put stages together and may import any of them.
-COMPOSITION = {"boxsup_dist.coordinator", "boxsup_dist.run", "boxsup_dist.examples", "boxsup_dist.recipes"}
+COMPOSITION = {f"boxsup_dist.{name}" for name in ("coordinator", "run", "examples", "recipes", "paper")}
 RAY_FILES = {
     "boxsup_dist.records.shard",
     "boxsup_dist.proposals.generate",

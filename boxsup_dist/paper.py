@@ -1,0 +1,104 @@
+"""The rows of the paper's Tables 1 to 5 as runs: which data, what training may use of it, and what the paper measured.
+
+A row names data sets of a *data root*, a folder whose tables lie at fixed places:
+
+    DATA/NAME/records               voc12-train, voc12-aug (the 9,118 of train_aug that are not in train), voc12-val,
+                                    coco, voc07; of another size for another scale, under the same names
+    DATA/NAME/proposals-METHOD      of the data sets that give boxes
+    DATA/NAME/label-maps-METHOD     grabcut and wssl
+
+The scale decides the recipe: `full` trains as the paper does, `mini` as suits some hundred images. The paper's figures
+are mean IoU in percent after the CRF, on VOC 2012 val (Tables 1 to 3) and on the test server (Table 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from boxsup_dist import storage
+from boxsup_dist.config import SourceSettings, Supervision, TrainConfig
+from boxsup_dist.errors import SettingError
+from boxsup_dist.recipes import RECIPES
+
+Scale = Literal["full", "mini"]
+RECIPE_OF_SCALE: dict[Scale, str] = {"full": "paper", "mini": "mini"}
+TRAIN, AUG, COCO, VOC07, VAL = "voc12-train", "voc12-aug", "coco", "voc07", "voc12-val"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: a name, the paper's mean IoU (None: not in the paper) and how to train it."""
+
+    name: str
+    paper: float | None
+    parts: tuple[tuple[str, Supervision], ...]  # data set, what training may use of it
+    proposals: str = "mcg"
+    top_k: int | None = None  # None: as the recipe of the scale has it
+
+
+def _voc(train: Supervision, aug: Supervision | None = None) -> tuple[tuple[str, Supervision], ...]:
+    return ((TRAIN, train), (AUG, aug or train))
+
+
+TABLES: dict[int, tuple[Row, ...]] = {
+    1: (
+        Row("mask V", 63.8, _voc("mask")),
+        Row("box V", 62.0, _voc("box")),
+        Row("semi V", 63.5, _voc("mask", "box")),
+        Row("mask V+C", 68.1, (*_voc("mask"), (COCO, "mask"))),
+        Row("semi V+C", 68.2, (*_voc("mask"), (COCO, "box"))),
+    ),
+    2: (
+        Row("rectangles", 52.3, _voc("rectangles")),
+        Row("grabcut", 55.2, _voc("grabcut")),
+        Row("wssl", 58.5, _voc("wssl")),
+        Row("wssl em", None, _voc("wssl_em")),
+        Row("box, no sampling", 59.7, _voc("box"), top_k=1),
+        Row("box", 62.0, _voc("box"), top_k=5),
+    ),
+    3: (
+        Row("selective search", 59.5, _voc("box"), "selective_search"),
+        Row("gop", 60.4, _voc("box"), "gop"),
+        Row("mcg", 62.0, _voc("box")),
+    ),
+    4: (
+        Row("box V", 64.6, _voc("box")),
+        Row("semi V", 66.2, _voc("mask", "box")),
+        Row("semi V+C", 71.0, (*_voc("mask"), (COCO, "box"))),
+        Row("semi V+C+V07", 73.1, (*_voc("mask"), (COCO, "box"), (VOC07, "box"))),
+    ),
+}
+
+
+def find_row(table: int, name: str) -> Row:
+    """A row by its name. SettingError lists what there is."""
+    rows = TABLES.get(table, ())
+    for row in rows:
+        if row.name == name:
+            return row
+    expected = ", ".join(f'"{row.name}"' for row in rows) or f"a table of {', '.join(map(str, TABLES))}"
+    raise SettingError(f"no such row in table {table}", field="rows", value=name, expected=expected)
+
+
+def make_config(row: Row, scale: Scale, data: str, run_dir: str, *, seed: int = 0) -> TrainConfig:
+    """The run of a row. Data sets that another one holds too lose the shared images, validation images first of all."""
+    config = RECIPES[RECIPE_OF_SCALE[scale]](run_dir, _sources(row, data), storage.join(data, VAL, "records"))
+    if row.top_k is not None:
+        config = replace(config, assignment=replace(config.assignment, top_k=row.top_k))
+    return replace(config, seed=seed, duplicates="drop")
+
+
+def _sources(row: Row, data: str) -> tuple[SourceSettings, ...]:
+    found = []
+    for name, supervision in row.parts:
+        folder = storage.join(data, name)
+        found.append(
+            SourceSettings(
+                storage.join(folder, "records"),
+                supervision,
+                storage.join(folder, f"proposals-{row.proposals}") if supervision == "box" else None,
+                storage.join(folder, f"label-maps-{supervision}") if supervision in ("grabcut", "wssl") else None,
+            )
+        )
+    return tuple(found)
