@@ -32,41 +32,46 @@ class Row:
 
     name: str
     paper: float | None
-    parts: tuple[tuple[str, Supervision], ...]  # data set, what training may use of it
+    train: Supervision  # of the images that have the official masks
+    aug: Supervision  # of the other images of train_aug
+    coco: Supervision | None = None  # None: COCO takes no part
+    voc07: Supervision | None = None
     proposals: str = "mcg"
     top_k: int | None = None  # None: as the recipe of the scale has it
 
-
-def _voc(train: Supervision, aug: Supervision | None = None) -> tuple[tuple[str, Supervision], ...]:
-    return ((TRAIN, train), (AUG, aug or train))
+    @property
+    def parts(self) -> list[tuple[str, Supervision]]:
+        """Data sets, and what training may use of each."""
+        found = ((TRAIN, self.train), (AUG, self.aug), (COCO, self.coco), (VOC07, self.voc07))
+        return [(name, supervision) for name, supervision in found if supervision is not None]
 
 
 TABLES: dict[int, tuple[Row, ...]] = {
     1: (
-        Row("mask V", 63.8, _voc("mask")),
-        Row("box V", 62.0, _voc("box")),
-        Row("semi V", 63.5, _voc("mask", "box")),
-        Row("mask V+C", 68.1, (*_voc("mask"), (COCO, "mask"))),
-        Row("semi V+C", 68.2, (*_voc("mask"), (COCO, "box"))),
+        Row("mask V", 63.8, "mask", "mask"),
+        Row("box V", 62.0, "box", "box"),
+        Row("semi V", 63.5, "mask", "box"),
+        Row("mask V+C", 68.1, "mask", "mask", "mask"),
+        Row("semi V+C", 68.2, "mask", "mask", "box"),
     ),
     2: (
-        Row("rectangles", 52.3, _voc("rectangles")),
-        Row("grabcut", 55.2, _voc("grabcut")),
-        Row("wssl", 58.5, _voc("wssl")),
-        Row("wssl em", None, _voc("wssl_em")),
-        Row("box, no sampling", 59.7, _voc("box"), top_k=1),
-        Row("box", 62.0, _voc("box"), top_k=5),
+        Row("rectangles", 52.3, "rectangles", "rectangles"),
+        Row("grabcut", 55.2, "grabcut", "grabcut"),
+        Row("wssl", 58.5, "wssl", "wssl"),
+        Row("wssl em", None, "wssl_em", "wssl_em"),
+        Row("box, no sampling", 59.7, "box", "box", top_k=1),
+        Row("box", 62.0, "box", "box", top_k=5),
     ),
     3: (
-        Row("selective search", 59.5, _voc("box"), "selective_search"),
-        Row("gop", 60.4, _voc("box"), "gop"),
-        Row("mcg", 62.0, _voc("box")),
+        Row("selective search", 59.5, "box", "box", proposals="selective_search"),
+        Row("gop", 60.4, "box", "box", proposals="gop"),
+        Row("mcg", 62.0, "box", "box"),
     ),
     4: (
-        Row("box V", 64.6, _voc("box")),
-        Row("semi V", 66.2, _voc("mask", "box")),
-        Row("semi V+C", 71.0, (*_voc("mask"), (COCO, "box"))),
-        Row("semi V+C+V07", 73.1, (*_voc("mask"), (COCO, "box"), (VOC07, "box"))),
+        Row("box V", 64.6, "box", "box"),
+        Row("semi V", 66.2, "mask", "box"),
+        Row("semi V+C", 71.0, "mask", "mask", "box"),
+        Row("semi V+C+V07", 73.1, "mask", "mask", "box", "box"),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables: every one is a run that passes its check, and opens no mask that it does not grant."""
+"""The rows of the paper's tables: every one is a run that passes its check and opens no mask that it does not grant."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_the_table_of_supervisions_differs_in_nothing_else():
 
 
 def test_an_unknown_row_or_table_is_told_what_there_is():
-    with pytest.raises(SettingError, match='no such row in table 2.*boxes.*"rectangles", "grabcut"'):
+    with pytest.raises(SettingError, match=r'no such row in table 2.*boxes.*"rectangles", "grabcut"'):
         find_row(2, "boxes")
     with pytest.raises(SettingError, match="a table of 1, 2, 3, 4"):
         find_row(9, "box")
