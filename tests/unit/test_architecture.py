@@ -21,13 +21,14 @@ LEAVES = (
     "tables",
     "regions",
     "rle",
+    "mat_file",
     "labels",
     "randomness",
     "palette",
     "config",
     "outbox",
 )
-LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools"}
+LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools", "scipy", "h5py"}
 # Modules that put stages together and may import any of them.
 COMPOSITION = {"boxsup_dist.coordinator", "boxsup_dist.run", "boxsup_dist.examples", "boxsup_dist.recipes"}
 RAY_FILES = {
