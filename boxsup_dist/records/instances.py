@@ -1,4 +1,4 @@
-"""Objects of a map of object numbers (VOC's SegmentationObject, SBD's GTinst), and which of a record's boxes is whose."""
+"""Objects of a map of object numbers (VOC's SegmentationObject, SBD's GTinst), and which box of a record is whose."""
 
 from __future__ import annotations
 

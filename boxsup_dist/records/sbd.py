@@ -5,8 +5,8 @@
     dataset/inst/ID.mat    GTinst.Segmentation, object numbers 0..N, and GTinst.Categories, the class of each
     dataset/train.txt, val.txt
 
-The root is the folder `dataset`, or one that holds it (benchmark_RELEASE). With a VOC devkit beside it, images and boxes
-are VOC's (JPEGImages, Annotations); without one the images are SBD's and the boxes the tight boxes of its objects.
+The root is the folder `dataset`, or one that holds it (benchmark_RELEASE). With a VOC devkit beside it, images and
+boxes are VOC's (JPEGImages, Annotations); without one the images are SBD's and the boxes the tight ones of its objects.
 
 train_aug = VOC 2012's train, then what SBD's train and val add to it, without VOC's val: 10,582 images as published.
 Images of VOC's train have VOC's own masks and are told by the split `train`, the others have SBD's and the split `aug`.

@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 
-from boxsup_dist import storage
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.errors import InputError, RecordError, SettingError

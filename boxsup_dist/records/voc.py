@@ -213,8 +213,9 @@ def _find_mask(
 
 def _read_instances(voc_root: str, image_id: str, annotation: Annotation, label_map: np.ndarray) -> list[bytes] | None:
     """The mask of each box, by masks_of_boxes; None where the devkit tells no objects apart."""
+    height, width = label_map.shape
     # Objects may have any number but that of void.
-    data = _find_mask(voc_root, (OBJECT_FOLDER,), image_id, *label_map.shape, IGNORE_INDEX)
+    data = _find_mask(voc_root, (OBJECT_FOLDER,), image_id, height, width, IGNORE_INDEX)
     if data is None:
         return None
     objects = find_objects(decode_png(data), label_map)
