@@ -120,7 +120,7 @@ def objects_of(record: Record) -> Objects | None:
     label_map = None if record.gt_label_map is None else decode_png(record.gt_label_map)
     if record.instance_masks is not None:
         masks = [rle.decode(counts, record.height, record.width) for counts in record.instance_masks]
-        chosen = [k for k, mask in enumerate(masks) if mask.any() and not record.crowd[k]]
+        chosen = np.flatnonzero(np.array([mask.any() for mask in masks], bool) & ~record.crowd)
         valid = None if label_map is None or record.crowd.any() else label_map != IGNORE_INDEX
         return Objects([masks[k] for k in chosen], record.class_ids[chosen], valid)
     if label_map is None:

@@ -75,16 +75,18 @@ def test_the_job_leaves_a_summary(ray_local, root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({}, "no data set to read.*voc_root, or coco_annotations and coco_images"),
-        ({"coco_annotations": "a.json"}, "no data set to read"),
+        ({}, "no data set to read.*voc_root; .*coco_annotations and coco_images"),
+        ({"coco_annotations": ("a.json",)}, "found: 'coco_annotations'"),
+        ({"context_root": "c"}, "found: 'context_root'; .*voc_root and context_root"),
         (
-            {"voc_root": "v", "coco_annotations": "a", "coco_images": "b"},
-            "beside voc_root.*coco_annotations, coco_images",
+            {"voc_root": "v", "coco_annotations": ("a",), "coco_images": ("b",)},
+            "found: 'voc_root, coco_annotations, coco_images'",
         ),
-        ({"voc_root": "v", "classes": "all"}, "field: classes"),
+        ({"voc_root": "v", "classes": "all"}, "no effect on this data set; field: classes"),
         ({"voc_root": "v", "only_with_objects": True}, "field: only_with_objects"),
+        ({"voc_root": "v", "sbd_root": "s", "images_only": True}, "field: images_only"),
     ],
 )
 def test_the_job_wants_one_data_set(given, problem):
     with pytest.raises(SettingError, match=problem):
-        job.build(job.Settings(split="s", out="t", **given))
+        job.open_reader(job.Settings(split="s", out="t", **given))

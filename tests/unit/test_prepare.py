@@ -37,11 +37,10 @@ def root(tmp_path):
         mat_sets.write_sbd(sbd, image_id)
     (sbd / "train.txt").write_text("a\nb\n")
     (sbd / "val.txt").write_text("c\n")
-    file = coco_set.write(
-        root / "coco" / "train2014", [coco_set.annotation(), coco_set.annotation(2, segmentation=[])], 3
-    )
+    items = [coco_set.annotation(), coco_set.annotation(2, segmentation=[])]
+    file = Path(coco_set.write(root / "coco" / "train2014", items, 3))
     (root / "coco" / "annotations").mkdir()
-    (root / "coco" / "annotations" / "instances_train2014.json").write_bytes(open(file, "rb").read())
+    file.rename(root / "coco" / "annotations" / "instances_train2014.json")
     (root / "coco" / "annotations" / "captions_train2014.json").write_text("{}")
     mat_sets.write_context(root / "context", "a", mat_sets.objects_map())
     return root

@@ -69,6 +69,14 @@ def test_a_ring_keeps_its_hole(tmp_path):
     assert (decode_png(record.gt_label_map) == ring * VOC_CLASSES.index("person")).all()
 
 
+def test_a_polygon_that_goes_round_a_hole_keeps_it(tmp_path):
+    keyhole = [2, 2, 20, 2, 20, 20, 2, 20, 2, 2, 8, 8, 8, 12, 12, 12, 12, 8, 8, 8]
+    record = read(tmp_path, [annotation(segmentation=[keyhole])])
+    mask = rle.decode(record.instance_masks[0], HEIGHT, WIDTH)
+    assert not (mask & square(8, 8, 12, 12)).any() and not (mask & ~square(2, 2, 20, 20)).any()
+    assert mask.sum() >= 18 * 18 - 4 * 4 - 6, "all but the hole and the cut that leads to it"
+
+
 def test_smaller_objects_lie_in_front_and_crowds_behind_as_ignored(tmp_path):
     large, small, crowd = square(2, 2, 20, 20), square(5, 5, 10, 10), square(0, 0, 25, 40)
     forms = [{"size": [HEIGHT, WIDTH], "counts": counts_of(mask)} for mask in (small, large, crowd)]

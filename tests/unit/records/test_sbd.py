@@ -1,5 +1,6 @@
 """The SBD reader on MATLAB files as published, and train_aug with the official lists."""
 
+import fsspec
 import numpy as np
 import pytest
 import scipy.io
@@ -136,6 +137,17 @@ def test_train_aug_joins_the_lists_and_takes_vocs_own_masks_first(both, tmp_path
     assert [record.image_id for record in records] == [f"voc2012/{i}" for i in "bade"]
     assert [record.gt_label_map == devkit.mask() for record in records] == [True, True, False, False]
     assert all(len(record.boxes_xyxy) == 2 for record in records)
+
+
+def test_roots_may_be_any_fsspec_uri(both):
+    root, year = both
+    store = fsspec.filesystem("memory")
+    store.put(str(root), "/sbd-store/dataset", recursive=True)
+    store.put(str(year), "/sbd-store/VOC2012", recursive=True)
+    reader = sbd.open_splits("memory://sbd-store", "train_aug", voc_root="memory://sbd-store/VOC2012")
+    records = [reader.read(entry) for entry in reader.entries]
+    assert [record.image_id for record in records] == [f"voc2012/{i}" for i in "bade"]
+    store.rm("/sbd-store", recursive=True)
 
 
 def test_own_splits_and_lists(both):
