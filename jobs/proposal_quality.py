@@ -47,7 +47,7 @@ def main(settings: Settings) -> None:
             "out of range", field="num_storage_images", value=settings.num_storage_images, expected=">= 0"
         )
     records, proposals = open_table(settings.records, "records"), open_table(settings.proposals, "proposals")
-    is_coco = str(records.settings["source"]).startswith("coco")
+    is_coco = str(records.settings.get("source")).startswith("coco")
     data_set = settings.published_set or ("COCO_val2014" if is_coco else "pascal2012_val2012")
     published = read_published(settings.published, data_set) if settings.published is not None else {}
     summary: dict[str, Any] = {"records": records.uri, "proposals": proposals.uri}

@@ -1,7 +1,7 @@
 """The archives of the data sets: where their makers give them out, how they are checked and unpacked.
 
     ROOT/NAME             an archive that the user put there
-    ROOT/NAME.unpacked    written last: the archive is unpacked whole
+    ROOT/NAME.unpacked    written last: the archive is unpacked whole; delete it to unpack again
     ROOT/VOCdevkit, ROOT/benchmark_RELEASE, ROOT/coco, ROOT/context    what comes out, as the readers want it
 
 Nothing is downloaded: some pages ask who you are. Nothing of an archive is written outside the root.
@@ -10,6 +10,7 @@ Nothing is downloaded: some pages ask who you are. Nothing of an archive is writ
 from __future__ import annotations
 
 import hashlib
+import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -116,6 +117,8 @@ def unpack(root: Path, archive: Archive) -> None:
 
     Raises InputError: another checksum than published, damaged, or a member that would be written outside the root.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError("this Python can't unpack safely", value=sys.version.split()[0], expected="3.11.4 or newer")
     file, folder = root / archive.name, root / archive.folder
     found = _md5(file)
     if archive.md5 is not None and found != archive.md5:

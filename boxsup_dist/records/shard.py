@@ -13,12 +13,13 @@ from typing import Any
 
 import ray
 
+from boxsup_dist import storage
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records.reader import Entry, Reader
 from boxsup_dist.schema import VOC_CLASSES, Record, records_to_table
-from boxsup_dist.tables import ShardInfo, Table
+from boxsup_dist.tables import MANIFEST, ShardInfo, Table
 
 ROWS_PER_SHARD = 64
 ROW_GROUP_SIZE = 16
@@ -56,10 +57,12 @@ def build_records(
         "classes": reader.classes,
         "rows_per_shard": rows_per_shard,
     }
-    # All entries may be gigabytes (COCO's polygons): a task fetches its own part from the object store.
-    session.start(num_cpus)
     starts = range(0, len(reader.entries), rows_per_shard)
-    parts = [ray.put(reader.entries[start : start + rows_per_shard]) for start in starts]
+    parts: list[ray.ObjectRef] = []
+    if not storage.exists(storage.join(storage.absolute(out), MANIFEST)):  # a whole table is opened without Ray
+        # All entries may be gigabytes (COCO's polygons): a task fetches its own part from the object store.
+        session.start(num_cpus)
+        parts = [ray.put(reader.entries[start : start + rows_per_shard]) for start in starts]
     read, classes = reader.read, reader.classes
 
     def make_shard(index: int) -> ShardContent:
@@ -70,7 +73,7 @@ def build_records(
         out,
         "records",
         settings,
-        len(parts),
+        len(starts),
         make_shard,
         row_group_size=row_group_size,
         description=description,
