@@ -113,7 +113,8 @@ class Record:
     difficult: np.ndarray  # bool (K,)
     crowd: np.ndarray  # bool (K,)
     gt_label_map: bytes | None = None  # PNG, uint8 (H, W)
-    instance_masks: list[bytes] | None = None  # K masks as boxsup_dist.rle encodes them, where objects are told apart
+    # K masks as boxsup_dist.rle encodes them, where objects are told apart; empty for a box without an object
+    instance_masks: list[bytes] | None = None
 
 
 def image_hash(image: bytes) -> str:

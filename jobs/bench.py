@@ -34,6 +34,7 @@ from boxsup_dist.labels import Labels
 from boxsup_dist.proposals.generate import build_proposals
 from boxsup_dist.proposals.selective_search import selective_search
 from boxsup_dist.recipes import mini
+from boxsup_dist.records import voc
 from boxsup_dist.records.shard import build_records
 from boxsup_dist.records.synthetic import scene_of, write_synthetic
 from boxsup_dist.records.synthetic_scene import tight_box
@@ -156,7 +157,7 @@ def prepare_run(settings: Settings, out: str) -> TrainConfig:
     """Tables of synthetic images, and a configuration of two workers that trains on them from boxes."""
     folder = storage.join(out, f"tables-{settings.num_images}")
     root = write_synthetic(storage.join(folder, "devkit"), settings.num_images, 1)
-    records = build_records(storage.join(folder, "records"), root, "train")
+    records = build_records(storage.join(folder, "records"), voc.open_splits(root, "train"))
     proposals = build_proposals(storage.join(folder, "proposals"), records.uri, "selective_search")
     config = mini(storage.join(out, "run"), (SourceSettings(records.uri, "box", proposals.uri),), None)
     resources = replace(config.resources, num_workers=2).resolve(session.total_cpus(), session.total_gpus())

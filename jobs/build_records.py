@@ -1,43 +1,56 @@
-"""Build a records table: python -m jobs.build_records --split S --out URI, and --voc-root or --coco-annotations."""
+"""Build a records table: python -m jobs.build_records --split S --out URI and the root of a data set (see --help)."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from boxsup_dist import storage
 from boxsup_dist.errors import SettingError
-from boxsup_dist.records import shard
+from boxsup_dist.records import coco, context, sbd, shard, voc
 from boxsup_dist.records.coco import ClassList
+from boxsup_dist.records.reader import Reader
 from boxsup_dist.tables import Table
 from jobs._cli import run
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write images and annotations of a VOC devkit's split or of COCO as a records table; a second call continues."""
+    """Write images and annotations of a split as a records table; a second call continues.
+
+    VOC wants --voc-root; SBD --sbd-root, with VOC's boxes if --voc-root is given too (train_aug needs it);
+    PASCAL-Context --context-root and the --voc-root of VOC 2010; COCO --coco-annotations and --coco-images.
+    """
 
     split: str
-    """VOC: list in ImageSets/Segmentation, else Main (train, Main/trainval), a list file, or several joined by +.
-    COCO: the name that the records carry (train2017)."""
+    """VOC: list in ImageSets/Segmentation, else Main (train, Main/trainval), or a list file. SBD: train, val or
+    train_aug. Context: train, val. COCO: the name that the records carry (train2017). Several are joined by +."""
     out: str
     """Folder or URI of the table."""
     voc_root: str | None = None
-    """VOC: year folder (VOCdevkit/VOC2012), or a folder that holds just one. A path or an fsspec URI."""
-    coco_annotations: str | None = None
-    """COCO: the file instances_*.json."""
-    coco_images: str | None = None
-    """COCO: the folder of its images."""
+    """VOC: year folder (VOCdevkit/VOC2012), or a folder that holds just one. A path or an fsspec URI, as all roots."""
+    sbd_root: str | None = None
+    """SBD: benchmark_RELEASE or the folder `dataset` in it."""
+    context_root: str | None = None
+    """Context: the folder that holds trainval/*.mat and labels.txt."""
+    coco_annotations: tuple[str, ...] | None = None
+    """COCO: the file instances_*.json; or several, with as many folders of images, and splits joined by +."""
+    coco_images: tuple[str, ...] | None = None
+    """COCO: the folder of the images of each file."""
     classes: ClassList = "voc"
     """COCO: VOC's 20 classes, or all of the file."""
     only_with_objects: bool = False
     """COCO: leave out images without an object of these classes."""
+    images_only: bool = False
+    """VOC: read no annotation. For lists without any, as VOC 2012's test."""
     source: str | None = None
-    """Name of the data set in the image ids; by default VOC's year folder in lower case, or coco."""
+    """Name of the data set in the image ids; by default VOC's year folder in lower case, or sbd, context, coco."""
+    expect_images: int | Literal["published"] | None = None
+    """Refuse the table unless it holds exactly so many images, or as many as the split has as published."""
     strict: bool = False
     """Stop at the first unusable image instead of leaving it out."""
     max_skipped_share: float = shard.MAX_SKIPPED_SHARE
@@ -50,46 +63,69 @@ class Settings:
     """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
 
 
-def build(settings: Settings) -> Table:
-    """Build the table from the one source that the settings name; SettingError if that is none or both."""
-    common: dict[str, Any] = {
-        "rows_per_shard": settings.rows_per_shard,
-        "row_group_size": settings.row_group_size,
-        "strict": settings.strict,
-        "max_skipped_share": settings.max_skipped_share,
-        "num_cpus": settings.num_cpus,
-    }
-    coco = {
-        "coco_annotations": settings.coco_annotations,
-        "coco_images": settings.coco_images,
-        "classes": settings.classes if settings.classes != "voc" else None,
-        "only_with_objects": settings.only_with_objects or None,
-    }
-    if settings.voc_root is not None:
-        given = [name for name, value in coco.items() if value is not None]
-        if given:
-            raise SettingError("a setting of COCO beside voc_root", field=", ".join(given), expected="one data set")
-        return shard.build_records(settings.out, settings.voc_root, settings.split, source=settings.source, **common)
-    if settings.coco_annotations is None or settings.coco_images is None:
-        expected = "voc_root, or coco_annotations and coco_images"
-        raise SettingError("no data set to read", field="voc_root, coco_annotations", expected=expected)
-    return shard.build_coco_records(
+_ROOTS = ("voc_root", "sbd_root", "context_root", "coco_annotations", "coco_images")
+# The settings that name a data set, and the settings that only it has.
+_DATA_SETS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("voc_root",): ("images_only",),
+    ("sbd_root",): (),
+    ("voc_root", "sbd_root"): (),
+    ("voc_root", "context_root"): (),
+    ("coco_annotations", "coco_images"): ("classes", "only_with_objects"),
+}
+
+
+def open_reader(settings: Settings) -> Reader:
+    """The reader of the one data set that the settings name; SettingError if that is none or several."""
+    given = tuple(name for name in _ROOTS if getattr(settings, name) is not None)
+    if given not in _DATA_SETS:
+        sets = "; ".join(" and ".join(names) for names in _DATA_SETS)
+        raise SettingError("no data set to read", field="roots", value=", ".join(given) or None, expected=sets)
+    for name in ("images_only", "classes", "only_with_objects"):
+        if getattr(settings, name) != getattr(Settings, name) and name not in _DATA_SETS[given]:
+            raise SettingError("has no effect on this data set", field=name, value=getattr(settings, name))
+    if settings.coco_annotations is not None and settings.coco_images is not None:
+        return coco.open_splits(
+            settings.coco_annotations,
+            settings.coco_images,
+            settings.split,
+            classes=settings.classes,
+            only_with_objects=settings.only_with_objects,
+            source=settings.source or "coco",
+        )
+    if settings.sbd_root is not None:
+        return sbd.open_splits(settings.sbd_root, settings.split, voc_root=settings.voc_root, source=settings.source)
+    assert settings.voc_root is not None
+    if settings.context_root is not None:
+        name = settings.source or "context"
+        return context.open_splits(settings.context_root, settings.voc_root, settings.split, source=name)
+    return voc.open_splits(settings.voc_root, settings.split, source=settings.source, images_only=settings.images_only)
+
+
+def build(settings: Settings) -> tuple[Table, int | None]:
+    """The table, built or opened, and the images that its split has as published where that is known."""
+    reader = open_reader(settings)
+    expected = reader.published if settings.expect_images == "published" else settings.expect_images
+    if settings.expect_images == "published" and expected is None:
+        value = f"{reader.source}, {reader.split}"
+        raise SettingError("no published count is known of this split", field="expect_images", value=value)
+    table = shard.build_records(
         settings.out,
-        settings.coco_annotations,
-        settings.coco_images,
-        settings.split,
-        classes=settings.classes,
-        only_with_objects=settings.only_with_objects,
-        source=settings.source or "coco",
-        **common,
+        reader,
+        expect_images=expected,
+        rows_per_shard=settings.rows_per_shard,
+        row_group_size=settings.row_group_size,
+        strict=settings.strict,
+        max_skipped_share=settings.max_skipped_share,
+        num_cpus=settings.num_cpus,
     )
+    return table, reader.published
 
 
 def main(settings: Settings) -> None:
     """Build the table, leave OUT/summary.json and print what is in it."""
     started = time.monotonic()
-    table = build(settings)
-    summary = shard.summarize(table)
+    table, published = build(settings)
+    summary = shard.summarize(table) | {"published_images": published}
     summary["seconds"] = round(time.monotonic() - started, 2)
     storage.write_json(storage.join(table.uri, "summary.json"), summary)
     _print(summary)
@@ -107,6 +143,10 @@ def _print(summary: dict) -> None:
         console.print(f"skipped {problem['image_id']}: {problem['problem']}", markup=False, highlight=False)
     if len(summary["problems"]) > 20:
         console.print(f"and {len(summary['problems']) - 20} more, see summary.json")
+    published = summary["published_images"]
+    if published is not None:
+        relation = "as" if summary["num_images"] == published else "NOT the"
+        console.print(f"{summary['num_images']} images, {relation} published ({published})", highlight=False)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from boxsup_dist.proposals.generate import build_proposals
 from boxsup_dist.recipes import RECIPES
 from boxsup_dist.records.shard import build_records
 from boxsup_dist.records.synthetic import write_synthetic
+from boxsup_dist.records.voc import open_splits
 from boxsup_dist.run import train
 from jobs._cli import run
 
@@ -66,7 +67,7 @@ def main(settings: Settings) -> None:
         root = _timed(seconds, "synthetic data", write_synthetic, storage.join(out, "devkit"))
     uris = {split: storage.join(out, "records", split) for split in (settings.train_split, settings.val_split)}
     for split, uri in uris.items():
-        _timed(seconds, f"records {split}", build_records, uri, root, split)
+        _timed(seconds, f"records {split}", build_records, uri, open_splits(root, split))
     records, val_records = uris.values()
     proposals = storage.join(out, "proposals")
     _timed(seconds, "proposals", build_proposals, proposals, records, settings.method)

@@ -15,6 +15,7 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.evaluate import evaluate, to_summary
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.records import voc
 from boxsup_dist.records.shard import build_records
 from boxsup_dist.tables import Table, open_table
 from jobs._cli import run
@@ -65,7 +66,7 @@ def _open_records(settings: Settings) -> Table:
         return open_table(settings.records, "records")
     if settings.voc_root is None or settings.split is None:
         raise SettingError("voc_root needs a split", field="split", expected="a list such as val")
-    return build_records(storage.join(settings.out, "records"), settings.voc_root, settings.split)
+    return build_records(storage.join(settings.out, "records"), voc.open_splits(settings.voc_root, settings.split))
 
 
 def main(settings: Settings) -> None:

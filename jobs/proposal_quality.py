@@ -30,7 +30,7 @@ class Settings:
     published: str | None = None
     """Folder of published curves, SET_METHOD.txt, to draw beside ours."""
     published_set: str | None = None
-    """Data set of the published curves; by default COCO_val2014 for instance masks, else pascal2012_val2012."""
+    """Data set of the published curves; by default COCO_val2014 for records of COCO, else pascal2012_val2012."""
     num_storage_images: int = 8
     """Images whose candidates are stored as RLE and PNG too, to compare sizes."""
     num_cpus: int | None = None
@@ -47,8 +47,8 @@ def main(settings: Settings) -> None:
             "out of range", field="num_storage_images", value=settings.num_storage_images, expected=">= 0"
         )
     records, proposals = open_table(settings.records, "records"), open_table(settings.proposals, "proposals")
-    counts_instances = records.counts.get("with_instances", 0) > 0
-    data_set = settings.published_set or ("COCO_val2014" if counts_instances else "pascal2012_val2012")
+    is_coco = str(records.settings.get("source")).startswith("coco")
+    data_set = settings.published_set or ("COCO_val2014" if is_coco else "pascal2012_val2012")
     published = read_published(settings.published, data_set) if settings.published is not None else {}
     summary: dict[str, Any] = {"records": records.uri, "proposals": proposals.uri}
     summary |= measure(records, proposals, num_storage_images=settings.num_storage_images, num_cpus=settings.num_cpus)

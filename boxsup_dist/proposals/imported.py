@@ -26,7 +26,7 @@ import numpy as np
 
 from boxsup_dist import regions, rle, storage
 from boxsup_dist.errors import InputError, RecordError, SettingError
-from boxsup_dist.proposals.mat_file import read_mat
+from boxsup_dist.mat_file import read_mat
 from boxsup_dist.schema import Proposals
 
 Format = Literal["mcg", "gop", "rigor", "lpo", "rle"]

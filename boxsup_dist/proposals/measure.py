@@ -74,9 +74,9 @@ def measure(
         for part, where in _parts(records, proposals, compare_every):
             total.add(part)
             progress.advance(where.num_rows)
-    return report(total, proposals) | {
-        "objects": "instance masks" if records.counts.get("with_instances", 0) else "class masks in lone boxes"
-    }
+    told_apart = records.counts.get("with_instances", 0)
+    kinds = [("instance masks", told_apart > 0), ("class masks in lone boxes", told_apart < records.num_rows)]
+    return report(total, proposals) | {"objects": ", else ".join(kind for kind, is_there in kinds if is_there)}
 
 
 def _parts(records: Table, proposals: Table, compare_every: int) -> Iterator[tuple[Measured, RowGroup]]:

@@ -114,16 +114,17 @@ def lone_boxes(boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
 def objects_of(record: Record) -> Objects | None:
     """The objects of a record that can be told apart; None if it has no mask.
 
-    With instance masks all but crowds; else what the class mask shows inside boxes that meet no other of their class,
-    where it shows anything; void pixels then count nowhere.
+    With instance masks all that have a pixel but crowds; else what the class mask shows inside boxes that meet no other
+    of their class, where it shows anything. VOC's void pixels then count nowhere; COCO's crowds are no void.
     """
+    label_map = None if record.gt_label_map is None else decode_png(record.gt_label_map)
     if record.instance_masks is not None:
-        chosen = np.flatnonzero(~record.crowd)
-        masks = [rle.decode(record.instance_masks[k], record.height, record.width) for k in chosen]
-        return Objects(masks, record.class_ids[chosen], None)
-    if record.gt_label_map is None:
+        masks = [rle.decode(counts, record.height, record.width) for counts in record.instance_masks]
+        chosen = np.flatnonzero(np.array([mask.any() for mask in masks], bool) & ~record.crowd)
+        valid = None if label_map is None or record.crowd.any() else label_map != IGNORE_INDEX
+        return Objects([masks[k] for k in chosen], record.class_ids[chosen], valid)
+    if label_map is None:
         return None
-    label_map = decode_png(record.gt_label_map)
     masks, class_ids = [], []
     for k in np.flatnonzero(lone_boxes(record.boxes_xyxy, record.class_ids) & ~record.crowd):
         x0, y0, x1, y1 = pixel_box(record.boxes_xyxy[k], *label_map.shape)

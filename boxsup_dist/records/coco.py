@@ -1,23 +1,24 @@
-"""Reader of COCO's instance annotations: one `instances_*.json` and the folder of its images.
+"""Reader of COCO's instance annotations: `instances_*.json` files, each with the folder of its images.
 
     images       id, file_name, height, width
     categories   id, name
     annotations  image_id, category_id, iscrowd, bbox [x, y, width, height] from the image's corner, and segmentation:
                  polygons [x, y, x, y, ...], of which the union counts, or run lengths {size, counts}, compressed or not
 
-The file is read once, by `read_index`; `read_record` then needs only what the index holds of its image. Boxes are those
+A file is read once, by `read_index`; `read_record` then needs only what the index holds of its image. Boxes are those
 of the annotations. Label maps are painted larger objects first, so that the smaller of two lies in front; crowds are
 ignored pixels behind every object. What can't be used raises RecordError (one image) or InputError (the file).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -25,8 +26,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from boxsup_dist import rle, storage
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records.masks import read_image
+from boxsup_dist.records.reader import Reader, published_images
 from boxsup_dist.regions import encode_png
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, VOC_CLASSES, Record
 
@@ -64,6 +66,77 @@ class CocoIndex:
     classes: tuple[str, ...]  # background and the chosen ones
     class_of: dict[int, int]  # class id of every category id, 0 for one that is not chosen
     fingerprint: str  # of the file's content
+
+
+@dataclass(frozen=True)
+class CocoEntry:
+    """An image with where it lies and which split it belongs to."""
+
+    image: CocoImage
+    folder: str
+    split: str
+
+    @property
+    def name(self) -> str:
+        """The image's own name."""
+        return self.image.name
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Annotations that are left out."""
+        return self.image.left_out
+
+
+def open_splits(
+    annotations: Sequence[str],
+    images: Sequence[str],
+    split: str,
+    *,
+    classes: ClassList = "voc",
+    only_with_objects: bool = False,
+    source: str = "coco",
+) -> Reader:
+    """Reader of one or several annotation files, each with its folder of images, one table in the files' order.
+
+    `split` names them, joined by `+` (train2014+val2014), and is only a name. `classes` and `only_with_objects` are
+    those of read_index. Raises InputError if the files have other categories than the first or share images,
+    SettingError unless there are as many folders and names as files.
+    """
+    splits = split.split("+")
+    for name, values in (("coco_images", images), ("split", splits)):
+        if len(values) != len(annotations):
+            expected = f"{len(annotations)}, one for each file of annotations"
+            raise SettingError("another number than of files", field=name, value=len(values), expected=expected)
+    entries: list[CocoEntry] = []
+    indexes = []
+    for file, folder, name in zip(
+        map(storage.absolute, annotations), map(storage.absolute, images), splits, strict=True
+    ):
+        index = read_index(file, classes, only_with_objects=only_with_objects)
+        entries += [CocoEntry(image, folder, name) for image in index.images]
+        indexes.append(replace(index, images=[]))
+        if (index.classes, index.class_of) != (indexes[0].classes, indexes[0].class_of):
+            raise InputError(
+                "other categories than the first file's",
+                file=file,
+                field="categories",
+                value=sorted(index.class_of),
+                expected=str(sorted(indexes[0].class_of)),
+            )
+    _refuse_repeated([entry.name for entry in entries], "images.file_name", " + ".join(annotations))
+    return Reader(
+        source=source,
+        split=split,
+        identity={"annotations": "+".join(index.fingerprint for index in indexes)},
+        entries=entries,
+        read=functools.partial(_read_entry, indexes[0].class_of, source),
+        classes=indexes[0].classes,
+        published=None if only_with_objects else published_images([f"coco/{name}" for name in splits]),
+    )
+
+
+def _read_entry(class_of: Mapping[int, int], source: str, entry: CocoEntry) -> Record:
+    return read_record(entry.folder, entry.image, entry.split, class_of, source=source)
 
 
 def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool = False) -> CocoIndex:

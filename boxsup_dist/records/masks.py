@@ -1,16 +1,18 @@
-"""Reads and checks image files and ground-truth masks, whatever data set they come from."""
+"""Reads and checks image files and ground-truth masks, as PNG or MATLAB files, whatever data set they come from."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.mat_file import read_mat
 from boxsup_dist.regions import decode_image, encode_png
 from boxsup_dist.schema import IGNORE_INDEX
 
@@ -61,3 +63,33 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
             "the mask holds values that are no class", file=file, value=bad[:5].tolist(), expected=expected
         )
     return data if mode in ("P", "L") else encode_png(values.astype(np.uint8))
+
+
+def read_mat_field(file: str, *names: str) -> Any:
+    """What a MATLAB file holds in a variable, or in a field of a variable that is a struct. RecordError if nothing."""
+    try:
+        value: Any = read_mat(read_file(file))
+    except RecordError as error:
+        raise RecordError(error.problem, file=file, value=error.value) from None
+    for depth, name in enumerate(names, start=1):
+        if not isinstance(value, dict) or name not in value:
+            found = sorted(value) if isinstance(value, dict) else type(value).__name__
+            path = ".".join(names[:depth])
+            raise RecordError("the MATLAB file lacks a value", file=file, field=path, value=found, expected=path)
+        value = value[name]
+    return value
+
+
+def check_map(values: Any, height: int, width: int, largest: int, *, file: str, field: str) -> np.ndarray:
+    """A MATLAB matrix as uint16 (height, width) of whole numbers 0..largest; RecordError if it is anything else."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uifb":
+        raise RecordError("not a matrix of numbers", file=file, field=field, value=type(values).__name__)
+    if values.shape != (height, width):
+        found = " x ".join(map(str, values.shape[::-1]))
+        expected = f"{width} x {height}, the image's size"
+        raise RecordError("the map has another size", file=file, field=field, value=found, expected=expected)
+    known = (values >= 0) & (values <= largest) & (values == np.floor(values))
+    if not known.all():
+        found = np.unique(values[~known])[:5].tolist()
+        raise RecordError("values that mean nothing", file=file, field=field, value=found, expected=f"0..{largest}")
+    return values.astype(np.uint16)

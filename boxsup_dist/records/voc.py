@@ -5,28 +5,88 @@
     Annotations/ID.xml            boxes: 1-based, both ends inside, so (xmin-1, ymin-1, xmax, ymax) is ours
     SegmentationClass/ID.png      optional mask of class indices, 255 = void
     SegmentationClassAug/ID.png   the same from SBD, used where the former has no mask
+    SegmentationObject/ID.png     optional mask of object numbers 1, 2, ..., 255 = void: the instance masks
     ImageSets/Segmentation/S.txt  ids of split S, else ImageSets/Main/S.txt
 
+VOC 2007 is read by its lists Main/trainval and Main/test. VOC 2012's Segmentation/test comes without annotations:
+`images_only` makes records without boxes and masks, for prediction, whatever else the devkit holds of those images.
 A root is a path or any fsspec URI. What can't be used raises RecordError (one image) or InputError (root, list).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.records.instances import find_objects, masks_of_boxes
 from boxsup_dist.records.masks import read_file, read_image, read_mask
-from boxsup_dist.schema import VOC_CLASSES, Record
+from boxsup_dist.records.reader import ListEntry, Reader, published_images
+from boxsup_dist.regions import decode_png
+from boxsup_dist.schema import IGNORE_INDEX, VOC_CLASSES, Record
+from boxsup_dist.tables import fingerprint
 
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+OBJECT_FOLDER = "SegmentationObject"
 LIST_FOLDERS = ("Segmentation", "Main")
 _CLAMP_PX = 1.0  # VOC's own rounding leaves some boxes one pixel outside
+
+
+class Annotation(NamedTuple):
+    """The objects of an image; K may be 0."""
+
+    boxes_xyxy: np.ndarray  # float32 (K, 4)
+    class_ids: np.ndarray  # int32 (K,)
+    difficult: np.ndarray  # bool (K,)
+
+    @classmethod
+    def nothing(cls) -> Annotation:
+        """Of an image whose objects nobody marked."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
+
+
+def open_splits(voc_root: str, split: str, *, source: str | None = None, images_only: bool = False) -> Reader:
+    """Reader of a devkit's split, as read_split takes it, or of several joined by `+` (each row names its own).
+
+    `source` names the data set in the image ids; by default the year folder in lower case (voc2012). Raises InputError
+    for a bad root or list, or if the splits share images.
+    """
+    root = find_root(voc_root)
+    year = root.rsplit("/", 1)[-1].lower()
+    files = {part: _find_list(root, part) for part in split.split("+")}
+    entries = [ListEntry(image_id, list_name(part)) for part, file in files.items() for image_id in read_list(file)]
+    refuse_shared(entries)
+    return Reader(
+        source=source or year,
+        split=split if "/" not in split else "+".join(map(list_name, files)),
+        identity={"ids": fingerprint(entries)} | ({"images_only": True} if images_only else {}),
+        entries=entries,
+        read=functools.partial(_read_entry, root, source or year, images_only),
+        published=published_images([f"{year}/{'/'.join(f[:-4].split('/')[-2:])}" for f in files.values()]),
+    )
+
+
+def _read_entry(root: str, source: str, images_only: bool, entry: ListEntry) -> Record:
+    return read_record(root, *entry, source=source, images_only=images_only)
+
+
+def list_name(split: str) -> str:
+    """What records call a split: Main/trainval and DIR/trainval.txt are trainval."""
+    return split.rsplit("/", 1)[-1].removesuffix(".txt")
+
+
+def refuse_shared(entries: Sequence[ListEntry]) -> None:
+    """Raise InputError if splits that are to be joined share images."""
+    repeated = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
+    if repeated:
+        raise InputError("the splits share images", field="split", value=repeated[:5], expected="disjoint lists")
 
 
 def find_root(voc_root: str) -> str:
@@ -56,7 +116,11 @@ def read_split(voc_root: str, split: str) -> list[str]:
     have it, is a flag: images flagged -1 (class absent) are left out. Raises InputError if there is no such list, it is
     empty, holds an id twice or is not a list of ids.
     """
-    file = _find_list(find_root(voc_root), split)
+    return read_list(_find_list(find_root(voc_root), split))
+
+
+def read_list(file: str) -> list[str]:
+    """Image ids of a list file, as read_split describes it."""
     ids = []
     text = storage.read_bytes(file).decode("utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -100,18 +164,27 @@ def _find_list(root: str, split: str) -> str:
 
 
 def read_record(
-    voc_root: str, image_id: str, split: str, classes: Sequence[str] = VOC_CLASSES, *, source: str = "voc"
+    voc_root: str,
+    image_id: str,
+    split: str,
+    classes: Sequence[str] = VOC_CLASSES,
+    *,
+    source: str = "voc",
+    images_only: bool = False,
 ) -> Record:
-    """One image with its boxes and, if there is one, its mask, all checked.
+    """One image with its boxes and, where there are any, its masks, all checked.
 
     `voc_root` is the year folder itself. The record's id is `source/image_id`, unique over data sets. Size comes from
     the decoded image, whatever the XML says. Raises RecordError: file absent, image that does not decode, XML that does
     not parse or has no object, unknown class, box of no area or more than 1 px outside (less is clamped), bad mask.
     """
     image, height, width = read_image(storage.join(voc_root, "JPEGImages", image_id + ".jpg"))
-    boxes, class_ids, difficult = _read_objects(
-        storage.join(voc_root, "Annotations", image_id + ".xml"), height, width, classes
-    )
+    annotation, mask, instance_masks = Annotation.nothing(), None, None
+    if not images_only:
+        annotation = read_annotation(voc_root, image_id, height, width, classes)
+        mask = _find_mask(voc_root, MASK_FOLDERS, image_id, height, width, len(classes))
+        if mask is not None:
+            instance_masks = _read_instances(voc_root, image_id, annotation, decode_png(mask))
     return Record(
         image_id=f"{source}/{image_id}",
         source=source,
@@ -119,26 +192,41 @@ def read_record(
         image=image,
         height=height,
         width=width,
-        boxes_xyxy=boxes,
-        class_ids=class_ids,
-        difficult=difficult,
-        crowd=np.zeros(len(boxes), bool),
-        gt_label_map=_find_mask(voc_root, image_id, height, width, len(classes)),
+        boxes_xyxy=annotation.boxes_xyxy,
+        class_ids=annotation.class_ids,
+        difficult=annotation.difficult,
+        crowd=np.zeros(len(annotation.boxes_xyxy), bool),
+        gt_label_map=mask,
+        instance_masks=instance_masks,
     )
 
 
-def _find_mask(voc_root: str, image_id: str, height: int, width: int, num_classes: int) -> bytes | None:
-    for folder in MASK_FOLDERS:
+def _find_mask(
+    voc_root: str, folders: Sequence[str], image_id: str, height: int, width: int, num_classes: int
+) -> bytes | None:
+    for folder in folders:
         file = storage.join(voc_root, folder, image_id + ".png")
         if storage.exists(file):
             return read_mask(storage.read_bytes(file), height, width, num_classes, file=file)
     return None
 
 
-def _read_objects(
-    file: str, height: int, width: int, classes: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes float32 (K, 4), class ids int32 (K,) and difficult flags bool (K,) of an annotation; K >= 1."""
+def _read_instances(voc_root: str, image_id: str, annotation: Annotation, label_map: np.ndarray) -> list[bytes] | None:
+    """The mask of each box, by masks_of_boxes; None where the devkit tells no objects apart."""
+    height, width = label_map.shape
+    # Objects may have any number but that of void.
+    data = _find_mask(voc_root, (OBJECT_FOLDER,), image_id, height, width, IGNORE_INDEX)
+    if data is None:
+        return None
+    objects = find_objects(decode_png(data), label_map)
+    return masks_of_boxes(objects, annotation.boxes_xyxy, annotation.class_ids)
+
+
+def read_annotation(
+    voc_root: str, image_id: str, height: int, width: int, classes: Sequence[str] = VOC_CLASSES
+) -> Annotation:
+    """The objects of Annotations/ID.xml, at least one; height and width are the image's. RecordError as read_record."""
+    file = storage.join(voc_root, "Annotations", image_id + ".xml")
     try:
         objects = ET.fromstring(read_file(file)).findall("object")
     except ET.ParseError as error:
@@ -155,7 +243,7 @@ def _read_objects(
         boxes.append(_read_box(item, height, width, file=file, field=f"object {number}, {name}"))
         class_ids.append(list(classes).index(name))
         difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    return np.array(boxes, np.float32), np.array(class_ids, np.int32), np.array(difficult, bool)
+    return Annotation(np.array(boxes, np.float32), np.array(class_ids, np.int32), np.array(difficult, bool))
 
 
 def _read_box(item: ET.Element, height: int, width: int, *, file: str, field: str) -> np.ndarray:

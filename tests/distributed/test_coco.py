@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from boxsup_dist.errors import RecordError, SettingError
-from boxsup_dist.records.shard import build_coco_records
+from boxsup_dist.records import coco
+from boxsup_dist.records.shard import build_records
 from boxsup_dist.schema import iter_records
-from jobs import build_records
+from jobs import build_records as job
 from tests import coco_set
 from tests.coco_set import annotation
 
@@ -27,7 +28,9 @@ def root(tmp_path) -> Path:
 
 def build(root: Path, out: Path, **settings):
     settings = {"rows_per_shard": 4, "row_group_size": 2, "max_skipped_share": 0.2, "classes": "all"} | settings
-    return build_coco_records(str(out), str(root / "instances.json"), str(root), "train2017", **settings)
+    chosen = {name: settings.pop(name) for name in ("classes", "only_with_objects") if name in settings}
+    reader = coco.open_splits([str(root / "instances.json")], [str(root)], "train2017", **chosen)
+    return build_records(str(out), reader, **settings)
 
 
 def test_rows_keep_the_order_of_the_file_and_problems_are_named(ray_local, root, tmp_path):
@@ -55,15 +58,15 @@ def test_boxes_without_area_never_refuse_a_table(ray_local, root, tmp_path):
 
 
 def test_the_job_leaves_a_summary(ray_local, root, tmp_path, capsys):
-    settings = build_records.Settings(
+    settings = job.Settings(
         split="train2017",
         out=str(tmp_path / "t"),
-        coco_annotations=str(root / "instances.json"),
-        coco_images=str(root),
+        coco_annotations=(str(root / "instances.json"),),
+        coco_images=(str(root),),
         only_with_objects=True,
         max_skipped_share=0.4,
     )
-    build_records.main(settings)
+    job.main(settings)
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
     assert summary["counts"]["boxes.sofa"] == 3 and summary["settings"]["classes"][20] == "tvmonitor"
     assert "000000000003: not a polygon" in capsys.readouterr().out
@@ -72,16 +75,18 @@ def test_the_job_leaves_a_summary(ray_local, root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({}, "no data set to read.*voc_root, or coco_annotations and coco_images"),
-        ({"coco_annotations": "a.json"}, "no data set to read"),
+        ({}, "no data set to read.*voc_root; .*coco_annotations and coco_images"),
+        ({"coco_annotations": ("a.json",)}, "found: 'coco_annotations'"),
+        ({"context_root": "c"}, "found: 'context_root'; .*voc_root and context_root"),
         (
-            {"voc_root": "v", "coco_annotations": "a", "coco_images": "b"},
-            "beside voc_root.*coco_annotations, coco_images",
+            {"voc_root": "v", "coco_annotations": ("a",), "coco_images": ("b",)},
+            "found: 'voc_root, coco_annotations, coco_images'",
         ),
-        ({"voc_root": "v", "classes": "all"}, "field: classes"),
+        ({"voc_root": "v", "classes": "all"}, "no effect on this data set; field: classes"),
         ({"voc_root": "v", "only_with_objects": True}, "field: only_with_objects"),
+        ({"voc_root": "v", "sbd_root": "s", "images_only": True}, "field: images_only"),
     ],
 )
 def test_the_job_wants_one_data_set(given, problem):
     with pytest.raises(SettingError, match=problem):
-        build_records.build(build_records.Settings(split="s", out="t", **given))
+        job.open_reader(job.Settings(split="s", out="t", **given))

@@ -9,6 +9,7 @@ import pytest
 
 from boxsup_dist import tables
 from boxsup_dist.errors import InputError, RecordError, SettingError
+from boxsup_dist.records import voc
 from boxsup_dist.records.shard import build_records
 from boxsup_dist.schema import iter_records
 from tests import devkit
@@ -32,7 +33,7 @@ def root(tmp_path) -> Path:
 
 def build(root: Path, out: Path, **settings):
     settings = {"rows_per_shard": 4, "row_group_size": 2, "max_skipped_share": 0.2} | settings
-    return build_records(str(out), str(root), "train", **settings)
+    return build_records(str(out), voc.open_splits(str(root), "train"), **settings)
 
 
 def test_rows_keep_the_order_of_the_list_and_bad_images_are_named(ray_local, root, tmp_path):
@@ -64,7 +65,7 @@ def test_too_many_bad_images_refuse_the_table_until_mended_or_tolerated(ray_loca
 def test_splits_join_and_keep_their_names(ray_local, root, tmp_path):
     devkit.write_list(root, "id_01\nid_02", "val")
     devkit.write_list(root, "id_03", "extra")
-    table = build_records(str(tmp_path / "t"), str(root), "val+extra", source="mine")
+    table = build_records(str(tmp_path / "t"), voc.open_splits(str(root), "val+extra", source="mine"))
     records = list(iter_records(table.read(table.row_groups()[0])))
     assert [(r.image_id, r.split) for r in records] == [
         ("mine/id_01", "val"),
@@ -72,7 +73,7 @@ def test_splits_join_and_keep_their_names(ray_local, root, tmp_path):
         ("mine/id_03", "extra"),
     ]
     with pytest.raises(InputError, match=r"share images.*id_01"):
-        build_records(str(tmp_path / "u"), str(root), "val+train")
+        voc.open_splits(str(root), "val+train")
 
 
 @pytest.mark.parametrize(

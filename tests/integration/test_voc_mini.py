@@ -57,7 +57,7 @@ def test_voc2007_images_have_boxes_and_no_mask(shared):
 
 
 def test_the_table_holds_val_unchanged(ray_local, voc2012, tmp_path):
-    table = build_records(str(tmp_path / "val"), voc2012, "val")
+    table = build_records(str(tmp_path / "val"), voc.open_splits(voc2012, "val"))
     assert table.num_rows == table.counts["images"] == table.counts["with_mask"] == 335
     assert table.counts["skipped"] == 0
     per_class = {name: table.counts.get(f"boxes.{name}", 0) for name in VOC_CLASSES[1:]}

@@ -21,6 +21,7 @@ LEAVES = (
     "tables",
     "regions",
     "rle",
+    "mat_file",
     "labels",
     "randomness",
     "palette",
@@ -28,7 +29,7 @@ LEAVES = (
     "sources",
     "outbox",
 )
-LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools"}
+LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools", "scipy", "h5py"}
 # Modules that put stages together and may import any of them.
 COMPOSITION = {f"boxsup_dist.{name}" for name in ("coordinator", "run", "examples", "recipes", "paper")}
 RAY_FILES = {

@@ -1,5 +1,7 @@
 """Overlaps from counts against drawn masks, and the figures against their definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,16 @@ def test_objects_of_instance_masks_are_all_but_crowds():
     objects = quality.objects_of(record)
     assert objects.class_ids.tolist() == [12, 15, 15] and objects.valid is None
     assert all((a == b).all() for a, b in zip(objects.masks, [masks[0], masks[2], masks[3]], strict=True))
+
+
+def test_void_pixels_and_boxes_without_an_object_count_nowhere():
+    masks = [np.arange(600).reshape(20, 30) % n == 0 for n in (2, 3, 5, 601)]
+    masks[3][:] = False
+    objects = quality.objects_of(make_record(instance_masks=[rle.encode(m) for m in masks]))
+    assert objects.class_ids.tolist() == [12, 12, 15]
+    assert (~objects.valid).sum() == 30 and not objects.valid[5].any()
+    nothing = make_record(boxes_xyxy=np.zeros((0, 4)), class_ids=np.zeros(0, int), crowd=np.zeros(0, bool))
+    assert quality.objects_of(replace(nothing, instance_masks=[])).masks == []
 
 
 def test_distribution():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist import rle
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records import coco
 from boxsup_dist.regions import decode_png
 from boxsup_dist.schema import VOC_CLASSES, Record
@@ -67,6 +67,14 @@ def test_a_ring_keeps_its_hole(tmp_path):
     record = read(tmp_path, [annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": counts_of(ring)})])
     assert (rle.decode(record.instance_masks[0], HEIGHT, WIDTH) == ring).all()
     assert (decode_png(record.gt_label_map) == ring * VOC_CLASSES.index("person")).all()
+
+
+def test_a_polygon_that_goes_round_a_hole_keeps_it(tmp_path):
+    keyhole = [2, 2, 20, 2, 20, 20, 2, 20, 2, 2, 8, 8, 8, 12, 12, 12, 12, 8, 8, 8]
+    record = read(tmp_path, [annotation(segmentation=[keyhole])])
+    mask = rle.decode(record.instance_masks[0], HEIGHT, WIDTH)
+    assert not (mask & square(8, 8, 12, 12)).any() and not (mask & ~square(2, 2, 20, 20)).any()
+    assert mask.sum() >= 18 * 18 - 4 * 4 - 6, "all but the hole and the cut that leads to it"
 
 
 def test_smaller_objects_lie_in_front_and_crowds_behind_as_ignored(tmp_path):
@@ -191,3 +199,39 @@ def test_what_is_no_json_is_refused(tmp_path):
         coco.read_index(str(tmp_path / "a.json"))
     with pytest.raises(InputError, match="no such file"):
         coco.read_index(str(tmp_path / "b.json"))
+
+
+def test_several_files_make_one_table(tmp_path):
+    train = coco_set.write(tmp_path / "train2014", [annotation()])
+    whole = coco_set.content([annotation(5, "couch")])
+    whole["images"] = [{"id": 5, "file_name": "val_5.jpg", "height": HEIGHT, "width": WIDTH}]
+    val = coco_set.write(tmp_path / "val2014", whole)
+    (tmp_path / "val2014" / "val_5.jpg").write_bytes(devkit.jpeg())
+    folders = [str(tmp_path / "train2014"), str(tmp_path / "val2014")]
+    reader = coco.open_splits([train, val], folders, "train2014+val2014")
+    assert reader.published == 123287 and reader.identity["annotations"].count("+") == 1
+    records = [reader.read(entry) for entry in reader.entries]
+    assert [(r.image_id, r.split) for r in records] == [
+        ("coco/000000000001", "train2014"),
+        ("coco/val_5", "val2014"),
+    ]
+    assert [VOC_CLASSES[r.class_ids[0]] for r in records] == ["person", "sofa"]
+    one = coco.open_splits([train], folders[:1], "train2014")
+    assert one.identity == {"annotations": coco.read_index(train).fingerprint} and one.published == 82783
+    assert coco.open_splits([train], folders[:1], "train2014", only_with_objects=True).published is None
+
+
+def test_files_that_do_not_go_together_are_refused(tmp_path):
+    file = coco_set.write(tmp_path, [annotation()])
+    folder = str(tmp_path)
+    with pytest.raises(SettingError, match="coco_images; found: 1; expected: 2"):
+        coco.open_splits([file, file], [folder], "a+b")
+    with pytest.raises(SettingError, match="split; found: 1; expected: 2"):
+        coco.open_splits([file, file], [folder, folder], "a")
+    with pytest.raises(InputError, match=r"the same value twice.*000000000001"):
+        coco.open_splits([file, file], [folder, folder], "a+b")
+    other = coco_set.content([annotation()])
+    other["categories"].append({"id": 999, "name": "unicorn"})
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"other categories than the first file's.*other\.json"):
+        coco.open_splits([file, str(tmp_path / "other.json")], [folder, folder], "a+b", classes="all")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from boxsup_dist import rle
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import voc
 from boxsup_dist.regions import decode_image, decode_png
@@ -189,3 +190,73 @@ def test_the_root_is_the_year_folder_or_holds_just_one(tmp_path):
     for other in (year / "JPEGImages", tmp_path / "absent"):
         with pytest.raises(InputError, match="not a VOC devkit"):
             voc.find_root(str(other))
+
+
+def _rectangle(values, number, y0, x0, y1, x1):
+    values[y0:y1, x0:x1] = 255
+    values[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2] = number
+
+
+def test_objects_go_to_the_boxes_that_fit_them_best_whatever_their_order(tmp_path):
+    boxes = [("dog", (1, 1, 14, 30)), ("dog", (11, 1, 24, 30)), ("person", (21, 6, 40, 25)), ("dog", (30, 2, 33, 4))]
+    objects, classes = (np.zeros((devkit.HEIGHT, devkit.WIDTH), np.uint8) for _ in range(2))
+    drawn = ((3, 12, (0, 0, 14, 30)), (2, 12, (10, 0, 24, 30)), (7, 15, (20, 5, 40, 25)))
+    for number, class_id, (x0, y0, x1, y1) in drawn:
+        _rectangle(objects, number, y0, x0, y1, x1)
+        _rectangle(classes, class_id, y0, x0, y1, x1)
+    masks = {"SegmentationObject": devkit.mask(objects), "SegmentationClass": devkit.mask(classes)}
+    devkit.write(tmp_path, "a", annotation=devkit.xml(boxes), masks=masks)
+    record = read(tmp_path)
+    found = [rle.decode(counts, devkit.HEIGHT, devkit.WIDTH) for counts in record.instance_masks]
+    assert [int(mask.sum()) for mask in found] == [int((objects == number).sum()) for number in (3, 2, 7)] + [0]
+    assert (found[2] == (objects == 7)).all()
+
+
+def test_objects_are_told_apart_only_where_the_devkit_does(tmp_path):
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": devkit.mask()})
+    assert read(tmp_path).instance_masks is None
+    empty = devkit.mask(np.zeros((devkit.HEIGHT, devkit.WIDTH), np.uint8))
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": devkit.mask(), "SegmentationObject": empty})
+    masks = read(tmp_path).instance_masks
+    assert len(masks) == 2 and not any(rle.decode(counts, devkit.HEIGHT, devkit.WIDTH).any() for counts in masks)
+    turned = devkit.mask(np.zeros((devkit.WIDTH, devkit.HEIGHT), np.uint8))
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": devkit.mask(), "SegmentationObject": turned})
+    with pytest.raises(RecordError, match=r"differ in size.*SegmentationObject/a\.png"):
+        read(tmp_path)
+
+
+def test_a_test_list_without_annotations_gives_images_only_when_asked(tmp_path):
+    root = tmp_path / "VOC2012"
+    devkit.write(root, "a", annotation=None)
+    devkit.write(root, "b", masks={"SegmentationClass": devkit.mask()})
+    devkit.write_list(root, "a\nb\n", "test")
+    reader = voc.open_splits(str(root), "test", images_only=True)
+    assert (reader.published, reader.identity["images_only"]) == (1456, True)
+    for entry in reader.entries:
+        record = reader.read(entry)
+        assert record.image == devkit.jpeg() and record.boxes_xyxy.shape == (0, 4) and record.gt_label_map is None
+    plain = voc.open_splits(str(root), "test")
+    assert "images_only" not in plain.identity
+    with pytest.raises(RecordError, match=r"missing file.*a\.xml"):
+        plain.read(plain.entries[0])
+
+
+def test_published_counts_are_those_of_the_list_that_is_read(tmp_path):
+    for year, lists in (("VOC2012", ("Segmentation/train", "Segmentation/val", "Main/train")),
+                        ("VOC2007", ("Main/trainval", "Main/test", "Segmentation/trainval"))):  # fmt: skip
+        (tmp_path / year / "JPEGImages").mkdir(parents=True)
+        for k, name in enumerate(lists):
+            devkit.write_list(tmp_path / year, f"{k}\n", name.split("/")[1], folder=name.split("/")[0])
+    own = tmp_path / "own.txt"
+    own.write_text("x\n")
+    for year, split, name, published in (
+        ("VOC2012", "train", "train", 1464),
+        ("VOC2012", "train+val", "train+val", 2913),
+        ("VOC2012", f"train+{own}", "train+own", None),
+        ("VOC2012", "Main/train", "train", None),
+        ("VOC2007", "Main/trainval+Main/test", "trainval+test", 9963),
+        ("VOC2007", "trainval", "trainval", None),
+    ):
+        reader = voc.open_splits(str(tmp_path / year), split)
+        assert (reader.source, reader.split, reader.published) == (year.lower(), name, published)
+        assert reader.identity.keys() == {"ids"}

@@ -37,7 +37,9 @@ def _from_scipy(value: Any) -> Any:
     if value.dtype.names:  # a struct, as an array of one record
         return {name: _from_scipy(value[name].ravel()[0]) for name in value.dtype.names} if value.size else {}
     if value.dtype == object:
-        return [_from_scipy(np.asarray(item)) for item in value.ravel(order="F")]
+        return [
+            _from_scipy(item if scipy.sparse.issparse(item) else np.asarray(item)) for item in value.ravel(order="F")
+        ]
     return value
 
 

@@ -1,0 +1,154 @@
+"""Reader of the Semantic Boundaries Dataset (SBD) and of train_aug, VOC 2012's training set enlarged by it.
+
+    dataset/img/ID.jpg     the image, one of VOC's
+    dataset/cls/ID.mat     GTcls.Segmentation, class ids 0..20 in VOC's order; there is no void
+    dataset/inst/ID.mat    GTinst.Segmentation, object numbers 0..N, and GTinst.Categories, the class of each
+    dataset/train.txt, val.txt
+
+The root is the folder `dataset`, or one that holds it (benchmark_RELEASE). With a VOC devkit beside it, images and
+boxes are VOC's (JPEGImages, Annotations); without one the images are SBD's and the boxes the tight ones of its objects.
+
+train_aug = VOC 2012's train, then what SBD's train and val add to it, without VOC's val: 10,582 images as published.
+Images of VOC's train have VOC's own masks and are told by the split `train`, the others have SBD's and the split `aug`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from boxsup_dist import storage
+from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.records import voc
+from boxsup_dist.records.instances import Objects, make_objects, masks_of_boxes
+from boxsup_dist.records.masks import check_map, read_image, read_mat_field
+from boxsup_dist.records.reader import ListEntry, Reader, published_images
+from boxsup_dist.regions import encode_png
+from boxsup_dist.schema import BACKGROUND, VOC_CLASSES, Record
+from boxsup_dist.tables import fingerprint
+
+TRAIN_AUG = "train_aug"
+VOC_ROWS, SBD_ROWS = "train", "aug"  # splits of the rows of train_aug
+
+
+def open_splits(sbd_root: str, split: str, *, voc_root: str | None = None, source: str | None = None) -> Reader:
+    """Reader of SBD's `train`, `val`, a list file, several of them joined by `+`, or of `train_aug` (needs voc_root).
+
+    `source` names the data set in the image ids; by default VOC's year folder where voc_root is given (the images are
+    VOC's), else sbd. Raises InputError for a bad root or list, or if the splits share images.
+    """
+    root = find_root(sbd_root)
+    devkit = None if voc_root is None else voc.find_root(voc_root)
+    name = source or ("sbd" if devkit is None else devkit.rsplit("/", 1)[-1].lower())
+    read = functools.partial(_read_entry, root, devkit, name, split == TRAIN_AUG)
+    if split == TRAIN_AUG:
+        if devkit is None:
+            raise InputError(
+                "train_aug begins with the train list of VOC 2012", field="voc_root", expected="its devkit"
+            )
+        own, others = (voc.read_split(devkit, f"Segmentation/{part}") for part in ("train", "val"))
+        entries = train_aug(own, others, read_ids(root, "train"), read_ids(root, "val"))
+    else:
+        parts = split.split("+")
+        entries = [ListEntry(i, voc.list_name(part)) for part in parts for i in read_ids(root, part)]
+        voc.refuse_shared(entries)
+    return Reader(
+        source=name,
+        split="+".join(map(voc.list_name, split.split("+"))),
+        identity={"ids": fingerprint(entries), "masks": "sbd", "boxes": "sbd" if devkit is None else "voc"},
+        entries=entries,
+        read=read,
+        published=published_images([f"sbd/{part}" for part in split.split("+")]),
+    )
+
+
+def find_root(sbd_root: str) -> str:
+    """The folder that holds img, cls and inst: `sbd_root`, or `dataset` or `benchmark_RELEASE/dataset` in it."""
+    root = storage.absolute(sbd_root)
+    for parts in ((), ("dataset",), ("benchmark_RELEASE", "dataset")):
+        folder = storage.join(root, *parts)
+        if storage.exists(storage.join(folder, "cls")):
+            return folder
+    raise InputError("not the data set SBD", file=root, expected="a folder that holds img, cls and inst, or `dataset`")
+
+
+def read_ids(root: str, split: str) -> list[str]:
+    """Image ids of SBD's list `train` or `val`, or of any list file. InputError if there is none or it is bad."""
+    own = storage.join(root, f"{split}.txt")
+    if split.endswith(".txt") or not storage.exists(own):
+        own = storage.absolute(split)
+        if not split.endswith(".txt") or not storage.exists(own):
+            expected = f"train, val, {TRAIN_AUG} or a list file"
+            raise InputError("no such split", file=root, field="split", value=split, expected=expected)
+    return voc.read_list(own)
+
+
+def train_aug(voc_train: list[str], voc_val: list[str], sbd_train: list[str], sbd_val: list[str]) -> list[ListEntry]:
+    """VOC's train in its own order, then the sorted images of SBD that are in neither of VOC's lists."""
+    added = sorted({*sbd_train, *sbd_val} - {*voc_train, *voc_val})
+    return [*(ListEntry(i, VOC_ROWS) for i in voc_train), *(ListEntry(i, SBD_ROWS) for i in added)]
+
+
+def _read_entry(root: str, devkit: str | None, source: str, augmented: bool, entry: ListEntry) -> Record:
+    if augmented and entry.split == VOC_ROWS:
+        assert devkit is not None
+        return voc.read_record(devkit, *entry, source=source)
+    return read_record(root, *entry, devkit=devkit, source=source)
+
+
+def read_record(root: str, image_id: str, split: str, *, devkit: str | None = None, source: str = "sbd") -> Record:
+    """One image with SBD's class mask and instance masks; image and boxes are VOC's where its year folder is given.
+
+    Instance masks are matched to VOC's boxes by masks_of_boxes. Raises RecordError: file absent or damaged, a map of
+    another size than the image or with values that are no class or object, a bad annotation of VOC.
+    """
+    folders = (root, "img") if devkit is None else (devkit, "JPEGImages")
+    image, height, width = read_image(storage.join(*folders, image_id + ".jpg"))
+    label_map = _read_classes(root, image_id, height, width)
+    objects = _read_objects(root, image_id, height, width)
+    if devkit is None:
+        count = len(objects.numbers)
+        boxes = objects.boxes_xyxy.astype(np.float32)
+        annotation = voc.Annotation(boxes, objects.class_ids, np.zeros(count, bool))
+        masks = [objects.mask(index) for index in range(count)]
+    else:
+        annotation = voc.read_annotation(devkit, image_id, height, width)
+        masks = masks_of_boxes(objects, annotation.boxes_xyxy, annotation.class_ids)
+    return Record(
+        image_id=f"{source}/{image_id}",
+        source=source,
+        split=split,
+        image=image,
+        height=height,
+        width=width,
+        boxes_xyxy=annotation.boxes_xyxy,
+        class_ids=annotation.class_ids,
+        difficult=annotation.difficult,
+        crowd=np.zeros(len(annotation.class_ids), bool),
+        gt_label_map=encode_png(label_map),
+        instance_masks=masks,
+    )
+
+
+def _read_classes(root: str, image_id: str, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W) of class ids."""
+    file = storage.join(root, "cls", image_id + ".mat")
+    values = read_mat_field(file, "GTcls", "Segmentation")
+    largest = len(VOC_CLASSES) - 1
+    return check_map(values, height, width, largest, file=file, field="GTcls.Segmentation").astype(np.uint8)
+
+
+def _read_objects(root: str, image_id: str, height: int, width: int) -> Objects:
+    """The objects that have a pixel."""
+    file = storage.join(root, "inst", image_id + ".mat")
+    categories = read_mat_field(file, "GTinst", "Categories")
+    class_ids = np.ravel(categories) if isinstance(categories, np.ndarray) else np.zeros(0)
+    if not np.isin(class_ids, np.arange(1, len(VOC_CLASSES))).all():
+        expected = f"1..{len(VOC_CLASSES) - 1}"
+        value = class_ids[:10].tolist()
+        raise RecordError("an object of no class", file=file, field="GTinst.Categories", value=value, expected=expected)
+    values = read_mat_field(file, "GTinst", "Segmentation")
+    object_map = check_map(values, height, width, len(class_ids), file=file, field="GTinst.Segmentation")
+    numbers = np.setdiff1d(object_map, [BACKGROUND])
+    return make_objects(object_map, numbers, class_ids.astype(np.int32)[numbers.astype(int) - 1])

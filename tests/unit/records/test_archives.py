@@ -1,0 +1,110 @@
+"""Archives: what is absent, damaged or reaches outside is told, what is whole is unpacked once."""
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from boxsup_dist.errors import InputError
+from boxsup_dist.records import archives
+from boxsup_dist.records.archives import Archive
+
+
+def make_tar(file: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> None:
+    with tarfile.open(file, "w:gz" if file.suffix in (".gz", ".tgz") else "w") as opened:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            opened.addfile(info)
+
+
+def make_zip(file: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(file, "w") as opened:
+        for name, data in members.items():
+            opened.writestr(name, data)
+
+
+def archive(file: Path, folder: str = "") -> Archive:
+    return Archive(f"https://example.org/{file.name}", hashlib.md5(file.read_bytes()).hexdigest(), folder)
+
+
+def files_under(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.tar.gz", "a.zip"])
+def test_an_archive_is_unpacked_into_its_folder_and_marked(tmp_path, name):
+    make = make_zip if name.endswith(".zip") else make_tar
+    make(tmp_path / name, {"VOCdevkit/VOC2012/x.txt": b"hello"})
+    found = archive(tmp_path / name, "inside")
+    assert archives.state(tmp_path, found) == "here"
+    archives.unpack(tmp_path, found)
+    assert archives.state(tmp_path, found) == "unpacked"
+    assert (tmp_path / "inside/VOCdevkit/VOC2012/x.txt").read_bytes() == b"hello"
+    (tmp_path / name).unlink()
+    assert archives.state(tmp_path, found) == "unpacked", "the archive may be deleted"
+    assert archives.state(tmp_path, replace(found, url="https://example.org/b.zip")) == "absent"
+
+
+def test_another_checksum_is_refused_and_nothing_is_written(tmp_path):
+    make_tar(tmp_path / "a.tar", {"x": b"1"})
+    with pytest.raises(InputError, match=r"not the published file.*a\.tar; field: md5.*expected: 0123"):
+        archives.unpack(tmp_path, replace(archive(tmp_path / "a.tar"), md5="0123"))
+    assert files_under(tmp_path) == {"a.tar"}
+    archives.unpack(tmp_path, replace(archive(tmp_path / "a.tar"), md5=None))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/boxsup-evil", "ok/../../evil"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_no_member_is_written_outside(tmp_path, kind, name):
+    root = tmp_path / "root"
+    root.mkdir()
+    (make_tar if kind == "tar" else make_zip)(root / f"a.{kind}", {"good": b"1", name: b"2"})
+    found = archive(root / f"a.{kind}")
+    if kind == "tar" and name.startswith("/"):  # tar's filter takes the leading slash away
+        archives.unpack(root, found)
+    else:
+        with pytest.raises(InputError, match=r"outside its folder.*a\.(tar|zip)"):
+            archives.unpack(root, found)
+        assert archives.state(root, found) == "here"
+    assert files_under(tmp_path) <= {f"root/a.{kind}", f"root/a.{kind}.unpacked", "root/good", f"root{name}"}
+    assert not Path("/tmp/boxsup-evil").exists()
+
+
+@pytest.mark.parametrize("target", ["../../outside", "/etc"])
+def test_no_link_leads_outside(tmp_path, target):
+    root = tmp_path / "root"
+    root.mkdir()
+    make_tar(root / "a.tar", {}, {"link": target})
+    with pytest.raises(InputError, match="outside its folder"):
+        archives.unpack(root, archive(root / "a.tar"))
+    assert files_under(tmp_path) == {"root/a.tar"}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_a_damaged_archive_is_told(tmp_path, name):
+    (make_zip if name.endswith(".zip") else make_tar)(tmp_path / name, {"x": bytes(range(256)) * 400})
+    for data in (b"<html>404</html>", (tmp_path / name).read_bytes()[:-700] if name != "a.tgz" else b"\x1f\x8b12"):
+        (tmp_path / name).write_bytes(data)
+        found = archive(tmp_path / name)
+        if name == "a.tar" and data != b"<html>404</html>":
+            continue  # a tar's end is padding
+        with pytest.raises(InputError, match=r"can't be unpacked.*a\."):
+            archives.unpack(tmp_path, found)
+        assert archives.state(tmp_path, found) == "here"
+
+
+def test_every_data_set_names_archives_that_can_be_unpacked():
+    for name, published in archives.DATA_SETS.items():
+        assert published.page.startswith("http") and published.archives, name
+        for one in published.archives:
+            assert one.name.endswith((".tar", ".tgz", ".tar.gz", ".zip")), one
+            assert one.md5 is None or len(one.md5) == 32
