@@ -1,0 +1,102 @@
+"""Build the tables that the paper's rows train on, from the data sets as published.
+
+    python -m jobs.build_data --out DATA --voc2012 VOCdevkit/VOC2012 --sbd-root SBD --coco-annotations F --coco-images D
+
+DATA/NAME/records, proposals-METHOD and label-maps-METHOD, as boxsup_dist/paper.py names them. A second call continues.
+For a small VOC in devkit layout with a list `aug`, leave out --sbd-root.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from boxsup_dist import storage
+from boxsup_dist.assignment.build_static import build_label_maps
+from boxsup_dist.assignment.static import StaticMethod
+from boxsup_dist.paper import AUG, COCO, TRAIN, VAL, VOC07
+from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.mcg import McgSettings
+from boxsup_dist.records import coco, sbd, voc
+from boxsup_dist.records.reader import Reader
+from boxsup_dist.records.shard import build_records
+from jobs._cli import run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Records of every data set that is given, proposals where boxes may be used, and static label maps of VOC 2012."""
+
+    out: str
+    """Folder or URI of the data root."""
+    voc2012: str
+    """Devkit of VOC 2012."""
+    sbd_root: str | None = None
+    """SBD, for the images that train_aug adds; by default the devkit's own list `aug`."""
+    coco_annotations: tuple[str, ...] = ()
+    """COCO's instances_*.json, one or several."""
+    coco_images: tuple[str, ...] = ()
+    """The folder of the images of each file."""
+    voc2007: str | None = None
+    """Devkit of VOC 2007."""
+    voc2007_split: str = "Main/trainval+Main/test"
+    """Lists of VOC 2007, joined by +."""
+    proposals: tuple[str, ...] = ("mcg",)
+    """Proposal methods."""
+    hed_weights: str | None = None
+    """HED's weights for MCG's boundaries; by default it takes local gradients."""
+    label_maps: tuple[StaticMethod, ...] = ()
+    """Static label maps."""
+    num_cpus: int | None = None
+    """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+
+
+def open_readers(settings: Settings) -> dict[str, Reader]:
+    """The data sets by their names in the data root. Raises InputError for a bad root, list or file."""
+    readers = {
+        TRAIN: voc.open_splits(settings.voc2012, "train"),
+        AUG: voc.open_splits(settings.voc2012, "aug")
+        if settings.sbd_root is None
+        else sbd.open_splits(settings.sbd_root, "aug", voc_root=settings.voc2012),
+        VAL: voc.open_splits(settings.voc2012, "val"),
+    }
+    if settings.coco_annotations or settings.coco_images:
+        names = [
+            file.rsplit("/", 1)[-1].removesuffix(".json").removeprefix("instances_")
+            for file in settings.coco_annotations
+        ]
+        readers[COCO] = coco.open_splits(settings.coco_annotations, settings.coco_images, "+".join(names))
+    if settings.voc2007 is not None:
+        readers[VOC07] = voc.open_splits(settings.voc2007, settings.voc2007_split)
+    return readers
+
+
+def main(settings: Settings) -> None:
+    """Build what is missing and write OUT/summary.json."""
+    out = storage.absolute(settings.out)
+    summary: dict[str, Any] = {}
+    for name, reader in open_readers(settings).items():
+        started = time.monotonic()
+        folder = storage.join(out, name)
+        records = build_records(storage.join(folder, "records"), reader, num_cpus=settings.num_cpus, description=name)
+        summary[name] = {"num_images": records.num_rows, "published_images": reader.published, **records.counts}
+        if name != VAL:
+            _build_partners(folder, records.uri, name in (TRAIN, AUG), settings)
+        summary[name]["seconds"] = round(time.monotonic() - started, 1)
+        print(f"{name}: {records.num_rows} images", flush=True)
+    storage.write_json(storage.join(out, "summary.json"), summary)
+
+
+def _build_partners(folder: str, records: str, with_label_maps: bool, settings: Settings) -> None:
+    mcg = McgSettings(edges="hed", hed_weights=settings.hed_weights) if settings.hed_weights else None
+    for method in settings.proposals:
+        options = mcg if method == "mcg" else None
+        uri = storage.join(folder, f"proposals-{method}")
+        build_proposals(uri, records, method, options, num_cpus=settings.num_cpus)
+    for static in settings.label_maps if with_label_maps else ():
+        build_label_maps(storage.join(folder, f"label-maps-{static}"), records, static, num_cpus=settings.num_cpus)
+
+
+if __name__ == "__main__":
+    run(main)
