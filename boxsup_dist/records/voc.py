@@ -201,7 +201,7 @@ def read_annotation(
     """The objects of Annotations/ID.xml, at least one; height and width are the image's. RecordError as read_record."""
     file = storage.join(voc_root, "Annotations", image_id + ".xml")
     try:
-        objects = ET.fromstring(read_file(file)).findall("object")
+        objects = ET.fromstring(read_file(file, "an annotation, or the setting images_only")).findall("object")
     except ET.ParseError as error:
         raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
     if not objects:
