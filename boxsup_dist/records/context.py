@@ -21,7 +21,7 @@ from boxsup_dist import storage
 from boxsup_dist.errors import InputError
 from boxsup_dist.records import voc
 from boxsup_dist.records.masks import check_map, read_image, read_mat_field
-from boxsup_dist.records.reader import ListEntry, Reader, published_images
+from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
 from boxsup_dist.regions import encode_png
 from boxsup_dist.schema import BACKGROUND, VOC_CLASSES, Record
 from boxsup_dist.tables import fingerprint
@@ -113,21 +113,9 @@ def read_record(
     `class_of` is that of read_labels. Raises RecordError: file absent or damaged, a map of another size than the image
     or with a number that labels.txt does not have.
     """
-    image, height, width = read_image(storage.join(devkit, "JPEGImages", image_id + ".jpg"))
+    image = _, height, width = read_image(storage.join(devkit, "JPEGImages", image_id + ".jpg"))
     file = storage.join(folder, image_id + ".mat")
     values = read_mat_field(file, "LabelMap")
     numbers = check_map(values, height, width, len(class_of) - 1, file=file, field="LabelMap")
-    nothing = voc.Annotation.nothing()
-    return Record(
-        image_id=f"{source}/{image_id}",
-        source=source,
-        split=split,
-        image=image,
-        height=height,
-        width=width,
-        boxes_xyxy=nothing.boxes_xyxy,
-        class_ids=nothing.class_ids,
-        difficult=nothing.difficult,
-        crowd=np.zeros(0, bool),
-        gt_label_map=encode_png(class_of[numbers]),
-    )
+    label_map = encode_png(class_of[numbers])
+    return make_record(image_id, split, source, image, Annotation.nothing(), label_map, None)

@@ -20,12 +20,12 @@ from boxsup_dist.schema import IGNORE_INDEX
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def read_file(file: str) -> bytes:
-    """Whole content of a file; RecordError if it is missing."""
+def read_file(file: str, expected: str | None = None) -> bytes:
+    """Whole content of a file; RecordError, with what was expected, if it is missing."""
     try:
         return storage.read_bytes(file)
     except InputError:
-        raise RecordError("missing file", file=file) from None
+        raise RecordError("missing file", file=file, expected=expected) from None
 
 
 def read_image(file: str) -> tuple[bytes, int, int]:

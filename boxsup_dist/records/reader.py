@@ -1,10 +1,15 @@
-"""What every data set gives the job that stores records: a list of images and a function that reads one of them."""
+"""What every data set gives the job that stores records: a list of images and a function that reads one of them.
+
+Besides it what several readers share: the published numbers of images, annotations and the record made of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from boxsup_dist.schema import VOC_CLASSES, Record
 
@@ -59,6 +64,46 @@ class ListEntry(NamedTuple):
     def left_out(self) -> Sequence[str]:
         """None: lists tell nothing of annotations."""
         return ()
+
+
+class Annotation(NamedTuple):
+    """The objects of an image; K may be 0."""
+
+    boxes_xyxy: np.ndarray  # float32 (K, 4)
+    class_ids: np.ndarray  # int32 (K,)
+    difficult: np.ndarray  # bool (K,)
+
+    @classmethod
+    def nothing(cls) -> Annotation:
+        """Of an image whose objects nobody marked."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
+
+
+def make_record(
+    name: str,
+    split: str,
+    source: str,
+    image: tuple[bytes, int, int],
+    annotation: Annotation,
+    gt_label_map: bytes | None,
+    instance_masks: list[bytes] | None,
+) -> Record:
+    """The record of an image (bytes, height, width) of a data set that knows no crowds; its id is `source/name`."""
+    data, height, width = image
+    return Record(
+        image_id=f"{source}/{name}",
+        source=source,
+        split=split,
+        image=data,
+        height=height,
+        width=width,
+        boxes_xyxy=annotation.boxes_xyxy,
+        class_ids=annotation.class_ids,
+        difficult=annotation.difficult,
+        crowd=np.zeros(len(annotation.class_ids), bool),
+        gt_label_map=gt_label_map,
+        instance_masks=instance_masks,
+    )
 
 
 @dataclass(frozen=True)

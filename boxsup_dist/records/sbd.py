@@ -23,7 +23,7 @@ from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import voc
 from boxsup_dist.records.instances import Objects, make_objects, masks_of_boxes
 from boxsup_dist.records.masks import check_map, read_image, read_mat_field
-from boxsup_dist.records.reader import ListEntry, Reader, published_images
+from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
 from boxsup_dist.regions import encode_png
 from boxsup_dist.schema import BACKGROUND, VOC_CLASSES, Record
 from boxsup_dist.tables import fingerprint
@@ -104,31 +104,18 @@ def read_record(root: str, image_id: str, split: str, *, devkit: str | None = No
     another size than the image or with values that are no class or object, a bad annotation of VOC.
     """
     folders = (root, "img") if devkit is None else (devkit, "JPEGImages")
-    image, height, width = read_image(storage.join(*folders, image_id + ".jpg"))
+    image = _, height, width = read_image(storage.join(*folders, image_id + ".jpg"))
     label_map = _read_classes(root, image_id, height, width)
     objects = _read_objects(root, image_id, height, width)
     if devkit is None:
         count = len(objects.numbers)
         boxes = objects.boxes_xyxy.astype(np.float32)
-        annotation = voc.Annotation(boxes, objects.class_ids, np.zeros(count, bool))
+        annotation = Annotation(boxes, objects.class_ids, np.zeros(count, bool))
         masks = [objects.mask(index) for index in range(count)]
     else:
         annotation = voc.read_annotation(devkit, image_id, height, width)
         masks = masks_of_boxes(objects, annotation.boxes_xyxy, annotation.class_ids)
-    return Record(
-        image_id=f"{source}/{image_id}",
-        source=source,
-        split=split,
-        image=image,
-        height=height,
-        width=width,
-        boxes_xyxy=annotation.boxes_xyxy,
-        class_ids=annotation.class_ids,
-        difficult=annotation.difficult,
-        crowd=np.zeros(len(annotation.class_ids), bool),
-        gt_label_map=encode_png(label_map),
-        instance_masks=masks,
-    )
+    return make_record(image_id, split, source, image, annotation, encode_png(label_map), masks)
 
 
 def _read_classes(root: str, image_id: str, height: int, width: int) -> np.ndarray:

@@ -45,10 +45,7 @@ def build_records(
     given: the table has exactly so many images or is refused.
     """
     _check_settings(rows_per_shard, row_group_size, max_skipped_share)
-    if expect_images is not None and len(reader.entries) != expect_images:
-        where = f"{reader.source}, {reader.split}"
-        expected = f"{expect_images} images"
-        raise InputError("another number of images", field=where, value=len(reader.entries), expected=expected)
+    _check_count(reader, expect_images)
     settings = {
         "source": reader.source,
         "split": reader.split,
@@ -57,12 +54,10 @@ def build_records(
         "classes": reader.classes,
         "rows_per_shard": rows_per_shard,
     }
-    starts = range(0, len(reader.entries), rows_per_shard)
     parts: list[ray.ObjectRef] = []
     if not storage.exists(storage.join(storage.absolute(out), MANIFEST)):  # a whole table is opened without Ray
-        # All entries may be gigabytes (COCO's polygons): a task fetches its own part from the object store.
         session.start(num_cpus)
-        parts = [ray.put(reader.entries[start : start + rows_per_shard]) for start in starts]
+        parts = _share(reader.entries, rows_per_shard)
     read, classes = reader.read, reader.classes
 
     def make_shard(index: int) -> ShardContent:
@@ -73,13 +68,18 @@ def build_records(
         out,
         "records",
         settings,
-        len(starts),
+        -(-len(reader.entries) // rows_per_shard),
         make_shard,
         row_group_size=row_group_size,
         description=description,
         num_cpus=num_cpus,
         check=lambda shards: check_skipped(shards, 0.0 if exact else max_skipped_share),
     )
+
+
+def _share(entries: Sequence[Entry], rows_per_shard: int) -> list[ray.ObjectRef]:
+    """The entries of every shard, for a task to fetch its own: all may be gigabytes (COCO's polygons)."""
+    return [ray.put(entries[start : start + rows_per_shard]) for start in range(0, len(entries), rows_per_shard)]
 
 
 def pack_records(
@@ -131,6 +131,13 @@ def check_skipped(shards: Sequence[ShardInfo], max_share: float) -> None:
         f"{skipped} of {total} images can't be used, allowed are {max_share:.1%}:\n{shown}{rest}\n"
         "mend them or raise max_skipped_share"
     )
+
+
+def _check_count(reader: Reader, expect_images: int | None) -> None:
+    if expect_images is not None and len(reader.entries) != expect_images:
+        where = f"{reader.source}, {reader.split}"
+        expected = f"{expect_images} images"
+        raise InputError("another number of images", field=where, value=len(reader.entries), expected=expected)
 
 
 def _check_settings(rows_per_shard: int, row_group_size: int, max_skipped_share: float) -> None:

@@ -20,7 +20,6 @@ import math
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records.instances import find_objects, masks_of_boxes
 from boxsup_dist.records.masks import read_file, read_image, read_mask
-from boxsup_dist.records.reader import ListEntry, Reader, published_images
+from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
 from boxsup_dist.regions import decode_png
 from boxsup_dist.schema import IGNORE_INDEX, VOC_CLASSES, Record
 from boxsup_dist.tables import fingerprint
@@ -37,19 +36,6 @@ MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 OBJECT_FOLDER = "SegmentationObject"
 LIST_FOLDERS = ("Segmentation", "Main")
 _CLAMP_PX = 1.0  # VOC's own rounding leaves some boxes one pixel outside
-
-
-class Annotation(NamedTuple):
-    """The objects of an image; K may be 0."""
-
-    boxes_xyxy: np.ndarray  # float32 (K, 4)
-    class_ids: np.ndarray  # int32 (K,)
-    difficult: np.ndarray  # bool (K,)
-
-    @classmethod
-    def nothing(cls) -> Annotation:
-        """Of an image whose objects nobody marked."""
-        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
 
 
 def open_splits(voc_root: str, split: str, *, source: str | None = None, images_only: bool = False) -> Reader:
@@ -178,27 +164,14 @@ def read_record(
     the decoded image, whatever the XML says. Raises RecordError: file absent, image that does not decode, XML that does
     not parse or has no object, unknown class, box of no area or more than 1 px outside (less is clamped), bad mask.
     """
-    image, height, width = read_image(storage.join(voc_root, "JPEGImages", image_id + ".jpg"))
+    image = _, height, width = read_image(storage.join(voc_root, "JPEGImages", image_id + ".jpg"))
     annotation, mask, instance_masks = Annotation.nothing(), None, None
     if not images_only:
         annotation = read_annotation(voc_root, image_id, height, width, classes)
         mask = _find_mask(voc_root, MASK_FOLDERS, image_id, height, width, len(classes))
         if mask is not None:
             instance_masks = _read_instances(voc_root, image_id, annotation, decode_png(mask))
-    return Record(
-        image_id=f"{source}/{image_id}",
-        source=source,
-        split=split,
-        image=image,
-        height=height,
-        width=width,
-        boxes_xyxy=annotation.boxes_xyxy,
-        class_ids=annotation.class_ids,
-        difficult=annotation.difficult,
-        crowd=np.zeros(len(annotation.boxes_xyxy), bool),
-        gt_label_map=mask,
-        instance_masks=instance_masks,
-    )
+    return make_record(image_id, split, source, image, annotation, mask, instance_masks)
 
 
 def _find_mask(
@@ -228,7 +201,7 @@ def read_annotation(
     """The objects of Annotations/ID.xml, at least one; height and width are the image's. RecordError as read_record."""
     file = storage.join(voc_root, "Annotations", image_id + ".xml")
     try:
-        objects = ET.fromstring(read_file(file)).findall("object")
+        objects = ET.fromstring(read_file(file, "an annotation, or the setting images_only")).findall("object")
     except ET.ParseError as error:
         raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
     if not objects:
