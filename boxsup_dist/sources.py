@@ -7,7 +7,8 @@ source with masks beside one with boxes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,42 +121,54 @@ def find_duplicates(
 ) -> list[frozenset[int]]:
     """Rows of each table not to train on: images that an earlier table or the validation records have too.
 
-    The same image is the same file, whatever its id: VOC 2012 holds VOC 2007's under new names. Raises InputError,
-    naming some, if there are any and `duplicates` is "refuse".
+    The same image is the same file, or has one published_name. Raises InputError, naming some, if there are any and
+    `duplicates` is "refuse".
     """
-    owner = dict.fromkeys(_hashes(val_records), "val_records") if val_records is not None else {}
-    left_out = []
+    owner: dict[str, str] = {}  # key of an image -> the table that has it
+    if val_records is not None:
+        owner = {key: "val_records" for _, keys in _image_keys(val_records) for key in keys}
+    left_out, shown = [], []
     for table in records:
         rows = set()
-        for row, found in enumerate(_hashes(table)):
-            if found in owner:
+        for row, (image_id, keys) in enumerate(_image_keys(table)):
+            others = [owner[key] for key in keys if key in owner]
+            if others:
                 rows.add(row)
-            owner.setdefault(found, table.uri)
+                shown.append(f"{image_id} (also in {others[0]})")
+            for key in keys:
+                owner.setdefault(key, table.uri)
         left_out.append(frozenset(rows))
-    if duplicates == "refuse" and any(left_out):
-        raise _shared_images(records, left_out, owner)
+    if duplicates == "refuse" and shown:
+        raise InputError(
+            f"{len(shown)} images are in two tables of this run",
+            field="duplicates",
+            value=shown[:5],
+            expected="images that no other source and no evaluation has, or duplicates drop",
+        )
     return left_out
 
 
-def _hashes(table: Table) -> list[str]:
-    parts = [table.read(where, ("image_hash",)).column("image_hash") for where in table.row_groups()]
-    return [value for part in parts for value in part.to_pylist()]
+def _image_keys(table: Table) -> Iterator[tuple[str, list[str]]]:
+    """image_id of every row, and what tells that it is the same image: its bytes, and its name where that says so."""
+    for where in table.row_groups():
+        for row in table.read(where, ("image_id", "image_hash")).to_pylist():
+            name = published_name(row["image_id"])
+            yield row["image_id"], [row["image_hash"]] + ([name] if name else [])
 
 
-def _shared_images(
-    records: Sequence[Table], left_out: Sequence[frozenset[int]], owner: Mapping[str, str]
-) -> InputError:
-    table, rows = next((table, rows) for table, rows in zip(records, left_out, strict=True) if rows)
-    parts = [table.read(where, ("image_id", "image_hash")) for where in table.row_groups()]
-    listed = [row for part in parts for row in part.to_pylist()]
-    shown = [f"{listed[i]['image_id']} (also in {owner[listed[i]['image_hash']]})" for i in sorted(rows)[:5]]
-    return InputError(
-        f"{sum(map(len, left_out))} images are in two tables of this run",
-        file=table.uri,
-        field="duplicates",
-        value=shown,
-        expected="images that no other source and no evaluation has, or duplicates drop",
-    )
+def published_name(image_id: str) -> str | None:
+    """One name of an image of VOC or COCO in all their editions; None for an image of another data set.
+
+    VOC 2012's 2007_000032 is VOC 2007's 000032; PASCAL-Context and SBD keep VOC's names; COCO 2014's names begin with
+    COCO_train2014_, those of 2017 do not.
+    """
+    source, _, name = image_id.partition("/")
+    if re.fullmatch(r"\d{6}", name) and re.fullmatch(r"voc\d{4}", source):
+        return f"{source[3:]}_{name}"
+    if re.fullmatch(r"\d{4}_\d{6}", name):
+        return name
+    coco = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", name)
+    return coco.group(1) if coco else None
 
 
 def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, decided: bool = False) -> Painter:

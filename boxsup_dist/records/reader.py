@@ -27,6 +27,7 @@ PUBLISHED = {
     "sbd/train": 8498,
     "sbd/val": 2857,
     "sbd/train_aug": 10582,
+    "sbd/aug": 9118,
     "coco/train2014": 82783,
     "coco/val2014": 40504,
     "coco/train2017": 118287,

@@ -10,6 +10,7 @@ boxes are VOC's (JPEGImages, Annotations); without one the images are SBD's and 
 
 train_aug = VOC 2012's train, then what SBD's train and val add to it, without VOC's val: 10,582 images as published.
 Images of VOC's train have VOC's own masks and are told by the split `train`, the others have SBD's and the split `aug`.
+The split `aug` is those others alone, 9,118 images: the paper's semi-supervision has masks of the former only.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VOC_ROWS, SBD_ROWS = "train", "aug"  # splits of the rows of train_aug
 
 
 def open_splits(sbd_root: str, split: str, *, voc_root: str | None = None, source: str | None = None) -> Reader:
-    """Reader of SBD's `train`, `val`, a list file, several of them joined by `+`, or of `train_aug` (needs voc_root).
+    """Reader of SBD's `train`, `val`, a list file, several of them joined by `+`, `train_aug` or `aug` (need voc_root).
 
     `source` names the data set in the image ids; by default VOC's year folder where voc_root is given (the images are
     VOC's), else sbd. Raises InputError for a bad root or list, or if the splits share images.
@@ -42,13 +43,12 @@ def open_splits(sbd_root: str, split: str, *, voc_root: str | None = None, sourc
     devkit = None if voc_root is None else voc.find_root(voc_root)
     name = source or ("sbd" if devkit is None else devkit.rsplit("/", 1)[-1].lower())
     read = functools.partial(_read_entry, root, devkit, name, split == TRAIN_AUG)
-    if split == TRAIN_AUG:
+    if split in (TRAIN_AUG, SBD_ROWS):
         if devkit is None:
-            raise InputError(
-                "train_aug begins with the train list of VOC 2012", field="voc_root", expected="its devkit"
-            )
+            raise InputError("train_aug is made with the lists of VOC 2012", field="voc_root", expected="its devkit")
         own, others = (voc.read_split(devkit, f"Segmentation/{part}") for part in ("train", "val"))
         entries = train_aug(own, others, read_ids(root, "train"), read_ids(root, "val"))
+        entries = [entry for entry in entries if split == TRAIN_AUG or entry.split == SBD_ROWS]
     else:
         parts = split.split("+")
         entries = [ListEntry(i, voc.list_name(part)) for part in parts for i in read_ids(root, part)]
@@ -79,7 +79,7 @@ def read_ids(root: str, split: str) -> list[str]:
     if split.endswith(".txt") or not storage.exists(own):
         own = storage.absolute(split)
         if not split.endswith(".txt") or not storage.exists(own):
-            expected = f"train, val, {TRAIN_AUG} or a list file"
+            expected = f"train, val, {TRAIN_AUG}, {SBD_ROWS} or a list file"
             raise InputError("no such split", file=root, field="split", value=split, expected=expected)
     return voc.read_list(own)
 

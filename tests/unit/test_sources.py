@@ -13,7 +13,16 @@ from boxsup_dist.config import AssignmentSettings, AugmentSettings, Supervision
 from boxsup_dist.errors import InputError, TableError
 from boxsup_dist.regions import Segment, encode_png, proposals_to_table
 from boxsup_dist.schema import LABEL_MAPS, Proposals, Record, iter_records, records_to_table
-from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, Source, balanced_weights, find_duplicates, make_units, painter
+from boxsup_dist.sources import (
+    GRANTED_COLUMNS,
+    Mixture,
+    Source,
+    balanced_weights,
+    find_duplicates,
+    make_units,
+    painter,
+    published_name,
+)
 from boxsup_dist.tables import Table
 
 SUPERVISIONS = get_args(Supervision)
@@ -211,3 +220,25 @@ def test_an_image_of_two_tables_is_dropped_from_the_later_one_and_from_training(
     assert find_duplicates([first], table("other", [b"8"]), "refuse") == [frozenset()]
     with pytest.raises(InputError, match=r"3 images are in two tables.*first2 \(also in val_records\)"):
         find_duplicates([first, second], val, "refuse")
+
+
+@pytest.mark.parametrize(
+    "image_id, name",
+    [
+        ("voc2007/000032", "2007_000032"),
+        ("voc2012/2007_000032", "2007_000032"),
+        ("context/2008_000123", "2008_000123"),
+        ("coco/COCO_train2014_000000000009", "000000000009"),
+        ("coco/000000000009", "000000000009"),
+        ("mine/000032", None),
+        ("mine/photo_000000000009", None),
+    ],
+)
+def test_editions_of_a_data_set_name_an_image_alike(image_id, name):
+    assert published_name(image_id) == name
+
+
+def test_the_same_photo_under_the_names_of_two_editions_is_found(tmp_path):
+    old = write_records(tmp_path / "old", [make_record("voc2007/000032", image=b"1")])
+    new = write_records(tmp_path / "new", [make_record("voc2012/2007_000032", image=b"re-encoded")])
+    assert find_duplicates([old], new, "drop") == [frozenset({0})]

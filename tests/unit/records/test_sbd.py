@@ -137,6 +137,8 @@ def test_train_aug_joins_the_lists_and_takes_vocs_own_masks_first(both, tmp_path
     assert [record.image_id for record in records] == [f"voc2012/{i}" for i in "bade"]
     assert [record.gt_label_map == devkit.mask() for record in records] == [True, True, False, False]
     assert all(len(record.boxes_xyxy) == 2 for record in records)
+    added = sbd.open_splits(str(tmp_path / "benchmark_RELEASE"), "aug", voc_root=str(year))
+    assert [entry.name for entry in added.entries] == ["d", "e"] and added.published == 9118
 
 
 def test_roots_may_be_any_fsspec_uri(both):
