@@ -28,7 +28,8 @@ class Settings:
 
     split: str
     """VOC: list in ImageSets/Segmentation, else Main (train, Main/trainval), or a list file. SBD: train, val,
-    train_aug or aug (what it adds). Context: train, val. COCO: the name that the records carry (train2017). Several are joined by +."""
+    train_aug, or aug (what train_aug adds). Context: train, val. COCO: the name that the records carry (train2017).
+    Several are joined by +."""
     out: str
     """Folder or URI of the table."""
     voc_root: str | None = None
