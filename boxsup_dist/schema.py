@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from boxsup_dist.errors import TableError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 IGNORE_INDEX = 255  # a pixel outside loss and metrics; VOC's void
 BACKGROUND = 0
 

@@ -7,14 +7,16 @@ As all hierarchies share the superpixels, their contours need no alignment, and 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from boxsup_dist import regions
-from boxsup_dist.errors import SettingError
+from boxsup_dist import regions, storage
+from boxsup_dist.errors import InputError, SettingError, WeightsError
 from boxsup_dist.proposals import combining, edges, features, grouping, hierarchy, leaves, objectness, ranked, ranking
 from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
@@ -109,6 +111,21 @@ class McgSettings:
             raise SettingError(
                 "HED and its weights go together", field="hed_weights", value=self.hed_weights, expected=expected
             )
+
+
+def identity(settings: McgSettings) -> dict[str, Any]:
+    """What a build is known by: the settings, with the weights' content for their path; WeightsError if unreadable.
+
+    So the same file in another place is the same build, and another file in the same place is not.
+    """
+    values = asdict(settings)
+    if settings.hed_weights is not None:
+        try:
+            values["hed_weights"] = "sha256:" + hashlib.sha256(storage.read_bytes(settings.hed_weights)).hexdigest()
+        except (InputError, OSError) as error:
+            problem = getattr(error, "problem", str(error))
+            raise WeightsError("can't read HED's weights", file=settings.hed_weights, value=problem) from None
+    return values
 
 
 def detect(images: Sequence[np.ndarray], settings: McgSettings) -> list[edges.Boundaries]:
