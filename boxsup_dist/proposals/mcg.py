@@ -22,8 +22,7 @@ from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
 from boxsup_dist.schema import Proposals
 
-_MAX_EXAMINED = 15_000  # candidates that go into the suppression of near-duplicates
-_MIN_RANKED = 3_000  # survivors that are ranked, half as many again as are usually kept
+_MAX_EXAMINED = 30_000  # candidates that go into the suppression of near-duplicates
 
 
 @dataclass(frozen=True)
@@ -194,18 +193,16 @@ def mcg(
         graph = found.graph
         combinations.append(combining.combine(merges, graph.pairs, graph.lengths, found.strength["mean"], max_steps))
     pool = combining.pool_together(layouts, combinations, found.sizes, found.extents)
-    first = objectness.first_order(pool)[:_MAX_EXAMINED]
-    membership = hierarchy.gather_members(layouts, pool.trees[first], pool.nodes[first])
+    order = np.argsort(-objectness.density(pool, found.superpixels.shape), kind="stable")[:_MAX_EXAMINED]
+    membership = hierarchy.gather_members(layouts, pool.trees[order], pool.nodes[order])
     kept = ranking.survivors(
-        membership, found.sizes, found.extents, settings.duplicate_jaccard, max(_MIN_RANKED, settings.max_candidates)
+        membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
     )
-    density = objectness.density(pool, first[kept], found.superpixels.shape)
-    best = kept[np.argsort(-density, kind="stable")[: settings.max_candidates]]
     return ranked.ranked_proposals(
         image_id,
         image.shape[:2],
         found.superpixels,
         found.count,
-        ranking.take(*membership, best),
+        ranking.take(*membership, kept),
         layouts[0].order,
     )
