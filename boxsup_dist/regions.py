@@ -52,8 +52,7 @@ def encode_superpixels(superpixels: np.ndarray) -> bytes:
     """Superpixel map (H, W) as lossless bytes, its rows one after the other cut into runs of one superpixel.
 
     H, W, the number of runs and the bytes of the first part as uint32; then, each compressed with zstd, a bit for every
-    pixel that begins a run, and the uint16 id of every run. At 500x375 with 1,500 superpixels 19.3 kB, where compressing
-    the ids themselves takes 23.0 and PNG 31; decoding takes a millisecond.
+    pixel that begins a run, and the uint16 id of every run. That takes less than the compressed ids of all pixels.
     """
     ids = np.ascontiguousarray(superpixels, "<u2").ravel()
     begins = np.append(np.ones(min(1, len(ids)), bool), ids[1:] != ids[:-1])

@@ -206,9 +206,7 @@ def _singles(merges: np.ndarray, borders: np.ndarray, max_step: int) -> Combinat
     nodes[:, 0] = chosen
     length, strength, within, within_strength = borders[chosen].T
     outer, inner = strength / np.maximum(length, 1), within_strength / np.maximum(within, 1)
-    return Combinations(
-        nodes, steps[chosen].astype(np.int32), *(x.astype(np.float32) for x in (outer, inner, length))
-    )
+    return Combinations(nodes, steps[chosen].astype(np.int32), *(x.astype(np.float32) for x in (outer, inner, length)))
 
 
 def combine(

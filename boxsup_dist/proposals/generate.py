@@ -157,7 +157,7 @@ def check_failed(shards: Sequence[ShardInfo], max_share: float) -> None:
 def summarize(table: Table) -> dict[str, Any]:
     """What a person wants to know of a finished proposals table, as JSON values.
 
-    `seconds_per_image` is CPU time, a learned detector of boundaries and writing apart; with them only the mean is known.
+    `seconds_per_image` is CPU time, a detector of boundaries and reading apart; with them only the mean is known.
     """
     images = table.counts["images"]
     row_seconds = [ms / 1000 for shard in table.shards for ms in shard.row_ms]

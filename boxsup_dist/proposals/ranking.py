@@ -91,9 +91,9 @@ def survivors(
 ) -> np.ndarray:
     """Greedy suppression: the first max_kept candidates that are no near-duplicates, int64 indices.
 
-    Candidates come best first, as membership (indptr (P + 1,), superpixel ids in any order); `sizes` and `extents` are the
-    superpixels' pixels, int64 (S,), and boxes (S, 4). A candidate is a near-duplicate if its Jaccard index with an
-    earlier one that is none exceeds `limit`.
+    Candidates come best first, as membership: indptr (P + 1,), and superpixel ids in any order; `sizes` and `extents`
+    are the superpixels' pixels, int64 (S,), and boxes (S, 4). A candidate is a near-duplicate if its Jaccard index with
+    an earlier one that is none exceeds `limit`.
     """
     indptr, indices = membership
     if len(indptr) == 1:

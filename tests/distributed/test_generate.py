@@ -128,7 +128,10 @@ def test_the_same_weights_elsewhere_are_the_same_build(ray_local, records, tmp_p
     table = build_proposals(str(tmp_path / "p"), records.uri, "mcg", settings, max_failed_share=0.2)
     weights.rename(moved)
     again = replace(settings, hed_weights=str(moved))
-    assert build_proposals(str(tmp_path / "p"), records.uri, "mcg", again, max_failed_share=0.2).fingerprint == table.fingerprint
+    assert (
+        build_proposals(str(tmp_path / "p"), records.uri, "mcg", again, max_failed_share=0.2).fingerprint
+        == table.fingerprint
+    )
     torch.save({**hed.Hed().state_dict(), "fuse.bias": torch.ones(1)}, moved)
     with pytest.raises(TableError, match="hed_weights"):
         build_proposals(str(tmp_path / "p"), records.uri, "mcg", again, max_failed_share=0.2)
