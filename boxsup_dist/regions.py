@@ -17,7 +17,7 @@ from PIL import Image
 from boxsup_dist.errors import TableError
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
 
-_SHAPE = struct.Struct("<II")
+_HEADER = struct.Struct("<IIII")
 _MAX_PIXELS = 2**28  # more is no image: foreign bytes read as a size would ask for all the memory
 
 
@@ -49,23 +49,32 @@ def decode_image(data: bytes) -> np.ndarray:
 
 
 def encode_superpixels(superpixels: np.ndarray) -> bytes:
-    """Superpixel map (H, W) as lossless bytes: H and W as uint32, then the uint16 ids compressed with zstd.
+    """Superpixel map (H, W) as lossless bytes, its rows one after the other cut into runs of one superpixel.
 
-    Measured at 500x375 against 16-bit PNG: 13.5 kB for 20.2 kB, decoded in 0.15 ms for 2.2 ms. Coding differences of
-    neighbours, which helps PNG, costs bytes here.
+    H, W, the number of runs and the bytes of the first part as uint32; then, each compressed with zstd, a bit for every
+    pixel that begins a run, and the uint16 id of every run. That takes less than the compressed ids of all pixels.
     """
-    ids = np.ascontiguousarray(superpixels, "<u2")
-    return _SHAPE.pack(*ids.shape) + pa.Codec("zstd", 9).compress(ids.tobytes(), asbytes=True)
+    ids = np.ascontiguousarray(superpixels, "<u2").ravel()
+    begins = np.append(np.ones(min(1, len(ids)), bool), ids[1:] != ids[:-1])
+    codec = pa.Codec("zstd", 19)
+    first, second = (codec.compress(part.tobytes(), asbytes=True) for part in (np.packbits(begins), ids[begins]))
+    return _HEADER.pack(*superpixels.shape, np.count_nonzero(begins), len(first)) + first + second
 
 
 def decode_superpixels(data: bytes) -> np.ndarray:
     """Inverse of encode_superpixels: uint16 (H, W). TableError if the bytes are not such a map."""
     try:
-        height, width = _SHAPE.unpack_from(data)
-        if height * width > _MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels")
-        ids = pa.Codec("zstd").decompress(memoryview(data)[_SHAPE.size :], height * width * 2, asbytes=True)
-        return np.frombuffer(ids, "<u2").reshape(height, width).astype(np.uint16)
+        height, width, num_runs, num_bytes = _HEADER.unpack_from(data)
+        num_pixels = height * width
+        if num_pixels > _MAX_PIXELS or num_runs > num_pixels:
+            raise ValueError(f"{width} x {height} pixels in {num_runs} runs")
+        codec, body = pa.Codec("zstd"), memoryview(data)[_HEADER.size :]
+        bits = codec.decompress(body[:num_bytes], -(-num_pixels // 8), asbytes=True)
+        ids = np.frombuffer(codec.decompress(body[num_bytes:], num_runs * 2, asbytes=True), "<u2")
+        begins = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=num_pixels))
+        if len(begins) != num_runs or begins[:1].any():
+            raise ValueError(f"{len(begins)} runs, not {num_runs}")
+        return np.repeat(ids.astype(np.uint16), np.diff(begins, append=num_pixels)).reshape(height, width)
     except (struct.error, pa.ArrowException, OSError, ValueError) as error:
         raise TableError("not an encoded superpixel map", field="superpixels", value=str(error)) from None
 

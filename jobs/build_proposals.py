@@ -76,7 +76,9 @@ def _print(summary: dict) -> None:
     rows.add_row("failed", str(summary["num_failed"]))
     rows.add_row("candidates per image", str(summary["mean_candidates"]))
     rows.add_row("size per image", f"{summary['bytes_per_image'] / 1000:.1f} kB")
-    rows.add_row("time per image", f"{summary['seconds_per_image']:.2f} s of one core")
+    for name, seconds in summary["seconds_per_image"].items():
+        rows.add_row(f"time per image, {name}", f"{seconds:.2f} s of one core")
+    rows.add_row("with detector, mean", f"{summary['seconds_per_image_with_detector']:.2f} s of one core")
     rows.add_row("time", f"{summary['seconds']} s")
     console.print(rows)
     for problem in summary["problems"][:20]:

@@ -70,7 +70,7 @@ def _print(summary: dict[str, Any]) -> None:
             rows.add_row(f"{cut} {part}".strip(), f"{found['num_candidates'] or 0:.0f}", *cells)
         rows.add_section()
     console.print(rows)
-    for name in ("bytes_per_image", "seconds_per_image", "storage"):
+    for name in ("bytes_per_image", "bytes_by_column", "seconds_per_image", "storage"):
         if summary[name] is not None:
             console.print(f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in summary[name].items()))
 

@@ -34,35 +34,88 @@ class _Partition(NamedTuple):
     node: np.ndarray  # int32 (K,)
     length: np.ndarray  # float32 (K, K), 0 where two regions do not meet
     strength: np.ndarray  # float32 (K, K), summed along the border
-    ring: np.ndarray  # float32 (K, 3), length and strength of the whole border, mean strength of that of its children
 
 
 @numba.njit(cache=True)
-def _emit(out: Combinations, count: int, step: int, a: int, b: int, c: int, partition: _Partition) -> int:
+def _parents(merges: np.ndarray) -> np.ndarray:
+    num_nodes = 2 * len(merges) + 1
+    parents = np.arange(num_nodes)
+    for i in range(len(merges)):
+        parents[merges[i, 0]] = parents[merges[i, 1]] = len(merges) + 1 + i
+    return parents
+
+
+@numba.njit(cache=True)
+def _borders(merges: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    """Of every node length and summed strength of the border around it, then of that between its two children."""
+    parents = _parents(merges)
+    out = np.zeros((len(parents), 4))
+    for e in range(len(pairs)):
+        a, b = pairs[e]
+        border = np.array([lengths[e], lengths[e] * contrast[e]])
+        out[a, :2] += border
+        out[b, :2] += border
+        while a != b:  # up to the node that joins them; parents have larger numbers
+            a, b = parents[min(a, b)], max(a, b)
+        out[a, 2:] += border
+    for i in range(len(merges)):
+        new = len(merges) + 1 + i
+        out[new, :2] = out[merges[i, 0], :2] + out[merges[i, 1], :2] - 2 * out[new, 2:]
+    return out
+
+
+@numba.njit(cache=True)
+def _partition(
+    merges: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, num_slots: int
+) -> _Partition:
+    """The partition when so many regions are left."""
+    parents = _parents(merges)
+    num_made = len(parents) + 1 - num_slots  # nodes that exist by then
+    slot = np.full(num_made, -1)
+    node = np.empty(num_slots, np.int32)
+    count = 0
+    for v in range(num_made):
+        if parents[v] >= num_made or parents[v] == v:
+            node[count], slot[v] = v, count
+            count += 1
+    for v in range(num_made - 1, -1, -1):
+        if slot[v] < 0:
+            slot[v] = slot[parents[v]]
+    length = np.zeros((num_slots, num_slots), np.float32)
+    strength = np.zeros((num_slots, num_slots), np.float32)
+    for e in range(len(pairs)):
+        a, b = slot[pairs[e, 0]], slot[pairs[e, 1]]
+        if a != b:
+            for x, y in ((a, b), (b, a)):
+                length[x, y] += lengths[e]
+                strength[x, y] += lengths[e] * contrast[e]
+    return _Partition(node, length, strength)
+
+
+@numba.njit(cache=True)
+def _emit(
+    out: Combinations, count: int, step: int, a: int, b: int, c: int, partition: _Partition, borders: np.ndarray
+) -> int:
     """Store the union of the slots a, b, c (-1: none) as candidate `count`, if there is room for it; count + 1."""
     if count >= len(out.steps):
         return count + 1
-    node, length, strength, ring = partition
-    around, strong, inner = ring[a, 0], ring[a, 1], ring[a, 2]
-    if b >= 0:
-        within, within_strong = length[a, b], strength[a, b]
-        around += ring[b, 0]
-        strong += ring[b, 1]
-        if c >= 0:
-            within += length[a, c] + length[b, c]
-            within_strong += strength[a, c] + strength[b, c]
-            around += ring[c, 0]
-            strong += ring[c, 1]
-        around -= 2 * within
-        strong -= 2 * within_strong
-        inner = within_strong / within
+    node, length, strength = partition
+    around = borders[node[a], 0] + borders[node[b], 0]
+    strong = borders[node[a], 1] + borders[node[b], 1]
+    within, within_strong = length[a, b], strength[a, b]
+    if c >= 0:
+        within += length[a, c] + length[b, c]
+        within_strong += strength[a, c] + strength[b, c]
+        around += borders[node[c], 0]
+        strong += borders[node[c], 1]
+    around -= 2 * within
     out.nodes[count, 0] = node[a]
-    out.nodes[count, 1] = node[b] if b >= 0 else -1
+    out.nodes[count, 1] = node[b]
     out.nodes[count, 2] = node[c] if c >= 0 else -1
     out.steps[count] = step
     out.length[count] = around
-    out.outer[count] = strong / max(around, np.float32(1))
-    out.inner[count] = inner
+    out.outer[count] = (strong - 2 * within_strong) / max(around, 1)
+    out.inner[count] = within_strong / within
     return count + 1
 
 
@@ -76,12 +129,10 @@ def _emit_with(
     num_slots: int,
     max_parts: int,
     partition: _Partition,
+    borders: np.ndarray,
 ) -> int:
-    """Store all candidates that hold slot `a` and not its sibling; with it they were candidates of an earlier step."""
+    """Store all sets that hold slot `a` and not its sibling; with it they were candidates of an earlier step."""
     length = partition.length
-    count = _emit(out, count, step, a, -1, -1, partition)
-    if max_parts < 2:
-        return count
     near = np.empty(num_slots, np.int64)
     num_near = 0
     for x in range(num_slots):
@@ -89,75 +140,73 @@ def _emit_with(
             near[num_near] = x
             num_near += 1
     for i in range(num_near):
-        count = _emit(out, count, step, a, near[i], -1, partition)
+        count = _emit(out, count, step, a, near[i], -1, partition, borders)
         if max_parts < 3:
             continue
         for j in range(i):
-            count = _emit(out, count, step, a, near[j], near[i], partition)
+            count = _emit(out, count, step, a, near[j], near[i], partition, borders)
         for y in range(num_slots):
             if length[near[i], y] > 0 and length[a, y] == 0 and y != a and y != sibling:
-                count = _emit(out, count, step, a, near[i], y, partition)
+                count = _emit(out, count, step, a, near[i], y, partition, borders)
     return count
 
 
 @numba.njit(cache=True)
 def _join(a: int, b: int, new: int, last: int, partition: _Partition) -> None:
     """Merge slot b into slot a as region `new`, and move slot `last` to the freed place."""
-    node, length, strength, ring = partition
-    ring[a, 2] = strength[a, b] / max(length[a, b], np.float32(1))
-    ring[a, 0] += ring[b, 0] - 2 * length[a, b]
-    ring[a, 1] += ring[b, 1] - 2 * strength[a, b]
+    node, length, strength = partition
     node[a] = new
-    for borders in (length, strength):
+    for values in (length, strength):
         for x in range(last + 1):
-            borders[a, x] += borders[b, x]
-            borders[x, a] = borders[a, x]
-        borders[a, a] = 0
+            values[a, x] += values[b, x]
+            values[x, a] = values[a, x]
+        values[a, a] = 0
         for x in range(last + 1):
-            borders[b, x] = borders[last, x]
-        borders[b, b] = 0
+            values[b, x] = values[last, x]
+        values[b, b] = 0
         for x in range(last + 1):
-            borders[x, b] = borders[b, x]
+            values[x, b] = values[b, x]
     node[b] = node[last]
-    ring[b] = ring[last]
 
 
 @numba.njit(cache=True)
-def _combine(out: Combinations, merges: np.ndarray, limits: np.ndarray, partition: _Partition) -> int:
-    num_regions = len(merges) + 1
-    slot = np.arange(2 * num_regions - 1)
-    num_slots, count = num_regions, 0
-    for new in range(num_regions, 2 * num_regions - 1):
-        a, b = slot[merges[new - num_regions, 0]], slot[merges[new - num_regions, 1]]
-        step = 2 * num_regions - 1 - new
-        max_parts = (limits >= step).sum()
-        if max_parts > 0:
-            count = _emit_with(out, count, step, a, b, num_slots, max_parts, partition)
-            count = _emit_with(out, count, step, b, a, num_slots, max_parts, partition)
+def _combine(
+    out: Combinations, merges: np.ndarray, limits: np.ndarray, partition: _Partition, borders: np.ndarray
+) -> int:
+    """Store the sets of two and three parts, and count them; the partition ends as one region."""
+    num_nodes, count = 2 * len(merges) + 1, 0
+    slot = np.full(num_nodes, -1)
+    slot[partition.node] = np.arange(len(partition.node))
+    num_slots = len(partition.node)
+    for new in range(num_nodes + 1 - num_slots, num_nodes):
+        a, b = slot[merges[new - len(merges) - 1]]
+        step = num_nodes - new
+        max_parts = 1 + (limits[1:] >= step).sum()
+        count = _emit_with(out, count, step, a, b, num_slots, max_parts, partition, borders)
+        count = _emit_with(out, count, step, b, a, num_slots, max_parts, partition, borders)
         num_slots -= 1
         _join(a, b, new, num_slots, partition)
         slot[new] = a
         slot[partition.node[b]] = b  # after the above: what moved to b may be the new region itself
-    return _emit(out, count, 0, 0, -1, -1, partition)
-
-
-@numba.njit(cache=True)
-def _all_apart(pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, num_regions: int) -> _Partition:
-    length = np.zeros((num_regions, num_regions), np.float32)
-    strength = np.zeros((num_regions, num_regions), np.float32)
-    ring = np.zeros((num_regions, 3), np.float32)
-    for e in range(len(pairs)):
-        for a, b in ((pairs[e, 0], pairs[e, 1]), (pairs[e, 1], pairs[e, 0])):
-            length[a, b] = lengths[e]
-            strength[a, b] = lengths[e] * contrast[e]
-            ring[a, 0] += lengths[e]
-            ring[a, 1] += lengths[e] * contrast[e]
-    return _Partition(np.arange(num_regions).astype(np.int32), length, strength, ring)
+    return count
 
 
 def _room(num_candidates: int) -> Combinations:
     floats = [np.empty(num_candidates, np.float32) for _ in range(3)]
     return Combinations(np.empty((num_candidates, MAX_PARTS), np.int32), np.empty(num_candidates, np.int32), *floats)
+
+
+def _singles(merges: np.ndarray, borders: np.ndarray, max_step: int) -> Combinations:
+    """The nodes that appear up to a step."""
+    parents = _parents(merges)
+    steps = len(parents) - parents
+    steps[-1] = 0
+    chosen = np.flatnonzero(steps <= max_step)
+    nodes = np.full((len(chosen), MAX_PARTS), -1, np.int32)
+    nodes[:, 0] = chosen
+    length, strength, within, within_strength = borders[chosen].T
+    outer, inner = strength / np.maximum(length, 1), within_strength / np.maximum(within, 1)
+    return Combinations(nodes, steps[chosen].astype(np.int32), *(x.astype(np.float32) for x in (outer, inner, length)))
 
 
 def combine(
@@ -169,12 +218,17 @@ def combine(
     neighbouring regions, the pixels along their border and its mean boundary strength. `max_steps` says up to which
     step candidates of one, two and three parts are made; falling numbers.
     """
-    limits = np.array(max_steps)
-    assert len(limits) <= MAX_PARTS and (np.diff(limits) <= 0).all()
-    counted = _combine(_room(0), merges, limits, _all_apart(pairs, lengths, contrast, len(merges) + 1))
-    out = _room(counted)
-    _combine(out, merges, limits, _all_apart(pairs, lengths, contrast, len(merges) + 1))
-    return out
+    limits = np.array([*max_steps, *[0] * (MAX_PARTS - len(max_steps))])
+    assert len(limits) == MAX_PARTS and (np.diff(limits) <= 0).all()
+    borders = _borders(merges, pairs, lengths, contrast)
+    num_slots = min(int(limits[1]), len(merges)) + 1
+    sets = _room(0)
+    for _ in range(2):  # the first time to count them
+        partition = _partition(merges, pairs, lengths, contrast, num_slots)
+        count = _combine(sets, merges, limits, partition, borders)
+        sets = sets if len(sets.steps) == count else _room(count)
+    singles = _singles(merges, borders, int(limits[0]))
+    return Combinations(*(np.concatenate(both) for both in zip(singles, sets, strict=True)))
 
 
 class Pool(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 
 from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.methods import Method, find_method
 from boxsup_dist.regions import decode_image, proposals_to_table
 from boxsup_dist.schema import Proposals, Record, iter_records
@@ -55,7 +55,7 @@ def build_proposals(
     return build_table(
         out,
         "proposals",
-        {"records": records.fingerprint, "method": method, "method_settings": asdict(settings)},
+        {"records": records.fingerprint, "method": method, "method_settings": chosen.identity(settings)},
         len(records.shards),
         make_shard,
         row_group_size=records.settings["row_group_size"],
@@ -155,8 +155,12 @@ def check_failed(shards: Sequence[ShardInfo], max_share: float) -> None:
 
 
 def summarize(table: Table) -> dict[str, Any]:
-    """What a person wants to know of a finished proposals table, as JSON values."""
+    """What a person wants to know of a finished proposals table, as JSON values.
+
+    `seconds_per_image` is CPU time, a detector of boundaries and reading apart; with them only the mean is known.
+    """
     images = table.counts["images"]
+    row_seconds = [ms / 1000 for shard in table.shards for ms in shard.row_ms]
     return {
         "out": table.uri,
         "method": table.settings["method"],
@@ -164,7 +168,8 @@ def summarize(table: Table) -> dict[str, Any]:
         "num_failed": table.counts["failed"],
         "mean_candidates": round(table.counts["candidates"] / images, 1),
         "bytes_per_image": round(table.num_bytes / images),
-        "seconds_per_image": round(table.counts["compute_ms"] / 1000 / images, 4),
+        "seconds_per_image": quality.distribution(row_seconds),
+        "seconds_per_image_with_detector": round(table.counts["compute_ms"] / 1000 / images, 4),
         "fingerprint": table.fingerprint,
         "settings": table.settings,
         "problems": [problem for shard in table.shards for problem in shard.problems],

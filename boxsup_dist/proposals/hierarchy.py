@@ -137,12 +137,11 @@ def _gather(
             if node >= 0:
                 indices[filled : filled + end[node] - start[node]] = orders[trees[j], start[node] : end[node]]
                 filled += end[node] - start[node]
-        indices[indptr[j] : filled].sort()
     return indptr, indices
 
 
 def gather_members(layouts: Sequence[Layout], trees: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Membership of the segments (tree, node): indptr int64 (P + 1,) and sorted superpixel ids uint16.
+    """Membership of the segments (tree, node): indptr int64 (P + 1,) and superpixel ids uint16, in any order.
 
     `nodes` is (P,), or (P, N) for unions of up to N disjoint nodes, -1 where there are fewer.
     """

@@ -196,8 +196,7 @@ def reduce(graph: RegionGraph, sizes: np.ndarray, contrast: np.ndarray, max_grou
     """At most max_groups groups of neighbouring superpixels: the group of every superpixel, int32 (S,).
 
     Greedily joins the two neighbours for whom the border's `contrast`, (E,) in 0..1, plus a quarter of their size over
-    the mean size is the smallest. Measured at 1,500 superpixels, the best union of them reaches a Jaccard index of .70
-    on 147 objects of COCO, .67 where the smallest size is raised until so few are left, .63 without the size.
+    the mean size is the smallest: without the size, weak borders between large regions would go before specks.
     """
     num_superpixels = len(sizes)
     nothing = np.zeros((num_superpixels, 1), np.float32)

@@ -7,21 +7,22 @@ As all hierarchies share the superpixels, their contours need no alignment, and 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from boxsup_dist import regions
-from boxsup_dist.errors import SettingError
+from boxsup_dist import regions, storage
+from boxsup_dist.errors import InputError, SettingError, WeightsError
 from boxsup_dist.proposals import combining, edges, features, grouping, hierarchy, leaves, objectness, ranked, ranking
 from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
 from boxsup_dist.schema import Proposals
 
-_MAX_EXAMINED = 15_000  # candidates that go into the suppression of near-duplicates
-_MIN_RANKED = 3_000  # survivors that are ranked, half as many again as are usually kept
+_MAX_EXAMINED = 30_000  # candidates that go into the suppression of near-duplicates
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,21 @@ class McgSettings:
             )
 
 
+def identity(settings: McgSettings) -> dict[str, Any]:
+    """What a build is known by: the settings, with the weights' content for their path; WeightsError if unreadable.
+
+    So the same file in another place is the same build, and another file in the same place is not.
+    """
+    values = asdict(settings)
+    if settings.hed_weights is not None:
+        try:
+            values["hed_weights"] = "sha256:" + hashlib.sha256(storage.read_bytes(settings.hed_weights)).hexdigest()
+        except (InputError, OSError) as error:
+            problem = getattr(error, "problem", str(error))
+            raise WeightsError("can't read HED's weights", file=settings.hed_weights, value=problem) from None
+    return values
+
+
 def detect(images: Sequence[np.ndarray], settings: McgSettings) -> list[edges.Boundaries]:
     """Boundary maps of images, uint8 RGB (H, W, 3), at the size that they are segmented at."""
     images = [ranked.shrink(image, settings.max_side_px) for image in images]
@@ -177,18 +193,16 @@ def mcg(
         graph = found.graph
         combinations.append(combining.combine(merges, graph.pairs, graph.lengths, found.strength["mean"], max_steps))
     pool = combining.pool_together(layouts, combinations, found.sizes, found.extents)
-    first = objectness.first_order(pool)[:_MAX_EXAMINED]
-    membership = hierarchy.gather_members(layouts, pool.trees[first], pool.nodes[first])
+    order = np.argsort(-objectness.density(pool, found.superpixels.shape), kind="stable")[:_MAX_EXAMINED]
+    membership = hierarchy.gather_members(layouts, pool.trees[order], pool.nodes[order])
     kept = ranking.survivors(
-        membership, found.sizes, found.extents, settings.duplicate_jaccard, max(_MIN_RANKED, settings.max_candidates)
+        membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
     )
-    density = objectness.density(pool, first[kept], found.superpixels.shape)
-    best = kept[np.argsort(-density, kind="stable")[: settings.max_candidates]]
     return ranked.ranked_proposals(
         image_id,
         image.shape[:2],
         found.superpixels,
         found.count,
-        ranking.take(*membership, best),
+        ranking.take(*membership, kept),
         layouts[0].order,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,7 @@ class Measured:
     tallies: np.ndarray  # float64 (2 halves, C, len(CURVE_CUTS), sums)
     num_candidates: list[list[int]]  # of each image of each half
     num_bytes: list[float]  # stored, of each image
+    column_bytes: Counter[str] = field(default_factory=Counter)  # stored, of all images
     storage: list[dict[str, float]] = field(default_factory=list)  # of the images whose masks were encoded otherwise
 
     @classmethod
@@ -54,6 +55,7 @@ class Measured:
         for mine, theirs in zip(self.num_candidates, other.num_candidates, strict=True):
             mine += theirs
         self.num_bytes += other.num_bytes
+        self.column_bytes += other.column_bytes
         self.storage += other.storage
 
 
@@ -107,8 +109,9 @@ def measure_row_group(
     Images without a mask count nowhere. Of every `compare_every`-th image (0: none) other encodings are measured.
     """
     rows = proposals.read(where)
-    row_bytes = stored_bytes(rows, proposals.row_group_bytes(where))
     total = Measured.nothing(len(records.classes))
+    total.column_bytes.update(proposals.row_group_bytes(where))
+    row_bytes = stored_bytes(rows, total.column_bytes.total())
     for i, record in enumerate(iter_records(records.read(where, _COLUMNS))):
         objects = quality.objects_of(record)
         if objects is None:
@@ -167,6 +170,9 @@ def report(total: Measured, proposals: Table) -> dict[str, Any]:
         "halves": halves,
         "curve": list(curve.values()),
         "bytes_per_image": quality.distribution(total.num_bytes),
+        "bytes_by_column": {
+            name: round(count / proposals.num_rows, 1) for name, count in total.column_bytes.most_common()
+        },
         "storage": _storage(total.storage),
         "seconds_per_image": quality.distribution(np.array(times_ms) / 1000) if times_ms else None,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals.gop import GopSettings, gop
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
-from boxsup_dist.proposals.mcg import McgSettings, detect, mcg
+from boxsup_dist.proposals.mcg import McgSettings, detect, identity, mcg
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
 from boxsup_dist.schema import Proposals
 
@@ -22,15 +22,17 @@ class Method:
 
     The settings are JSON values. For native methods the id is only a name; an import finds its file by it. `detect`, if
     there is one, computes the boundaries of several images together, for `propose` to be given as `boundaries`.
+    `identity` gives the settings as the JSON values that tell one build from another.
     """
 
     propose: Callable[..., Proposals]
     settings_type: type
     detect: Callable[[Sequence[np.ndarray], Any], list] | None = None
+    identity: Callable[[Any], dict[str, Any]] = asdict
 
 
 METHODS = {
-    "mcg": Method(mcg, McgSettings, detect),
+    "mcg": Method(mcg, McgSettings, detect, identity),
     "selective_search": Method(selective_search, SelectiveSearchSettings),
     "gop": Method(gop, GopSettings),
     "imported": Method(import_proposals, ImportedSettings),

@@ -1,9 +1,9 @@
-"""The order of MCG's candidates, in two passes.
+"""The order of MCG's candidates: a learned log-linear model of how densely the best candidates of objects lie among
+candidates of like properties, which spreads a budget over object sizes by itself.
 
-The first goes by the steps of the hierarchies, pairs and triplets later, strong borders earlier; near-duplicates are
-suppressed in it. What survives is ordered by a learned log-linear model of how densely objects' best candidates lie
-among candidates of like properties, which spreads a budget over object sizes by itself. Fitted by Poisson regression on
-the survivors of every fourth image of a COCO and a VOC sample; an object weighs 1, shared by its best candidates.
+Near-duplicates are suppressed in that order, so it was fitted to what such a suppression leaves: Poisson regression on
+the even images of a COCO and a VOC sample, with both boundary detectors; an object weighs 1, shared by its best
+candidates. `jobs.proposal_quality` tells even and odd images apart.
 """
 
 from __future__ import annotations
@@ -14,63 +14,66 @@ from boxsup_dist.proposals.combining import Pool
 
 # Term and its weight in the logarithm of the density.
 _WEIGHTS = {
-    "step": 0.61,
-    "step squared": 1.2,
-    "pair": -1.24,
-    "pair's step": 0.41,
-    "triplet": -1.38,
-    "triplet's step": 0.31,
-    "size": -1.11,
-    "size squared": -1.04,
-    "step times size": 2.89,
-    "outer": 2.76,
-    "inner": 0.47,
-    "contour": -0.83,
-    "fill": 0.25,
-    "sides touched": -0.82,
-    "all sides touched": -3.07,
-    "copies": 0.16,
-    "elongation": -0.66,
-    "rank": -0.23,
+    "step": 0.96,
+    "step squared": -0.38,
+    "pair": -2.04,
+    "pair's step": 1.04,
+    "pair's size": 0.78,
+    "triplet": -1.33,
+    "triplet's step": -1.24,
+    "triplet's size": 1.42,
+    "size": -0.13,
+    "size squared": -0.1,
+    "step times size": 1.75,
+    "outer": 2.06,
+    "outer's logarithm": 0.79,
+    "outer times size": 1.69,
+    "inner": 1.04,
+    "contour": -0.48,
+    "fill": 1.03,
+    "sides touched": -0.69,
+    "all sides touched": -0.68,
+    "copies": 0.39,
+    "elongation": -0.61,
 }
 
 
-def first_order(pool: Pool) -> np.ndarray:
-    """Candidates by the steps they appear after, int64 (P,)."""
-    later = np.array([0, 2, 3])[pool.parts - 1] - 0.2 * np.log(pool.copies)
-    return np.argsort(np.log1p(pool.steps) + later - pool.outer, kind="stable")
-
-
-def density(pool: Pool, chosen: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Logarithm of the density of useful candidates at those `chosen` in the first order, int64 (N,): float32 (N,).
+def density(pool: Pool, shape: tuple[int, int]) -> np.ndarray:
+    """Logarithm of the density of useful candidates at every candidate of the pool, float32 (P,).
 
     `shape` is the image's (H, W).
     """
     height, width = shape
-    x0, y0, x1, y1 = pool.boxes[chosen].T.astype(np.float32)
-    area = pool.areas[chosen].astype(np.float32)
+    x0, y0, x1, y1 = pool.boxes.T.astype(np.float32)
+    area = pool.areas.astype(np.float32)
     size = np.log(area / (height * width)) / 5
-    step = np.log1p(pool.steps[chosen].astype(np.float32)) / 5
-    pair, triplet = (pool.parts[chosen] == 2), (pool.parts[chosen] == 3)
-    touched = (x0 <= 0).astype(int) + (y0 <= 0) + (x1 >= width) + (y1 >= height)
+    step = np.log1p(pool.steps.astype(np.float32)) / 5
+    pair, triplet = (pool.parts == 2).astype(np.float32), (pool.parts == 3).astype(np.float32)
+    touched = (x0 <= 0).astype(np.float32) + (y0 <= 0) + (x1 >= width) + (y1 >= height)
     terms = {
         "step": step,
         "step squared": step**2,
         "pair": pair,
         "pair's step": pair * step,
+        "pair's size": pair * size,
         "triplet": triplet,
         "triplet's step": triplet * step,
+        "triplet's size": triplet * size,
         "size": size,
         "size squared": size**2,
         "step times size": step * size,
-        "outer": pool.outer[chosen],
-        "inner": pool.inner[chosen],
-        "contour": np.log((pool.length[chosen] + 1) / np.sqrt(area)),
+        "outer": pool.outer,
+        "outer's logarithm": np.log(pool.outer + np.float32(0.02)),
+        "outer times size": pool.outer * size,
+        "inner": pool.inner,
+        "contour": np.log((pool.length + 1) / np.sqrt(area)),
         "fill": area / ((x1 - x0) * (y1 - y0)),
         "sides touched": touched,
         "all sides touched": touched == 4,
-        "copies": np.log(pool.copies[chosen]),
+        "copies": np.log(pool.copies.astype(np.float32)),
         "elongation": np.abs(np.log((x1 - x0) / (y1 - y0))),
-        "rank": np.log(np.arange(len(chosen)) + 20),
     }
-    return np.stack([_WEIGHTS[name] * values for name, values in terms.items()]).sum(0, dtype=np.float32)
+    total = np.zeros(len(area), np.float32)
+    for name, values in terms.items():
+        total += np.float32(_WEIGHTS[name]) * values
+    return total

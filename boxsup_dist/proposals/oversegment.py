@@ -15,8 +15,7 @@ def oversegment(
     """Superpixels of an image, uint8 RGB (H, W, 3): ids uint16 (H, W) and their count.
 
     `lab` is the image in Lab, smoothed, and `boundaries` a boundary map, both float32. The basins of a learned boundary
-    map are good superpixels. Those of colour gradients are worse than Felzenszwalb's regions, so these are taken alone:
-    the best union of 1,500 superpixels has a Jaccard index of .80 on 81 objects of COCO with the basins, .83 without.
+    map are good superpixels. Those of colour gradients are worse than Felzenszwalb's regions, so these are taken alone.
     """
     if learned:
         maps = [leaves.watershed(boundaries), leaves.felzenszwalb(lab, 200, min_px)]

@@ -64,7 +64,10 @@ def test_the_report_adds_up_row_groups(ray_local, pair):
         assert (found["mean_jaccard_instance"], found["num_candidates"]) == expected
     assert report["num_images"] == tiny.NUM_TRAIN and report["storage"]["num_images"] == 3
     shares = report["bytes_per_image"]["mean"] * tiny.NUM_TRAIN
-    assert shares == pytest.approx(sum(proposals.row_group_bytes(w) for w in proposals.row_groups()), rel=1e-4)
+    columns = [proposals.row_group_bytes(w) for w in proposals.row_groups()]
+    assert shares == pytest.approx(sum(sum(c.values()) for c in columns), rel=1e-4)
+    of_membership = sum(c["membership"] for c in columns) / tiny.NUM_TRAIN
+    assert report["bytes_by_column"]["membership"] == pytest.approx(of_membership, abs=0.05)
     assert report["seconds_per_image"] is None
 
 

@@ -56,7 +56,8 @@ def test_objects_of_one_colour_are_found(method):
     truth = np.zeros((60, 80), bool)
     truth[10:40, 20:35] = truth[25:40, 20:70] = True
     image[truth] = (220, 60, 30)
-    found = METHODS[method].propose(image, METHODS[method].settings_type())
+    settings = METHODS[method].settings_type(duplicate_jaccard=0.95)  # the best of near-duplicates counts here
+    found = METHODS[method].propose(image, settings)
     assert quality.jaccard(found, [truth]).max() > 0.93  # smoothing moves borders by a pixel
 
 
@@ -73,6 +74,14 @@ def test_large_images_are_segmented_smaller_and_mapped_back(method):
     assert found.superpixels.shape == (230, 101)
     assert np.unique(found.superpixels).tolist() == list(range(found.num_superpixels))
     assert found.boxes[:, 2].max() == 101 and found.boxes[:, 3].max() == 230
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "imported"])
+@pytest.mark.parametrize("shape", [(4000, 60), (60, 4000)])
+def test_images_of_4000_pixels(method, shape):
+    found = METHODS[method].propose(blobs(*shape), METHODS[method].settings_type())
+    assert found.superpixels.shape == shape and 0 < len(found) <= 2000
+    assert found.boxes[:, 2].max() == shape[1] and found.boxes[:, 3].max() == shape[0]
 
 
 def test_boundaries_given_or_not():

@@ -12,8 +12,8 @@ SHAPE = (100, 200)
 def pool(**changes) -> Pool:
     """Two candidates that differ in `changes` alone."""
     fields = {
-        "trees": 0, "nodes": [0, -1, -1], "parts": 1, "steps": 40, "outer": 0.2, "inner": 0.1, "length": 120.0,
-        "copies": 1, "areas": 900, "boxes": [20, 30, 55, 60],
+        "trees": 0, "nodes": [0, -1, -1], "parts": 1, "steps": 40, "outer": np.float32(0.2), "inner": np.float32(0.1),
+        "length": np.float32(120), "copies": 1, "areas": 900, "boxes": [20, 30, 55, 60],
     }  # fmt: skip
     both = {name: np.array([value, changes.get(name, value)]) for name, value in fields.items()}
     return Pool(**both)
@@ -25,21 +25,11 @@ def pool(**changes) -> Pool:
     ids=["stronger contour", "in more hierarchies", "smoother", "fills its box"],
 )
 def test_denser(better):
-    one, two = objectness.density(pool(**better), np.array([0, 1]), SHAPE)
-    swapped, first = objectness.density(pool(**better), np.array([1, 0]), SHAPE)
-    assert two > one - 1 and first - swapped < two - one, "rank counts, too"
-    assert swapped > first
+    one, two = objectness.density(pool(**better), SHAPE)
+    assert two > one
 
 
 @pytest.mark.parametrize("worse", [{"boxes": [0, 30, 35, 60]}, {"parts": 3}, {"boxes": [0, 0, 200, 100]}])
 def test_sparser(worse):
-    one, two = objectness.density(pool(**worse), np.array([0, 1]), SHAPE)
+    one, two = objectness.density(pool(**worse), SHAPE)
     assert two < one
-
-
-def test_first_order():
-    found = pool(steps=3)
-    assert objectness.first_order(found).tolist() == [1, 0]
-    assert objectness.first_order(pool(parts=2)).tolist() == [0, 1]
-    assert objectness.first_order(pool(outer=0.5)).tolist() == [1, 0]
-    assert objectness.first_order(pool()).tolist() == [0, 1]
