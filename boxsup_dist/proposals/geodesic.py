@@ -185,3 +185,14 @@ def join_levels(parts: Sequence[Levels], num_orders: Sequence[int]) -> Levels:
     ends = np.concatenate([part.ends for part in parts])
     regions = zip(*(part.regions for part in parts), strict=True)
     return Levels(orders, ends, Regions(*(np.concatenate(values) for values in regions)))
+
+
+@numba.njit(cache=True)
+def gather_levels(orders: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Membership of the levels orders[rows, :ends]: indptr int64 (P + 1,) and superpixel ids uint16, in any order."""
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    indptr[1:] = np.cumsum(ends)
+    indices = np.empty(indptr[-1], np.uint16)
+    for j in range(len(rows)):
+        indices[indptr[j] : indptr[j + 1]] = orders[rows[j], : ends[j]]
+    return indptr, indices
