@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import features, leaves, ranked
+from boxsup_dist.proposals import features, leaves
 
 Detector = Literal["gradient", "hed"]
 _SIGMAS = (1.0, 2.0, 4.0)
@@ -21,35 +20,6 @@ class Boundaries(NamedTuple):
 
     mean: np.ndarray  # all scales
     coarse: np.ndarray  # the coarsest scale alone: object outlines rather than texture
-
-
-class DetectorSettings(Protocol):
-    """The settings of a method that are those of its boundary detector."""
-
-    @property
-    def edges(self) -> Detector: ...
-    @property
-    def hed_weights(self) -> str | None: ...
-    @property
-    def max_side_px(self) -> int: ...
-
-
-def check_detector(settings: DetectorSettings) -> None:
-    """SettingError unless weights of HED come with HED alone."""
-    if (settings.edges == "hed") != (settings.hed_weights is not None):
-        expected = "a path" if settings.edges == "hed" else "none unless edges is hed"
-        raise SettingError(
-            "HED and its weights go together", field="hed_weights", value=settings.hed_weights, expected=expected
-        )
-
-
-def detect(images: Sequence[np.ndarray], settings: DetectorSettings) -> list[Boundaries]:
-    """Boundary maps of images, uint8 RGB (H, W, 3), at the size that they are segmented at."""
-    images = [ranked.shrink(image, settings.max_side_px) for image in images]
-    if settings.edges == "gradient":
-        return [gradient_boundaries(image) for image in images]
-    assert settings.hed_weights is not None
-    return hed_boundaries(images, settings.hed_weights)
 
 
 def gradient_boundaries(image: np.ndarray) -> Boundaries:

@@ -168,7 +168,11 @@ def find_levels(orders: np.ndarray, superpixels: Superpixels, near: Neighbours, 
             values[k] = strength / length if length > 0.5 else 0.0
         for k in critical_levels(values, grown.areas, ratio):
             which[count], ends[count] = t, k + 1
-            found.areas[count], found.boxes[count], found.hashes[count] = grown.areas[k], grown.boxes[k], grown.hashes[k]
+            found.areas[count], found.boxes[count], found.hashes[count] = (
+                grown.areas[k],
+                grown.boxes[k],
+                grown.hashes[k],
+            )
             found.outer[count], found.inner[count] = grown.outer[k], grown.inner[k]
             count += 1
     kept = Regions(

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import features, geodesic, hierarchy, leaves, levels, ranked, ranking
-from boxsup_dist.proposals.edges import Boundaries, Detector, check_detector, detect
+from boxsup_dist.proposals import edges, features, geodesic, hierarchy, leaves, levels, ranked, ranking
 from boxsup_dist.proposals.oversegment import FULL_CONTRAST, oversegment
 from boxsup_dist.regions import superpixel_extents
 from boxsup_dist.schema import Proposals
@@ -39,8 +38,8 @@ class _Distance(NamedTuple):
 
     def weights(self, borders: levels.Borders) -> np.ndarray:
         """Weight of every border, float64 (E,)."""
-        parts = (self.strength, borders.strength), (self.coarse, borders.coarse), (self.colour, borders.colour)
-        return self.step + sum(weight * values**self.power for weight, values in parts if weight)
+        shares = np.array([self.strength, self.coarse, self.colour])
+        return self.step + shares @ np.stack(borders) ** self.power
 
 
 _WHOLE = _Background("", 0.0)
@@ -58,14 +57,10 @@ _MAX_EXAMINED = 8_000  # candidates that go into the suppression of near-duplica
 
 @dataclass(frozen=True)
 class GopSettings:
-    """Detector, sizes and number of seeds."""
+    """Sizes, number of seeds and what counts as a level or a duplicate."""
 
     max_candidates: int = 800
     """Candidates kept of each image, best first."""
-    edges: Detector = "gradient"
-    """Boundary detector: gradient (local colour gradients, no weights) or hed (learned)."""
-    hed_weights: str | None = None
-    """Path or URI of HED's weights; python -m jobs.get_hed_weights makes the file."""
     min_leaf_px: int = 8
     """Smaller superpixels are joined to a neighbour."""
     max_leaves: int = 1500
@@ -86,7 +81,6 @@ class GopSettings:
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
-        check_detector(self)
 
 
 def _side(superpixels: np.ndarray, sides: str) -> np.ndarray:
@@ -110,24 +104,14 @@ def _order_superpixels(
     return orders
 
 
-def gop(
-    image: np.ndarray,
-    settings: GopSettings | None = None,
-    *,
-    boundaries: Boundaries | None = None,
-    image_id: str = "",
-) -> Proposals:
-    """Candidate segments of an image, uint8 RGB (H, W, 3), best first; a pure function of image and settings.
-
-    `boundaries` are what `detect` finds, None to compute them here. WeightsError if HED's weights can't be loaded.
-    """
+def gop(image: np.ndarray, settings: GopSettings | None = None, *, image_id: str = "") -> Proposals:
+    """Candidate segments of an image, uint8 RGB (H, W, 3), best first; a pure function of image and settings."""
     settings = settings or GopSettings()
-    if boundaries is None:
-        boundaries = detect([image], settings)[0]
     small = ranked.shrink(image, settings.max_side_px)
+    boundaries = edges.gradient_boundaries(small)
     lab = leaves.smooth(features.colour_space(small, "lab"), 0.8)
     superpixels, count = oversegment(
-        small, lab, boundaries.mean, settings.min_leaf_px, settings.max_leaves, learned=settings.edges == "hed"
+        small, lab, boundaries.mean, settings.min_leaf_px, settings.max_leaves, learned=False
     )
     graph = leaves.region_graph(superpixels, count)
     near = geodesic.neighbours(graph.pairs, count)
@@ -138,7 +122,7 @@ def gop(
     orders = _order_superpixels(superpixels, near, borders, settings.num_seeds)
     parts = [geodesic.find_levels(part, summed, near, settings.level_ratio) for part in orders]
     found = geodesic.join_levels(parts, [len(part) for part in orders])
-    best = _rank(found, superpixels.shape, settings.edges)[:_MAX_EXAMINED]
+    best = _rank(found, superpixels.shape)[:_MAX_EXAMINED]
     membership = geodesic.gather_levels(np.concatenate(orders), found.orders[best], found.ends[best])
     kept = ranking.survivors(membership, sizes, extents, settings.duplicate_jaccard, settings.max_candidates)
     membership = ranking.take(*membership, kept)
@@ -152,8 +136,8 @@ def _colour_difference(superpixels: np.ndarray, sizes: np.ndarray, lab: np.ndarr
     return np.linalg.norm(means[pairs[:, 0]] - means[pairs[:, 1]], axis=1) / FULL_CONTRAST
 
 
-def _rank(found: geodesic.Levels, shape: tuple[int, int], detector: Detector) -> np.ndarray:
+def _rank(found: geodesic.Levels, shape: tuple[int, int]) -> np.ndarray:
     """The different levels, best first, as indices."""
     _, first, copies = np.unique(found.regions.hashes, return_index=True, return_counts=True)
     regions = geodesic.Regions(*(values[first] for values in found.regions))
-    return first[np.argsort(-levels.density(regions, copies, shape, detector), kind="stable")]
+    return first[np.argsort(-levels.density(regions, copies, shape), kind="stable")]

@@ -1,8 +1,8 @@
-"""The order of GOP's candidates: a learned log-linear model of how densely objects' best candidates lie among alike ones.
+"""The order of GOP's candidates: a learned log-linear model of how densely objects' best ones lie among alike ones.
 
 Fitted by Poisson regression on the candidates of the even images of a COCO and a VOC sample, before any suppression; an
-object weighs its best Jaccard index, shared by all candidates within 0.02 of it. The terms are what was left of 52
-after dropping the least significant ones, one at a time, while the likelihood of images left out of the fit rose.
+object weighs its best Jaccard index (one of VOC four times), shared by all candidates within 0.02 of it. The terms are
+those left of many after dropping the least significant, one at a time, while images left out of the fit lost nothing.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.geodesic import Regions
 
-# Term and its weight in the logarithm of the density, by the detector of the boundaries.
+# Term and its weight in the logarithm of the density.
 _WEIGHTS = {
-    "touched": {"gradient": -0.77, "hed": -0.68},
-    "size cubed": {"gradient": 0.66, "hed": 0.61},
-    "size times coarse": {"gradient": 1.81, "hed": 1.05},
-    "size times fill": {"gradient": -2.39, "hed": -2.09},
-    "size times copies": {"gradient": -0.42, "hed": -0.36},
-    "strength times fill": {"gradient": -3.70, "hed": -0.28},
-    "coarse times contour": {"gradient": 1.11, "hed": 2.77},
-    "contour squared": {"gradient": -0.74, "hed": -0.87},
-    "colour squared": {"gradient": 0.86, "hed": 0.36},
-    "inner colour": {"gradient": 1.44, "hed": 0.97},
-    "inner strength squared": {"gradient": -2.24, "hed": -2.03},
+    "touched": -0.77,
+    "size cubed": 0.66,
+    "size times coarse": 1.81,
+    "size times fill": -2.39,
+    "size times copies": -0.42,
+    "strength times fill": -3.7,
+    "coarse times contour": 1.11,
+    "contour squared": -0.74,
+    "colour squared": 0.86,
+    "inner colour": 1.44,
+    "inner strength squared": -2.24,
 }
 
 
@@ -42,7 +41,7 @@ class Borders(NamedTuple):
         return np.stack([np.ones_like(lengths), *self], 1) * lengths[:, None]
 
 
-def density(regions: Regions, copies: np.ndarray, shape: tuple[int, int], detector: Detector) -> np.ndarray:
+def density(regions: Regions, copies: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Logarithm of the density of useful candidates, up to a constant: float64 (N,).
 
     `regions` have the sums of `Borders.sums`; `copies`, int (N,), counts the levels that are this region; `shape` is
@@ -68,7 +67,7 @@ def density(regions: Regions, copies: np.ndarray, shape: tuple[int, int], detect
         "inner colour": inner_colour,
         "inner strength squared": inner_strength**2,
     }
-    return np.stack([_WEIGHTS[name][detector] * values for name, values in terms.items()]).sum(0)
+    return np.stack([_WEIGHTS[name] * values for name, values in terms.items()]).sum(0)
 
 
 def _means(sums: np.ndarray) -> np.ndarray:

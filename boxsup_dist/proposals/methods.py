@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import edges
 from boxsup_dist.proposals.gop import GopSettings, gop
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
 from boxsup_dist.proposals.mcg import McgSettings, detect, mcg
@@ -33,7 +32,7 @@ class Method:
 METHODS = {
     "mcg": Method(mcg, McgSettings, detect),
     "selective_search": Method(selective_search, SelectiveSearchSettings),
-    "gop": Method(gop, GopSettings, edges.detect),
+    "gop": Method(gop, GopSettings),
     "imported": Method(import_proposals, ImportedSettings),
 }
 

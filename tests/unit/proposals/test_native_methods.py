@@ -75,6 +75,14 @@ def test_large_images_are_segmented_smaller_and_mapped_back(method):
     assert found.boxes[:, 2].max() == 101 and found.boxes[:, 3].max() == 230
 
 
+@pytest.mark.parametrize("method", ["mcg", "gop"])
+@pytest.mark.parametrize("shape", [(30, 4000), (4000, 30)])
+def test_four_thousand_pixels(method, shape):
+    found = METHODS[method].propose(blobs(*shape), METHODS[method].settings_type(max_leaves=300))
+    assert found.superpixels.shape == shape and len(found) > 10
+    assert found.boxes[:, 2].max() == shape[1] and found.boxes[:, 3].max() == shape[0]
+
+
 def test_boundaries_given_or_not():
     image, settings = blobs(120, 50), McgSettings(max_side_px=60)
     (boundaries,) = detect([image], settings)
