@@ -2,11 +2,13 @@
 
 A distance is the smallest sum of border weights on a way from superpixel to superpixel. Superpixels in order of their
 distance from a seed grow a region around it; where its contour lies on strong boundaries, the level is critical.
+All properties of the regions are running sums: no mask is drawn.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
@@ -70,46 +72,76 @@ def place_seeds(first: int, num_seeds: int, near: Neighbours, weights: np.ndarra
     return seeds, maps
 
 
-@numba.njit(cache=True)
-def contours(
-    order: np.ndarray, sizes: np.ndarray, near: Neighbours, lengths: np.ndarray, strength: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of the first 1, 2, ... superpixels of an order the area and the mean boundary strength around, float64 (S,) each.
+class Superpixels(NamedTuple):
+    """What regions of superpixels add up."""
 
-    `lengths` (E,) are the pixels along each pair's border and `strength` (E,) its mean boundary strength.
-    """
-    count = len(order)
-    inside = np.zeros(count, np.bool_)
-    area, outer = np.empty(count), np.empty(count)
-    total_area = total_length = total_strength = 0.0
-    for k in range(count):
+    sizes: np.ndarray  # int64 (S,) pixels
+    extents: np.ndarray  # int32 (S, 4) xyxy half-open
+    hashes: np.ndarray  # uint64 (S,), of which a region's sum tells it from others
+    borders: np.ndarray  # float64 (E, Q), sums along each pair's border: its pixels, the boundary strength, and others
+
+
+class Regions(NamedTuple):
+    """Properties of N regions."""
+
+    areas: np.ndarray  # float64 (N,) pixels
+    boxes: np.ndarray  # int32 (N, 4) xyxy half-open
+    hashes: np.ndarray  # uint64 (N,), sums
+    outer: np.ndarray  # float64 (N, Q), the sums of the borders along the contour, without the image's own border
+    inner: np.ndarray  # float64 (N, Q), the sums of all borders inside
+
+
+@numba.njit(cache=True)
+def _empty_regions(count: int, num_sums: int) -> Regions:
+    areas, boxes, hashes = np.empty(count), np.empty((count, 4), np.int32), np.empty(count, np.uint64)
+    return Regions(areas, boxes, hashes, np.empty((count, num_sums)), np.empty((count, num_sums)))
+
+
+@numba.njit(cache=True)
+def grow(order: np.ndarray, superpixels: Superpixels, near: Neighbours, out: Regions) -> None:
+    """Fill `out` with the regions of the first 1, 2, ... S superpixels of an order, int (S,)."""
+    sizes, extents, hashes, borders = superpixels
+    inside = np.zeros(len(order), np.bool_)
+    area, total_hash, box = 0.0, np.uint64(0), extents[order[0]].copy()
+    contour, within = np.zeros(borders.shape[1]), np.zeros(borders.shape[1])
+    for k in range(len(order)):
         s = order[k]
         inside[s] = True
-        total_area += sizes[s]
+        area += sizes[s]
+        total_hash += hashes[s]
+        for c in range(2):
+            box[c] = min(box[c], extents[s, c])
+            box[c + 2] = max(box[c + 2], extents[s, c + 2])
         for i in range(near.indptr[s], near.indptr[s + 1]):
             e = near.pair[i]
             sign = -1.0 if inside[near.others[i]] else 1.0
-            total_length += sign * lengths[e]
-            total_strength += sign * lengths[e] * strength[e]
-        area[k] = total_area
-        outer[k] = total_strength / total_length if total_length > 0.5 else 0.0
-    return area, outer
+            for q in range(borders.shape[1]):
+                contour[q] += sign * borders[e, q]
+                within[q] += (0.5 - 0.5 * sign) * borders[e, q]
+        out.areas[k], out.boxes[k], out.hashes[k] = area, box, total_hash
+        out.outer[k], out.inner[k] = contour, within
 
 
 @numba.njit(cache=True)
-def critical_levels(values: np.ndarray, area: np.ndarray, ratio: float) -> np.ndarray:
-    """Places k where values[k] is the largest of all that have an area within a factor `ratio` of area[k], int64."""
-    out = np.empty(len(values), np.int64)
-    count, low, high = 0, 0, 0
-    for k in range(len(values)):
-        while area[low] * ratio < area[k]:
-            low += 1
-        while high < len(values) and area[high] <= area[k] * ratio:
+def critical_levels(values: np.ndarray, areas: np.ndarray, ratio: float) -> np.ndarray:
+    """Places k where values[k] is the largest of all that have an area within a factor `ratio` of areas[k], int64."""
+    count = len(values)
+    out, found = np.empty(count, np.int64), 0
+    # Places of the window that no later one surpasses, the greatest value first: a sliding maximum in linear time.
+    queue, head, tail, high = np.empty(count, np.int64), 0, 0, 0
+    for k in range(count):
+        while high < count and areas[high] <= areas[k] * ratio:
+            while tail > head and values[queue[tail - 1]] < values[high]:
+                tail -= 1
+            queue[tail] = high
+            tail += 1
             high += 1
-        if values[k] >= values[low:high].max():
-            out[count] = k
-            count += 1
-    return out[:count]
+        while areas[queue[head]] * ratio < areas[k]:
+            head += 1
+        if values[k] >= values[queue[head]]:
+            out[found] = k
+            found += 1
+    return out[:found]
 
 
 class Levels(NamedTuple):
@@ -117,19 +149,54 @@ class Levels(NamedTuple):
 
     orders: np.ndarray  # int64 (L,)
     ends: np.ndarray  # int64 (L,)
-    outer: np.ndarray  # float64 (L,), mean boundary strength along the contour, without the image's own border
+    regions: Regions  # N = L
 
 
 @numba.njit(cache=True)
-def find_levels(
-    orders: np.ndarray, sizes: np.ndarray, near: Neighbours, lengths: np.ndarray, strength: np.ndarray, ratio: float
-) -> Levels:
-    """Critical levels of every order, int64 (T, S), by the mean boundary strength along the contour."""
-    which, ends, outer = [0 for _ in range(0)], [0 for _ in range(0)], [0.0 for _ in range(0)]
-    for t in range(len(orders)):
-        area, mean = contours(orders[t], sizes, near, lengths, strength)
-        for k in critical_levels(mean, area, ratio):
-            which.append(t)
-            ends.append(k + 1)
-            outer.append(mean[k])
-    return Levels(np.array(which), np.array(ends), np.array(outer))
+def find_levels(orders: np.ndarray, superpixels: Superpixels, near: Neighbours, ratio: float) -> Levels:
+    """Critical levels of every order, int (T, S), by the mean boundary strength along the contour."""
+    num_orders, num_superpixels = orders.shape
+    num_sums = superpixels.borders.shape[1]
+    grown = _empty_regions(num_superpixels, num_sums)
+    found = _empty_regions(orders.size, num_sums)  # memory that is never written to takes no place
+    which, ends = np.empty(orders.size, np.int64), np.empty(orders.size, np.int64)
+    values, count = np.empty(num_superpixels), 0
+    for t in range(num_orders):
+        grow(orders[t], superpixels, near, grown)
+        for k in range(num_superpixels):
+            length, strength = grown.outer[k, 0], grown.outer[k, 1]
+            values[k] = strength / length if length > 0.5 else 0.0
+        for k in critical_levels(values, grown.areas, ratio):
+            which[count], ends[count] = t, k + 1
+            found.areas[count], found.boxes[count], found.hashes[count] = (
+                grown.areas[k],
+                grown.boxes[k],
+                grown.hashes[k],
+            )
+            found.outer[count], found.inner[count] = grown.outer[k], grown.inner[k]
+            count += 1
+    kept = Regions(
+        found.areas[:count].copy(), found.boxes[:count].copy(), found.hashes[:count].copy(),
+        found.outer[:count].copy(), found.inner[:count].copy(),
+    )  # fmt: skip
+    return Levels(which[:count].copy(), ends[:count].copy(), kept)
+
+
+def join_levels(parts: Sequence[Levels], num_orders: Sequence[int]) -> Levels:
+    """Levels of several sets of orders as levels of all orders, set after set; `num_orders` is each set's T."""
+    starts = np.cumsum([0, *num_orders])
+    orders = np.concatenate([part.orders + start for part, start in zip(parts, starts, strict=False)])
+    ends = np.concatenate([part.ends for part in parts])
+    regions = zip(*(part.regions for part in parts), strict=True)
+    return Levels(orders, ends, Regions(*(np.concatenate(values) for values in regions)))
+
+
+@numba.njit(cache=True)
+def gather_levels(orders: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Membership of the levels orders[rows, :ends]: indptr int64 (P + 1,) and superpixel ids uint16, in any order."""
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    indptr[1:] = np.cumsum(ends)
+    indices = np.empty(indptr[-1], np.uint16)
+    for j in range(len(rows)):
+        indices[indptr[j] : indptr[j + 1]] = orders[rows[j], : ends[j]]
+    return indptr, indices

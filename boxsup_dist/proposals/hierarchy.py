@@ -152,16 +152,3 @@ def gather_members(layouts: Sequence[Layout], trees: np.ndarray, nodes: np.ndarr
     start = np.concatenate([layout.start for layout in layouts])
     end = np.concatenate([layout.end for layout in layouts])
     return _gather(orders, trees.astype(np.int64), flat, start, end)
-
-
-@numba.njit(cache=True)
-def gather_slices(
-    orders: np.ndarray, rows: np.ndarray, start: np.ndarray, end: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Membership of the segments orders[rows, start:end]: indptr int64 (P + 1,) and sorted superpixel ids uint16."""
-    indptr = np.zeros(len(rows) + 1, np.int64)
-    indptr[1:] = np.cumsum(end - start)
-    indices = np.empty(indptr[-1], np.uint16)
-    for j in range(len(rows)):
-        indices[indptr[j] : indptr[j + 1]] = np.sort(orders[rows[j], start[j] : end[j]])
-    return indptr, indices

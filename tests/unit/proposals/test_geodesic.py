@@ -49,23 +49,64 @@ def test_one_superpixel_and_equal_superpixels_have_seeds():
     assert sorted(geodesic.place_seeds(1, 3, chain, np.zeros(2))[0].tolist()) == [0, 1, 2]
 
 
+def random_superpixels(
+    pairs: np.ndarray, strength: np.ndarray, num_superpixels: int, seed: int
+) -> geodesic.Superpixels:
+    """Superpixels of random sizes, places and borders."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 9, len(pairs)).astype(float)
+    corner = rng.integers(0, 50, (num_superpixels, 2))
+    extents = np.concatenate([corner, corner + rng.integers(1, 20, (num_superpixels, 2))], 1).astype(np.int32)
+    hashes = rng.integers(0, 2**64, num_superpixels, np.uint64)
+    borders = np.stack([lengths, strength * lengths, rng.random(len(pairs))], 1)
+    return geodesic.Superpixels(rng.integers(5, 50, num_superpixels), extents, hashes, borders)
+
+
 def test_levels_are_the_strongest_contours_of_their_size():
     pairs, strength = random_graph(25, 2)
-    rng = np.random.default_rng(1)
-    lengths, sizes = rng.integers(1, 9, len(pairs)).astype(float), rng.integers(5, 50, 25)
+    superpixels = random_superpixels(pairs, strength, 25, seed=1)
+    rng = np.random.default_rng(3)
     orders = np.stack([rng.permutation(25) for _ in range(4)])
-    found = geodesic.find_levels(orders, sizes, geodesic.neighbours(pairs, 25), lengths, strength, 1.3)
+    found = geodesic.find_levels(orders, superpixels, geodesic.neighbours(pairs, 25), 1.3)
     levels = set(zip(found.orders.tolist(), found.ends.tolist(), strict=True))
     for t, order in enumerate(orders):
-        area = np.cumsum(sizes[order])
+        areas = np.cumsum(superpixels.sizes[order])
         outer = []
         for k in range(25):
-            around = np.isin(pairs, order[: k + 1]).sum(1) == 1
-            outer.append(np.average(strength[around], weights=lengths[around]) if around.any() else 0)
+            length, total, _ = superpixels.borders[np.isin(pairs, order[: k + 1]).sum(1) == 1].sum(0)
+            outer.append(total / length if length else 0)
         for k in range(25):
-            alike = [j for j in range(25) if area[k] / 1.3 <= area[j] <= area[k] * 1.3]
-            strongest = outer[k] > max(outer[j] for j in alike) - 1e-9
-            assert ((t, k + 1) in levels) == strongest
-            if strongest:
-                place = next(i for i in range(len(found.ends)) if (found.orders[i], found.ends[i]) == (t, k + 1))
-                assert found.outer[place] == pytest.approx(outer[k])
+            alike = [j for j in range(25) if areas[k] / 1.3 <= areas[j] <= areas[k] * 1.3]
+            assert ((t, k + 1) in levels) == (outer[k] > max(outer[j] for j in alike) - 1e-9)
+
+
+def test_properties_of_levels_are_those_of_their_superpixels():
+    pairs, strength = random_graph(25, 4)
+    superpixels = random_superpixels(pairs, strength, 25, seed=5)
+    rng = np.random.default_rng(6)
+    sets = [np.stack([rng.permutation(25) for _ in range(n)]) for n in (3, 1)]
+    near = geodesic.neighbours(pairs, 25)
+    found = geodesic.join_levels([geodesic.find_levels(part, superpixels, near, 1.3) for part in sets], [3, 1])
+    orders = np.concatenate(sets)
+    indptr, indices = geodesic.gather_levels(orders, found.orders, found.ends)
+    assert set(found.orders.tolist()) == {0, 1, 2, 3}
+    for j, (t, end) in enumerate(zip(found.orders, found.ends, strict=True)):
+        members = orders[t, :end]
+        assert sorted(indices[indptr[j] : indptr[j + 1]].tolist()) == sorted(members.tolist())
+        assert found.regions.areas[j] == superpixels.sizes[members].sum()
+        assert found.regions.hashes[j] == superpixels.hashes[members].sum()
+        extents = superpixels.extents[members]
+        assert found.regions.boxes[j].tolist() == [*extents[:, :2].min(0), *extents[:, 2:].max(0)]
+        ends_inside = np.isin(pairs, members).sum(1)
+        np.testing.assert_allclose(found.regions.outer[j], superpixels.borders[ends_inside == 1].sum(0), atol=1e-9)
+        np.testing.assert_allclose(found.regions.inner[j], superpixels.borders[ends_inside == 2].sum(0), atol=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 100.0])
+def test_critical_levels_with_equal_values(ratio):
+    rng = np.random.default_rng(7)
+    values, areas = rng.integers(0, 4, 60).astype(float), np.cumsum(rng.integers(1, 20, 60)).astype(float)
+    expected = [
+        k for k in range(60) if values[k] == values[(areas * ratio >= areas[k]) & (areas <= areas[k] * ratio)].max()
+    ]
+    assert geodesic.critical_levels(values, areas, ratio).tolist() == expected
