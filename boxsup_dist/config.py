@@ -30,13 +30,14 @@ class NetworkSettings:
     """Which network, and where its first weights come from."""
 
     name: str = "deeplab_largefov_vgg16"
-    """deeplab_largefov_vgg16 (the paper's) or timm:MODEL."""
+    """deeplab_largefov_vgg16 (the paper's), fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 or timm:MODEL."""
     weights: str | None = None
-    """A path to a state dict, package:NAME, torchvision:NAME, timm, none; default: the network's usual ones."""
+    """A path to a state dict, package:NAME, torchvision:NAME, timm, none, or checkpoint:URI of a checkpoint or run
+    directory, all but whose score layer is taken, for any number of classes; default: the network's usual ones."""
     num_classes: int = 21
     """Classes with background."""
-    output_stride: int = 8
-    """Input pixels per pixel of the score map (8 or 16)."""
+    output_stride: int | None = None
+    """Input pixels per pixel of the score map; 8 or 16 (default) for timm:MODEL, the others have their own."""
     head: Literal["largefov", "aspp"] = "largefov"
     """Head of a timm backbone."""
     dropout: float = 0.5
@@ -103,7 +104,7 @@ class OptimizerSettings:
     lr: float = 1e-3
     """Learning rate of the backbone."""
     head_lr_multiplier: float = 10.0
-    """Factor on the learning rate of the score layer (deeplab) or of the head (timm)."""
+    """Factor on the learning rate of all layers after the backbone; 1 is that of the published FCN."""
     schedule: Schedule = "step"
     """step: divide by 10 every `decay_epochs`; poly: (1 - progress) ** 0.9, for short runs."""
     decay_epochs: int = 15

@@ -21,6 +21,7 @@ from boxsup_dist.distributed.events import Event, EventLoop
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.model import checkpoint
+from boxsup_dist.model.weights import absolute_spec
 from boxsup_dist.progress import format_duration
 from boxsup_dist.sources import Mixture, Source, balanced_weights, find_duplicates, make_units
 from boxsup_dist.tables import Table, open_table
@@ -84,6 +85,7 @@ def _with_absolute_uris(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         run_dir=storage.absolute(config.run_dir),
+        network=replace(config.network, weights=absolute_spec(config.network.weights)),
         sources=tuple(sources),
         val_records=absolute(config.val_records),
     )

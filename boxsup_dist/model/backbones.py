@@ -1,13 +1,11 @@
 """Backbones: VGG-16 as DeepLab-LargeFOV changes it, and timm's models as feature extractors.
 
-A backbone takes normalised images (N, 3, H, W) and gives its deepest features on one of two grids of stride s:
-
-    corners: cell i is centred on pixel s * i (odd kernels, padded by half), s * k + 1 pixels give k + 1 cells
-    patches: cell i covers pixels s * i to s * i + s - 1 (ConvNeXt), s * k pixels give k cells
+A backbone takes normalised images (N, 3, H, W), padded as its grid says, and gives its deepest features on that grid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from boxsup_dist.errors import SettingError
+from boxsup_dist.model.grids import CellGrid, Grid
 from boxsup_dist.model.heads import LargeFov, init_convolutions
 from boxsup_dist.model.weights import CAFFE_MEAN, Pretrained, fit_into
 
@@ -29,7 +28,7 @@ class Backbone:
     out_channels: int
     mean: tuple[float, ...]  # RGB on 0..255
     std: tuple[float, ...]
-    patches: bool = False  # which of the two grids
+    grid: Grid
 
 
 class DeepestFeatures(nn.Module):
@@ -44,49 +43,74 @@ class DeepestFeatures(nn.Module):
         return self.extractor(images)[-1]
 
 
-def vgg16(pretrained: Pretrained | None) -> Backbone:
-    """VGG-16's convolutions in torchvision's numbering, changed to output stride 8 as published for DeepLab-LargeFOV.
+def vgg16_layers(pools: Sequence[nn.Module], last_dilation: int = 1) -> list[nn.Module]:
+    """VGG-16's convolutions and ReLUs in torchvision's numbering, a given pool after each of the five stages.
 
-    Pools are 3x3 with padding; the last two have stride 1, and the convolutions between them dilation 2.
-    Raises WeightsError if the weights do not fit.
+    `last_dilation` is that of the last stage's convolutions.
     """
     layers: list[nn.Module] = []
     in_channels = 3
-    for stage, widths in enumerate(_VGG16_CHANNELS):
-        dilation = 2 if stage == 4 else 1
+    for stage, (widths, pool) in enumerate(zip(_VGG16_CHANNELS, pools, strict=True)):
+        dilation = last_dilation if stage == 4 else 1
         for channels in widths:
             layers += [nn.Conv2d(in_channels, channels, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
             in_channels = channels
-        layers.append(nn.MaxPool2d(3, stride=2 if stage < 3 else 1, padding=1))
-    module = nn.Sequential(*layers)
+        layers.append(pool)
+    return layers
+
+
+def load_vgg16(module: nn.Sequential, pretrained: Pretrained | None, grid: Grid) -> Backbone:
+    """VGG-16's layers with these weights, or random ones. WeightsError if the weights do not fit."""
     if pretrained:
         fit_into(module, pretrained, unused=("classifier.",), prefix="features.")
     else:
         init_convolutions(module)
     mean = pretrained.mean if pretrained and pretrained.mean else CAFFE_MEAN
     std = pretrained.std if pretrained and pretrained.std else (1.0, 1.0, 1.0)
-    return Backbone(module, in_channels, mean, std)
+    return Backbone(module, _VGG16_CHANNELS[-1][-1], mean, std, grid)
+
+
+def vgg16(pretrained: Pretrained | None) -> Backbone:
+    """VGG-16 changed to output stride 8 as published for DeepLab-LargeFOV.
+
+    Pools are 3x3 with padding; the last two have stride 1, and the convolutions between them dilation 2.
+    Raises WeightsError if the weights do not fit.
+    """
+    pools = [nn.MaxPool2d(3, stride=2 if stage < 3 else 1, padding=1) for stage in range(5)]
+    module = nn.Sequential(*vgg16_layers(pools, last_dilation=2))
+    return load_vgg16(module, pretrained, CellGrid(8, patches=False))
+
+
+def classifier_as_convolutions(pretrained: Pretrained) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Weights (4096, 512, 7, 7) and biases of fc6, weights (4096, 4096, 1, 1) and biases of fc7 of VGG-16's classifier.
+
+    None without usable classifier layers (torchvision's IMAGENET1K_FEATURES has NaN there).
+    """
+    names = [f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
+    if not all(name in pretrained.state for name in names):
+        return None
+    fc6, bias6, fc7, bias7 = (pretrained.state[name] for name in names)
+    if fc6.shape != (4096, 512 * 7 * 7) or fc7.shape != (4096, 4096):
+        return None
+    if not (torch.isfinite(fc6).all() and torch.isfinite(fc7).all()):
+        return None
+    return fc6.reshape(4096, 512, 7, 7), bias6, fc7.reshape(4096, 4096, 1, 1), bias7
 
 
 @torch.no_grad()
 def init_from_classifier(head: LargeFov, pretrained: Pretrained) -> bool:
     """Start fc6 and fc7 from VGG-16's classifier, thinned out as DeepLab does: every 4th unit, 3x3 of the 7x7 places.
 
-    False, and nothing changed, at another width than 1024 or without usable classifier layers (torchvision's
-    IMAGENET1K_FEATURES has NaN there).
+    False, and nothing changed, at another width than 1024 or without usable classifier layers.
     """
-    names = [f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
-    if head.fc6.out_channels != 1024 or not all(name in pretrained.state for name in names):
+    layers = classifier_as_convolutions(pretrained)
+    if layers is None or head.fc6.out_channels != 1024:
         return False
-    fc6, bias6, fc7, bias7 = (pretrained.state[name] for name in names)
-    if fc6.shape != (4096, 512 * 7 * 7) or fc7.shape != (4096, 4096):
-        return False
-    if not (torch.isfinite(fc6).all() and torch.isfinite(fc7).all()):
-        return False
+    fc6, bias6, fc7, bias7 = layers
     assert head.fc6.bias is not None and head.fc7.bias is not None
-    head.fc6.weight.copy_(fc6.reshape(4096, 512, 7, 7)[::4, :, ::3, ::3])
+    head.fc6.weight.copy_(fc6[::4, :, ::3, ::3])
     head.fc6.bias.copy_(bias6[::4])
-    head.fc7.weight.copy_(fc7[::4, ::4].reshape(1024, 1024, 1, 1))
+    head.fc7.weight.copy_(fc7[::4, ::4])
     head.fc7.bias.copy_(bias7[::4])
     return True
 
@@ -126,7 +150,7 @@ def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None)
     assert config is not None
     mean = pretrained.mean if pretrained and pretrained.mean else tuple(255 * v for v in config.mean)
     std = pretrained.std if pretrained and pretrained.std else tuple(255 * v for v in config.std)
-    return Backbone(DeepestFeatures(extractor), channels, mean, std, patches=cells == 2)
+    return Backbone(DeepestFeatures(extractor), channels, mean, std, CellGrid(output_stride, patches=cells == 2))
 
 
 @torch.no_grad()

@@ -113,11 +113,16 @@ def load(uri: str) -> CheckpointState:
     )
 
 
-def load_network(uri: str) -> SegmentationNetwork:
-    """The checkpoint's network in evaluation mode on the CPU; needs no pretrained weights."""
+def load_weights(uri: str) -> tuple[NetworkSpec, dict[str, Tensor]]:
+    """The checkpoint's network spec and state dict, on the CPU, without the state of the training."""
     files = _manifest(uri)
     spec = NetworkSpec.from_dict(_read_state(uri, files)["network"])
-    model = _from_bytes(uri, "model.pt", _read(uri, "model.pt", files))
+    return spec, _from_bytes(uri, "model.pt", _read(uri, "model.pt", files))
+
+
+def load_network(uri: str) -> SegmentationNetwork:
+    """The checkpoint's network in evaluation mode on the CPU; needs no pretrained weights."""
+    spec, model = load_weights(uri)
     try:
         return network_from_state(spec, model)
     except WeightsError as error:

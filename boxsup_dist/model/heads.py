@@ -55,6 +55,14 @@ class Aspp(nn.Module):
         return self.drop(F.relu(self.join(joined)))
 
 
+def zero_score(channels: int, num_classes: int) -> nn.Conv2d:
+    """A 1x1 score layer that starts at zero."""
+    layer = nn.Conv2d(channels, num_classes, 1)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 def init_convolutions(module: nn.Module) -> None:
     """He initialisation and zero biases in every convolution of `module`, from torch's global generator."""
     for layer in module.modules():

@@ -1,13 +1,7 @@
-"""Segmentation networks: the paper's DeepLab-LargeFOV on VGG-16, and any timm backbone with a LargeFOV or ASPP head.
+"""Segmentation networks: DeepLab-LargeFOV and FCN on VGG-16, any timm backbone with a LargeFOV or ASPP head.
 
-A network takes RGB values 0..255 at any image size and knows itself what its backbone wants (mean, standard deviation).
-
-Alignment: odd kernels padded by half of them centre cell i of a map of stride s on pixel s * i, at sizes of a multiple
-of s plus one. So images are padded at the right and bottom to such a size with the backbone's zero (mean colour),
-scores are upsampled bilinearly with align_corners=True, which puts cell i on pixel s * i again, and the padding is cut.
-Crops of s * k + 1 pixels waste nothing. (TensorFlow's "same" padding shifts by nearly half a cell at multiples of s, by
-nothing at these sizes.) Backbones of patches (ConvNeXt) are padded to a multiple of s, with align_corners=False; what
-their dilated even kernels shift is left to the training.
+A network takes RGB values 0..255 at any image size and knows itself what its backbone wants (mean, standard deviation)
+and where its cells lie on the image (`grids`).
 """
 
 from __future__ import annotations
@@ -17,44 +11,55 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxsup_dist.errors import SettingError, WeightsError
 from boxsup_dist.model.backbones import Backbone, init_from_classifier, timm_backbone, vgg16
-from boxsup_dist.model.heads import Aspp, LargeFov
-from boxsup_dist.model.weights import TIMM_PREFIX, VGG16_NAME, default_weights, load_pretrained
+from boxsup_dist.model.fcn import FcnHead, FcnScore, fcn_backbone
+from boxsup_dist.model.heads import Aspp, LargeFov, zero_score
+from boxsup_dist.model.weights import (
+    FCN_STRIDES,
+    TIMM_PREFIX,
+    VGG16_NAME,
+    VGG16_NAMES,
+    Pretrained,
+    default_weights,
+    load_pretrained,
+)
 
 Head = Literal["largefov", "aspp"]
+SCORE_PREFIX = "score."  # of the parameters whose shape depends on the classes, in every network
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
     """All that is needed to build the network again, but its weights. None is replaced by the default of `name`."""
 
-    name: str  # deeplab_largefov_vgg16 or timm:MODEL
+    name: str  # deeplab_largefov_vgg16, fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 or timm:MODEL
     num_classes: int  # with background
-    output_stride: int | None = None  # input pixels per score cell; 8 for VGG-16, 8 or 16 (default) for timm
-    head: Head = "largefov"
-    head_channels: int | None = None  # 1024 for VGG-16 as published, 256 for timm
+    output_stride: int | None = None  # input pixels per score cell; DeepLab 8, timm 8 or 16 (default), FCN its own
+    head: Head = "largefov"  # of timm backbones; the others have their own
+    head_channels: int | None = None  # as published 1024 for DeepLab, 4096 for FCN; 256 for timm
     dropout: float | None = None  # before the score layer (VGG-16: also after fc6); 0.5 for VGG-16, 0.1 for timm
     freeze_batch_norm: bool = True  # keep the backbone's statistics, scale and shift; False for random weights
 
     def resolved(self) -> NetworkSpec:
         """The spec with defaults filled in. SettingError names what is out of range."""
-        is_vgg = self.name == VGG16_NAME
+        is_vgg = self.name in VGG16_NAMES
         if not is_vgg and not self.name.startswith(TIMM_PREFIX):
-            raise SettingError("unknown network", field="name", value=self.name, expected=f"{VGG16_NAME} or timm:MODEL")
+            expected = f"{', '.join(VGG16_NAMES)} or timm:MODEL"
+            raise SettingError("unknown network", field="name", value=self.name, expected=expected)
+        strides = (FCN_STRIDES.get(self.name, 8),) if is_vgg else (8, 16)
+        heads = ("largefov",) if is_vgg else ("largefov", "aspp")
+        channels = (4096 if self.name in FCN_STRIDES else 1024) if is_vgg else 256
         spec = replace(
             self,
-            output_stride=self.output_stride or (8 if is_vgg else 16),
-            head_channels=self.head_channels or (1024 if is_vgg else 256),
+            output_stride=self.output_stride or strides[-1],
+            head_channels=self.head_channels or channels,
             dropout=(0.5 if is_vgg else 0.1) if self.dropout is None else self.dropout,
         )
         assert spec.head_channels is not None and spec.dropout is not None
-        strides = (8,) if is_vgg else (8, 16)
-        heads = ("largefov",) if is_vgg else ("largefov", "aspp")
         checks = [
             ("num_classes", 2 <= spec.num_classes <= 255, "2 to 255, background included"),
             ("output_stride", spec.output_stride in strides, f"one of {strides}"),
@@ -83,7 +88,7 @@ class NetworkSpec:
 
 
 class SegmentationNetwork(nn.Module):
-    """Backbone (`body`), head and a 1x1 score layer that starts at zero, so that an untrained network is uniform.
+    """Backbone (`body`), head and score layers that start at zero, so that an untrained network is uniform.
 
     While `spec.freeze_batch_norm` holds, the backbone's batch norms stay in evaluation mode in training, with fixed
     scale and shift: results do not depend on how many images of a batch are on one worker.
@@ -95,16 +100,12 @@ class SegmentationNetwork(nn.Module):
     def __init__(self, spec: NetworkSpec, backbone: Backbone) -> None:
         """`spec` must be resolved."""
         super().__init__()
-        assert spec.output_stride and spec.head_channels and spec.dropout is not None
+        assert spec.output_stride
         self.spec = spec
         self.output_stride = spec.output_stride
-        self.patches = backbone.patches
+        self.grid = backbone.grid
         self.body = backbone.module
-        sizes = (backbone.out_channels, spec.head_channels, spec.output_stride, spec.dropout)
-        self.head = Aspp(*sizes) if spec.head == "aspp" else LargeFov(*sizes, published=spec.name == VGG16_NAME)
-        self.score = nn.Conv2d(spec.head_channels, spec.num_classes, 1)
-        for parameter in self.score.parameters():
-            nn.init.zeros_(parameter)
+        self.head, self.score = _head_and_score(spec, backbone.out_channels)
         # Buffers and so part of a checkpoint: what the input must look like depends on the weights.
         self.register_buffer("mean", torch.tensor(backbone.mean).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std).reshape(1, 3, 1, 1))
@@ -130,28 +131,29 @@ class SegmentationNetwork(nn.Module):
         return next(self.parameters()).device
 
     def score_map(self, images: Tensor) -> Tensor:
-        """Logits (N, C, h, w) at the output stride s, on the backbone's grid (module docstring).
-
-        `images` as in `forward`; h = ceil((H - 1) / s) + 1, or ceil(H / s) for a backbone of patches.
-        """
+        """Logits (N, C, h, w) at the output stride, on the network's grid; `images` as in `forward`."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images are (N, 3, H, W) RGB 0..255 without an empty side, found {tuple(images.shape)}")
         values = (images.to(self.mean.dtype) - self.mean) / self.std
-        extra = 0 if self.patches else 1
-        height, width = images.shape[2:]
-        padding = (0, (extra - width) % self.output_stride, 0, (extra - height) % self.output_stride)
-        return self.score(self.head(self.body(F.pad(values, padding))))
+        return self.score(self.head(self.body(self.grid.pad(values))))
 
     def upsample(self, score_map: Tensor, height: int, width: int) -> Tensor:
-        """Score map (N, C, h, w) to float32 logits (N, C, height, width), bilinear on the backbone's grid."""
-        extra = 0 if self.patches else 1
-        size = [(cells - extra) * self.output_stride + extra for cells in score_map.shape[2:]]
-        full = F.interpolate(score_map.float(), size=size, mode="bilinear", align_corners=not self.patches)
-        return full[:, :, :height, :width]
+        """Score map (N, C, h, w) to float32 logits (N, C, height, width), bilinear on the network's grid."""
+        return self.grid.upsample(score_map, height, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 (N, C, H, W) for `images` (N, 3, H, W), RGB 0..255, uint8 or float, of any size from 1x1."""
         return self.upsample(self.score_map(images), images.shape[2], images.shape[3])
+
+
+def _head_and_score(spec: NetworkSpec, in_channels: int) -> tuple[nn.Module, nn.Module]:
+    assert spec.output_stride and spec.head_channels and spec.dropout is not None
+    if spec.name in FCN_STRIDES:
+        fcn_head = FcnHead(in_channels, spec.head_channels, spec.dropout)
+        return fcn_head, FcnScore(spec.output_stride, spec.head_channels, spec.num_classes)
+    sizes = (in_channels, spec.head_channels, spec.output_stride, spec.dropout)
+    head = Aspp(*sizes) if spec.head == "aspp" else LargeFov(*sizes, published=spec.name == VGG16_NAME)
+    return head, zero_score(spec.head_channels, spec.num_classes)
 
 
 def build_network(
@@ -177,15 +179,22 @@ def build_network(
 def build_from_spec(spec: NetworkSpec, weights: str | None = None) -> SegmentationNetwork:
     """As build_network, from a spec."""
     spec = spec.resolved()
-    assert spec.output_stride
     pretrained = load_pretrained(default_weights(spec.name) if weights is None else weights, spec.name)
-    if spec.name != VGG16_NAME:
-        model = spec.name.removeprefix(TIMM_PREFIX)
-        return SegmentationNetwork(spec, timm_backbone(model, spec.output_stride, pretrained))
-    network = SegmentationNetwork(spec, vgg16(pretrained))
-    if pretrained and isinstance(network.head, LargeFov):
+    network = SegmentationNetwork(spec, _backbone(spec, pretrained))
+    if pretrained and isinstance(network.head, FcnHead):
+        network.head.init_from_classifier(pretrained)
+    elif pretrained and spec.name == VGG16_NAME and isinstance(network.head, LargeFov):
         init_from_classifier(network.head, pretrained)
     return network
+
+
+def _backbone(spec: NetworkSpec, pretrained: Pretrained | None) -> Backbone:
+    assert spec.output_stride
+    if spec.name == VGG16_NAME:
+        return vgg16(pretrained)
+    if spec.name in FCN_STRIDES:
+        return fcn_backbone(spec.name, pretrained)
+    return timm_backbone(spec.name.removeprefix(TIMM_PREFIX), spec.output_stride, pretrained)
 
 
 def network_from_state(spec: NetworkSpec, state: Mapping[str, Tensor]) -> SegmentationNetwork:

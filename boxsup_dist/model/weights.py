@@ -7,6 +7,7 @@ Specs:
     timm                         timm's own ImageNet weights of the backbone (downloaded once, then from its cache)
     torchvision:NAME             torchvision's VGG-16 weights, NAME such as IMAGENET1K_FEATURES (the paper's model)
     torchvision:NAME@PATH        the same weights from a file downloaded before, for machines without a network
+    checkpoint:URI               a trained network, but its score layers: read by model.transfer, not here
 
 Loading executes no code: torch files are read with weights_only=True.
 """
@@ -25,10 +26,15 @@ from boxsup_dist import storage
 from boxsup_dist.errors import InputError, WeightsError
 
 VGG16_NAME = "deeplab_largefov_vgg16"
+FCN_STRIDES = {"fcn32s_vgg16": 32, "fcn16s_vgg16": 16, "fcn8s_vgg16": 8}
+VGG16_NAMES = (VGG16_NAME, *FCN_STRIDES)
 TIMM_PREFIX = "timm:"
+CHECKPOINT_PREFIX = "checkpoint:"
 EFFICIENTNET_LITE0 = "timm:tf_efficientnet_lite0"
 LITE0_PACKAGE = "package:efficientnet-lite0"
-SPECS = "none, a path or URI, package:efficientnet-lite0, timm, torchvision:NAME or torchvision:NAME@PATH"
+SPECS = (
+    "none, a path or URI, package:efficientnet-lite0, timm, torchvision:NAME, torchvision:NAME@PATH or checkpoint:URI"
+)
 _LITE0_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
 CAFFE_MEAN = (123.0, 117.0, 104.0)  # what IMAGENET1K_FEATURES was trained with, RGB, standard deviation 1
 
@@ -47,7 +53,17 @@ def default_weights(name: str) -> str:
     """The weights spec used for a network when the user names none."""
     if name == EFFICIENTNET_LITE0:
         return LITE0_PACKAGE
+    if name in FCN_STRIDES:
+        return "torchvision:IMAGENET1K_V1"  # has the classifier, from which fc6 and fc7 start
     return "torchvision:IMAGENET1K_FEATURES" if name == VGG16_NAME else "timm"
+
+
+def absolute_spec(spec: str | None) -> str | None:
+    """The spec in a form that means the same on every process: the path of a checkpoint or file becomes absolute."""
+    if spec is not None and spec.startswith(CHECKPOINT_PREFIX):
+        return CHECKPOINT_PREFIX + storage.absolute(spec.removeprefix(CHECKPOINT_PREFIX))
+    names_no_path = spec is None or spec in ("", "none", "timm") or spec.startswith(("package:", "torchvision:"))
+    return spec if spec is None or names_no_path else storage.absolute(spec)
 
 
 def load_pretrained(spec: str, name: str) -> Pretrained | None:
@@ -64,11 +80,11 @@ def load_pretrained(spec: str, name: str) -> Pretrained | None:
         _require(name.startswith(TIMM_PREFIX), spec, name, "a network timm:MODEL")
         return _from_timm(name.removeprefix(TIMM_PREFIX))
     if spec.startswith("torchvision:"):
-        _require(name == VGG16_NAME, spec, name, VGG16_NAME)
+        _require(name in VGG16_NAMES, spec, name, f"one of {VGG16_NAMES}")
         return _from_torchvision(spec)
     if spec.startswith("package:") or not spec:
         raise WeightsError("unknown weights", field="weights", value=spec, expected=SPECS)
-    if name == VGG16_NAME:
+    if name in VGG16_NAMES:
         return Pretrained(spec, read_state_dict(spec), CAFFE_MEAN, (1.0, 1.0, 1.0))
     return Pretrained(spec, read_state_dict(spec))
 

@@ -19,7 +19,8 @@ from boxsup_dist.config import TrainConfig
 from boxsup_dist.errors import InputError, NonFiniteLossError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
-from boxsup_dist.model.networks import build_network, parameter_groups
+from boxsup_dist.model.networks import NetworkSpec, parameter_groups
+from boxsup_dist.model.transfer import start_network
 from boxsup_dist.randomness import derive_seed
 from boxsup_dist.schema import BACKGROUND
 from boxsup_dist.sources import Mixture
@@ -67,14 +68,14 @@ class TrainWorker:
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
         settings = config.network
-        self.network = build_network(
+        spec = NetworkSpec(
             settings.name,
             settings.num_classes,
             output_stride=settings.output_stride,
             head=settings.head,
             dropout=settings.dropout,
-            weights=settings.weights,
         )
+        self.network = start_network(spec, settings.weights)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         options = config.optimizer
         self.optimizer = make_optimizer(

@@ -1,6 +1,7 @@
 """Real Ray, whole runs on tiny tables: killed, resumed, refused, failing, with one worker and with two."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, Sett
 from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model import checkpoint
 from boxsup_dist.run import train
+from boxsup_dist.schema import VOC_CLASSES
 from boxsup_dist.tables import open_table
 from jobs import evaluate, reassign
 from tests.distributed import tiny
@@ -220,6 +222,32 @@ def test_other_supervisions_run_through(ray_local, folder, supervision):
     assert not Path(config.run_dir, "labels").exists()
     assert (summary["label_mean_iou"] is None) == (supervision != "rectangles")
     assert summary["train_loss"] > 0
+
+
+# -- a run that begins from another ------------------------------------------------------------------------------------
+
+
+def test_a_run_fine_tunes_the_network_of_another_run_to_other_classes(unbroken, folder):
+    """At a learning rate of nearly nothing all layers stay the other run's; only the score layer is a new one."""
+    classes = (*VOC_CLASSES, "sky")
+    tiny.write_records(folder / "context", [tiny.make_record(i, "train") for i in range(tiny.NUM_TRAIN)], classes)
+    config = tiny.make_config(
+        folder,
+        folder / "fine-tuned",
+        sources=(tiny.make_source(folder, "mask", records=str(folder / "context")),),
+        val_records=None,
+        network=replace(tiny.NETWORK, weights=f"checkpoint:{unbroken.run_dir}", num_classes=len(classes)),
+        optimizer=OptimizerSettings(epochs=1, global_batch_size=4, lr=1e-12, weight_decay=0.0),
+    )
+    train(config)
+    ours, theirs = weights_of(config.run_dir), weights_of(unbroken.run_dir)
+    assert ours.keys() == theirs.keys() and ours["score.weight"].shape[0] == len(classes)
+    assert all(torch.allclose(ours[name], theirs[name]) for name in ours if not name.startswith("score."))
+    assert read_history(config.run_dir)[0]["train_loss"] == pytest.approx(math.log(len(classes)), rel=1e-5)
+
+    small = replace(config.network, name="timm:resnet18")
+    another = replace(config, run_dir=str(folder / "another-network"), network=small)
+    assert_fails_at_once(another, WeightsError, r"another network.*timm:test_resnet.*timm:resnet18")
 
 
 # -- errors of the user, met by any rank -----------------------------------------------------------------------------

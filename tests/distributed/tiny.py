@@ -112,11 +112,11 @@ def _in_shards(records: list[Record]) -> list[list[Record]]:
     return [records[i : i + ROWS_PER_SHARD] for i in range(0, len(records), ROWS_PER_SHARD)]
 
 
-def write_records(folder: Path, records: list[Record]) -> Table:
+def write_records(folder: Path, records: list[Record], classes: tuple[str, ...] = VOC_CLASSES) -> Table:
     """A records table of shards of 8 rows and row groups of 4."""
     shards = _in_shards(records)
     counts = [count_records(s) for s in shards]
-    return _write(folder, "records", {"classes": VOC_CLASSES}, [records_to_table(s) for s in shards], counts)
+    return _write(folder, "records", {"classes": classes}, [records_to_table(s) for s in shards], counts)
 
 
 def write_proposals(folder: Path, table: Table, records: list[Record]) -> Table:
