@@ -58,6 +58,7 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
             schedule="poly",
             warmup_steps=50,
             weight_decay=0.01,
+            class_balance=0.5,
         ),
         augment=AugmentSettings(257, 257, 0.75, 1.35),
         evaluate_every=0,
