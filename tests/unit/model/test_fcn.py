@@ -179,6 +179,7 @@ def test_sizes_are_those_of_the_paper():
     for name, stride in NAMES.items():
         spec = NetworkSpec(name, 21).resolved()
         assert (spec.output_stride, spec.head_channels, spec.dropout) == (stride, 4096, 0.5)
+        assert weights.default_weights(name) == "torchvision:IMAGENET1K_V1"  # it has the classifier
 
 
 def test_fc_layers_start_from_the_whole_classifier(monkeypatch):
