@@ -193,7 +193,7 @@ def mcg(
         graph = found.graph
         combinations.append(combining.combine(merges, graph.pairs, graph.lengths, found.strength["mean"], max_steps))
     pool = combining.pool_together(layouts, combinations, found.sizes, found.extents)
-    order = np.argsort(-objectness.density(pool, found.superpixels.shape), kind="stable")[:_MAX_EXAMINED]
+    order = objectness.by_density(pool, objectness.first_order(pool)[:_MAX_EXAMINED], found.superpixels.shape)
     membership = hierarchy.gather_members(layouts, pool.trees[order], pool.nodes[order])
     kept = ranking.survivors(
         membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates

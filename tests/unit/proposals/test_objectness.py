@@ -33,3 +33,15 @@ def test_denser(better):
 def test_sparser(worse):
     one, two = objectness.density(pool(**worse), SHAPE)
     assert two < one
+
+
+def test_first_order():
+    assert objectness.first_order(pool(steps=3)).tolist() == [1, 0]
+    assert objectness.first_order(pool(parts=2)).tolist() == [0, 1]
+    assert objectness.first_order(pool(outer=0.5)).tolist() == [1, 0]
+    assert objectness.first_order(pool()).tolist() == [0, 1]
+
+
+def test_the_chosen_come_denser_first():
+    assert objectness.by_density(pool(copies=4), np.array([0, 1]), SHAPE).tolist() == [1, 0]
+    assert objectness.by_density(pool(copies=4), np.array([0]), SHAPE).tolist() == [0]
