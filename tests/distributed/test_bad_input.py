@@ -63,8 +63,8 @@ def told(call, capsys) -> str:
         ({"records": "proposals"}, ["another kind of table", "found: 'proposals'", "expected: records"]),
         ({"records": "val"}, ["made from other records", "settings.records"]),
         ({"val_records": "unmasked"}, ["no record has a mask to evaluate with", "unmasked"]),
-        ({"proposals": None}, ["box supervision chooses among proposals", "field: proposals"]),
-        ({"supervision": "rectangles"}, ["reads no proposals", "expected: none"]),
+        ({"proposals": None}, ["the supervision box needs a table", "field: proposals"]),
+        ({"supervision": "rectangles"}, ["rectangles does not read this table", "field: proposals", "expected: none"]),
         (
             {"records": "unmasked", "proposals": None, "supervision": "mask"},
             ["mask supervision needs", "unmasked", "0 of 4 records have one"],
