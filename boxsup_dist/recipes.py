@@ -66,7 +66,7 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
 
 
 def demo(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | None) -> TrainConfig:
-    """The embedded synthetic data (400 images of about 200 px): `mini` with small crops and batches."""
+    """The embedded synthetic data (370 images of about 200 px): `mini` with small crops and batches."""
     config = mini(run_dir, sources, val_records)
     return replace(
         config,
