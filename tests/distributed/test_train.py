@@ -83,6 +83,8 @@ def command_of(config: TrainConfig, checkpoint_every_steps: int) -> list[str]:
     """The command line whose settings are those of `config`."""
     words = [sys.executable, "-m", "jobs.train", "mini"]
     values = {**config.to_dict(), "checkpoint_every_steps": checkpoint_every_steps}
+    (source,) = values.pop("sources")
+    values |= source
     for section in ("network", "assignment", "optimizer", "augment", "resources"):
         values |= {f"{section}.{name}": value for name, value in values.pop(section).items()}
     for name, value in values.items():
