@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 _ENCODING: dict[str, dict[str, Any]] = {
     "proposals": {
         "split_bytes": ["membership.list.element.list.element", "proposal_boxes.list.element.list.element"],
-        "level": 9,
+        "level": 18,  # the last before the time doubles
     }
 }
 

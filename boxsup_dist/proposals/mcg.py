@@ -75,7 +75,7 @@ class McgSettings:
     """Path or URI of HED's weights; python -m jobs.get_hed_weights makes the file."""
     min_leaf_px: int = 8
     """Smaller superpixels are joined to a neighbour."""
-    max_leaves: int = 1500
+    max_leaves: int = 2000
     """While there are more superpixels, two neighbours are joined: weak borders and small superpixels first."""
     max_side_px: int = 1000
     """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""

@@ -11,9 +11,9 @@ from boxsup_dist.regions import decode_image
 NUM_IMAGES = 24
 
 
-@pytest.mark.parametrize(("folder", "split", "floor"), [("voc-mini", "core_train", 0.71), ("voc-full", "train", 0.73)])
+@pytest.mark.parametrize(("folder", "split", "floor"), [("voc-mini", "core_train", 0.72), ("voc-full", "train", 0.73)])
 def test_best_jaccard_on_voc(shared, folder, split, floor):
-    """Measured on all images: .76 and .77 at 2,000 candidates; the floor leaves room for the small number here."""
+    """Measured on these images: .743 and .750 at 2,000 candidates, .704 and .681 at 500."""
     root = str(shared / folder / "VOCdevkit" / "VOC2012")
     image_ids = voc.read_split(root, split)
     best = []
@@ -24,4 +24,4 @@ def test_best_jaccard_on_voc(shared, folder, split, floor):
             found = selective_search(decode_image(record.image))
             best.append(quality.best_jaccard(found, objects.masks, [500, 2000], objects.valid))
     at_500, at_2000 = np.concatenate(best).mean(0)
-    assert at_2000 >= floor and at_500 >= floor - 0.08
+    assert at_2000 >= floor and at_500 >= floor - 0.07
