@@ -26,7 +26,7 @@ from boxsup_dist.palette import voc_palette
 from boxsup_dist.records.synthetic_scene import Scene, make_scene, tight_box
 from boxsup_dist.schema import IGNORE_INDEX, VOC_CLASSES
 
-NUM_TRAIN, NUM_VAL, SEED = 370, 60, 0
+NUM_TRAIN, NUM_VAL, SEED = 420, 60, 0
 MARKER, STARTED = "synthetic.json", "synthetic-unfinished.json"
 _VERSION = 2  # raise it when the scenes change, so that old data sets are written again
 _DIFFICULT_BELOW = 0.6  # visible share
