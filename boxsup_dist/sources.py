@@ -157,7 +157,7 @@ def _image_keys(table: Table) -> Iterator[tuple[str, list[str]]]:
 
 
 def published_name(image_id: str) -> str | None:
-    """One name of an image of VOC or COCO in all their editions; None for an image of another data set.
+    """One name of an image of VOC or COCO in all their editions; None for a name of another form.
 
     VOC 2012's 2007_000032 is VOC 2007's 000032; PASCAL-Context and SBD keep VOC's names; COCO 2014's names begin with
     COCO_train2014_, those of 2017 do not.
