@@ -45,6 +45,14 @@ class Row:
         found = ((TRAIN, self.train), (AUG, self.aug), (COCO, self.coco), (VOC07, self.voc07))
         return [(name, supervision) for name, supervision in found if supervision is not None]
 
+    def run_name(self, config: TrainConfig) -> str:
+        """A name that rows of any table share if they are the same run: "train-box_aug-box_mcg_k5_seed0"."""
+        short = {TRAIN: "train", AUG: "aug"}
+        parts = [f"{short.get(name, name)}-{supervision.replace('_', '-')}" for name, supervision in self.parts]
+        if "box" in (supervision for _, supervision in self.parts):
+            parts += [self.proposals, f"k{config.assignment.top_k}"]
+        return "_".join([*parts, f"seed{config.seed}"])
+
 
 TABLES: dict[int, tuple[Row, ...]] = {
     1: (
@@ -86,12 +94,20 @@ def find_row(table: int, name: str) -> Row:
     raise SettingError(f"no such row in table {table}", field="rows", value=name, expected=expected)
 
 
-def make_config(row: Row, scale: Scale, data: str, run_dir: str, *, seed: int = 0) -> TrainConfig:
-    """The run of a row. Data sets that another one holds too lose the shared images, validation images first of all."""
-    config = RECIPES[RECIPE_OF_SCALE[scale]](run_dir, _sources(row, data), storage.join(data, VAL, "records"))
+def make_config(
+    row: Row, scale: Scale, data: str, runs: str, *, seed: int = 0, epochs: int | None = None
+) -> TrainConfig:
+    """The run of a row, in a folder of `runs` that the same run of another table has too.
+
+    Images that an earlier data set or the validation holds are dropped. `epochs` None: as many as the recipe has.
+    """
+    config = RECIPES[RECIPE_OF_SCALE[scale]](runs, _sources(row, data), storage.join(data, VAL, "records"))
+    config = replace(config, seed=seed, duplicates="drop")
     if row.top_k is not None:
         config = replace(config, assignment=replace(config.assignment, top_k=row.top_k))
-    return replace(config, seed=seed, duplicates="drop")
+    if epochs is not None:
+        config = replace(config, optimizer=replace(config.optimizer, epochs=epochs))
+    return replace(config, run_dir=storage.join(runs, row.run_name(config)))
 
 
 def _sources(row: Row, data: str) -> tuple[SourceSettings, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,8 +33,11 @@ from boxsup_dist.training.fit import fit
 FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "experiment")
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
-    """Run or continue a training; returns its summary. Raises InputError for what a user can mend."""
+def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Run or continue a training; returns its summary. `tags` go to its MLflow run.
+
+    Raises InputError for what a user can mend.
+    """
     config = _with_absolute_uris(config.check())
     run_dir = config.run_dir
     inputs = open_inputs(config)
@@ -50,6 +54,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     started = time.perf_counter()
     resumed_from = checkpoint.latest(run_dir)
     tracker = _start_tracker(config, run_dir, inputs)
+    tracker.set_tags(tags or {})
     console = _Console(config, tracker)
     status = "FAILED"
     try:

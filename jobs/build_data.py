@@ -32,8 +32,11 @@ class Settings:
     """Folder or URI of the data root."""
     voc2012: str
     """Devkit of VOC 2012."""
+    voc2012_splits: tuple[str, str, str] = ("train", "aug", "val")
+    """Lists of the devkit to use as train, aug and val: smaller ones make a smaller paper. What aug shares with train
+    the runs drop."""
     sbd_root: str | None = None
-    """SBD, for the images that train_aug adds; by default the devkit's own list `aug`."""
+    """SBD, for the images that train_aug adds; by default the devkit's own list is read."""
     coco_annotations: tuple[str, ...] = ()
     """COCO's instances_*.json, one or several."""
     coco_images: tuple[str, ...] = ()
@@ -54,12 +57,13 @@ class Settings:
 
 def open_readers(settings: Settings) -> dict[str, Reader]:
     """The data sets by their names in the data root. Raises InputError for a bad root, list or file."""
+    train, aug, val = settings.voc2012_splits
     readers = {
-        TRAIN: voc.open_splits(settings.voc2012, "train"),
-        AUG: voc.open_splits(settings.voc2012, "aug")
+        TRAIN: voc.open_splits(settings.voc2012, train),
+        AUG: voc.open_splits(settings.voc2012, aug)
         if settings.sbd_root is None
-        else sbd.open_splits(settings.sbd_root, "aug", voc_root=settings.voc2012),
-        VAL: voc.open_splits(settings.voc2012, "val"),
+        else sbd.open_splits(settings.sbd_root, aug, voc_root=settings.voc2012),
+        VAL: voc.open_splits(settings.voc2012, val),
     }
     if settings.coco_annotations or settings.coco_images:
         names = [

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from boxsup_dist import storage
+from boxsup_dist.config import TrainConfig
 from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.paper import TABLES, Row, Scale, find_row, make_config
 from boxsup_dist.run import open_inputs, train
+from boxsup_dist.tracking import RunTracker, git_revision
 from jobs._cli import run
+
+EXPERIMENT = "boxsup"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Settings:
     """Names of the rows to run; by default all of the table."""
     seeds: tuple[int, ...] = (0,)
     """One run of each row for each seed."""
+    epochs: int | None = None
+    """Passes over the data; by default as many as the scale's recipe has."""
     dry_run: bool = False
     """Only open the tables and tell what would run."""
 
@@ -41,28 +47,31 @@ def main(settings: Settings) -> None:
     names = settings.rows or tuple(row.name for row in TABLES.get(settings.table, ())) or ("",)
     rows = [find_row(settings.table, name) for name in names]
     out = storage.absolute(settings.out)
+    configs = {row: {seed: _config(row, settings, out, seed) for seed in settings.seeds} for row in rows}
     if settings.dry_run:
-        print(format_table([_planned(row, settings, out) for row in rows]))
+        print(format_table([_planned(row, configs[row][settings.seeds[0]], len(settings.seeds)) for row in rows]))
         return
-    results = []
-    for row in rows:
-        runs = {}
-        for seed in settings.seeds:
-            run_dir = _run_dir(out, settings, row, seed)
-            runs[seed] = train(make_config(row, settings.scale, settings.data, run_dir, seed=seed))
-        results.append(_result(row, runs))
-        summary = {"table": settings.table, "scale": settings.scale, "rows": results}
-        storage.write_json(storage.join(out, f"table{settings.table}.json"), summary)
+    tracker = RunTracker(runs_root=storage.join(out, "runs"), system_metrics=False)
+    tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=storage.join(out, "mlflow_run_id"))
+    parent = tracker.run_id(timeout_s=60)
+    try:
+        results = []
+        for row in rows:
+            tags = {"mlflow.parentRunId": parent} if parent else {}
+            results.append(_result(row, {seed: train(config, tags) for seed, config in configs[row].items()}))
+            _write(storage.join(out, f"table{settings.table}"), results, settings, tracker)
+    finally:
+        tracker.end()
+        tracker.close()
     print(format_table([_shown(result) for result in results], title=f"Table {settings.table}, {settings.scale}"))
 
 
-def _run_dir(out: str, settings: Settings, row: Row, seed: int) -> str:
-    name = row.name.replace(",", "").replace(" ", "-").replace("+", "-").lower()
-    return storage.join(out, f"table{settings.table}", f"{name}-seed{seed}")
+def _config(row: Row, settings: Settings, out: str, seed: int) -> TrainConfig:
+    runs = storage.join(out, "runs")
+    return make_config(row, settings.scale, settings.data, runs, seed=seed, epochs=settings.epochs).check()
 
 
-def _planned(row: Row, settings: Settings, out: str) -> dict[str, Any]:
-    config = make_config(row, settings.scale, settings.data, _run_dir(out, settings, row, 0)).check()
+def _planned(row: Row, config: TrainConfig, num_runs: int) -> dict[str, Any]:
     mixture = open_inputs(config).mixture
     images = sum(len(unit.rows) for unit in mixture.units)
     steps = -(-images // config.optimizer.global_batch_size) * config.optimizer.epochs
@@ -72,8 +81,18 @@ def _planned(row: Row, settings: Settings, out: str) -> dict[str, Any]:
         "images": images,
         "dropped": sum(unit.where.num_rows - len(unit.rows) for unit in mixture.units),
         "steps": steps,
-        "runs": len(settings.seeds),
+        "runs": num_runs,
     }
+
+
+def _write(base: str, results: list[dict[str, Any]], settings: Settings, tracker: RunTracker) -> None:
+    """OUT/tableN.json, so far, also as the artifact of the parent run."""
+    command = {"scale": settings.scale, "seeds": settings.seeds, "epochs": settings.epochs}
+    summary = {"table": settings.table, **command, "git_revision": git_revision(), "rows": results}
+    storage.write_json(f"{base}.json", summary)
+    tracker.log_artifact(f"table{settings.table}.json", storage.read_bytes(f"{base}.json"))
+    scores = {f"table{settings.table}/{result['row']}": result["mean_iou"] for result in results}
+    tracker.log_metrics(scores, step=0)
 
 
 def _result(row: Row, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
