@@ -99,14 +99,20 @@ def make_config(
 ) -> TrainConfig:
     """The run of a row, in a folder of `runs` that the same run of another table has too.
 
-    Images that an earlier data set or the validation holds are dropped. `epochs` None: as many as the recipe has.
+    Images that an earlier data set or the validation holds are dropped. `epochs` None: as many as the recipe has, else
+    the warm-up of the assignment keeps its share of them.
     """
     config = RECIPES[RECIPE_OF_SCALE[scale]](runs, _sources(row, data), storage.join(data, VAL, "records"))
     config = replace(config, seed=seed, duplicates="drop")
     if row.top_k is not None:
         config = replace(config, assignment=replace(config.assignment, top_k=row.top_k))
     if epochs is not None:
-        config = replace(config, optimizer=replace(config.optimizer, epochs=epochs))
+        warmup = max(1, round(config.assignment.warmup_epochs * epochs / config.optimizer.epochs))
+        config = replace(
+            config,
+            assignment=replace(config.assignment, warmup_epochs=warmup),
+            optimizer=replace(config.optimizer, epochs=epochs),
+        )
     return replace(config, run_dir=storage.join(runs, row.run_name(config)))
 
 

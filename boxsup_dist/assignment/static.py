@@ -23,7 +23,7 @@ GRABCUT_SEED = 1  # of OpenCV's clustering of colours
 COLLAPSED_SHARE = 0.1  # GrabCut keeps less of the box: it lost the object, and the whole box is taken
 
 # WSSL (Papandreou et al., ICCV 2015), section 3.3.
-WSSL_CENTRE_SHARE = 0.2  # of a box's pixels, in its middle, that are object for certain
+WSSL_CENTRE_SHARE = 0.4  # of a box's pixels, in its middle, that are object for certain
 WSSL_MARGIN = 0.3  # of the box's size, around it, that the CRF sees as background for certain
 _CERTAIN, _OPEN = 0.99, 0.5
 
@@ -61,7 +61,7 @@ def wssl(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     centre = (slice(y0 - top + iy, y1 - top - iy), slice(x0 - left + ix, x1 - left - ix))
     foreground[centre] = _CERTAIN
     log_probs = np.log(np.stack([1 - foreground, foreground])).astype(np.float32)
-    found = dense_crf(np.ascontiguousarray(window), log_probs, crf_settings("wssl_box")).argmax(0) == 1
+    found = dense_crf(window, log_probs, crf_settings("wssl_box")).argmax(0) == 1
     found[centre] = True  # the CRF only weighs it: a small object may lose even its certain pixels
     return found[inside]
 

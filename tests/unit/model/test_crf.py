@@ -25,6 +25,7 @@ def two_regions(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", sorted(CRF_SETTINGS))
 def test_sharpens_noisy_regions_along_the_image(name):
     image, log_probs, truth = two_regions()
+    image.flags.writeable = False  # as decode_image gives it
     before = (log_probs.argmax(0) == truth).mean()
     probs = dense_crf(image, log_probs, crf_settings(name))
     assert probs.dtype == np.float32 and probs.shape == log_probs.shape
