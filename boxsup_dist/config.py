@@ -222,6 +222,24 @@ class ResourceSettings:
 
 
 @dataclass(frozen=True)
+class PredictionSettings:
+    """Test-time options of a prediction; the defaults are a plain forward pass."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on the image's size; the score maps are averaged. BoxSup+ is 0.8 1 1.2."""
+    flip: bool = False
+    """Average with the mirrored image too."""
+    crf: str | None = None
+    """Name of a parameter set of the dense CRF (model/crf.py), none: without."""
+
+    def check(self) -> PredictionSettings:
+        """Raise SettingError on a value that can't work; returns self."""
+        good = len(self.scales) > 0 and all(0 < scale <= 8 for scale in self.scales)
+        _check(good, "scales", self.scales, "one factor or more, 0 < factor <= 8")
+        return self
+
+
+@dataclass(frozen=True)
 class SourceSettings:
     """One data set to train on, and the annotation that may be used of it."""
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxsup_dist.config import PredictionSettings
+from boxsup_dist.model.crf import crf_settings, dense_crf
 from boxsup_dist.model.networks import SegmentationNetwork
 
 
@@ -51,3 +53,33 @@ def predict_log_probs(
         scores = network.score_map(image_to_batch(image, device))
     logits = network.upsample(scores, height, width)
     return F.log_softmax(logits, dim=1)[0].contiguous().cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_probs(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
+    """Probabilities float32 (C, H, W) of one image, uint8 RGB (H, W, 3), with the test-time options.
+
+    The logits of all scales and mirrorings are averaged at image size (the paper's BoxSup+), then the CRF decides.
+    The network must be in evaluation mode. ValueError as predict_log_probs, SettingError for an unknown CRF.
+    """
+    if network.training:
+        raise ValueError("the network is in training mode: call network.eval() before predicting")
+    height, width = image.shape[:2]
+    batch = image_to_batch(image, network.device)
+    views = [(scale, flip) for scale in settings.scales for flip in ((False, True) if settings.flip else (False,))]
+    logits = torch.zeros((), device=network.device)
+    for scale, flip in views:
+        view = batch
+        if scale != 1.0:
+            size = (max(1, round(scale * height)), max(1, round(scale * width)))
+            view = F.interpolate(batch.float(), size, mode="bilinear", antialias=scale < 1).clamp(0, 255)
+        scores = network.score_map(view.flip(3) if flip else view)
+        scores = network.upsample(scores, *view.shape[2:])
+        scores = scores.flip(3) if flip else scores
+        if scale != 1.0:
+            scores = F.interpolate(scores, (height, width), mode="bilinear")
+        logits = logits + scores / len(views)
+    log_probs = F.log_softmax(logits, dim=1)[0].contiguous().cpu().numpy()
+    if settings.crf is None:
+        return np.exp(log_probs)
+    return dense_crf(image, log_probs, crf_settings(settings.crf))
