@@ -69,6 +69,9 @@ class AssignmentSettings:
     ignore_undecided: float | None = None
     """Ignore a box's pixels that over this share of the consensus wants and the segment lacks, or that it has against
     the majority."""
+    refine_from_epoch: int | None = None
+    """From this epoch on (0-based) segments are refined by a CRF and, where a source has label maps, by their vote; see
+    assignment/refine.py."""
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work or would have no effect."""
@@ -86,6 +89,10 @@ class AssignmentSettings:
             name = "assignment.ignore_undecided"
             _check(self.consensus_temperature is not None, name, self.ignore_undecided, "none without a consensus")
             _check(0 < self.ignore_undecided < 1, name, self.ignore_undecided, "0 < share < 1")
+        if self.refine_from_epoch is not None:
+            name = "assignment.refine_from_epoch"
+            _check(self.consensus_temperature is not None, name, self.refine_from_epoch, "none without a consensus")
+            _check(self.refine_from_epoch >= 0, name, self.refine_from_epoch, ">= 0")
         if self.logit_limit is not None:
             _check(self.form == "centred", "assignment.logit_limit", self.logit_limit, "none with form 'image'")
             _check(self.logit_limit > 0, "assignment.logit_limit", self.logit_limit, "> 0")
@@ -251,14 +258,15 @@ class SourceSettings:
     proposals: str | None = None
     """Proposals table of those records; needed by the supervision box."""
     label_maps: str | None = None
-    """Label maps of those records; needed by the supervisions grabcut and wssl."""
+    """Label maps of those records; needed by the supervisions grabcut and wssl, and a vote where box refines."""
 
     def check(self) -> None:
         """Raise SettingError unless it names exactly the tables that the supervision reads."""
         _check_choice(self.supervision, Supervision, "supervision")
         for name, users in (("proposals", ("box",)), ("label_maps", ("grabcut", "wssl"))):
             value, needed = getattr(self, name), self.supervision in users
-            if (value is not None) != needed:
+            optional = self.supervision == "box" and name == "label_maps"
+            if (value is not None) != needed and not optional:
                 raise SettingError(
                     f"the supervision {self.supervision} {'needs a table' if needed else 'does not read this table'}",
                     field=name,
@@ -305,6 +313,13 @@ class TrainConfig:
         _check(len(self.sources) > 0, "sources", self.sources, "at least one data set to train on")
         for source in self.sources:
             source.check()
+            if source.supervision == "box" and source.label_maps and self.assignment.refine_from_epoch is None:
+                raise SettingError(
+                    "label maps of a box-supervised source would have no effect",
+                    field="label_maps",
+                    value=source.label_maps,
+                    expected="none, or a run with assignment.refine_from_epoch",
+                )
         _check_choice(self.duplicates, Duplicates, "duplicates")
         for name in ("evaluate_every", "checkpoint_every_steps"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")

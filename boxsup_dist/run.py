@@ -143,7 +143,7 @@ def _open_source(settings: SourceSettings) -> Source:
             expected="all, or another supervision",
         )
     found = partners["label_maps"]
-    if found is not None and found.settings["method"] != settings.supervision:
+    if found is not None and settings.supervision not in ("box", found.settings["method"]):
         raise SettingError(
             "the label maps were made by another method",
             file=found.uri,

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from boxsup_dist.assignment.consensus import Consensus, find_consensus
+from boxsup_dist.assignment.consensus import Consensus, find_consensus, find_undecided
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
-from boxsup_dist.assignment.select import NO_CHOICE, by_cost, choose
+from boxsup_dist.assignment.refine import refine_segments
+from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.labels import labels_table
-from boxsup_dist.regions import decode_image, proposals_from_table
+from boxsup_dist.regions import decode_image, decode_png, proposals_from_table
 from boxsup_dist.schema import Proposals, Record, iter_records
 
 LogProbs = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> float32 (C, H, W)
@@ -29,10 +30,13 @@ def assign_image(
     *,
     seed: int,
     epoch: int,
+    image: np.ndarray | None = None,
+    static_map: np.ndarray | None = None,
 ) -> list[dict]:
     """Rows of the labels table for one image, one a box; a crowd takes no candidate.
 
-    `log_probs` None (warm-up) means that the overlap alone counts.
+    `log_probs` None (warm-up) means that the overlap alone counts. `image`, uint8 RGB (H, W, 3), is needed in epochs
+    that refine, where `static_map`, uint8 (H, W), votes too if there is one.
     """
     costs = candidate_costs(
         proposals,
@@ -43,9 +47,10 @@ def assign_image(
         clip_to_box=settings.clip_to_box,
         logit_limit=settings.logit_limit,
     )
-    rows = []
+    choices: list[Choice] = []
+    votes: list[np.ndarray | None] = []  # None: the box takes no segment
     for k, box_costs in enumerate(costs):
-        choice, consensus, undecided = NO_CHOICE, None, list[int]()
+        choice, consensus = NO_CHOICE, None
         if not record.crowd[k]:
             order, consensus = _order(box_costs, proposals, record.boxes_xyxy[k], settings)
             choice = choose(
@@ -57,16 +62,33 @@ def assign_image(
                 image_id=record.image_id,
                 box_index=k,
             )
-        members = proposals.members(choice.proposal_index) if choice.proposal_index >= 0 else np.empty(0, np.uint16)
-        if consensus is not None and settings.ignore_undecided is not None:
-            undecided = consensus.undecided(members, settings.ignore_undecided).tolist()
+        choices.append(choice)
+        votes.append(consensus.probability if consensus is not None and choice.proposal_index >= 0 else None)
+    segments = [
+        proposals.members(choice.proposal_index) if choice.proposal_index >= 0 else np.empty(0, np.uint16)
+        for choice in choices
+    ]
+    if refines(settings, epoch):
+        assert image is not None
+        refined = refine_segments(
+            image, proposals.superpixels, record.boxes_xyxy, record.class_ids, votes, static_map=static_map
+        )
+        for k, share in enumerate(refined):
+            if share is not None:
+                segments[k] = np.flatnonzero(share >= 0.5).astype(np.uint16)
+                votes[k] = (votes[k] + share) / 2
+    rows = []
+    for k, (choice, segment, vote) in enumerate(zip(choices, segments, votes, strict=True)):
+        undecided = list[int]()
+        if vote is not None and settings.ignore_undecided is not None:
+            undecided = find_undecided(vote, segment, settings.ignore_undecided).tolist()
         rows.append(
             {
                 "image_id": record.image_id,
                 "box_index": k,
                 "class_id": int(record.class_ids[k]),
                 "proposal_index": choice.proposal_index,
-                "superpixel_ids": list(members),
+                "superpixel_ids": list(segment),
                 "undecided_ids": undecided,
                 "overlap_cost": choice.overlap_cost,
                 "regression_cost": choice.regression_cost,
@@ -74,6 +96,11 @@ def assign_image(
             }
         )
     return rows
+
+
+def refines(settings: AssignmentSettings, epoch: int) -> bool:
+    """Whether this epoch's segments are refined."""
+    return settings.refine_from_epoch is not None and epoch >= settings.refine_from_epoch
 
 
 def _order(
@@ -100,17 +127,32 @@ def assign_row_group(
     *,
     seed: int,
     epoch: int,
+    label_maps: pa.Table | None = None,
 ) -> pa.Table:
-    """Labels of a row group. `log_probs_of` runs the network; None assigns by overlap alone and decodes no image."""
+    """Labels of a row group. `log_probs_of` runs the network; None assigns by overlap alone.
+
+    `label_maps` are static ones of the same records, for epochs that refine. Images are decoded where they are needed.
+    """
     rows: list[dict] = []
     found = proposals_from_table(proposals, settings.max_candidates)
-    for record, candidates in zip(iter_records(records), found, strict=True):
+    static = [None] * len(found) if label_maps is None else label_maps.column("label_map").to_pylist()
+    for record, candidates, static_map in zip(iter_records(records), found, static, strict=True):
         assert record.image_id == candidates.image_id, "records and proposals are paired by the manifest"
         if len(record.boxes_xyxy) == 0:
             continue
+        image = None if record.image is None else decode_image(record.image)
         log_probs = None
         if log_probs_of is not None:
-            assert record.image is not None
-            log_probs = log_probs_of(decode_image(record.image))
-        rows += assign_image(record, candidates, log_probs, settings, seed=seed, epoch=epoch)
+            assert image is not None
+            log_probs = log_probs_of(image)
+        rows += assign_image(
+            record,
+            candidates,
+            log_probs,
+            settings,
+            seed=seed,
+            epoch=epoch,
+            image=image,
+            static_map=None if static_map is None else decode_png(static_map),
+        )
     return labels_table(rows)

@@ -28,16 +28,18 @@ class Consensus(NamedTuple):
     order: np.ndarray  # int64 (M,), their positions among the candidates, in falling agreement with all of them
     probability: np.ndarray  # float64 (S,), of each superpixel to belong to the object; 0 outside the box
 
-    def undecided(self, segment: np.ndarray, share: float) -> np.ndarray:
-        """Superpixels that are neither decided for nor against, where `segment`, uint16, is the chosen one: uint16.
 
-        Decided for: in the segment with a probability of 0.5 or more. Against: outside it with `share` or less.
-        """
-        chosen = np.zeros(len(self.probability), bool)
-        chosen[segment] = True
-        low = np.where(chosen, 0, share)
-        high = np.where(chosen, 0.5, np.inf)
-        return np.flatnonzero((self.probability > low) & (self.probability < high)).astype(np.uint16)
+def find_undecided(probability: np.ndarray, segment: np.ndarray, share: float) -> np.ndarray:
+    """Superpixels that are neither decided for nor against, where `segment`, uint16, is the box's one: uint16.
+
+    `probability` (S,) is each one's to belong to the object. Decided for: in the segment with 0.5 or more. Against:
+    outside it with `share` or less.
+    """
+    chosen = np.zeros(len(probability), bool)
+    chosen[segment] = True
+    low = np.where(chosen, 0, share)
+    high = np.where(chosen, 0.5, np.inf)
+    return np.flatnonzero((probability > low) & (probability < high)).astype(np.uint16)
 
 
 def find_consensus(

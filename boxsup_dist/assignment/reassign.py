@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import ray
 
-from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
+from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, refines
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.labels import Labels, labels_table
 from boxsup_dist.model.inference import predict_log_probs
@@ -16,11 +16,13 @@ from boxsup_dist.sources import Mixture
 
 
 def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int) -> pa.Table:
-    """Labels of one unit, an Arrow table. During the warm-up epochs neither network nor image is touched."""
+    """Labels of one unit, an Arrow table. During the warm-up neither network nor image is touched,
+    unless it refines."""
     unit, settings = mixture.units[index], mixture.assignment
     assert unit.source.proposals is not None
-    warm_up = epoch < settings.warmup_epochs
-    columns = [name for name in RECORD_COLUMNS if not (warm_up and name == "image")]
+    warm_up, refine = epoch < settings.warmup_epochs, refines(settings, epoch)
+    columns = [name for name in RECORD_COLUMNS if name != "image" or refine or not warm_up]
+    label_maps = unit.source.label_maps if refine else None
     return assign_row_group(
         None if warm_up else lambda image: predict_log_probs(network, image, network.device),
         unit.source.records.read(unit.where, columns),
@@ -28,6 +30,7 @@ def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, e
         settings,
         seed=mixture.seed,
         epoch=epoch,
+        label_maps=None if label_maps is None else label_maps.read(unit.where),
     )
 
 

@@ -77,9 +77,21 @@ def test_a_source_names_exactly_the_tables_that_its_supervision_reads(supervisio
     source = make_source(supervision)
     source.check()
     wrong = replace(source, **{table: None if getattr(source, table) else "t"})
+    if (supervision, table) == ("box", "label_maps"):  # may have some
+        return wrong.check()
     with pytest.raises(SettingError) as caught:
         wrong.check()
     assert caught.value.field == table and supervision in str(caught.value)
+
+
+def test_label_maps_of_boxes_are_for_refinement():
+    sources = (replace(make_source("box"), label_maps="t"),)
+    with pytest.raises(SettingError, match=r"no effect.*label_maps"):
+        replace(CONFIG, sources=sources).check()
+    refining = replace(CONFIG.assignment, consensus_temperature=0.1, refine_from_epoch=3)
+    assert replace(CONFIG, sources=sources, assignment=refining).check().sources == sources
+    with pytest.raises(SettingError, match=r"refine_from_epoch.*without a consensus"):
+        replace(CONFIG, assignment=replace(refining, consensus_temperature=None)).check()
 
 
 def test_a_mixture_is_named_by_its_supervisions():

@@ -173,6 +173,30 @@ def test_warm_up_needs_no_image():
     assert set(assign(log_probs_of=None)["regression_cost"].to_pylist()) >= {0.0}
 
 
+def test_refinement_begins_at_its_epoch_and_keeps_the_choice():
+    refining = replace(MINI, refine_from_epoch=2)
+    assert str(assign(settings=refining, epoch=1).to_pylist()) == str(assign(settings=MINI, epoch=1).to_pylist())
+    plain, refined = assign(settings=MINI, epoch=2).to_pylist(), assign(settings=refining, epoch=2).to_pylist()
+    choice = ("image_id", "box_index", "class_id", "proposal_index", "rank")
+    assert [[row[name] for name in choice] for row in refined] == [[row[name] for name in choice] for row in plain]
+    changed = [a["superpixel_ids"] != b["superpixel_ids"] for a, b in zip(plain, refined, strict=True)]
+    assert any(changed)
+    without = [row for row in refined if row["proposal_index"] < 0]
+    assert without and all(row["superpixel_ids"] == [] == row["undecided_ids"] for row in without)
+
+
+def test_static_label_maps_vote_in_epochs_that_refine():
+    records = tables(ALL)[0]
+    maps = [np.full((r.height, r.width), int(r.class_ids[0]) if len(r.class_ids) else 0, np.uint8) for r in RECORDS]
+    stored = pa.table({"image_id": records["image_id"], "label_map": [encode_png(m) for m in maps]})
+    refining = replace(MINI, refine_from_epoch=0)
+
+    def sizes(**key):
+        return sum(len(row["superpixel_ids"]) for row in assign(settings=refining, **key).to_pylist())
+
+    assert sizes(label_maps=stored) > sizes()
+
+
 def test_supervision_by_boxes_never_reads_the_ground_truth():
     assert not {"gt_label_map", "instance_masks"} & set(RECORD_COLUMNS)
     # The stored ground truth does not decode: whoever opened it would fail.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus
+from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus, find_undecided
 from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.assignment.select import by_cost
 from boxsup_dist.regions import pixel_box
@@ -67,7 +67,7 @@ def test_no_candidate_gives_an_empty_order():
     _, proposals = random_case(2, 10)
     none = BoxCosts(np.empty(0, np.int64), np.empty(0), np.empty(0))
     found = find_consensus(none, proposals, BOX, regression_weight=1.0, temperature=0.1)
-    assert len(found.order) == 0 and len(found.undecided(np.empty(0, np.uint16), 0.15)) == 0
+    assert len(found.order) == 0 and len(find_undecided(found.probability, np.empty(0, np.uint16), 0.15)) == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -84,5 +84,5 @@ def test_probabilities_are_the_mean_of_drawn_masks(seed):
     assert not found.probability[absent].any()
     segment = proposals.members(costs.candidates[found.order[0]])
     chosen = np.isin(proposals.superpixels, segment)
-    undecided = np.isin(proposals.superpixels, found.undecided(segment, 0.15))
+    undecided = np.isin(proposals.superpixels, find_undecided(found.probability, segment, 0.15))
     np.testing.assert_array_equal(undecided[y0:y1, x0:x1], np.where(chosen, mean < 0.5, mean > 0.15)[y0:y1, x0:x1])
