@@ -248,6 +248,7 @@ def _summary(
         "checkpoint": checkpoint.latest(run_dir),
         "resumed_from": resumed_from,
         "data": {name: _describe(table) for name, table in _tables(inputs).items()},
+        "num_images": sum(len(unit.rows) for unit in inputs.mixture.units),
         "num_left_out": sum(unit.where.num_rows - len(unit.rows) for unit in inputs.mixture.units),
         "mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()},
     }

@@ -56,6 +56,12 @@ def list_names(uri: str) -> list[str]:
     return sorted(os.path.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
 
 
+def size(uri: str) -> int:
+    """Bytes of a file, or of all files under a folder."""
+    fs, path = _filesystem(uri)
+    return int(fs.du(path))
+
+
 def remove(uri: str) -> None:
     """Delete a file or a folder with all in it; absent is fine."""
     fs, path = _filesystem(uri)

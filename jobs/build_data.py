@@ -15,13 +15,16 @@ from typing import Any
 from boxsup_dist import storage
 from boxsup_dist.assignment.build_static import build_label_maps
 from boxsup_dist.assignment.static import StaticMethod
-from boxsup_dist.paper import AUG, COCO, TRAIN, VAL, VOC07
+from boxsup_dist.errors import SettingError
+from boxsup_dist.paper import AUG, COCO, COCO80, CONTEXT_TRAIN, CONTEXT_VAL, TRAIN, VAL, VOC07
 from boxsup_dist.proposals.generate import build_proposals
 from boxsup_dist.proposals.mcg import McgSettings
-from boxsup_dist.records import coco, sbd, voc
+from boxsup_dist.records import coco, context, sbd, voc
 from boxsup_dist.records.reader import Reader
 from boxsup_dist.records.shard import build_records
 from jobs._cli import run
+
+BOXES = (TRAIN, AUG, COCO, COCO80, VOC07)  # data sets that may give boxes
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Settings:
     """COCO's instances_*.json, one or several."""
     coco_images: tuple[str, ...] = ()
     """The folder of the images of each file."""
+    context_root: str | None = None
+    """PASCAL-Context, with --voc2010; COCO is then built with all its classes too."""
+    voc2010: str | None = None
+    """Devkit of VOC 2010, whose images PASCAL-Context labels."""
     voc2007: str | None = None
     """Devkit of VOC 2007."""
     voc2007_split: str = "Main/trainval+Main/test"
@@ -71,6 +78,18 @@ def open_readers(settings: Settings) -> dict[str, Reader]:
             for file in settings.coco_annotations
         ]
         readers[COCO] = coco.open_splits(settings.coco_annotations, settings.coco_images, "+".join(names))
+        if settings.context_root is not None:
+            readers[COCO80] = coco.open_splits(
+                settings.coco_annotations, settings.coco_images, "+".join(names), classes="all"
+            )
+    if (settings.context_root is None) != (settings.voc2010 is None):
+        field, other = ("voc2010", "context_root") if settings.voc2010 is None else ("context_root", "voc2010")
+        raise SettingError(
+            "PASCAL-Context labels images of VOC 2010", field=field, expected=f"a path, as {other} is given"
+        )
+    if settings.context_root is not None and settings.voc2010 is not None:
+        readers[CONTEXT_TRAIN] = context.open_splits(settings.context_root, settings.voc2010, "train")
+        readers[CONTEXT_VAL] = context.open_splits(settings.context_root, settings.voc2010, "val")
     if settings.voc2007 is not None:
         readers[VOC07] = voc.open_splits(settings.voc2007, settings.voc2007_split)
     return readers
@@ -85,7 +104,7 @@ def main(settings: Settings) -> None:
         folder = storage.join(out, name)
         records = build_records(storage.join(folder, "records"), reader, num_cpus=settings.num_cpus, description=name)
         summary[name] = {"num_images": records.num_rows, "published_images": reader.published, **records.counts}
-        if name != VAL:
+        if name in BOXES:
             _build_partners(folder, records.uri, name in (TRAIN, AUG), settings)
         summary[name]["seconds"] = round(time.monotonic() - started, 1)
         print(f"{name}: {records.num_rows} images", flush=True)

@@ -1,6 +1,10 @@
 """Train the rows of one of the paper's tables and print ours beside its figures: python -m jobs.reproduce --table N ...
 
-Finished runs are kept: the same command does what is missing. Tables 1 to 4 are run; see boxsup_dist/paper.py.
+    OUT/runs/            one run directory a row and seed, shared by rows of other tables that are the same run
+    OUT/tableN.json      the table, also as .md and .html
+
+Finished runs are kept: the same command does what is missing. The runs are children of one MLflow run. What the rows
+are is told in boxsup_dist/paper.py.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ from typing import Any
 
 from boxsup_dist import storage
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.evaluation.text_table import format_table
-from boxsup_dist.paper import TABLES, Row, Scale, find_row, make_config
+from boxsup_dist.evaluation.text_table import format_table, to_html, to_markdown
+from boxsup_dist.paper import TABLES, Row, Scale, find_row, make_configs
 from boxsup_dist.run import open_inputs, train
 from boxsup_dist.tracking import RunTracker, git_revision
 from jobs._cli import run
@@ -22,7 +26,7 @@ EXPERIMENT = "boxsup"
 
 @dataclass(frozen=True)
 class Settings:
-    """Run what is missing of a table's rows, over several seeds, and write OUT/tableN.json."""
+    """Run what is missing of a table's rows, over several seeds, and write OUT/tableN.json, .md and .html."""
 
     table: int
     """Number of the table in the paper."""
@@ -39,7 +43,7 @@ class Settings:
     epochs: int | None = None
     """Passes over the data; by default as many as the scale's recipe has."""
     dry_run: bool = False
-    """Only open the tables and tell what would run."""
+    """Only open the tables and tell what would run, with hours and storage as finished runs of OUT had them."""
 
 
 def main(settings: Settings) -> None:
@@ -47,18 +51,25 @@ def main(settings: Settings) -> None:
     names = settings.rows or tuple(row.name for row in TABLES.get(settings.table, ())) or ("",)
     rows = [find_row(settings.table, name) for name in names]
     out = storage.absolute(settings.out)
-    configs = {row: {seed: _config(row, settings, out, seed) for seed in settings.seeds} for row in rows}
+    runs = storage.join(out, "runs")
+    configs: dict[Row, dict[int, list[TrainConfig]]] = {}
+    for row in rows:
+        for seed in settings.seeds:
+            made = make_configs(row, settings.scale, settings.data, runs, seed=seed, epochs=settings.epochs)
+            configs.setdefault(row, {})[seed] = [config.check() for config in made]
     if settings.dry_run:
-        print(format_table([_planned(row, configs[row][settings.seeds[0]], len(settings.seeds)) for row in rows]))
+        print(format_table(_plan(configs, runs), title=f"Table {settings.table}, {settings.scale}: what would run"))
         return
-    tracker = RunTracker(runs_root=storage.join(out, "runs"), system_metrics=False)
+    tracker = RunTracker(runs_root=runs, system_metrics=False)
     tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=storage.join(out, "mlflow_run_id"))
     parent = tracker.run_id(timeout_s=60)
+    tags = {"mlflow.parentRunId": parent} if parent else {}
+    results = []
     try:
-        results = []
         for row in rows:
-            tags = {"mlflow.parentRunId": parent} if parent else {}
-            results.append(_result(row, {seed: train(config, tags) for seed, config in configs[row].items()}))
+            # The last run of a row is its own; those before it only give it the network to begin with.
+            ended = {seed: [train(config, tags) for config in configs[row][seed]][-1] for seed in settings.seeds}
+            results.append(_result(row, ended))
             _write(storage.join(out, f"table{settings.table}"), results, settings, tracker)
     finally:
         tracker.end()
@@ -66,31 +77,56 @@ def main(settings: Settings) -> None:
     print(format_table([_shown(result) for result in results], title=f"Table {settings.table}, {settings.scale}"))
 
 
-def _config(row: Row, settings: Settings, out: str, seed: int) -> TrainConfig:
-    runs = storage.join(out, "runs")
-    return make_config(row, settings.scale, settings.data, runs, seed=seed, epochs=settings.epochs).check()
+def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[dict[str, Any]]:
+    """A line a row: images, steps, the runs that are missing, their hours and the storage that they fill.
 
-
-def _planned(row: Row, config: TrainConfig, num_runs: int) -> dict[str, Any]:
-    mixture = open_inputs(config).mixture
-    images = sum(len(unit.rows) for unit in mixture.units)
-    steps = -(-images // config.optimizer.global_batch_size) * config.optimizer.epochs
-    return {
-        "row": row.name,
-        "supervision": config.supervision,
-        "images": images,
-        "dropped": sum(unit.where.num_rows - len(unit.rows) for unit in mixture.units),
-        "steps": steps,
-        "runs": num_runs,
-    }
+    Hours and storage are those of the finished runs in `runs`, a pass over an image and a run; none without any.
+    """
+    finished = [storage.join(runs, name) for name in storage.list_names(runs)]
+    finished = [folder for folder in finished if storage.exists(storage.join(folder, "summary.json"))]
+    seconds, sizes = [], []
+    for folder in finished:
+        summary = storage.read_json(storage.join(folder, "summary.json"))
+        seconds.append(summary["seconds"]["all"] / (summary["epochs"] * max(summary["num_images"], 1)))
+        sizes.append(storage.size(folder))
+    lines = []
+    for row, by_seed in configs.items():
+        own = next(iter(by_seed.values()))[-1]
+        mixture = open_inputs(own).mixture
+        images = sum(len(unit.rows) for unit in mixture.units)
+        missing = [c for made in by_seed.values() for c in made if c.run_dir not in finished]
+        passes = sum(c.optimizer.epochs for c in missing) * images
+        lines.append(
+            {
+                "row": row.name,
+                "supervision": own.supervision,
+                "images": images,
+                "dropped": sum(unit.where.num_rows - len(unit.rows) for unit in mixture.units),
+                "steps": -(-images // own.optimizer.global_batch_size) * own.optimizer.epochs,
+                "runs": sum(map(len, by_seed.values())),
+                "missing": len(missing),
+                "hours": round(passes * statistics.median(seconds) / 3600, 2) if seconds else None,
+                "GB": round(len(missing) * statistics.median(sizes) / 1e9, 2) if sizes else None,
+            }
+        )
+    return lines
 
 
 def _write(base: str, results: list[dict[str, Any]], settings: Settings, tracker: RunTracker) -> None:
-    """OUT/tableN.json, so far, also as the artifact of the parent run."""
-    command = {"scale": settings.scale, "seeds": settings.seeds, "epochs": settings.epochs}
-    summary = {"table": settings.table, **command, "git_revision": git_revision(), "rows": results}
-    storage.write_json(f"{base}.json", summary)
-    tracker.log_artifact(f"table{settings.table}.json", storage.read_bytes(f"{base}.json"))
+    """The table so far, also as artifacts of the parent run."""
+    made_by = {name: getattr(settings, name) for name in ("table", "scale", "seeds", "epochs")}
+    made_by["command"] = (
+        f"python -m jobs.reproduce --table {settings.table} --scale {settings.scale} --data DATA --out OUT"
+        f" --seeds {' '.join(map(str, settings.seeds))}"
+        + (f" --epochs {settings.epochs}" if settings.epochs is not None else "")
+    )
+    storage.write_json(f"{base}.json", {**made_by, "git_revision": git_revision(), "rows": results})
+    shown = [_shown(result) for result in results]
+    title = f"Table {settings.table}, {settings.scale}"
+    storage.write_bytes(f"{base}.md", to_markdown(shown, title).encode())
+    storage.write_bytes(f"{base}.html", to_html(shown, title).encode())
+    for kind in ("json", "md", "html"):
+        tracker.log_artifact(f"table{settings.table}.{kind}", storage.read_bytes(f"{base}.{kind}"))
     scores = {f"table{settings.table}/{result['row']}": result["mean_iou"] for result in results}
     tracker.log_metrics(scores, step=0)
 

@@ -1,9 +1,10 @@
-"""Small text tables for the end of a job."""
+"""Small tables for the end of a job: as text, Markdown and HTML."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from rich.console import Console
@@ -36,3 +37,28 @@ def format_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
     buffer = io.StringIO()
     Console(file=buffer, width=1000, color_system=None).print(table if columns else title)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
+    """The same table in Markdown."""
+    columns, cells = _cells(rows)
+    lines = [columns, ["---"] * len(columns), *cells]
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return (f"### {title}\n\n" if title else "") + text + "\n"
+
+
+def to_html(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
+    """The same table as one HTML page that needs nothing else."""
+    columns, cells = _cells(rows)
+    style = "body{font-family:sans-serif}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}"
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in cells)
+    return (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title><style>{style}</style>"
+        f"</head><body><h1>{escape(title)}</h1><table><tr>{head}</tr>{body}</table></body></html>\n"
+    )
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return columns, [[format_value(row.get(column)) for column in columns] for row in rows]

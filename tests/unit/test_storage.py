@@ -68,3 +68,9 @@ def test_parquet_keeps_row_groups(tmp_path):
     file = storage.open_parquet(uri)
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
     assert file.read_row_group(1)["a"].to_pylist() == [4, 5, 6, 7]
+
+
+def test_size_of_a_file_and_of_a_folder(tmp_path):
+    storage.write_bytes(str(tmp_path / "a" / "x"), b"12345")
+    storage.write_bytes(str(tmp_path / "a" / "deep" / "y"), b"123")
+    assert storage.size(str(tmp_path / "a" / "x")) == 5 and storage.size(str(tmp_path / "a")) >= 8
