@@ -24,7 +24,7 @@ from boxsup_dist.tables import MANIFEST, RowGroup, Table, open_table
 IMAGES_PER_UNIT = 4
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
 # Only these are opened: Pillow knows others that start a program (EPS) or look like source code (XBM).
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
 
 class Item(NamedTuple):
