@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from boxsup_dist.errors import InputError
 
+WILDCARDS = "*?["
+
 
 def is_local(uri: str) -> bool:
     """True for plain paths and file:// URIs."""
@@ -73,12 +75,20 @@ def find_files(uri: str) -> list[str]:
     return sorted(posixpath.relpath(found, path) for found in fs.find(path))
 
 
+def fixed_part(pattern: str) -> str:
+    """The folder before a pattern's first wildcard."""
+    first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
+    return posixpath.dirname(pattern[:first]) or "/"
+
+
 def glob_files(pattern: str) -> list[str]:
     """Sorted URIs of the files that match a pattern with *, ?, [...] or **."""
+    root = fixed_part(pattern)
     fs, path = _filesystem(pattern)
+    _, root_path = _filesystem(root)
     fs.invalidate_cache()
     found = sorted(name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file")
-    return found if is_local(pattern) else [fs.unstrip_protocol(name) for name in found]
+    return [join(root, posixpath.relpath(name, root_path)) for name in found]
 
 
 def remove(uri: str) -> None:

@@ -72,8 +72,8 @@ def find_images(uri: str, out: str) -> Images:
         root, uris = uri, _seen([storage.join(uri, path) for path in storage.find_files(uri)], uri, out)
     elif storage.exists(uri):
         root, uris = _of_file(uri)
-    elif any(character in uri for character in "*?["):
-        root = _fixed_part(uri)
+    elif any(character in uri for character in storage.WILDCARDS):
+        root = storage.fixed_part(uri)
         uris = _seen(storage.glob_files(uri), root, out)
     else:
         raise InputError("no such file or folder", file=uri, field="images")
@@ -171,12 +171,6 @@ def _common_folder(uris: Sequence[str]) -> str:
     while all(len(parts) > shared for parts in folders) and len({parts[shared] for parts in folders}) == 1:
         shared += 1
     return "/".join(folders[0][:shared]) or "/"
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folder before a pattern's first wildcard."""
-    first = min(pattern.index(character) for character in "*?[" if character in pattern)
-    return posixpath.dirname(pattern[:first])
 
 
 def _seen(uris: Sequence[str], root: str, out: str) -> list[str]:
