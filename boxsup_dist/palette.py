@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from PIL import Image
 
 
 def voc_palette() -> np.ndarray:
@@ -18,3 +21,12 @@ def voc_palette() -> np.ndarray:
             if source < 8:
                 colours[:, channel] |= (((ids >> source) & 1) << (7 - bit)).astype(np.uint8)
     return colours
+
+
+def encode_palette_png(label_map: np.ndarray) -> bytes:
+    """Label map uint8 (H, W) as the bytes of a palette PNG in VOC's colours; regions.decode_png gives it back."""
+    image = Image.fromarray(label_map)
+    image.putpalette(voc_palette().tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageOps
 
 from boxsup_dist.errors import TableError
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
@@ -40,9 +40,13 @@ def decode_png(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """An image file's bytes as uint8 RGB (H, W, 3); of 16-bit images the upper 8 bits."""
-    with Image.open(io.BytesIO(data)) as image:
+def decode_image(data: bytes, *, turn_by_exif: bool = False) -> np.ndarray:
+    """An image file's bytes as uint8 RGB (H, W, 3); of 16-bit images the upper 8 bits.
+
+    `turn_by_exif` turns it the way up that its EXIF orientation tells; annotation lies on images as they are stored.
+    """
+    with Image.open(io.BytesIO(data)) as opened:
+        image = ImageOps.exif_transpose(opened) if turn_by_exif else opened
         if image.mode.startswith("I"):  # 16-bit grey: convert() would cut everything above 255 off
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))

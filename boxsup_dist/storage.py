@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
+import re
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boxsup_dist.errors import InputError
+
+WILDCARDS = "*?["
 
 
 def is_local(uri: str) -> bool:
@@ -62,6 +68,35 @@ def size(uri: str) -> int:
     return int(fs.du(path))
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder is there; in an object store, a prefix of names."""
+    fs, path = _filesystem(uri)
+    return fs.isdir(path)
+
+
+def find_files(uri: str) -> list[str]:
+    """Sorted paths of all files below a folder, relative to it; an absent folder is empty."""
+    fs, path = _filesystem(uri)
+    fs.invalidate_cache()
+    return sorted(posixpath.relpath(found, path) for found in fs.find(path))
+
+
+def fixed_part(pattern: str) -> str:
+    """The folder before a pattern's first wildcard."""
+    first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
+    return posixpath.dirname(pattern[:first]) or "/"
+
+
+def glob_files(pattern: str) -> list[str]:
+    """Sorted URIs of the files that match a pattern with *, ?, [...] or **."""
+    root = fixed_part(pattern)
+    fs, path = _filesystem(pattern)
+    _, root_path = _filesystem(root)
+    fs.invalidate_cache()
+    found = sorted(name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file")
+    return [join(root, posixpath.relpath(name, root_path)) for name in found]
+
+
 def remove(uri: str) -> None:
     """Delete a file or a folder with all in it; absent is fine."""
     fs, path = _filesystem(uri)
@@ -78,6 +113,11 @@ def read_bytes(uri: str) -> bytes:
         raise InputError("no such file", file=uri) from None
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a file's name is that of a write which was killed."""
+    return re.search(r"\.tmp-[0-9a-f]{32}$", name) is not None
+
+
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     fs, path = _filesystem(uri)
@@ -85,10 +125,28 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
         fs.pipe_file(path, bytes(data))
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    with _replacing(path) as file:
+        file.write(data)
+
+
+def write_file(uri: str, source: Path) -> None:
+    """As write_bytes, with the content of a local file, which need not fit into memory."""
+    fs, path = _filesystem(uri)
+    if not is_local(uri):
+        fs.put_file(str(source), path)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with source.open("rb") as content, _replacing(path) as file:
+        shutil.copyfileobj(content, file)
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+    """A temporary file that takes the place of `path` once it is written."""
     temporary = f"{path}.tmp-{uuid.uuid4().hex}"
     try:
         with Path(temporary).open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

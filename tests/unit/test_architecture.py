@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("records", "proposals", "training", "assignment", "evaluation")
+STAGES = ("records", "proposals", "training", "assignment", "evaluation", "export")
 LEAVES = (
     "errors",
     "schema",

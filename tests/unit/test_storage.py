@@ -44,6 +44,30 @@ def test_other_stores_by_uri():
     assert storage.list_names("memory://storage-test/folder") == []
 
 
+@pytest.mark.parametrize("store", ["local", "memory"])
+def test_files_below_a_folder_and_by_pattern(tmp_path, store):
+    root = str(tmp_path / "found") if store == "local" else "memory://storage-test/found"
+    (tmp_path / "big").write_bytes(b"content")
+    storage.write_bytes(storage.join(root, "b.txt"), b"old")
+    storage.write_file(storage.join(root, "a", "c.txt"), tmp_path / "big")
+    assert storage.find_files(root) == ["a/c.txt", "b.txt"]
+    assert storage.glob_files(storage.join(root, "**", "*.txt")) == [
+        storage.join(root, n) for n in ("a/c.txt", "b.txt")
+    ]
+    assert storage.glob_files(storage.join(root, "*")) == [storage.join(root, "b.txt")]  # no folders
+    assert storage.read_bytes(storage.join(root, "a", "c.txt")) == b"content"
+    assert storage.is_folder(root) and not storage.is_folder(storage.join(root, "b.txt"))
+    assert storage.find_files(storage.join(root, "absent")) == []
+    storage.remove(root)
+
+
+def test_a_killed_writes_rest_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *paths: None)  # killed before it
+    storage.write_bytes(str(tmp_path / "x.png"), b"x")
+    (rest,) = storage.list_names(str(tmp_path))
+    assert storage.is_unfinished(rest) and not storage.is_unfinished("x.tmp-1.png")
+
+
 def test_absent_and_damaged_files_are_named(tmp_path):
     for read in (storage.read_bytes, storage.read_json, storage.open_parquet):
         with pytest.raises(InputError, match=r"no such file.*absent"):

@@ -1,0 +1,184 @@
+"""Images to predict: found in a folder, by a pattern, in a list or in a records table, and read one at a time.
+
+An image's name is that of its outputs: its path below the common folder, without the ending of an image file (another
+ending stays, so that a note a.txt beside a.jpg does not take its name). Of a records table it is the image_id.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from boxsup_dist import storage
+from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.regions import decode_image
+from boxsup_dist.tables import MANIFEST, RowGroup, Table, open_table
+
+IMAGES_PER_UNIT = 4
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
+# Only these are opened: Pillow knows others that start a program (EPS) or look like source code (XBM).
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+
+
+class Item(NamedTuple):
+    """One image to predict."""
+
+    name: str  # of its outputs, a relative path without ending
+    uri: str  # its file, or its records table
+    where: RowGroup | None = None  # its place in a records table
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a call, by place only: none is read yet."""
+
+    items: list[Item]
+    identity: dict[str, Any]  # JSON values that tell these images from others of the same names
+    records: Table | None = None
+
+    def units(self, skipped: Callable[[Item], bool] = lambda item: False) -> list[list[Item]]:
+        """Units of work without the skipped images: a few files, or the rows of one row group."""
+        units: list[list[Item]] = []
+        for item in self.items:
+            if skipped(item):
+                continue
+            last = units[-1] if units else []
+            if last and (item.where == last[0].where if item.where else len(last) < IMAGES_PER_UNIT):
+                last.append(item)
+            else:
+                units.append([item])
+        return units
+
+
+def find_images(uri: str, out: str) -> Images:
+    """The images that `uri` names: a records table, a folder with all below it, a pattern, an image, or a text file.
+
+    A text file lists one path a line, relative ones from its own folder. Hidden files, and files below `out`, are no
+    images. Whether a file is an image is only known when it is read. InputError if there is none, or if two images
+    have one name.
+    """
+    uri, out = storage.absolute(uri), storage.absolute(out)
+    if storage.exists(storage.join(uri, MANIFEST)):
+        return _of_records(open_table(uri, "records"))
+    if storage.is_folder(uri):
+        root, uris = uri, _seen([storage.join(uri, path) for path in storage.find_files(uri)], uri, out)
+    elif storage.exists(uri):
+        root, uris = _of_file(uri)
+    elif any(character in uri for character in storage.WILDCARDS):
+        root = storage.fixed_part(uri)
+        uris = _seen(storage.glob_files(uri), root, out)
+    else:
+        raise InputError("no such file or folder", file=uri, field="images")
+    if not uris:
+        raise InputError("no image here", file=uri, field="images", expected="files that are not hidden")
+    items = [Item(_name(posixpath.relpath(uri, root)), uri) for uri in sorted(set(uris))]
+    check_distinct(items, lambda item: item.name, "would write the same output")
+    _check_folders(items)
+    return Images(items, {"root": root})
+
+
+def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> np.ndarray:
+    """An image file's bytes as uint8 RGB (H, W, 3). RecordError if they are no image, damaged or above max_pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            width, height = header.size
+        if width * height <= max_pixels:
+            return decode_image(data, turn_by_exif=turn_by_exif)
+    except Image.UnidentifiedImageError:
+        raise RecordError("not an image", value=bytes(data[:16]), expected=", ".join(FORMATS)) from None
+    except Exception as error:  # decoders of foreign bytes fail in many ways
+        raise RecordError(f"a damaged image: {type(error).__name__}: {error}") from None
+    raise RecordError("a larger image than allowed", value=f"{width} x {height}", expected=f"<= {max_pixels} pixels")
+
+
+def safe_name(name: str) -> str:
+    """The name if it is a relative path that stays below a folder. InputError otherwise."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in name:
+        raise InputError("not the name of an output", value=name, expected="a relative path without . and ..")
+    return name
+
+
+def check_distinct(items: Sequence[Item], key: Callable[[Item], Hashable], problem: str) -> None:
+    """Raise InputError, naming both, if two images have the same key."""
+    first: dict[Hashable, Item] = {}
+    for item in items:
+        other = first.setdefault(key(item), item)
+        if other is not item:
+            raise InputError(
+                f"two images {problem}",
+                field="images",
+                value=[storage.join(i.uri, i.name) if i.where else i.uri for i in (other, item)],
+                expected="names that differ in more than the ending; a text file may list those that you want",
+            )
+
+
+def _check_folders(items: Sequence[Item]) -> None:
+    """a.jpg becomes the file a.png, so that no image may lie in a folder a.png."""
+    files = {f"{item.name}.png": item.uri for item in items}
+    for item in items:
+        for parent in PurePosixPath(item.name).parents:
+            if str(parent) in files:
+                raise InputError(
+                    "an image's output would be named as another's folder",
+                    field="images",
+                    value=[files[str(parent)], item.uri],
+                )
+
+
+def _of_records(table: Table) -> Images:
+    items = []
+    for where in table.row_groups():
+        for row, image_id in enumerate(table.read(where, ("image_id",)).column("image_id").to_pylist()):
+            items.append(Item(safe_name(image_id), table.uri, where, row))
+    check_distinct(items, lambda item: item.name, "would write the same output")
+    return Images(items, {"records": table.fingerprint}, table)
+
+
+def _of_file(uri: str) -> tuple[str, list[str]]:
+    """Common folder and URIs: of an image itself, of a text file what it lists."""
+    folder = posixpath.dirname(uri)
+    if uri.lower().endswith(ENDINGS):
+        return folder, [uri]
+    try:
+        lines = [line.strip() for line in storage.read_bytes(uri).decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise InputError(
+            "neither an image by its ending nor a text file", file=uri, field="images", expected=", ".join(ENDINGS)
+        ) from None
+    uris = []
+    for line in filter(None, lines):
+        is_whole = "://" in line or line.startswith(("/", "~"))
+        uris.append(storage.absolute(line if is_whole else storage.join(folder, line)))
+    schemes = {uri.partition("://")[0] if "://" in uri else "" for uri in uris}
+    if len(schemes) > 1:
+        raise InputError("the list mixes file systems", file=uri, value=sorted(schemes), expected="one of them")
+    return _common_folder(uris) if uris else folder, uris
+
+
+def _common_folder(uris: Sequence[str]) -> str:
+    """The deepest folder that holds all; posixpath.commonpath would make one slash of the two in s3://."""
+    folders = [posixpath.dirname(uri).split("/") for uri in uris]
+    shared = 0
+    while all(len(parts) > shared for parts in folders) and len({parts[shared] for parts in folders}) == 1:
+        shared += 1
+    return "/".join(folders[0][:shared]) or "/"
+
+
+def _seen(uris: Sequence[str], root: str, out: str) -> list[str]:
+    """Those that are neither hidden nor outputs of ours."""
+    shown = [uri for uri in uris if not any(part.startswith(".") for part in posixpath.relpath(uri, root).split("/"))]
+    return [uri for uri in shown if not uri.startswith(out + "/")]
+
+
+def _name(path: str) -> str:
+    stem, ending = posixpath.splitext(path)
+    return safe_name(stem if ending.lower() in ENDINGS else path)

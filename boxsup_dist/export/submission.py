@@ -1,0 +1,49 @@
+"""Archive of label maps in the layout of PASCAL VOC's evaluation server.
+
+results/VOC2012/Segmentation/comp6_test_cls/2008_000006.png    class ids 0..20 as a palette PNG
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import posixpath
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from boxsup_dist import storage
+from boxsup_dist.export.files import output_uri
+
+Competition = Literal["comp5", "comp6"]
+"""VOC's segmentation competitions: comp5 trained on its images alone, comp6 on any (ImageNet weights are such)."""
+
+
+def member_name(name: str) -> str:
+    """An image's name in the archive: the server knows no folders and no data sets."""
+    return posixpath.basename(name) + ".png"
+
+
+def write_submission(out: str, competition: Competition, names: Iterable[str]) -> str:
+    """Pack the label maps of these images into OUT/COMPETITION.tar.gz; returns its URI. The same maps, the same bytes.
+
+    The members' names must differ.
+    """
+    uri = storage.join(out, f"{competition}.tar.gz")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "submission.tar.gz"
+        # gzip would note file name and time: an archive of the same maps has the same bytes.
+        with (
+            path.open("wb") as file,
+            gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w") as archive,
+        ):
+            for name in names:
+                data = storage.read_bytes(output_uri(out, "label_maps", name))
+                member = tarfile.TarInfo(f"results/VOC2012/Segmentation/{competition}_test_cls/{member_name(name)}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        storage.write_file(uri, path)
+    return uri

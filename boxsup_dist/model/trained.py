@@ -1,0 +1,46 @@
+"""A trained network by its URI: the one place that says where networks to predict with come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from boxsup_dist import storage
+from boxsup_dist.errors import CheckpointError
+from boxsup_dist.model import checkpoint
+from boxsup_dist.model.networks import NetworkSpec
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network's spec and weights, on the CPU, and where they were found."""
+
+    uri: str
+    spec: NetworkSpec
+    weights: Mapping[str, Tensor]
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of all weights: another training at the same place is another network."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.weights.items()):
+            found.update(name.encode())
+            found.update(value.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+
+def load_trained(uri: str) -> TrainedNetwork:
+    """The network of a checkpoint's folder, or of a run directory's newest checkpoint. CheckpointError without one."""
+    uri = storage.absolute(uri)
+    if not storage.exists(storage.join(uri, "manifest.json")):
+        newest = checkpoint.latest(uri)
+        if newest is None:
+            raise CheckpointError(
+                "no trained network here", file=uri, expected="a run directory with a checkpoint, or a checkpoint"
+            )
+        uri = newest
+    spec, weights = checkpoint.load_weights(uri)
+    return TrainedNetwork(uri, spec, weights)

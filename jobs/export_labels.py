@@ -1,0 +1,131 @@
+"""Export the label maps that an epoch of a run trained on: python -m jobs.export_labels --run-dir R --out DIR."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from boxsup_dist import storage
+from boxsup_dist.config import ResourceSettings, TrainConfig
+from boxsup_dist.distributed import session
+from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.export.coco import CocoImage, coco_image_id, write_coco
+from boxsup_dist.export.files import keep_identity
+from boxsup_dist.export.labels import Undecided, export_unit
+from boxsup_dist.labels import labels_uri, read_labels
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.run import open_inputs
+from boxsup_dist.sources import Mixture
+from jobs._cli import run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Label maps of the box-supervised records as palette PNGs, and each box's segment with why it was chosen."""
+
+    run_dir: str
+    """Run directory of a training with box supervision."""
+    out: str
+    """Folder or URI: label_maps/IMAGE_ID.png, coco.json, summary.json."""
+    epoch: int | None = None
+    """Epoch whose labels to export, from 0 on; by default the last that has some."""
+    undecided: Undecided = "ignore"
+    """ignore: label maps as trained on, doubtful pixels 255; decided: those pixels as they were chosen."""
+    num_actors: int = 0
+    """Members of the pool; 0: one a GPU, or one a CPU core."""
+
+
+def export_labels(settings: Settings) -> dict[str, Any]:
+    """Export; returns the summary that it leaves in OUT/summary.json. Raises InputError."""
+    started = time.monotonic()
+    run_dir, out = storage.absolute(settings.run_dir), storage.absolute(settings.out)
+    config = _read_config(run_dir)
+    epoch = _choose_epoch(run_dir, settings.epoch)
+    inputs = open_inputs(config)
+    mixture = inputs.mixture
+    indices = mixture.with_supervision("box")
+    if not indices:
+        raise SettingError("only box supervision has labels", field="supervision", value=config.supervision)
+    _check_ids(mixture, indices)
+    labels = read_labels(labels_uri(run_dir, epoch))
+    keep_identity(out, {"labels": labels_uri(run_dir, epoch), "undecided": settings.undecided})
+    session.start()
+    size = session.total_cpus(), session.total_gpus()
+    resources = ResourceSettings(num_actors=settings.num_actors).resolve(*size)
+    resources.check_room(*size, with_training=False)
+    pool = NetworkPool(torch.nn.Identity, num_actors=resources.num_actors, num_cpus=resources.cpus_per_actor)
+    parts = pool.map(export_unit, indices, mixture=mixture, labels=labels, undecided=settings.undecided, out=out)
+    num_images = 0
+
+    def images() -> Iterator[CocoImage]:
+        nonlocal num_images
+        with ProgressMeter("export labels", len(indices)) as meter:
+            for part in parts:
+                num_images += len(part)
+                meter.advance(len(part))
+                yield from part
+
+    try:
+        num_boxes = write_coco(storage.join(out, "coco.json"), images(), inputs.class_names)
+    finally:
+        pool.close()
+    summary = {
+        "run_dir": run_dir,
+        "epoch": epoch,
+        "undecided": settings.undecided,
+        "num_images": num_images,
+        "num_boxes": num_boxes,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    storage.write_json(storage.join(out, "summary.json"), summary)
+    return summary
+
+
+def _read_config(run_dir: str) -> TrainConfig:
+    uri = storage.join(run_dir, "config.json")
+    try:
+        return TrainConfig.from_dict(storage.read_json(uri))
+    except SettingError as error:
+        raise SettingError(error.problem, file=uri, value=error.value) from None
+
+
+def _choose_epoch(run_dir: str, epoch: int | None) -> int:
+    names = storage.list_names(storage.join(run_dir, "labels"))
+    epochs = [int(found[1]) for name in names if (found := re.fullmatch(r"epoch-(\d+)\.parquet", name))]
+    if not epochs or (epoch is not None and epoch not in epochs):
+        raise SettingError(
+            "the run has no labels of this epoch",
+            file=run_dir,
+            field="epoch",
+            value=epoch,
+            expected=f"0 to {max(epochs)}" if epochs else "a run with box supervision, after its first reassignment",
+        )
+    return max(epochs) if epoch is None else epoch
+
+
+def _check_ids(mixture: Mixture, indices: list[int]) -> None:
+    """Two records of one id would write one file."""
+    seen: set[int | str] = set()
+    for index in indices:
+        unit = mixture.units[index]
+        ids = unit.source.records.read(unit.where, ("image_id",)).column("image_id").to_pylist()
+        for image_id in (ids[row] for row in unit.rows):
+            if image_id in seen or coco_image_id(image_id) in seen:
+                raise InputError("two sources have a record of this name", field="image_id", value=image_id)
+            seen |= {image_id, coco_image_id(image_id)}
+
+
+def main(settings: Settings) -> None:
+    """Export and print what was done."""
+    for key, value in export_labels(settings).items():
+        print(f"{key:<20} {value}")
+
+
+if __name__ == "__main__":
+    run(main)

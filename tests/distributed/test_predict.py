@@ -1,0 +1,245 @@
+"""Real Ray: a folder of good and bad images, a call that goes on, a records table; the labels of an epoch as files."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from boxsup_dist import storage, tables
+from boxsup_dist.assignment.assign import assign_row_group
+from boxsup_dist.config import PredictionSettings
+from boxsup_dist.labels import Labels, labels_uri
+from boxsup_dist.model import checkpoint
+from boxsup_dist.model.inference import predict_probs
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.regions import decode_image, decode_png, front_order
+from boxsup_dist.run import open_inputs
+from boxsup_dist.schema import IGNORE_INDEX, iter_records
+from boxsup_dist.sources import painter
+from jobs import export_labels, predict
+from jobs._cli import clear_errors
+from tests.distributed import tiny
+
+BAD = ("cut.jpg", "notes.txt")
+SHAPES = {  # (height, width) of each good image as it is seen
+    "cmyk": (40, 50),
+    "deep": (31, 44),
+    "dot": (1, 1),
+    "sub/turned": (60, 33),
+    "plain": (64, 48),
+    "wide": (20, 90),
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Random weights in the score layer too, so that the classes differ."""
+    torch.manual_seed(0)
+    network = tiny.build_network().eval()
+    torch.nn.init.normal_(network.score.weight, std=1.0)
+    return network
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, network) -> str:
+    """A run directory of box supervision, on real tables, with a checkpoint and the labels of epochs 0 and 1."""
+    folder = tmp_path_factory.mktemp("run")
+    records, proposals, val = tiny.write_tables(folder, mask=tiny.POISON)
+    rectangles = tiny.make_source(folder, "rectangles", records=val.uri)
+    config = tiny.make_config(
+        folder, folder / "box", sources=(tiny.make_source(folder), rectangles), val_records=None, duplicates="drop"
+    )
+    storage.write_json(storage.join(config.run_dir, "config.json"), config.to_dict())
+    state = checkpoint.CheckpointState(2, 0, 0, network.spec, network.state_dict())
+    checkpoint.save(config.run_dir, state)
+    num_units = len(open_inputs(config).mixture.units)
+    for epoch in (0, 1):
+        parts = [
+            assign_row_group(None, records.read(w), proposals.read(w), tiny.ASSIGNMENT, seed=epoch, epoch=epoch)
+            for w in records.row_groups()
+        ]
+        rest = [parts[0].slice(0, 0)] * (num_units - len(parts))
+        storage.write_bytes(labels_uri(config.run_dir, epoch), Labels.concatenate([*parts, *rest]).to_parquet())
+    return config.run_dir
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Six good images and two bad ones."""
+    rng = np.random.default_rng(0)
+
+    def noise(*shape: int) -> Image.Image:
+        return Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    noise(40, 50, 3).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(rng.integers(0, 2**16, (31, 44), np.uint16)).save(folder / "deep.png")
+    noise(1, 1).save(folder / "dot.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: 33 x 60 as stored
+    noise(33, 60, 3).save(folder / "sub" / "turned.jpg", exif=exif)
+    noise(64, 48, 3).save(folder / "plain.jpg")
+    noise(20, 90, 4).save(folder / "wide.png")
+    (folder / "notes.txt").write_text("no image")
+    buffer = io.BytesIO()
+    noise(64, 64, 3).save(buffer, "JPEG")
+    (folder / "cut.jpg").write_bytes(buffer.getvalue()[:1500])
+    return folder
+
+
+def settings(run_dir: str, images: Path | str, out: Path, **changes) -> predict.Settings:
+    return predict.Settings(run_dir, str(images), str(out), num_actors=1, **changes)
+
+
+def label_maps(out: Path) -> dict[str, np.ndarray]:
+    folder = out / "label_maps"
+    return {p: decode_png((folder / p).read_bytes()) for p in storage.find_files(str(folder)) if p.endswith(".png")}
+
+
+def test_good_images_are_predicted_bad_ones_told_and_a_stopped_call_goes_on(
+    ray_local, run_dir, network, images, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    wanted = settings(run_dir, images, out, overlays=True, probabilities=True, submission="comp6", coco_json=True)
+
+    def interrupt(meter, count):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ProgressMeter, "advance", interrupt)
+        predict.main(wanted)
+    before = {p: (out / "label_maps" / p).stat().st_mtime_ns for p in label_maps(out)}
+    assert before and not (out / "summary.json").exists()
+    done = next(iter(before))
+    (out / "overlays" / done).with_suffix(".jpg").unlink()  # an image without one of its outputs is not done
+
+    with pytest.raises(SystemExit) as exit_:
+        predict.main(wanted)
+    assert exit_.value.code == 1
+    maps = label_maps(out)
+    assert {p.removesuffix(".png"): m.shape for p, m in maps.items()} == SHAPES
+    after = {p: (out / "label_maps" / p).stat().st_mtime_ns for p in before}
+    assert {p for p in before if before[p] != after[p]} == {done}
+    summary = storage.read_json(str(out / "summary.json"))
+    assert [Path(entry["file"]).name for entry in summary["failed"]] == list(BAD)
+    assert "a damaged image" in summary["failed"][0]["reason"] and "not an image" in summary["failed"][1]["reason"]
+    assert (summary["num_images"], summary["num_failed"]) == (8, 2)
+    assert summary["num_predicted"] + summary["num_finished_before"] == 6
+    told = capsys.readouterr().err
+    assert all(f"failed: {images / name}: " in told for name in BAD)
+
+    turned = np.asarray(Image.open(images / "sub" / "turned.jpg").transpose(Image.Transpose.ROTATE_270))
+    probs = predict_probs(network, turned, PredictionSettings())
+    stored = np.load(out / "probabilities" / "sub" / "turned.npz")["probs"]
+    assert np.abs(stored - probs).max() < 2e-3
+    # An actor has one thread: sums differ from ours in their last digits.
+    assert (maps["sub/turned.png"] == probs.argmax(0)).mean() > 0.99
+    assert Image.open(out / "overlays" / "sub" / "turned.jpg").size == (33, 60)
+
+    with tarfile.open(out / "comp6.tar.gz") as archive:
+        folder = "results/VOC2012/Segmentation/comp6_test_cls"
+        assert sorted(archive.getnames()) == sorted(f"{folder}/{Path(name).name}.png" for name in SHAPES)
+    coco = COCO(str(out / "coco.json"))
+    assert set(coco.imgs) == set(SHAPES)
+    assert coco.cats[1]["name"] == "aeroplane"
+    for name in SHAPES:
+        painted = np.zeros(SHAPES[name], np.uint8)
+        for annotation in coco.loadAnns(coco.getAnnIds([name])):
+            painted[coco.annToMask(annotation) == 1] = annotation["category_id"]
+        assert np.array_equal(painted, maps[f"{name}.png"])
+
+
+def test_a_records_table_is_predicted_as_its_images_are_stored(ray_local, run_dir, network, tmp_path):
+    table = tables.open_table(str(Path(run_dir).parent / "val"), "records")
+    options = PredictionSettings(scales=(0.8, 1.0), flip=True)
+    out = tmp_path / "out"
+    newest = checkpoint.latest(run_dir)
+    assert newest is not None
+    predict.main(settings(newest, table.uri, out, prediction=options))
+    records = [record for where in table.row_groups() for record in iter_records(table.read(where))]
+    maps = label_maps(out)
+    assert set(maps) == {f"{record.image_id}.png" for record in records} and len(records) == tiny.NUM_VAL
+    for record in records:
+        assert record.image is not None
+        probs = predict_probs(network, decode_image(record.image), options)
+        assert (maps[f"{record.image_id}.png"] == probs.argmax(0)).mean() > 0.999
+    with pytest.raises(SystemExit) as exit_, clear_errors():
+        predict.main(settings(newest, table.uri, out))
+    assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize("undecided", ["ignore", "decided"])
+def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_path, undecided):
+    summary = export_labels.export_labels(
+        export_labels.Settings(run_dir, str(tmp_path), undecided=undecided, num_actors=1)
+    )
+    config = export_labels._read_config(run_dir)
+    mixture = open_inputs(config).mixture
+    labels = export_labels.read_labels(labels_uri(run_dir, 1))
+    coco = COCO(str(tmp_path / "coco.json"))
+    chosen = {(row["image_id"], row["box_index"]): row for row in labels.table.to_pylist()}
+    assert (summary["epoch"], summary["num_images"], summary["num_boxes"]) == (1, tiny.NUM_TRAIN, len(chosen))
+    assert len(label_maps(tmp_path)) == tiny.NUM_TRAIN
+    num_undecided = 0
+    for index in mixture.with_supervision("box"):
+        unit = mixture.units[index]
+        paint = painter(unit, labels.segments(index), mixture.assignment, decided=undecided == "decided")
+        for record in iter_records(unit.source.records.read(unit.where)):
+            expected = paint(record)
+            stored = (tmp_path / "label_maps" / f"{record.image_id}.png").read_bytes()
+            assert np.array_equal(decode_png(stored), expected)
+            annotations = coco.loadAnns(coco.getAnnIds([record.image_id]))
+            assert len(annotations) == len(record.boxes_xyxy)
+            for k, annotation in enumerate(annotations):
+                row = chosen[record.image_id, k]
+                for name in ("overlap_cost", "regression_cost", "rank", "proposal_index"):
+                    assert annotation[name] == row[name] or not np.isfinite(row[name])
+                x, y, width, height = annotation["bbox"]
+                assert np.allclose((x, y, x + width, y + height), record.boxes_xyxy[k])
+                assert annotation["category_id"] == record.class_ids[k]
+                assert annotation["iscrowd"] == record.crowd[k]
+            painted = np.zeros_like(expected)
+            for k in front_order(record.boxes_xyxy):
+                painted[coco.annToMask(annotations[k]) == 1] = annotations[k]["category_id"]
+            decided = expected != IGNORE_INDEX
+            assert np.array_equal(painted[decided], expected[decided])
+            num_undecided += int((~decided).sum())
+    assert num_undecided > 0  # a crowd's box at least
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"images": "/absent"}, ["no such file or folder", "/absent"]),
+        ({"run_dir": "/absent"}, ["no trained network here", "/absent"]),
+        ({"crf": "none"}, ["unknown CRF settings", "deeplab_vgg"]),
+        ({"scales": "0"}, ["scales", "0 < factor <= 8"]),
+        ({"max_megapixels": "0"}, ["max_megapixels", "> 0"]),
+    ],
+)
+def test_bad_settings_end_with_status_2_before_anything_runs(
+    run_dir, images, tmp_path, monkeypatch, capsys, changes, expected
+):
+    values = {"run_dir": run_dir, "images": str(images), "out": str(tmp_path / "out"), **changes}
+    words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
+    monkeypatch.setattr(sys, "argv", ["predict", *words])
+    with pytest.raises(SystemExit) as exit_:
+        predict.run(predict.main)
+    assert exit_.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and all(part in line for part in expected), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_epoch_without_labels_is_told(run_dir, tmp_path):
+    with pytest.raises(export_labels.SettingError, match=r"no labels of this epoch.*found: 7; expected: 0 to 1"):
+        export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), epoch=7))
