@@ -118,9 +118,7 @@ def test_published_parameter_sets():
     assert crf_settings("deeplab_v2") == crf_settings("4,67,3,3,1") == CrfSettings(4, 67, 3, 3, 1, 10)
 
 
-@pytest.mark.parametrize(
-    "text", ["4,67,3,3", "4,67,3,3,1,9", "a,b", "4,0,3,3,1", "-1,67,3,3,1", "nan,1,1,1,1", ""]
-)
+@pytest.mark.parametrize("text", ["4,67,3,3", "4,67,3,3,1,9", "a,b", "4,0,3,3,1", "-1,67,3,3,1", "nan,1,1,1,1", ""])
 def test_bad_numbers_are_refused(text):
     with pytest.raises(SettingError) as caught:
         crf_settings(text)
