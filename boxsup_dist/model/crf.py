@@ -22,9 +22,10 @@ class CrfSettings:
     num_iterations: int = 10
 
 
-# A label that no pixel gives this probability does not enter the CRF of a prediction. `jobs.bench_crf` measures what
-# that saves and changes.
-MIN_PROB = 0.05
+# A label that no pixel gives this probability does not enter the CRF of a prediction. On 20 VOC images of original size
+# (jobs.bench_crf): 2.3 times as fast, 99.992 % of the pixels as with all labels; with 0.05 1.8 times and 99.995 %.
+# The rest of the time, lattice and memory access, does not depend on the labels.
+MIN_PROB = 0.2
 
 # The first three from DeepLab's published scripts (10 iterations), tuned at original VOC size (long side 500 px).
 CRF_SETTINGS = {
