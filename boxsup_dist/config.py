@@ -13,6 +13,8 @@ CostForm = Literal["image", "centred"]
 Schedule = Literal["step", "poly"]
 OptimizerKind = Literal["sgd", "adamw"]
 Duplicates = Literal["refuse", "drop"]
+# Tiles of an image begin on multiples of the coarsest stride of any network, so that their cells are the image's.
+TILE_GRID_PX = 32
 
 
 def _check(ok: bool, name: str, value: object, expected: str) -> None:
@@ -237,12 +239,18 @@ class PredictionSettings:
     flip: bool = False
     """Average with the mirrored image too."""
     crf: str | None = None
-    """Name of a parameter set of the dense CRF (model/crf.py), none: without."""
+    """Parameter set of the dense CRF by its name (model/crf.py), or as "4,67,3,3,1": weight, xy and rgb width of the
+    bilateral potential, weight and xy width of the spatial one; none: without."""
+    tile_px: int | None = None
+    """Predict a larger image, or a larger scaled one, in overlapping tiles of this side: approximate where the network
+    sees further than an eighth of it (model/inference.py). None: whole, whatever memory that takes."""
 
     def check(self) -> PredictionSettings:
         """Raise SettingError on a value that can't work; returns self."""
         good = len(self.scales) > 0 and all(0 < scale <= 8 for scale in self.scales)
         _check(good, "scales", self.scales, "one factor or more, 0 < factor <= 8")
+        if self.tile_px is not None:
+            _check(self.tile_px >= 4 * TILE_GRID_PX, "tile_px", self.tile_px, f">= {4 * TILE_GRID_PX}")
         return self
 
 

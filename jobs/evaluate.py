@@ -1,16 +1,23 @@
-"""Evaluate a run's network, exactly, on the actor pool: python -m jobs.evaluate --run-dir R --records T --out DIR."""
+"""Evaluate a run's network, exactly, on the actor pool: python -m jobs.evaluate --run-dir R --records T --out DIR.
+
+Test-time options: --scales 0.8 1 1.2 --flip --crf deeplab_vgg --tile-px 513.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 import ray
 
 from boxsup_dist import storage
-from boxsup_dist.config import TrainConfig
+from boxsup_dist.config import PredictionSettings, TrainConfig
 from boxsup_dist.coordinator import make_pool
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.evaluate import evaluate, to_summary
 from boxsup_dist.model import checkpoint
@@ -39,6 +46,36 @@ class Settings:
     """Checkpoint to evaluate; by default the run's newest."""
     num_actors: int = 0
     """Members of the pool; 0: one a GPU, or one a CPU core."""
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
+    """Test-time options; the default is a plain forward pass."""
+
+
+class Predictor(NamedTuple):
+    """A pool and the weights of the checkpoint that its members shall use."""
+
+    pool: NetworkPool
+    weights: ray.ObjectRef
+    version: str  # URI of the checkpoint
+
+
+@contextmanager
+def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int, records: Table) -> Iterator[Predictor]:
+    """The pool of a run's network, for records of its classes; ends with the block. InputError if they don't fit."""
+    config, uri = load_run(run_dir, checkpoint_uri, num_actors)
+    if len(records.classes) != config.network.num_classes:
+        raise SettingError(
+            "the records are labelled with other classes than the network's",
+            file=records.uri,
+            field="classes",
+            value=len(records.classes),
+            expected=str(config.network.num_classes),
+        )
+    weights = ray.put(dict(checkpoint.load(uri).model))
+    pool = make_pool(config)
+    try:
+        yield Predictor(pool, weights, uri)
+    finally:
+        pool.close()
 
 
 def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
@@ -72,34 +109,26 @@ def _open_records(settings: Settings) -> Table:
 def main(settings: Settings) -> None:
     """Evaluate, write OUT/summary.json and print the figures."""
     started = time.monotonic()
+    settings.prediction.check()
     session.start()
-    config, uri = load_run(settings.run_dir, settings.checkpoint, settings.num_actors)
     records = _open_records(settings)
-    if len(records.classes) != config.network.num_classes:
-        raise SettingError(
-            "the records are labelled with other classes than the network's",
-            file=records.uri,
-            field="classes",
-            value=len(records.classes),
-            expected=str(config.network.num_classes),
-        )
-    weights = checkpoint.load(uri).model
-    pool = make_pool(config)
     groups = records.row_groups()
-    with ProgressMeter("evaluate", len(groups)) as meter:
+    opened = predictor(settings.run_dir, settings.checkpoint, settings.num_actors, records)
+    with opened as found, ProgressMeter("evaluate", len(groups)) as meter:
         result = evaluate(
-            pool,
+            found.pool,
             records,
-            weights=ray.put(dict(weights)),
-            version=uri,
+            weights=found.weights,
+            version=found.version,
             num_classes=len(records.classes),
+            settings=settings.prediction,
             on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
         )
-    pool.close()
     summary = {
         **to_summary(result, records.classes),
-        "checkpoint": uri,
+        "checkpoint": found.version,
         "records": records.uri,
+        "prediction": asdict(settings.prediction),
         "seconds": time.monotonic() - started,
     }
     storage.write_json(storage.join(storage.absolute(settings.out), "summary.json"), summary)

@@ -4,6 +4,9 @@ Results depend on the units and the weights only, never on the number of actors:
 of threads, units are never split or merged, and results come back in the order of the units. A member that dies is
 started again by Ray and its units are run again, up to MAX_RETRIES times: a unit that kills its member every time must
 not keep the run busy for ever.
+
+What follows the network and needs no GPU, such as a CRF, can run in plain tasks on any CPU of the cluster (`then`)
+while the members predict the next units.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from ray.exceptions import RayTaskError
 from boxsup_dist.errors import InputError
 
 UNITS_IN_FLIGHT_PER_ACTOR = 2  # one computes, one waits in its queue
+TASKS_IN_FLIGHT_PER_CPU = 2  # of `then`; bounds what members may hand over before it is taken
 MAX_RETRIES = 3
 
 
@@ -42,6 +46,12 @@ class _Member:
         """Answer when the constructor is done."""
 
 
+@ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
+def _continue(then: Callable[[Any], Any], result: Any, threads: int) -> Any:
+    torch.set_num_threads(threads)
+    return then(result)
+
+
 class NetworkPool:
     """A fixed number of actors, each with its own copy of the network."""
 
@@ -56,6 +66,8 @@ class NetworkPool:
     ) -> None:
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1}
         options["max_task_retries"] = MAX_RETRIES
+        self.threads = threads
+        self.has_gpus = num_gpus > 0
         self.actors = [_Member.options(**options).remote(build, threads) for _ in range(num_actors)]  # type: ignore[attr-defined]
 
     def wait_ready(self) -> None:
@@ -69,32 +81,44 @@ class NetworkPool:
         *,
         weights: ray.ObjectRef | None = None,
         version: str = "",
+        then: Callable[[Any], Any] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """Yield function(network, unit, **kwargs) for every unit, in the order of the units.
 
-        `weights` is a reference to a state dict, `version` its name: members load it once. `on_progress` is told
-        (units done, units in all). An InputError of the function is raised here as it is, without Ray's trace.
+        `weights` is a reference to a state dict, `version` its name: members load it once. With `then` yield
+        then(function(...)), computed in a task with as many threads as a member. `on_progress` is told (units done,
+        units in all). An InputError of either function is raised here as it is, without Ray's trace.
         """
         nested = [] if weights is None else [weights]
         shared = ray.put(kwargs)
+        num_cpus = 0 if then is None else max(1, int(ray.cluster_resources().get("CPU", 1)))
+        max_in_flight = len(self.actors) * UNITS_IN_FLIGHT_PER_ACTOR + num_cpus * TASKS_IN_FLIGHT_PER_CPU
         waiting: dict[ray.ObjectRef, tuple[int, Any]] = {}
+        tasks: dict[ray.ObjectRef, int] = {}
         finished: dict[int, Any] = {}
         pending = list(enumerate(units))[::-1]
         free = list(self.actors) * UNITS_IN_FLIGHT_PER_ACTOR
         next_index = 0
-        while pending or waiting:
-            while pending and free:
+        while pending or waiting or tasks:
+            while pending and free and len(waiting) + len(tasks) < max_in_flight:
                 index, unit = pending.pop()
                 actor = free.pop(0)
                 waiting[actor.run.remote(function, unit, nested, version, shared)] = (index, actor)
-            done, _ = ray.wait(list(waiting), num_returns=1)
-            index, actor = waiting.pop(done[0])
-            free.append(actor)
+            done, _ = ray.wait([*waiting, *tasks], num_returns=1)
+            if done[0] in waiting:
+                index, actor = waiting.pop(done[0])
+                free.append(actor)
+                if then is not None:
+                    # A reference: what the member gave goes from node to node, never through this process.
+                    tasks[_continue.remote(then, done[0], self.threads)] = index
+                    continue
+            else:
+                index = tasks.pop(done[0])
             finished[index] = _result(done[0])
             if on_progress is not None:
-                on_progress(len(units) - len(pending) - len(waiting), len(units))
+                on_progress(len(units) - len(pending) - len(waiting) - len(tasks), len(units))
             while next_index in finished:
                 yield finished.pop(next_index)
                 next_index += 1

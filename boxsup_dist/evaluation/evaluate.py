@@ -1,28 +1,44 @@
 """Exact evaluation on the actor pool: of a network on a records table, and of training label maps.
 
 Integer confusion matrices of fixed row groups are added up, so the result is the same for any number of actors; every
-image counts once and at its own size.
+image counts once and at its own size. Where the members have GPUs, they only predict, and the CRF runs in tasks on any
+CPU of the cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import ray
 
+from boxsup_dist.config import PredictionSettings
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.errors import TableError
+from boxsup_dist.errors import SettingError, TableError
 from boxsup_dist.evaluation import units
 from boxsup_dist.evaluation.confusion import iou_per_class, mean_iou
-from boxsup_dist.evaluation.units import UnitResult
+from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, BoundaryResult, boundary_unit, check_widths
+from boxsup_dist.evaluation.units import LabelMapOf, ScoresOf, UnitResult
 from boxsup_dist.labels import Labels
-from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.model.crf import CrfSettings, LikelyScores, crf_settings
+from boxsup_dist.model.inference import average_log_probs, predict_label_map
 from boxsup_dist.model.networks import SegmentationNetwork
+from boxsup_dist.randomness import generator
+from boxsup_dist.schema import iter_records
 from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, painter
 from boxsup_dist.tables import RowGroup, Table
 
 Progress = Callable[[int, int], None]
+
+
+class Slice(NamedTuple):
+    """A unit of work: a row group, or some of its rows (None: all)."""
+
+    where: RowGroup
+    rows: tuple[int, ...] | None = None
 
 
 def evaluate(
@@ -32,19 +48,110 @@ def evaluate(
     weights: ray.ObjectRef | None,
     version: str,
     num_classes: int,
+    settings: PredictionSettings | None = None,
+    crf_in_tasks: bool | None = None,
     on_progress: Progress | None = None,
 ) -> UnitResult:
-    """Confusion matrix of the network's predictions. TableError if no record has ground truth."""
-    results = pool.map(
-        _evaluate_row_group,
-        records.row_groups(),
+    """Confusion matrix of the network's predictions, with test-time options if `settings` has some.
+
+    `crf_in_tasks` says where the CRF runs, None: in tasks if the members have GPUs. The result is the same. TableError
+    if no record has ground truth, SettingError for settings that can't work.
+    """
+    results = _map_label_maps(
+        pool,
+        records,
+        partial(units.evaluate_unit, num_classes=num_classes),
+        settings=settings or PredictionSettings(),
+        crf_in_tasks=crf_in_tasks,
         weights=weights,
         version=version,
         on_progress=on_progress,
-        records=records,
-        num_classes=num_classes,
     )
     return _total(results, records, num_classes)
+
+
+def measure_boundaries(
+    pool: NetworkPool,
+    records: Table,
+    *,
+    weights: ray.ObjectRef | None,
+    version: str,
+    num_classes: int,
+    widths_px: Sequence[int],
+    boundary_share: float = BOUNDARY_SHARE,
+    settings: PredictionSettings | None = None,
+    crf_in_tasks: bool | None = None,
+    on_progress: Progress | None = None,
+) -> BoundaryResult:
+    """Trimap matrices and Boundary IoU counts of the network's predictions; see evaluation/trimap.py.
+
+    Errors and `crf_in_tasks` as evaluate.
+    """
+    check_widths(widths_px, boundary_share)
+    judge = partial(boundary_unit, num_classes=num_classes, widths_px=tuple(widths_px), boundary_share=boundary_share)
+    results = _map_label_maps(
+        pool,
+        records,
+        judge,
+        settings=settings or PredictionSettings(),
+        crf_in_tasks=crf_in_tasks,
+        weights=weights,
+        version=version,
+        on_progress=on_progress,
+    )
+    total = sum(results, BoundaryResult.empty(num_classes, len(widths_px)))
+    _check_any(total.num_images, records)
+    return total
+
+
+def score_crfs(
+    pool: NetworkPool,
+    records: Table,
+    slices: Sequence[Slice],
+    candidates: Sequence[CrfSettings],
+    *,
+    weights: ray.ObjectRef | None,
+    version: str,
+    num_classes: int,
+    settings: PredictionSettings | None = None,
+    crf_in_tasks: bool | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[UnitResult, list[UnitResult]]:
+    """Confusion matrices without a CRF and with each candidate, of one prediction of every image of the slices.
+
+    `settings.crf` does not count. Errors and `crf_in_tasks` as evaluate.
+    """
+    found = _map_scores(
+        pool,
+        records,
+        slices,
+        partial(units.crf_unit, candidates=tuple(candidates), num_classes=num_classes),
+        settings=settings or PredictionSettings(),
+        in_tasks=pool.has_gpus if crf_in_tasks is None else crf_in_tasks,
+        weights=weights,
+        version=version,
+        on_progress=on_progress,
+    )
+    totals = [UnitResult.empty(num_classes) for _ in range(len(candidates) + 1)]
+    for results in found:
+        totals = [total + result for total, result in zip(totals, results, strict=True)]
+    _check_any(totals[0].num_images, records)
+    return totals[0], totals[1:]
+
+
+def draw_slices(records: Table, num_images: int, seed: int) -> list[Slice]:
+    """A seeded draw of images, as slices in table order; all if the table has no more. SettingError below one image."""
+    if num_images < 1:
+        raise SettingError("no image to draw", field="num_images", value=num_images, expected=">= 1")
+    order = generator("draw_slices", seed).permutation(records.num_rows)[:num_images]
+    chosen = np.sort(order)
+    slices, first = [], 0
+    for where in records.row_groups():
+        rows = chosen[(chosen >= first) & (chosen < first + where.num_rows)] - first
+        if len(rows):
+            slices.append(Slice(where, tuple(rows.tolist())))
+        first += where.num_rows
+    return slices
 
 
 def measure_labels(
@@ -83,20 +190,117 @@ def to_summary(result: UnitResult, class_names: tuple[str, ...]) -> dict:
     }
 
 
+def boundary_summary(result: BoundaryResult, class_names: tuple[str, ...]) -> dict:
+    """JSON-ready figures in percent: mean IoU inside and outside the band of each width, and Boundary IoU.
+
+    None where no pixel, or a class, occurs.
+    """
+
+    def percent(share: float) -> float | None:
+        return None if np.isnan(share) else 100 * float(share)
+
+    boundary_iou = result.boundary_iou
+    whole = result.inside[0] + result.outside[0]
+    present = boundary_iou[~np.isnan(boundary_iou)]
+    return {
+        "mean_iou": percent(mean_iou(whole)),
+        "inside": [percent(mean_iou(confusion)) for confusion in result.inside],
+        "outside": [percent(mean_iou(confusion)) for confusion in result.outside],
+        "band_share": [percent(confusion.sum() / max(whole.sum(), 1)) for confusion in result.inside],
+        "mean_boundary_iou": percent(present.mean() if len(present) else np.nan),
+        "boundary_iou": {name: percent(value) for name, value in zip(class_names, boundary_iou, strict=True)},
+        "num_images": result.num_images,
+        "num_without_ground_truth": result.num_skipped,
+    }
+
+
 def _total(results: Iterable[UnitResult], records: Table, num_classes: int) -> UnitResult:
     total = sum(results, UnitResult.empty(num_classes))
-    if total.num_images == 0:
-        raise TableError("no record has ground truth to compare with", file=records.uri, field="gt_label_map")
+    _check_any(total.num_images, records)
     return total
 
 
-def _evaluate_row_group(
-    network: SegmentationNetwork, where: RowGroup, *, records: Table, num_classes: int
-) -> UnitResult:
-    def predict(image: np.ndarray) -> np.ndarray:
-        return predict_log_probs(network, image, network.device).argmax(0)
+def _check_any(num_images: int, records: Table) -> None:
+    if num_images == 0:
+        raise TableError("no record has ground truth to compare with", file=records.uri, field="gt_label_map")
 
-    return units.evaluate_unit(predict, records.read(where, units.EVALUATION_COLUMNS), num_classes)
+
+def _map_label_maps(
+    pool: NetworkPool,
+    records: Table,
+    judge: Callable[[LabelMapOf, pa.Table], Any],
+    *,
+    settings: PredictionSettings,
+    crf_in_tasks: bool | None,
+    **options: Any,
+) -> Iterator[Any]:
+    """judge(label map of an image, rows) of every row group, in their order."""
+    settings.check()
+    slices = [Slice(where) for where in records.row_groups()]
+    if settings.crf is None or not (pool.has_gpus if crf_in_tasks is None else crf_in_tasks):
+        if settings.crf is not None:
+            crf_settings(settings.crf)  # tells a bad one before the work begins
+        return pool.map(_judge_label_maps, slices, records=records, settings=settings, judge=judge, **options)
+    judge_scores = partial(_with_crf, judge=judge, crf=crf_settings(settings.crf))
+    return _map_scores(pool, records, slices, judge_scores, settings=settings, in_tasks=True, **options)
+
+
+def _map_scores(
+    pool: NetworkPool,
+    records: Table,
+    slices: Sequence[Slice],
+    judge: Callable[[ScoresOf, pa.Table], Any],
+    *,
+    settings: PredictionSettings,
+    in_tasks: bool,
+    **options: Any,
+) -> Iterator[Any]:
+    """judge(scores of an image, rows) of every slice, in their order, by the members or in tasks."""
+    settings.check()
+    options |= {"records": records, "settings": settings}
+    if not in_tasks:
+        return pool.map(_judge_scores, slices, judge=judge, **options)
+    return pool.map(_scores, slices, then=partial(_judge_given, records=records, judge=judge), **options)
+
+
+def _read(records: Table, unit: Slice) -> pa.Table:
+    rows = records.read(unit.where, units.EVALUATION_COLUMNS)
+    return rows if unit.rows is None else rows.take(list(unit.rows))
+
+
+def _judge_label_maps(
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: Callable
+) -> Any:
+    return judge(lambda image: predict_label_map(network, image, settings), _read(records, unit))
+
+
+def _judge_scores(
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: Callable
+) -> Any:
+    return judge(lambda image: _likely_scores(network, image, settings), _read(records, unit))
+
+
+def _scores(
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings
+) -> tuple[Slice, list[LikelyScores]]:
+    """The slice and the scores of its images with ground truth."""
+    given = [record for record in iter_records(_read(records, unit)) if record.gt_label_map is not None]
+    return unit, [_likely_scores(network, units.image_of(record), settings) for record in given]
+
+
+def _judge_given(found: tuple[Slice, list[LikelyScores]], *, records: Table, judge: Callable) -> Any:
+    """In a task: read the rows again, which is less than to send their images."""
+    unit, scores = found
+    rest = iter(scores)
+    return judge(lambda image: next(rest), _read(records, unit))
+
+
+def _with_crf(scores_of: ScoresOf, rows: pa.Table, *, judge: Callable, crf: CrfSettings) -> Any:
+    return judge(lambda image: scores_of(image).label_map(image, crf), rows)
+
+
+def _likely_scores(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> LikelyScores:
+    return LikelyScores.of(average_log_probs(network, image, settings))
 
 
 def _measure_unit(

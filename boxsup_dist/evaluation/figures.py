@@ -210,6 +210,27 @@ def iou_bars_figure(iou: Sequence[float | None], class_names: Sequence[str]) -> 
     return _png(figure)
 
 
+def trimap_figure(widths_px: Sequence[int], runs: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Mean IoU in percent over the width of the trimap band, inside it and outside, one curve a run.
+
+    `runs` holds by name the lists `inside` and `outside`, a value or None a width.
+    """
+    figure = Figure(figsize=(8.2, 3.2), dpi=DPI, layout="constrained")
+    order = np.argsort(widths_px)
+    for axes, side in zip(figure.subplots(1, 2), ("inside", "outside"), strict=True):
+        for index, (name, values) in enumerate(runs.items()):
+            numbers = np.array([np.nan if v is None else v for v in values[side]], np.float64)[order]
+            line_colour = LINE_COLOURS[index % len(LINE_COLOURS)]
+            axes.plot(np.take(widths_px, order), numbers, marker="o", markersize=3, color=line_colour, label=name)
+        axes.set_title(f"Mean IoU {side} the band (%)", fontsize=9, loc="left")
+        axes.set_xlabel("Width of the band (px)", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7, frameon=False)
+    return _png(figure)
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)

@@ -1,11 +1,12 @@
 """Evaluation of one fixed row group: what a pool member runs, given plain arguments and no Ray.
 
-Both units return counts that add up exactly over row groups. Images without ground truth are counted as skipped.
+All units return counts that add up exactly over row groups. Images without ground truth are counted as skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,13 @@ import pyarrow as pa
 
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.evaluation.confusion import confusion_matrix
+from boxsup_dist.model.crf import CrfSettings, LikelyScores
 from boxsup_dist.regions import decode_image, decode_png
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
 from boxsup_dist.sources import Painter
 
+LabelMapOf = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> integers (H, W)
+ScoresOf = Callable[[np.ndarray], LikelyScores]
 EVALUATION_COLUMNS = ("image_id", "image", "gt_label_map")
 
 
@@ -39,13 +43,36 @@ class UnitResult:
         return cls(np.zeros((num_classes, num_classes), np.int64), 0, 0)
 
 
-def evaluate_unit(predict: Callable[[np.ndarray], np.ndarray], records: pa.Table, num_classes: int) -> UnitResult:
+def evaluate_unit(predict: LabelMapOf, records: pa.Table, num_classes: int) -> UnitResult:
     """Confusion matrix of predictions over a records row group (at least EVALUATION_COLUMNS).
 
     `predict` maps an image, uint8 RGB (H, W, 3), to its label map, integers (H, W) at the image's own size.
     Raises RecordError, naming the image, where the two maps cannot be compared.
     """
-    return _add_up(lambda record: predict(decode_image(_image_bytes(record))), records, num_classes)
+    return _add_up(lambda record: predict(image_of(record)), records, num_classes)
+
+
+def crf_unit(
+    scores_of: ScoresOf, records: pa.Table, candidates: Sequence[CrfSettings], num_classes: int
+) -> list[UnitResult]:
+    """Confusion matrices without a CRF and with each candidate; `scores_of` is asked once an image.
+
+    RecordError as evaluate_unit.
+    """
+    totals = [np.zeros((num_classes, num_classes), np.int64) for _ in range(len(candidates) + 1)]
+    num_images = num_skipped = 0
+    for record in iter_records(records):
+        if record.gt_label_map is None:
+            num_skipped += 1
+            continue
+        image = image_of(record)
+        scores = scores_of(image)
+        label_maps = [scores.labels[scores.log_probs.argmax(0)], *(scores.label_map(image, c) for c in candidates)]
+        for total, label_map in zip(totals, label_maps, strict=True):
+            with compared(record):
+                total += confusion_matrix(decode_png(record.gt_label_map), label_map, num_classes)
+        num_images += 1
+    return [UnitResult(total, num_images, num_skipped) for total in totals]
 
 
 def label_unit(paint: Painter, records: pa.Table, num_classes: int) -> UnitResult:
@@ -72,21 +99,29 @@ def _add_up(label_map_of: Painter, records: pa.Table, num_classes: int) -> UnitR
             num_skipped += 1
             continue
         label_map = label_map_of(record)
-        try:
+        with compared(record):
             total += confusion_matrix(decode_png(record.gt_label_map), label_map, num_classes)
-        except InputError as error:
-            raise RecordError(
-                f"cannot compare with the ground truth: {error.problem}",
-                file=record.image_id,
-                field=error.field,
-                value=error.value,
-                expected=error.expected,
-            ) from None
         num_images += 1
     return UnitResult(total, num_images, num_skipped)
 
 
-def _image_bytes(record: Record) -> bytes:
+@contextmanager
+def compared(record: Record) -> Iterator[None]:
+    """An InputError of a comparison with the record's ground truth becomes a RecordError that names the image."""
+    try:
+        yield
+    except InputError as error:
+        raise RecordError(
+            f"cannot compare with the ground truth: {error.problem}",
+            file=record.image_id,
+            field=error.field,
+            value=error.value,
+            expected=error.expected,
+        ) from None
+
+
+def image_of(record: Record) -> np.ndarray:
+    """The record's image, uint8 RGB (H, W, 3). InputError if the column was not read."""
     if record.image is None:
         raise InputError("the row has no image", field="image", expected="the columns " + ", ".join(EVALUATION_COLUMNS))
-    return record.image
+    return decode_image(record.image)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxsup_dist.config import PredictionSettings
-from boxsup_dist.model.crf import crf_settings, dense_crf
+from boxsup_dist.config import TILE_GRID_PX, PredictionSettings
+from boxsup_dist.model.crf import MIN_PROB, LikelyScores, crf_settings, dense_crf
 from boxsup_dist.model.networks import SegmentationNetwork
 
 
@@ -56,11 +56,11 @@ def predict_log_probs(
 
 
 @torch.inference_mode()
-def predict_probs(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
-    """Probabilities float32 (C, H, W) of one image, uint8 RGB (H, W, 3), with the test-time options.
+def average_log_probs(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
+    """Log-probabilities float32 (C, H, W) of one image, uint8 RGB (H, W, 3), before the CRF.
 
-    The logits of all scales and mirrorings are averaged at image size (the paper's BoxSup+), then the CRF decides.
-    The network must be in evaluation mode. ValueError as predict_log_probs, SettingError for an unknown CRF.
+    The logits of all scales and mirrorings are averaged at image size (the paper's BoxSup+). Plain settings give those
+    of predict_log_probs, bit by bit. The network must be in evaluation mode. ValueError as predict_log_probs.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before predicting")
@@ -73,13 +73,70 @@ def predict_probs(network: SegmentationNetwork, image: np.ndarray, settings: Pre
         if scale != 1.0:
             size = (max(1, round(scale * height)), max(1, round(scale * width)))
             view = F.interpolate(batch.float(), size, mode="bilinear", antialias=scale < 1).clamp(0, 255)
-        scores = network.score_map(view.flip(3) if flip else view)
-        scores = network.upsample(scores, *view.shape[2:])
+        scores = _view_logits(network, view.flip(3) if flip else view, settings.tile_px)
         scores = scores.flip(3) if flip else scores
         if scale != 1.0:
             scores = F.interpolate(scores, (height, width), mode="bilinear")
         logits = logits + scores / len(views)
-    log_probs = F.log_softmax(logits, dim=1)[0].contiguous().cpu().numpy()
+    return F.log_softmax(logits, dim=1)[0].contiguous().cpu().numpy()
+
+
+def predict_label_map(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
+    """Label map, integers (H, W), of one image, uint8 RGB (H, W, 3), with all test-time options.
+
+    ValueError as average_log_probs, SettingError for an unknown CRF.
+    """
+    log_probs = average_log_probs(network, image, settings)
+    if settings.crf is None:
+        return log_probs.argmax(0)
+    return LikelyScores.of(log_probs).label_map(image, crf_settings(settings.crf))
+
+
+def predict_probs(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
+    """Probabilities float32 (C, H, W) of one image, as predict_label_map; labels that the CRF leaves out have 0."""
+    log_probs = average_log_probs(network, image, settings)
     if settings.crf is None:
         return np.exp(log_probs)
-    return dense_crf(image, log_probs, crf_settings(settings.crf))
+    return dense_crf(image, log_probs, crf_settings(settings.crf), min_prob=MIN_PROB)
+
+
+def _view_logits(network: SegmentationNetwork, view: Tensor, tile_px: int | None) -> Tensor:
+    """Logits float32 (1, C, H, W) of one view (1, 3, H, W), in tiles where it is larger than one.
+
+    Overlapping tiles begin on multiples of TILE_GRID_PX, where their cells are those of the whole image, and overlap by
+    half of tile_px or more. A tile's weight is 0 up to an eighth of tile_px from its borders inside the image, then
+    rises linearly to 1. So a pixel's logits are the whole image's as far as what the network sees of it reaches no
+    further than the pixel's distance, at least an eighth of tile_px, to the borders of the tiles that count for it.
+    They are approximate for a network that sees further, as LargeFOV does with usual tiles: 100 pixels and more.
+    """
+    height, width = view.shape[2:]
+    if tile_px is None or max(height, width) <= tile_px:
+        return network.upsample(network.score_map(view), height, width)
+    total = torch.zeros((1, network.spec.num_classes, height, width), device=view.device)
+    rows, columns = _tiles(height, tile_px, view.device), _tiles(width, tile_px, view.device)
+    for y, row_weights in rows:
+        for x, column_weights in columns:
+            tile = view[:, :, y, x]
+            logits = network.upsample(network.score_map(tile), *tile.shape[2:])
+            total[:, :, y, x] += logits * row_weights[:, None] * column_weights
+    return total
+
+
+def _tiles(length: int, tile_px: int, device: torch.device | str) -> list[tuple[slice, Tensor]]:
+    """Range of each tile along a side of `length` pixels, and its pixels' weights, which sum up to 1 at every pixel."""
+    step = tile_px // (2 * TILE_GRID_PX) * TILE_GRID_PX
+    last = max(0, -(-(length - tile_px) // TILE_GRID_PX) * TILE_GRID_PX)
+    overlap, margin = tile_px - step, tile_px // 8
+    total = torch.zeros(length, device=device)
+    tiles = []
+    for start in [*range(0, last, step), last]:
+        stop = min(start + tile_px, length)
+        position = torch.arange(start, stop, device=device)
+        weights = torch.ones(stop - start, device=device)
+        if start > 0:
+            weights = weights * ((position - start + 0.5 - margin) / (overlap - 2 * margin)).clamp(0, 1)
+        if stop < length:
+            weights = weights * ((stop - position - 0.5 - margin) / (overlap - 2 * margin)).clamp(0, 1)
+        total[start:stop] += weights
+        tiles.append((slice(start, stop), weights))
+    return [(where, weights / total[where]) for where, weights in tiles]

@@ -101,6 +101,14 @@ def test_bars_mark_absent_classes(iou: list[float | None]) -> None:
     assert pixels(figures.iou_bars_figure(iou, ["background", "cat", "a <b> & $c$"])).size > 0
 
 
+def test_trimap_curves_of_several_runs_and_gaps() -> None:
+    runs: dict[str, dict[str, Any]] = {
+        "mask": {"inside": [10.0, 20.0], "outside": [50.0, None]},
+        "box": {"inside": [None, None], "outside": [40.0, 45.0]},
+    }
+    assert pixels(figures.trimap_figure((8, 2), runs)).size > 0
+
+
 def test_no_global_state_of_matplotlib_is_touched() -> None:
     code = (
         "import sys; import numpy as np; from boxsup_dist.evaluation import figures;"

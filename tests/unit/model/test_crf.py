@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.model.crf import CRF_SETTINGS, crf_settings, dense_crf
+from boxsup_dist.model.crf import (
+    CRF_SETTINGS,
+    MIN_PROB,
+    CrfSettings,
+    LikelyScores,
+    crf_settings,
+    dense_crf,
+    likely_labels,
+)
 
 
 def two_regions(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,3 +60,66 @@ def test_bad_input_is_refused():
         dense_crf(image[:-1], log_probs, crf_settings("deeplab_vgg"))
     with pytest.raises(SettingError, match="deeplab_vgg"):
         crf_settings("best")
+
+
+def many_labels(num_classes: int = 21, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """An image of textured rectangles, and log-probabilities of which four labels matter and the rest have little."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((60, 80), np.int64)
+    truth[10:40, 5:35], truth[20:55, 45:75], truth[0:9, 60:80] = 3, 12, 20
+    image = np.clip(rng.integers(0, 256, (num_classes, 3))[truth] + rng.normal(0, 12, (60, 80, 3)), 0, 255)
+    logits = rng.normal(0, 1, (num_classes, *truth.shape)) - 6.0
+    logits[[0, 3, 12, 20]] += 5.0
+    np.put_along_axis(logits, truth[None], np.take_along_axis(logits, truth[None], 0) + 2.0, 0)
+    log_probs = logits - np.log(np.exp(logits).sum(0))
+    return image.astype(np.uint8), log_probs.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["deeplab_vgg", "deeplab_v2_vgg", "deeplab_v2"])
+def test_pruned_labels_give_the_label_map_of_all_labels(name):
+    image, log_probs = many_labels()
+    settings = crf_settings(name)
+    whole = dense_crf(image, log_probs, settings)
+    pruned = dense_crf(image, log_probs, settings, min_prob=MIN_PROB)
+    labels = likely_labels(log_probs)
+    assert {0, 3, 12, 20} <= set(labels.tolist()) and len(labels) < 12
+    assert pruned.shape == whole.shape and pruned.dtype == np.float32
+    assert not np.delete(pruned, labels, 0).any() and np.allclose(pruned.sum(0), 1, atol=1e-3)
+    assert (pruned.argmax(0) == whole.argmax(0)).mean() >= 0.999
+    scores = LikelyScores.of(log_probs)
+    assert np.array_equal(scores.label_map(image, settings), pruned.argmax(0))
+    assert scores.label_map(image, settings).dtype == np.uint8
+
+
+def test_nothing_pruned_changes_nothing():
+    image, log_probs, _ = two_regions()
+    two = log_probs[:2]
+    settings = crf_settings("deeplab_vgg")
+    assert np.array_equal(dense_crf(image, two, settings, min_prob=MIN_PROB), dense_crf(image, two, settings))
+
+
+def test_a_single_likely_label_is_everywhere():
+    image, log_probs, _ = two_regions()
+    log_probs = np.log(np.full(log_probs.shape, 1e-3, np.float32))
+    log_probs[1] = np.log(0.998)
+    probs = dense_crf(image, log_probs, crf_settings("deeplab_vgg"), min_prob=MIN_PROB)
+    assert np.array_equal(probs, np.stack([np.full(image.shape[:2], v) for v in (0, 1, 0)]))
+
+
+def test_likely_labels_keep_every_winner():
+    uniform = np.full((21, 2, 2), -np.log(21), np.float32)
+    assert likely_labels(uniform, 0.05).tolist() == [0]  # the argmax of all
+    assert likely_labels(uniform, 0.04).tolist() == list(range(21)) == likely_labels(uniform, 0.0).tolist()
+
+
+def test_published_parameter_sets():
+    # deeplab-public's and deeplab-public-ver2's scripts
+    assert crf_settings("deeplab_vgg") == CrfSettings(4, 49, 5, 3, 3, 10)
+    assert crf_settings("deeplab_v2") == crf_settings("4,67,3,3,1") == CrfSettings(4, 67, 3, 3, 1, 10)
+
+
+@pytest.mark.parametrize("text", ["4,67,3,3", "4,67,3,3,1,9", "a,b", "4,0,3,3,1", "-1,67,3,3,1", "nan,1,1,1,1", ""])
+def test_bad_numbers_are_refused(text):
+    with pytest.raises(SettingError) as caught:
+        crf_settings(text)
+    assert caught.value.field == "crf" and caught.value.expected

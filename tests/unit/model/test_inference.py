@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from boxsup_dist.model.inference import predict_log_probs
-from boxsup_dist.model.networks import SegmentationNetwork, build_network
+from boxsup_dist.config import PredictionSettings
+from boxsup_dist.errors import SettingError
+from boxsup_dist.model.grids import CellGrid
+from boxsup_dist.model.inference import average_log_probs, predict_label_map, predict_log_probs, predict_probs
+from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,99 @@ def test_refuses_training_mode_and_other_arrays(network):
     for bad in (image(4, 4).astype(np.float32), image(4, 4)[..., 0], image(4, 4)[:0]):
         with pytest.raises(ValueError, match="uint8"):
             predict_log_probs(network, bad)
+
+
+def logits_of(log_probs: np.ndarray) -> np.ndarray:
+    """Logits up to a constant of the pixel."""
+    return log_probs - log_probs.mean(0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 50)])
+def test_plain_settings_are_the_plain_prediction(network, size):
+    picture = image(*size)
+    plain = predict_log_probs(network, picture)
+    assert np.array_equal(average_log_probs(network, picture, PredictionSettings()), plain)
+    assert np.array_equal(predict_label_map(network, picture, PredictionSettings()), plain.argmax(0))
+    assert np.array_equal(predict_probs(network, picture, PredictionSettings()), np.exp(plain))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.8, 1.0, 1.2)])
+def test_mirrored_image_has_the_mirrored_prediction(network, scales):
+    # 16 k + 1 pixels: the grid of cells is symmetric.
+    picture = image(33, 49)
+    settings = PredictionSettings(scales=scales, flip=True)
+    found = average_log_probs(network, picture, settings)
+    mirrored = average_log_probs(network, picture[:, ::-1], settings)[..., ::-1]
+    assert np.allclose(found, mirrored, atol=1e-4)
+    plain = PredictionSettings(scales=scales)
+    assert not np.allclose(found, average_log_probs(network, picture, plain), atol=1e-2)
+
+
+def test_scales_and_mirrorings_are_averaged_as_logits(network):
+    picture = image(40, 56)
+    parts = [average_log_probs(network, picture, PredictionSettings(scales=(scale,))) for scale in (0.8, 1.0, 1.2)]
+    together = average_log_probs(network, picture, PredictionSettings(scales=(0.8, 1.0, 1.2)))
+    assert together.shape == (5, 40, 56)
+    assert np.allclose(logits_of(together), np.mean([logits_of(part) for part in parts], axis=0), atol=1e-4)
+    # The same view twice is that view.
+    twice = average_log_probs(network, picture, PredictionSettings(scales=(0.8, 0.8)))
+    assert np.allclose(twice, parts[0], atol=1e-5)
+
+
+class LocalNetwork(torch.nn.Module):
+    """Sees 3 cells of 16 pixels, so its reach is known; otherwise what average_log_probs uses of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cells = torch.nn.Conv2d(3, 4, 17, stride=16, padding=8)
+        self.mix = torch.nn.Conv2d(4, 5, 3, padding=1)
+        self.grid = CellGrid(16, patches=False)
+        self.spec = NetworkSpec("local", 5)
+        self.device = torch.device("cpu")
+        self.eval()
+
+    def score_map(self, images):
+        return self.mix(torch.tanh(self.cells(self.grid.pad(images.float() / 128 - 1))))
+
+    def upsample(self, score_map, height, width):
+        return self.grid.upsample(score_map, height, width)
+
+
+@pytest.mark.parametrize("size", [(300, 500), (321, 481), (257, 130), (128, 700), (640, 33)])
+def test_tiles_give_the_whole_image_to_a_network_that_sees_less_than_their_margin(size):
+    # Reach: a cell's 8 px, a neighbour cell of 16, up to 16 to the cell that a pixel is interpolated from: 40 px.
+    network, picture = LocalNetwork(), image(*size)
+    whole = average_log_probs(network, picture, PredictionSettings())
+    for tile_px in (320, 321, 352):
+        tiled = average_log_probs(network, picture, PredictionSettings(tile_px=tile_px))
+        assert np.allclose(tiled, whole, atol=1e-4)
+    small = average_log_probs(network, picture, PredictionSettings(tile_px=128))  # a margin of 16 px
+    assert (np.abs(small - whole).max(0) < 1e-4).mean() > 0.3
+    assert np.array_equal(average_log_probs(network, picture, PredictionSettings(tile_px=max(size))), whole)
+
+
+def test_tiles_of_a_real_network_are_close_and_go_with_scales_and_mirroring(network):
+    picture = image(150, 210)
+    settings = PredictionSettings(scales=(1.0, 1.2), flip=True)
+    whole = average_log_probs(network, picture, settings)
+    tiled = average_log_probs(network, picture, PredictionSettings(scales=(1.0, 1.2), flip=True, tile_px=160))
+    assert np.isfinite(tiled).all() and tiled.shape == whole.shape
+    # The corner is of one tile and far from its inner border.
+    assert np.abs(tiled - whole)[:, :20, :20].mean() < 0.2 * np.abs(whole).mean()
+
+
+def test_the_crf_decides_last(network):
+    picture = image(24, 30)
+    settings = PredictionSettings(crf="deeplab_vgg")
+    probs = predict_probs(network, picture, settings)
+    assert np.allclose(probs.sum(0), 1, atol=1e-3)
+    assert np.array_equal(predict_label_map(network, picture, settings), probs.argmax(0))
+    with pytest.raises(SettingError, match="deeplab_vgg"):
+        predict_label_map(network, picture, PredictionSettings(crf="best"))
+
+
+@pytest.mark.parametrize("bad", [{"tile_px": 100}, {"scales": ()}, {"scales": (0.0,)}])
+def test_settings_that_cannot_work_are_refused(bad):
+    with pytest.raises(SettingError):
+        PredictionSettings(**bad).check()

@@ -1,0 +1,105 @@
+"""Accuracy near object boundaries: python -m jobs.trimap --run-dirs A B --records VAL --widths 2 4 8 16 32 --out DIR.
+
+The paper's figure 4: mean IoU inside bands around the contours, and outside them, of one run or several; Boundary IoU
+beside it. evaluation/trimap.py defines both.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from boxsup_dist import storage
+from boxsup_dist.config import PredictionSettings
+from boxsup_dist.distributed import session
+from boxsup_dist.errors import SettingError
+from boxsup_dist.evaluation.evaluate import boundary_summary, measure_boundaries
+from boxsup_dist.evaluation.figures import trimap_figure
+from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, check_widths
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.tables import Table, open_table
+from jobs._cli import run
+from jobs.evaluate import predictor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Measure the runs one after the other on the same records; write summary.json and trimap.png."""
+
+    run_dirs: tuple[str, ...]
+    """Run directories of trainings."""
+    records: str
+    """Records table with ground truth."""
+    out: str
+    """Folder or URI for the results."""
+    widths: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Widths of the bands, in pixels to either side of the contour."""
+    boundary_share: float = BOUNDARY_SHARE
+    """Depth of Boundary IoU's regions, as a share of the image's diagonal."""
+    num_actors: int = 0
+    """Members of the pool; 0: one a GPU, or one a CPU core. The result doesn't depend on it."""
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
+    """Test-time options; the default is a plain forward pass."""
+
+
+def main(settings: Settings) -> None:
+    """Measure, write the results and print a row a run and width."""
+    started = time.monotonic()
+    if not settings.run_dirs:
+        raise SettingError("no run to measure", field="run_dirs", expected="one run directory or more")
+    check_widths(settings.widths, settings.boundary_share)
+    settings.prediction.check()
+    session.start()
+    records = open_table(settings.records, "records")
+    runs = {name: _measure(uri, records, settings) for name, uri in _names(settings.run_dirs).items()}
+    out = storage.absolute(settings.out)
+    summary = {
+        "widths_px": settings.widths,
+        "boundary_share": settings.boundary_share,
+        "runs": runs,
+        "prediction": asdict(settings.prediction),
+        "records": records.uri,
+        "seconds": time.monotonic() - started,
+    }
+    storage.write_json(storage.join(out, "summary.json"), summary)
+    storage.write_bytes(storage.join(out, "trimap.png"), trimap_figure(settings.widths, runs))
+    rows = [
+        {"run": name, "width_px": width, "inside": inside, "outside": outside, "band_share": share}
+        for name, found in runs.items()
+        for width, inside, outside, share in zip(
+            settings.widths, found["inside"], found["outside"], found["band_share"], strict=True
+        )
+    ]
+    print(format_table(rows, f"mean IoU (%) inside and outside the bands, {records.num_rows} images"))
+    for name, found in runs.items():
+        print(f"{name}: mean IoU {found['mean_iou']:.2f}   Boundary IoU {found['mean_boundary_iou']:.2f}")
+
+
+def _names(run_dirs: tuple[str, ...]) -> dict[str, str]:
+    """A name for each run: its folder's, or the whole URI where two folders have one name."""
+    last = [uri.rstrip("/").rsplit("/", 1)[-1] for uri in run_dirs]
+    return {name if last.count(name) == 1 else uri: uri for name, uri in zip(last, run_dirs, strict=True)}
+
+
+def _measure(run_dir: str, records: Table, settings: Settings) -> dict[str, Any]:
+    groups = records.row_groups()
+    opened = predictor(run_dir, None, settings.num_actors, records)
+    with opened as found, ProgressMeter("trimap", len(groups)) as meter:
+        result = measure_boundaries(
+            found.pool,
+            records,
+            weights=found.weights,
+            version=found.version,
+            num_classes=len(records.classes),
+            widths_px=settings.widths,
+            boundary_share=settings.boundary_share,
+            settings=settings.prediction,
+            on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
+        )
+    return boundary_summary(result, records.classes) | {"checkpoint": found.version}
+
+
+if __name__ == "__main__":
+    run(main)
