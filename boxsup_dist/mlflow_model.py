@@ -3,8 +3,8 @@
     MLmodel                 loader module, signature, class names       code/boxsup_dist     this package
     data/epoch-.../         the network as a checkpoint's folder        requirements.txt     pinned versions
 
-No object is pickled: MLflow calls `_load_pyfunc` below, which reads the checkpoint, and that executes no code. The model
-takes rows with an `image` (an image file's bytes) and gives rows with a `label_map`: a PNG, its values class ids.
+No object is pickled: MLflow calls `_load_pyfunc` below, which reads the checkpoint, and that executes no code. The
+model takes rows with an `image` (an image file's bytes) and gives rows with a `label_map`: a PNG of class ids.
 """
 
 from __future__ import annotations

@@ -104,6 +104,8 @@ def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> 
     rows = []
     for image_id in image_ids:
         where = [by_id.get(image_id) for by_id in found]
+        if not any(where):
+            raise InputError("no run trains on such an image", field="image_ids", value=image_id)
         maps: Panels = [
             None if place is None else _label_map(run, *place, run.config.optimizer.epochs - 1)
             for run, place in zip(runs, where, strict=True)

@@ -1,7 +1,7 @@
 """Pictures that compare runs, as PNG bytes: grids of label maps, IoU by class, confusion, curves.
 
-Runs differ by colour (Okabe and Ito's, told apart by colour-blind readers) and by hatch or marker. Label maps have VOC's
-colours, which are not safe by themselves: the names of the classes are written on them.
+Runs differ by colour (Okabe and Ito's, told apart by colour-blind readers) and by hatch or marker. Label maps have
+VOC's colours, which are not safe by themselves: the names of the classes are written on them.
 """
 
 from __future__ import annotations
