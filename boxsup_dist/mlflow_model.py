@@ -10,6 +10,7 @@ model takes rows with an `image` (an image file's bytes) and gives rows with a `
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
+from boxsup_dist.model.weights import CHECKPOINT_PREFIX
 from boxsup_dist.regions import decode_image, decode_png, encode_png
 from boxsup_dist.tracking import default_tracking_uri, make_client
 
@@ -154,6 +156,25 @@ def fetch_checkpoint(uri: str, folder: str, tracking_uri: str | None = None) -> 
     if flavor.get("loader_module") != __name__:
         raise InputError("the model was not made by jobs.export_model", field="model", value=uri)
     return storage.join(local, flavor["data"])
+
+
+def fetch_weights(weights: str | None, folder: str, tracking_uri: str | None = None) -> str | None:
+    """A weights spec of `model.weights` with the MLflow model of checkpoint:models:/NAME/1 brought to `folder`.
+
+    Other specs are given back as they are. A model that is in `folder` already is not fetched again, so that a training
+    that goes on finds the weights that it began with.
+    """
+    uri = (weights or "").removeprefix(CHECKPOINT_PREFIX)
+    if not is_model_uri(uri):
+        return weights
+    target = storage.join(storage.absolute(folder), re.sub(r"\W+", "-", uri))
+    if not storage.exists(storage.join(target, "manifest.json")):
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(fetch_checkpoint(uri, scratch, tracking_uri))
+            # The manifest comes last, as in every checkpoint.
+            for file in sorted(source.iterdir(), key=lambda file: file.name == "manifest.json"):
+                storage.write_bytes(storage.join(target, file.name), file.read_bytes())
+    return CHECKPOINT_PREFIX + target
 
 
 def load_network(uri: str, tracking_uri: str | None = None) -> SegmentationNetwork:

@@ -76,7 +76,7 @@ def _name_regions(axes: Axes, label_map: np.ndarray, class_names: Sequence[str])
         if class_id in (BACKGROUND, IGNORE_INDEX) or inside.mean() < MIN_NAMED_SHARE:
             continue
         depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        y, x = (float(place) for place in np.unravel_index(int(depth.argmax()), depth.shape))
         name = class_names[class_id] if class_id < len(class_names) else f"class {class_id}"
         rim = [withStroke(linewidth=1.6, foreground="black")]
         axes.text(x, y, name, fontsize=7, color="white", ha="center", va="center", path_effects=rim, clip_on=True)

@@ -31,8 +31,8 @@ Runner = Callable[[np.ndarray], np.ndarray]
 
 CLASS_NAMES = "class_names"  # key in the files: a JSON list, background first
 OPSET = 18
+SAME_PADDED: dict[str, type[nn.Module]] = {"Conv2dSame": nn.Conv2d, "AvgPool2dSame": nn.AvgPool2d}  # in timm
 EXAMPLE_SIZE = (75, 110)  # px; any size that is no multiple of a stride: the tracing learns nothing from it
-LARGEST_PX = 1 << 14
 # Another runtime adds in another order: measured 1e-5 on logits of some tens. Labels differ only where two classes are
 # where two classes are that close.
 MAX_ABS_DIFFERENCE = 1e-3
@@ -173,36 +173,35 @@ class _GatheredGrid(CellGrid):
 def _prepare(network: SegmentationNetwork) -> SegmentationNetwork:
     """A copy on the CPU that asks nothing about the size of an image, and gives the same logits.
 
-    TensorFlow's "same" padding, in timm's tf_ models, depends on the size of what a convolution is given. Of the
-    s * k + 1 pixels that a grid of corners pads to, it is half a kernel, always; then the exporter's algebra is short.
+    TensorFlow's "same" padding, in some of timm's models, depends on the size of what a layer is given. At stride 1, and
+    of the s * k + 1 pixels that a grid of corners pads to, it is that of the kernel, always; then the exporter's algebra
+    of sizes is short.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before exporting")
     network = copy.deepcopy(network).cpu()
     if isinstance(network.grid, CellGrid):
         network.grid = _GatheredGrid(network.grid.stride, network.grid.patches)
-    if isinstance(network.grid, CellGrid) and not network.grid.patches:
         for parent in list(network.modules()):
             for name, layer in parent.named_children():
-                if type(layer).__name__ == "Conv2dSame":
-                    setattr(parent, name, _half_padded(layer))
+                if type(layer).__name__ in SAME_PADDED and (not network.grid.patches or _pair(layer.stride) == (1, 1)):
+                    setattr(parent, name, _padded_plainly(layer))
     return network
 
 
-def _half_padded(layer: nn.Module) -> nn.Conv2d:
-    assert isinstance(layer, nn.Conv2d)
-    plain = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,  # type: ignore[arg-type]  # two numbers in a convolution of images
-        layer.stride,  # type: ignore[arg-type]
-        tuple(d * (k - 1) // 2 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)),  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
-        layer.groups,
-        layer.bias is not None,
+def _padded_plainly(layer: Any) -> nn.Module:
+    """Zeros around, then the same layer, with the same weights, as torch's own class, which pads nothing."""
+    rows, columns = (
+        d * (k - 1) for k, d in zip(_pair(layer.kernel_size), _pair(getattr(layer, "dilation", 1)), strict=True)
     )
-    plain.load_state_dict(layer.state_dict())
-    return plain.eval()
+    plain = copy.copy(layer)
+    plain.__class__ = SAME_PADDED[type(layer).__name__]
+    pad = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    return nn.Sequential(pad, plain)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _dtype(input_type: InputType) -> torch.dtype:

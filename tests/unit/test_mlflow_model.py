@@ -147,6 +147,16 @@ def test_the_job_publishes_what_it_has_compared(run_dir: str, tmp_path: Path, mo
     with pytest.raises(InputError, match="no such model"):
         mlflow_model.load_network("models:/tiny-box/9", tracking_uri)
 
+    weights = mlflow_model.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), tracking_uri)
+    assert weights == f"checkpoint:{tmp_path}/start/models-tiny-box-1"
+    assert same(checkpoint.load_network(weights.removeprefix("checkpoint:")), make_state())
+    # The second time it is there already: no store is asked.
+    assert (
+        mlflow_model.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), "sqlite:////no") == weights
+    )
+    assert mlflow_model.fetch_weights("checkpoint:runs/a", "nowhere") == "checkpoint:runs/a"
+    assert mlflow_model.fetch_weights(None, "nowhere") is None
+
     newest = checkpoint.latest(run_dir)
     assert newest is not None and not mlflow_model.is_model_uri(newest)
     assert same(mlflow_model.load_network(newest), make_state())

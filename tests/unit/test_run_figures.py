@@ -26,7 +26,7 @@ IDS = ["tiny/train_00", "tiny/train_09"]
 
 
 def write_labels(run_dir: str, epoch: int) -> None:
-    """Every box takes one superpixel more each epoch."""
+    """Every box takes more superpixels each epoch."""
     parts = []
     records = [tiny.make_record(i, "train") for i in range(tiny.NUM_TRAIN)]
     units = [r for first in range(0, tiny.NUM_TRAIN, 8) for r in (range(first, min(first + 4, tiny.NUM_TRAIN)),
@@ -34,7 +34,7 @@ def write_labels(run_dir: str, epoch: int) -> None:
     for unit in units:
         rows = [
             {"image_id": records[i].image_id, "box_index": box, "class_id": int(class_id), "proposal_index": epoch,
-             "superpixel_ids": list(range(40 + epoch)), "undecided_ids": [], "overlap_cost": 0.0,
+             "superpixel_ids": list(range(0, 64, 2 - epoch)), "undecided_ids": [], "overlap_cost": 0.0,
              "regression_cost": 0.0, "rank": 0}
             for i in unit for box, class_id in enumerate(records[i].class_ids)
         ]  # fmt: skip

@@ -27,7 +27,7 @@ def make_network(name: str) -> SegmentationNetwork:
     return network.eval()
 
 
-@pytest.fixture(scope="module", params=["timm:test_resnet", "timm:test_efficientnet", "timm:test_convnext"])
+@pytest.fixture(scope="module", params=["timm:test_resnet", "timm:test_convnext"])
 def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
     """Grids of corners and of patches."""
     return make_network(request.param)
