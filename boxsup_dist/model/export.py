@@ -173,9 +173,9 @@ class _GatheredGrid(CellGrid):
 def _prepare(network: SegmentationNetwork) -> SegmentationNetwork:
     """A copy on the CPU that asks nothing about the size of an image, and gives the same logits.
 
-    TensorFlow's "same" padding, in some of timm's models, depends on the size of what a layer is given. At stride 1, and
-    of the s * k + 1 pixels that a grid of corners pads to, it is that of the kernel, always; then the exporter's algebra
-    of sizes is short.
+    TensorFlow's "same" padding, in some of timm's models, depends on the size of what a layer is given. At stride 1,
+    and of the s * k + 1 pixels that a grid of corners pads to, it is that of the kernel, always; then the exporter's
+    algebra of sizes is short.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before exporting")
