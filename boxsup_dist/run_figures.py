@@ -25,7 +25,7 @@ from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.regions import decode_image, decode_png
 from boxsup_dist.run import open_inputs
 from boxsup_dist.schema import Record, iter_records
-from boxsup_dist.sources import painter
+from boxsup_dist.sources import Unit, painter
 from boxsup_dist.tables import RowGroup, Table
 
 Panels = list[np.ndarray | None]
@@ -142,14 +142,18 @@ def training_examples(run: FinishedRun, count: int) -> list[str]:
     """image_id of some training images with boxes, spread over the whole stream."""
     units = run.inputs.mixture.units
     found: dict[str, None] = {}
-    for index in np.linspace(0, len(units) - 1, count).round().astype(int):
-        unit = units[index]
-        ids = unit.source.records.read(unit.where, ("image_id", "class_ids")).to_pylist()
-        usable = (ids[row]["image_id"] for row in unit.rows if ids[row]["class_ids"])
-        new = next((image_id for image_id in usable if image_id not in found), None)
-        if new is not None:
-            found[new] = None
+    for start in np.linspace(0, len(units), count, endpoint=False).astype(int).tolist():
+        # A unit may have none: its images are another source's too, or have no box.
+        following = (image_id for unit in units[start:] for image_id in _with_boxes(unit) if image_id not in found)
+        image_id = next(following, None)
+        if image_id is not None:
+            found[image_id] = None
     return list(found)
+
+
+def _with_boxes(unit: Unit) -> list[str]:
+    rows = unit.source.records.read(unit.where, ("image_id", "class_ids")).to_pylist()
+    return [rows[row]["image_id"] for row in unit.rows if rows[row]["class_ids"]]
 
 
 def validation_examples(run: FinishedRun, count: int) -> list[str]:
