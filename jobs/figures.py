@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import ray
@@ -37,7 +37,7 @@ from jobs._cli import run
 from jobs.evaluate import load_run
 
 Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = ("label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves")
 Drawn = tuple[str, bytes, Sequence[FinishedRun]]
 """File name, PNG, the runs that it shows."""
 
