@@ -165,7 +165,7 @@ def validation_examples(run: FinishedRun, count: int) -> list[str]:
 
 def find_records(records: Table, image_ids: Sequence[str]) -> dict[str, Record]:
     """Whole records by image_id, in the order of `image_ids`. InputError if one is not in the table."""
-    found = {}
+    found: dict[str, Record] = {}
     for where in records.row_groups():
         found |= {record.image_id: record for record in _rows(records, where, image_ids)}
     _check_found(image_ids, found, records.uri)
