@@ -5,6 +5,7 @@ settings, so a run that resumes decides the same again.
 
     RUN/labels/epoch-003.parquet   the labels that epoch 3 was trained on
     RUN/history.jsonl              one line an epoch
+    RUN/confusion.json             confusion matrix of the last evaluation
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import NetworkSettings, TrainConfig
 from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
 from boxsup_dist.examples import draw_examples, store_figures
 from boxsup_dist.labels import Labels, labels_uri, read_labels, summarise
@@ -170,6 +172,7 @@ class Coordinator:
                 num_classes=len(self.inputs.class_names),
                 on_progress=on_progress,
             )
+        write_confusion(self.config.run_dir, result.confusion, self.inputs.class_names)
         self._note(epoch, to_summary(result, self.inputs.class_names))
         self._tell(epoch)
 

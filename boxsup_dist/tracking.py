@@ -22,6 +22,7 @@ from typing import Any
 
 import boxsup_dist
 from boxsup_dist import storage
+from boxsup_dist.errors import InputError
 from boxsup_dist.outbox import Outbox
 from boxsup_dist.tables import Table
 
@@ -47,6 +48,29 @@ ENVIRONMENT = {
 def default_tracking_uri(runs_root: str) -> str:
     """MLFLOW_TRACKING_URI, else the SQLite store of the runs folder (of ./runs where that is an object store)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_root(runs_root)}/mlflow.db"
+
+
+def read_run(run_dir: str) -> tuple[str, str]:
+    """Tracking URI and MLflow run id of a finished run, from its files. InputError if it has none."""
+    uri = storage.join(storage.absolute(run_dir), "summary.json")
+    found = storage.read_json(uri).get("mlflow") or {}
+    if not found.get("run_id"):
+        raise InputError(
+            "the run has no MLflow run", file=uri, field="mlflow.run_id", expected="a run that was tracked"
+        )
+    return found["tracking_uri"], found["run_id"]
+
+
+def add_artifacts(tracking_uri: str, run_id: str, artifacts: Mapping[str, bytes]) -> None:
+    """Add files, by their names in the run's artifacts, to a run that has ended. InputError if the store refuses."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = make_client(tracking_uri)
+        for name, data in artifacts.items():
+            _write_artifact(client, run_id, name, data)
+    except MlflowException as error:
+        raise InputError("MLflow does not take the files", field="run_id", value=f"{run_id}: {error}"[:300]) from None
 
 
 def _local_root(runs_root: str) -> str:
@@ -152,15 +176,7 @@ class RunTracker:
 
     def log_artifact(self, name: str, data: bytes) -> None:
         """A file of the run, `name` relative to the run's artifacts, may have folders: `figures/epoch_003.png`."""
-        folder, _, base = name.strip("/").rpartition("/")
-
-        def write(client: Any, run_id: str) -> None:
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / base
-                path.write_bytes(data)
-                client.log_artifact(run_id, str(path), folder or None)
-
-        self._put(f"artifact {name}", write, len(data))
+        self._put(f"artifact {name}", lambda client, run: _write_artifact(client, run, name, data), len(data))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Tags of the run, such as the checkpoint's place."""
@@ -212,7 +228,7 @@ class RunTracker:
     def _connect(self) -> tuple[Any, str]:
         """The client and the opened run; raises while the server does not answer. Runs in the outbox's thread only."""
         if self._client is None:
-            self._client = _make_client(self.tracking_uri)
+            self._client = make_client(self.tracking_uri)
         if self._run_id is None:
             wanted = self._wanted_run_id or _read_id(self._id_uri)
             self._run_id = _resume(self._client, wanted) if wanted else None
@@ -258,7 +274,8 @@ def _read_id(id_uri: str | None) -> str | None:
     return storage.read_bytes(id_uri).decode(errors="replace").strip() or None
 
 
-def _make_client(tracking_uri: str) -> Any:
+def make_client(tracking_uri: str) -> Any:
+    """MLflow's client of a store, with this package's time limits."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if tracking_uri.startswith("sqlite:///"):
@@ -296,6 +313,14 @@ def _resume(client: Any, run_id: str) -> str | None:
         return None
     client.update_run(run_id, status="RUNNING")
     return run_id
+
+
+def _write_artifact(client: Any, run_id: str, name: str, data: bytes) -> None:
+    folder, _, base = name.strip("/").rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / base
+        path.write_bytes(data)
+        client.log_artifact(run_id, str(path), folder or None)
 
 
 def _write_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:

@@ -6,15 +6,16 @@ Exit status 0: all images predicted; 1: some could not be read, they are told; 2
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
 import ray
 import tyro
 
-from boxsup_dist import storage
+from boxsup_dist import mlflow_model, storage
 from boxsup_dist.config import PredictionSettings, ResourceSettings, TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
@@ -38,7 +39,8 @@ class Settings:
     """Write a label map for every image, and what else is asked for; a second call does what is missing."""
 
     run_dir: str
-    """Run directory of a training, whose newest checkpoint predicts, or a checkpoint. A folder or URI."""
+    """Run directory of a training, whose newest checkpoint predicts, or a checkpoint: a folder or URI. Or an MLflow model,
+    models:/NAME/1 or runs:/ID/model."""
     images: str
     """What to predict: a folder (with all below it), a pattern (quoted), an image, a text file that lists one path a
     line, or a records table. A path or URI (s3://...)."""
@@ -89,7 +91,7 @@ def predict(settings: Settings) -> dict[str, Any]:
     settings.check()
     out = storage.absolute(settings.out)
     images = find_images(settings.images, out)
-    trained = load_trained(settings.run_dir)
+    trained = _find_network(settings.run_dir)
     _check_outputs(settings, images, trained)
     identity = {
         "network": trained.fingerprint,
@@ -130,6 +132,14 @@ def predict(settings: Settings) -> dict[str, Any]:
     }
     storage.write_json(storage.join(out, "summary.json"), summary)
     return summary
+
+
+def _find_network(uri: str) -> TrainedNetwork:
+    """The network of a run directory, a checkpoint or an MLflow model."""
+    if not mlflow_model.is_model_uri(uri):
+        return load_trained(uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        return replace(load_trained(mlflow_model.fetch_checkpoint(uri, scratch)), uri=uri)
 
 
 def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> None:

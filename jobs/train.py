@@ -1,8 +1,8 @@
 """Train a network under a recipe: python -m jobs.train {paper,mini,demo} --run-dir R --records T --supervision box ...
 
 A run on several data sets names the first by --records, --supervision and its partner tables, and each further one by
---also, such as --also supervision=mask,records=data/voc-train (paper: "semi"). The same command continues an
-interrupted run.
+--also, such as --also supervision=mask,records=data/voc-train (paper: "semi"). With --network.weights
+checkpoint:models:/NAME/1 it begins with an MLflow model. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.errors import SettingError
+from boxsup_dist.mlflow_model import fetch_weights
 from boxsup_dist.recipes import RECIPES
 from boxsup_dist.run import train
 from jobs._cli import clear_errors
@@ -53,7 +55,9 @@ def main() -> None:
     """Run or continue one training and print its result."""
     settings = tyro.extras.overridable_config_cli(_presets(), description=__doc__)
     sources = (settings.first, *map(parse_source, settings.also))
-    summary = train(replace(settings.config, sources=sources))
+    config = settings.config
+    weights = fetch_weights(config.network.weights, storage.join(config.run_dir, "start"))
+    summary = train(replace(config, sources=sources, network=replace(config.network, weights=weights)))
     label = summary["label_mean_iou"]
     print(f"supervision    {summary['supervision']}")
     if summary["mean_iou"] is not None:

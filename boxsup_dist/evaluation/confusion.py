@@ -10,10 +10,16 @@ is IGNORE_INDEX (VOC's void) count nowhere, whatever is predicted there.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 
+from boxsup_dist import storage
 from boxsup_dist.errors import InputError
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
+
+CONFUSION = "confusion.json"  # in a run directory
 
 
 def confusion_matrix(ground_truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
@@ -93,3 +99,15 @@ def true_foreground_share(confusion: np.ndarray) -> float:
 def _share(count: np.integer, confusion: np.ndarray) -> float:
     total = confusion.sum()
     return float(count / total) if total else float("nan")
+
+
+def write_confusion(run_dir: str, confusion: np.ndarray, class_names: Sequence[str]) -> None:
+    """Keep a confusion matrix int64 (C, C), rows ground truth, columns prediction."""
+    values = {"class_names": list(class_names), "confusion": confusion.tolist()}
+    storage.write_bytes(storage.join(run_dir, CONFUSION), json.dumps(values).encode())
+
+
+def read_confusion(run_dir: str) -> np.ndarray | None:
+    """The confusion matrix of a run's last evaluation; None without one."""
+    uri = storage.join(run_dir, CONFUSION)
+    return np.array(storage.read_json(uri)["confusion"], np.int64) if storage.exists(uri) else None

@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from boxsup_dist.palette import voc_palette
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
 
 PANEL_INCHES = 2.6
 DPI = 110
 CURVES_ACROSS = 3
-LINE_COLOURS = ("#2a6fbb", "#d9702b", "#3a9a5b", "#8a5ab5", "#b5475a", "#6b7280", "#a58b2c", "#2f9c9c")
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")  # Okabe, Ito
 
 # Panels of the curves figure: title, {key of the history: legend}, factor. IoUs are in percent there, shares 0..1.
 CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
@@ -37,25 +38,16 @@ CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
 STACKED = "seconds"  # a mapping of parts that add up
 
 
-def voc_palette() -> np.ndarray:
-    """VOC's colour of every class id, uint8 (256, 3); IGNORE_INDEX is white here.
-
-    The devkit's rule: bits 0, 3, 6 of the id are the high bits of red, bits 1, 4, 7 of green, bits 2, 5 of blue.
-    """
-    ids = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for channel in range(3):
-        for level in range(8):
-            bit = 3 * level + channel
-            if bit < 8:
-                palette[:, channel] |= (((ids >> bit) & 1) << (7 - level)).astype(np.uint8)
+def shown_palette() -> np.ndarray:
+    """VOC's colour of every class id, uint8 (256, 3), but IGNORE_INDEX is white."""
+    palette = voc_palette()
     palette[IGNORE_INDEX] = 255
     return palette
 
 
 def colour(label_map: np.ndarray) -> np.ndarray:
     """Label map uint8 (H, W) as RGB uint8 (H, W, 3)."""
-    return voc_palette()[label_map]
+    return shown_palette()[label_map]
 
 
 def label_evolution_figure(
@@ -89,12 +81,12 @@ def label_evolution_figure(
     _draw_boxes(grid[0], boxes_xyxy, class_ids)
     maps = [label_map for _, label_map in label_maps] + [m for m in (prediction, gt_label_map) if m is not None]
     present = {int(c) for label_map in maps for c in np.unique(label_map)} | {int(c) for c in class_ids}
-    _draw_legend(figure, sorted(present - {BACKGROUND}), class_names)
-    return _png(figure)
+    draw_legend(figure, sorted(present - {BACKGROUND}), class_names)
+    return png(figure)
 
 
 def _draw_boxes(axes: Axes, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> None:
-    palette = voc_palette() / 255.0
+    palette = shown_palette() / 255.0
     for (x0, y0, x1, y1), class_id in zip(boxes_xyxy, class_ids, strict=True):
         # Pixel i covers i-0.5..i+0.5 in imshow. A white rim keeps dark colours visible on dark images.
         corner, width, height = (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0
@@ -102,8 +94,9 @@ def _draw_boxes(axes: Axes, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> No
             axes.add_patch(Rectangle(corner, width, height, fill=False, linewidth=line_width, edgecolor=edge))
 
 
-def _draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
-    palette = voc_palette() / 255.0
+def draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
+    """Patches below all panels, a class by its number where it has no name."""
+    palette = shown_palette() / 255.0
     names = [
         "ignored" if c == IGNORE_INDEX else class_names[c] if c < len(class_names) else f"class {c}" for c in class_ids
     ]
@@ -130,18 +123,18 @@ def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
     epochs = [row.get("epoch", i) for i, row in enumerate(history)]
     for axes, (title, keys, factor) in zip(grid, panels, strict=False):
         _draw_curves(axes, epochs, history, keys, factor)
-        _finish_axes(axes, title, epochs)
+        finish_axes(axes, title, epochs)
     if has_stack:
         _draw_stack(grid[len(panels)], epochs, [row.get(STACKED) or {} for row in history])
-        _finish_axes(grid[len(panels)], "Seconds an epoch", epochs)
+        finish_axes(grid[len(panels)], "Seconds an epoch", epochs)
     for axes in grid[len(panels) + has_stack :]:
         axes.set_axis_off()
-    return _png(figure)
+    return png(figure)
 
 
 def _curve_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str], float]]:
     present = {
-        key: None for row in history for key, value in row.items() if key != "epoch" and _number(value) is not None
+        key: None for row in history for key, value in row.items() if key != "epoch" and number(value) is not None
     }
     panels = [(t, {k: name for k, name in keys.items() if k in present}, factor) for t, keys, factor in CURVES]
     known = {key for _, keys, _ in CURVES for key in keys}
@@ -149,7 +142,8 @@ def _curve_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[
     return [panel for panel in panels if panel[1]] + others
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
@@ -159,7 +153,7 @@ def _draw_curves(
     axes: Axes, epochs: Sequence[int], history: Sequence[Mapping[str, Any]], keys: Mapping[str, str], factor: float
 ) -> None:
     for line_colour, (key, name) in zip(LINE_COLOURS, keys.items(), strict=False):
-        numbers = [_number(row.get(key)) for row in history]
+        numbers = [number(row.get(key)) for row in history]
         points = [(e, v * factor) for e, v in zip(epochs, numbers, strict=True) if v is not None]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, color=line_colour, label=name)
     if len(keys) > 1:
@@ -169,14 +163,15 @@ def _draw_curves(
 def _draw_stack(axes: Axes, epochs: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
     base = np.zeros(len(rows))
     for index, part in enumerate(dict.fromkeys(part for row in rows for part in row)):
-        values = np.array([_number(row.get(part)) or 0.0 for row in rows])
+        values = np.array([number(row.get(part)) or 0.0 for row in rows])
         line_colour = LINE_COLOURS[index % len(LINE_COLOURS)]
         axes.bar(epochs, values, bottom=base, color=line_colour, label=part.replace("_", " "))
         base += values
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
 
 
-def _finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
+def finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
+    """Title, ticks and faint grid of a panel over epochs."""
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel("epoch", fontsize=8)
     axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
@@ -207,7 +202,7 @@ def iou_bars_figure(iou: Sequence[float | None], class_names: Sequence[str]) -> 
         mean = float(np.nanmean(values))
         axes.axvline(mean, color=LINE_COLOURS[1], linewidth=1.2, linestyle="--", label=f"mean {mean:.1f}")
         axes.legend(fontsize=7, frameon=False, loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def trimap_figure(widths_px: Sequence[int], runs: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -228,10 +223,11 @@ def trimap_figure(widths_px: Sequence[int], runs: Mapping[str, Mapping[str, Any]
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

@@ -1,8 +1,8 @@
 """One self-contained HTML page of a run, written from the files of its directory.
 
-Reads what is there of RUN/summary.json, history.jsonl (one JSON an epoch), config.json and figures/*.png, and draws
-whatever keys it finds; IoUs are in percent there, shares 0..1. Writes RUN/report.html: no scripts, no links to the
-outside, readable in light and dark.
+Reads what is there of RUN/summary.json, history.jsonl (one JSON an epoch), config.json, confusion.json and
+figures/*.png, and draws whatever keys it finds; IoUs are in percent there, shares 0..1. Writes RUN/report.html: no
+scripts, no links to the outside, readable in light and dark.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError
+from boxsup_dist.evaluation.comparison_figures import confusion_figure
+from boxsup_dist.evaluation.confusion import CONFUSION
 from boxsup_dist.evaluation.figures import curves_figure, iou_bars_figure
 from boxsup_dist.evaluation.text_table import format_value
 
@@ -57,7 +61,9 @@ def write_report(run_uri: str) -> str:
         raise InputError("nothing to report", file=uri, expected="summary.json, history.jsonl, config.json or figures/")
     figures = [(name, storage.read_bytes(storage.join(uri, "figures", name))) for name in names[:MAX_FIGURES]]
     parts = [name for name in storage.list_names(uri) if storage.exists(storage.join(uri, name, REPORT))]
-    page = render_report(uri, summary, history, config, figures, names[MAX_FIGURES:], parts)
+    kept = _read_mapping(storage.join(uri, CONFUSION))
+    confusion = confusion_figure(np.array(kept["confusion"]), kept["class_names"]) if kept else None
+    page = render_report(uri, summary, history, config, figures, names[MAX_FIGURES:], parts, confusion)
     target = storage.join(uri, REPORT)
     storage.write_bytes(target, page.encode())
     return target
@@ -101,8 +107,12 @@ def render_report(
     figures: Sequence[tuple[str, bytes]],
     left_out: Sequence[str] = (),
     parts: Sequence[str] = (),
+    confusion: bytes | None = None,
 ) -> str:
-    """The page as text. `figures` are (file name, PNG bytes), `parts` are sub-directories that have a report."""
+    """The page as text. `figures` are (file name, PNG bytes), `parts` are sub-directories that have a report.
+
+    `confusion` is the picture of the confusion matrix.
+    """
     last = history[-1] if history else {}
     body = [f"<h1>{escape(title.rstrip('/').rpartition('/')[2])}</h1><div class=faint>{escape(title)}</div>"]
     body += [_cards(summary, last), *_warnings(summary, history)]
@@ -110,6 +120,7 @@ def render_report(
     body += _section("Curves", [_image("Over the epochs", curves_figure(history))] if history else [])
     body += _section("Example images", [*(_image(*figure) for figure in figures), *_not_shown(left_out)])
     body += _section("IoU by class", _iou(summary.get("iou") or last.get("iou")))
+    body += _section("Confusion", [_image("Share of each class's pixels", confusion)] if confusion else [])
     body += _section("Epochs", [_row_table(history)] if history else [])
     results = {key: value for key, value in summary.items() if key not in ("iou", "data", "warnings", "config")}
     body += _section("Results", [_key_table(results)] if results else [])

@@ -43,8 +43,10 @@ class CellGrid:
     def pad(self, values: Tensor) -> Tensor:
         """As Grid; h = ceil((H - 1) / s) + 1 cells for corners, ceil(H / s) for patches."""
         extra = 0 if self.patches else 1
-        height, width = values.shape[2:]
-        return F.pad(values, (0, (extra - width) % self.stride, 0, (extra - height) % self.stride))
+        # Not as a remainder: halved again and again by the network's layers, this form stays short in symbolic sizes.
+        down, right = ((size - extra + self.stride - 1) // self.stride * self.stride + extra - size
+                       for size in values.shape[2:])  # fmt: skip
+        return F.pad(values, (0, right, 0, down))
 
     def upsample(self, score_map: Tensor, height: int, width: int) -> Tensor:
         """As Grid."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist.errors import InputError
+from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.figures import iou_bars_figure
 from boxsup_dist.evaluation.report import MAX_FIGURES, read_history, write_report
 from boxsup_dist.evaluation.text_table import format_table, format_value
@@ -99,6 +100,13 @@ def test_the_page_holds_all_and_needs_nothing(run: Path) -> None:
         assert text in page.text
     assert page.tags.count("img") == 3
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+
+
+def test_the_confusion_matrix_is_drawn_where_the_run_kept_it(run: Path) -> None:
+    write_confusion(str(run), np.array([[5, 1], [0, 3]]), ("background", "cat"))
+    page = Page(Path(write_report(str(run))).read_text())
+    assert "Confusion" in page.text
+    assert page.tags.count("img") == 4
 
 
 def test_text_is_escaped(run: Path) -> None:

@@ -1,0 +1,226 @@
+"""The network as one file that runs without this package: torch.export (.pt2) and ONNX (.onnx).
+
+Both take `images` (N, 3, H, W), RGB 0..255, uint8 or float32 as chosen, N, H and W from 1, and give `logits` float32
+(N, C, H, W): normalisation, padding and upsampling are inside. The names of the classes are in the file too.
+A written file is compared with the network before anyone gets it: see `check_equal`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.model.grids import CellGrid
+from boxsup_dist.model.inference import image_to_batch
+from boxsup_dist.model.networks import SegmentationNetwork
+
+InputType = Literal["uint8", "float32"]
+Runner = Callable[[np.ndarray], np.ndarray]
+"""Logits float32 (C, H, W) of one image, uint8 RGB (H, W, 3)."""
+
+CLASS_NAMES = "class_names"  # key in the files: a JSON list, background first
+OPSET = 18
+SAME_PADDED: dict[str, type[nn.Module]] = {"Conv2dSame": nn.Conv2d, "AvgPool2dSame": nn.AvgPool2d}  # in timm
+EXAMPLE_SIZE = (75, 110)  # px; any size that is no multiple of a stride: the tracing learns nothing from it
+# Another runtime adds in another order: measured 1e-5 on logits of some tens. Labels differ only
+# where two classes are that close.
+MAX_ABS_DIFFERENCE = 1e-3
+MIN_SHARE_EQUAL = 0.9999
+
+
+def write_torch(
+    network: SegmentationNetwork, path: str, class_names: Sequence[str], input_type: InputType = "uint8"
+) -> None:
+    """Write the network, in evaluation mode, as a .pt2 file; run it by torch.export.load(path).module()(images)."""
+    auto = torch.export.Dim.AUTO
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(
+            _prepare(network), (_example(2, input_type),), dynamic_shapes=({0: auto, 2: auto, 3: auto},), strict=False
+        )
+        torch.export.save(program, path, extra_files={CLASS_NAMES: json.dumps(list(class_names))})
+
+
+def torch_runner(path: str, input_type: InputType = "uint8") -> Runner:
+    """What runs a .pt2 file on the CPU."""
+    module = torch.export.load(path).module()
+
+    @torch.no_grad()
+    def run(image: np.ndarray) -> np.ndarray:
+        return module(image_to_batch(image).contiguous().to(_dtype(input_type)))[0].numpy()
+
+    return run
+
+
+def write_onnx(
+    network: SegmentationNetwork, path: str, class_names: Sequence[str], input_type: InputType = "uint8"
+) -> None:
+    """Write the network, in evaluation mode, as an ONNX file with the weights inside.
+
+    Traced by torch's TorchScript exporter: sizes become operators of the graph, so that they stay free. The newer
+    exporter keeps them as symbolic expressions, which takes minutes on the dilated backbones.
+    SettingError if the package onnx is not installed.
+    """
+    onnx = _require("onnx")
+    free = {0: "batch", 2: "height", 3: "width"}
+    with _quiet(), torch.no_grad():
+        torch.onnx.export(
+            _prepare(network),
+            (_example(1, input_type),),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": free, "logits": free},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    model = onnx.load(path)
+    model.metadata_props.add(key=CLASS_NAMES, value=json.dumps(list(class_names)))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def onnx_runner(path: str, input_type: InputType = "uint8") -> Runner:
+    """What runs an ONNX file on the CPU. SettingError if the package onnxruntime is not installed."""
+    session = _require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(image: np.ndarray) -> np.ndarray:
+        batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None]).astype(input_type)
+        return session.run(["logits"], {"images": batch})[0][0]
+
+    return run
+
+
+def network_runner(network: SegmentationNetwork) -> Runner:
+    """What runs the network itself, where it is."""
+
+    @torch.no_grad()
+    def run(image: np.ndarray) -> np.ndarray:
+        return network(image_to_batch(image, network.device))[0].cpu().numpy()
+
+    return run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two runners agree on some images."""
+
+    num_images: int
+    num_pixels: int
+    max_abs_difference: float | None  # of logits; None where only label maps were compared
+    share_equal: float  # of pixels with the same class
+
+
+def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Comparison:
+    """Compare logits (C, H, W), or label maps (H, W), of the same images. InputError on another shape."""
+    differences, num_equal, num_pixels = [], 0, 0
+    for first, second in zip(expected, found, strict=True):
+        if first.shape != second.shape:
+            raise InputError("the exported model gives another shape", value=second.shape, expected=str(first.shape))
+        if first.ndim == 3:
+            differences.append(float(np.abs(first - second).max()))
+            first, second = first.argmax(0), second.argmax(0)
+        num_equal += int((first == second).sum())
+        num_pixels += first.size
+    largest = float(np.max(differences)) if differences else None
+    return Comparison(len(expected), num_pixels, largest, num_equal / num_pixels)
+
+
+def check_equal(comparison: Comparison, name: str) -> None:
+    """InputError unless the exported model is the network: it must not be published."""
+    difference = comparison.max_abs_difference
+    # Written so that nan is refused.
+    if difference is not None and not difference <= MAX_ABS_DIFFERENCE:
+        raise InputError(f"the {name} model does not compute what the network does; it is not published",
+                         field="max_abs_difference", value=difference, expected=f"<= {MAX_ABS_DIFFERENCE}")  # fmt: skip
+    if not comparison.share_equal >= MIN_SHARE_EQUAL:
+        raise InputError(f"the {name} model does not compute what the network does; it is not published",
+                         field="share_equal", value=comparison.share_equal,
+                         expected=f">= {MIN_SHARE_EQUAL}")  # fmt: skip
+
+
+def _require(package: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise SettingError(
+            f"the package {package} is not installed", field="formats", value="onnx", expected=f"pip install {package}"
+        ) from None
+
+
+class _GatheredGrid(CellGrid):
+    """Crops by gathering: a slice would bind the exported program to images that are padded, or to others."""
+
+    def upsample(self, score_map: Tensor, height: int, width: int) -> Tensor:
+        extra = 0 if self.patches else 1
+        full = super().upsample(score_map, *((cells - extra) * self.stride + extra for cells in score_map.shape[2:]))
+        rows, columns = torch.arange(height, device=full.device), torch.arange(width, device=full.device)
+        return full.index_select(2, rows).index_select(3, columns)
+
+
+def _prepare(network: SegmentationNetwork) -> SegmentationNetwork:
+    """A copy on the CPU that asks nothing about the size of an image, and gives the same logits.
+
+    TensorFlow's "same" padding, in some of timm's models, depends on the size of what a layer is given. At stride 1,
+    and of the s * k + 1 pixels that a grid of corners pads to, it is that of the kernel, always; then the exporter's
+    algebra of sizes is short.
+    """
+    if network.training:
+        raise ValueError("the network is in training mode: call network.eval() before exporting")
+    network = copy.deepcopy(network).cpu()
+    if isinstance(network.grid, CellGrid):
+        network.grid = _GatheredGrid(network.grid.stride, network.grid.patches)
+        for parent in list(network.modules()):
+            for name, layer in parent.named_children():
+                if type(layer).__name__ in SAME_PADDED and (not network.grid.patches or _pair(layer.stride) == (1, 1)):
+                    setattr(parent, name, _padded_plainly(layer))
+    return network
+
+
+def _padded_plainly(layer: Any) -> nn.Module:
+    """Zeros around, then the same layer, with the same weights, as torch's own class, which pads nothing."""
+    rows, columns = (
+        d * (k - 1) for k, d in zip(_pair(layer.kernel_size), _pair(getattr(layer, "dilation", 1)), strict=True)
+    )
+    plain = copy.copy(layer)
+    plain.__class__ = SAME_PADDED[type(layer).__name__]
+    pad = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    return nn.Sequential(pad, plain)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _dtype(input_type: InputType) -> torch.dtype:
+    return torch.uint8 if input_type == "uint8" else torch.float32
+
+
+def _example(num_images: int, input_type: InputType) -> Tensor:
+    return torch.zeros(num_images, 3, *EXAMPLE_SIZE, dtype=_dtype(input_type))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notes on shapes and deprecations: what they write is compared with the network."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,163 @@
+"""A run's network for others to use: python -m jobs.export_model --run-dir R --out O --formats mlflow onnx torch.
+
+O/model/      MLflow model: image bytes in, label maps out; mlflow.pyfunc.load_model, mlflow models serve
+O/model.onnx  O/model.pt2    images (N, 3, H, W) of RGB 0..255 in, logits (N, C, H, W) out, for any N, H, W
+O/summary.json               how far each agrees with the network on real images; one that does not is not published
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from boxsup_dist import mlflow_model, storage
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.model import checkpoint, export
+from boxsup_dist.model.checkpoint import CheckpointState
+from boxsup_dist.model.export import Comparison, InputType
+from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
+from boxsup_dist.regions import decode_image
+from boxsup_dist.tables import Table, open_table
+from boxsup_dist.tracking import read_run
+from jobs._cli import run
+
+Format = Literal["mlflow", "onnx", "torch"]
+FILES: dict[Format, str] = {"mlflow": "model", "onnx": "model.onnx", "torch": "model.pt2"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which network, which formats, and where they go."""
+
+    run_dir: str
+    """Run directory of a training."""
+    out: str
+    """Folder or URI for the models and summary.json."""
+    formats: tuple[Format, ...] = ("mlflow", "onnx", "torch")
+    """What to write."""
+    checkpoint: str | None = None
+    """Checkpoint to export; by default the run's newest."""
+    images: tuple[str, ...] = ()
+    """Image files to compare on; by default images of the run's validation records, else of its training records."""
+    num_images: int = 8
+    """Images to compare on where none are given."""
+    input_type: InputType = "uint8"
+    """Type of the images that the ONNX and torch models take."""
+    log: bool = False
+    """Leave the MLflow model in the run's own MLflow run, as runs:/ID/model."""
+    register: str | None = None
+    """The same, and register it under this name, as models:/NAME/VERSION."""
+
+    def check(self) -> None:
+        """Raise SettingError on settings that can't work or would have no effect."""
+        unknown = sorted(set(self.formats) - set(get_args(Format)))
+        if unknown or not self.formats:
+            raise SettingError("unknown format", field="formats", value=unknown, expected=str(get_args(Format)))
+        if (self.log or self.register) and "mlflow" not in self.formats:
+            raise SettingError("only the MLflow model is published", field="formats", value=self.formats,
+                               expected="mlflow among them")  # fmt: skip
+        if not self.images and self.num_images < 1:
+            raise SettingError("nothing to compare on", field="num_images", value=self.num_images, expected=">= 1")
+
+
+def main(settings: Settings) -> None:
+    """Write every format, compare it, then publish it; write OUT/summary.json and print the figures."""
+    settings.check()
+    tracked = read_run(settings.run_dir) if settings.log or settings.register else None
+    config = TrainConfig.from_dict(storage.read_json(storage.join(storage.absolute(settings.run_dir), "config.json")))
+    uri = settings.checkpoint or checkpoint.latest(settings.run_dir)
+    if uri is None:
+        raise SettingError("the run has no checkpoint yet", file=settings.run_dir, field="run_dir")
+    state = checkpoint.load(uri)
+    classes = open_table(config.sources[0].records, "records").classes
+    images = _images(settings, config)
+    network = network_from_state(state.network, state.model)
+    out = storage.absolute(settings.out)
+    summary: dict[str, Any] = {"checkpoint": uri, "network": state.network.to_dict(), "class_names": list(classes)}
+    summary |= {"input_type": settings.input_type, "formats": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in settings.formats:
+            started = time.monotonic()
+            path = os.path.join(scratch, FILES[name])
+            comparison = _write(name, path, network, state, classes, images, settings.input_type)
+            export.check_equal(comparison, name)
+            summary["formats"][name] = {
+                **asdict(comparison),
+                "num_bytes": _upload(path, storage.join(out, FILES[name])),
+                "seconds": time.monotonic() - started,
+            }
+            if name == "mlflow" and tracked is not None:
+                summary["mlflow_uri"] = mlflow_model.publish(path, *tracked, settings.register)
+    storage.write_json(storage.join(out, "summary.json"), summary)
+    for name, values in summary["formats"].items():
+        difference = values["max_abs_difference"]
+        print(f"{name:<8} {values['num_bytes'] / 1e6:7.1f} MB   {values['share_equal']:.4%} of "
+              f"{values['num_pixels']:,} pixels equal"
+              + ("" if difference is None else f", logits differ by {difference:.1e} at most"))  # fmt: skip
+    if "mlflow_uri" in summary:
+        print(f"published as {summary['mlflow_uri']}")
+
+
+def _write(
+    name: Format,
+    path: str,
+    network: SegmentationNetwork,
+    state: CheckpointState,
+    classes: Sequence[str],
+    images: Sequence[bytes],
+    input_type: InputType,
+) -> Comparison:
+    """Write one format and compare what it gives, loaded again, with what the network gives."""
+    decoded = [decode_image(data) for data in images]
+    logits = [export.network_runner(network)(image) for image in decoded]
+    if name == "mlflow":
+        mlflow_model.save(path, state, classes)
+        return export.compare([values.argmax(0) for values in logits], mlflow_model.predict(path, images))
+    writer, runner = {
+        "onnx": (export.write_onnx, export.onnx_runner),
+        "torch": (export.write_torch, export.torch_runner),
+    }[name]
+    writer(network, path, classes, input_type)
+    run_model = runner(path, input_type)
+    return export.compare(logits, [run_model(image) for image in decoded])
+
+
+def _images(settings: Settings, config: TrainConfig) -> list[bytes]:
+    if settings.images:
+        return [storage.read_bytes(storage.absolute(uri)) for uri in settings.images]
+    found = []
+    for data in _stored_images(open_table(config.val_records or config.sources[0].records, "records")):
+        found.append(data)
+        if len(found) == settings.num_images:
+            break
+    if not found:
+        raise InputError("the records hold no image to compare on", field="images", expected="image files")
+    return found
+
+
+def _stored_images(records: Table) -> Iterator[bytes]:
+    for where in records.row_groups():
+        yield from records.read(where, ("image",)).column("image").to_pylist()
+
+
+def _upload(path: str, uri: str) -> int:
+    """Copy a file, or a folder in the place of an earlier one, to its URI; returns the bytes."""
+    source = Path(path)
+    if source.is_file():
+        storage.write_bytes(uri, source.read_bytes())
+        return source.stat().st_size
+    storage.remove(uri)
+    files = sorted(file for file in source.rglob("*") if file.is_file())
+    for file in files:
+        storage.write_bytes(storage.join(uri, *file.relative_to(source).parts), file.read_bytes())
+    return sum(file.stat().st_size for file in files)
+
+
+if __name__ == "__main__":
+    run(main)

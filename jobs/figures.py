@@ -1,0 +1,159 @@
+"""Figures of finished runs side by side: python -m jobs.figures --run-dirs A B --out O.
+
+    O/label-maps-by-epoch-RUN.png  how the label maps of one run change (the paper's Figure 3)
+    O/label-maps-by-run.png        what each supervision trains on (Figure 2)
+    O/predictions.png              validation images (Figures 5 and 6)
+    O/iou.png  O/confusion-RUN.png  O/curves.png
+
+Each goes to the MLflow runs that it shows, too, under figures/compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import ray
+
+from boxsup_dist import run_figures, storage
+from boxsup_dist.coordinator import make_pool
+from boxsup_dist.distributed import session
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.evaluation.comparison_figures import (
+    confusion_figure,
+    curves_comparison_figure,
+    image_grid_figure,
+    iou_comparison_figure,
+)
+from boxsup_dist.evaluation.confusion import write_confusion
+from boxsup_dist.evaluation.evaluate import evaluate
+from boxsup_dist.model import checkpoint
+from boxsup_dist.run_figures import FinishedRun
+from boxsup_dist.tracking import add_artifacts, read_run
+from jobs._cli import run
+from jobs.evaluate import load_run
+
+Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
+KINDS: tuple[Kind, ...] = ("label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves")
+Drawn = tuple[str, bytes, Sequence[FinishedRun]]
+"""File name, PNG, the runs that it shows."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which runs and images."""
+
+    run_dirs: tuple[str, ...]
+    """Run directories, in the order of the columns."""
+    out: str
+    """Folder or URI for the figures and summary.json."""
+    kinds: tuple[Kind, ...] = KINDS
+    """What to draw."""
+    image_ids: tuple[str, ...] = ()
+    """Training images to show label maps of; by default some of the first run's."""
+    val_image_ids: tuple[str, ...] = ()
+    """Validation images to show predictions of; by default some of the first run's."""
+    num_images: int = 5
+    """Images in a figure where none are named."""
+    epochs: tuple[int, ...] = ()
+    """Epochs whose label maps are shown, from 0; by default four, the first and the last among them."""
+    log: bool = True
+    """Leave the figures in the runs' MLflow runs."""
+
+    def check(self) -> None:
+        """Raise SettingError on settings that can't work."""
+        unknown = sorted(set(self.kinds) - set(KINDS))
+        if unknown or not self.kinds:
+            raise SettingError("unknown figure", field="kinds", value=unknown, expected=", ".join(KINDS))
+        if self.num_images < 1:
+            raise SettingError("no image to show", field="num_images", value=self.num_images, expected=">= 1")
+
+
+def main(settings: Settings) -> None:
+    """Draw, write OUT/*.png and OUT/summary.json, log, and print the files."""
+    settings.check()
+    out = storage.absolute(settings.out)
+    runs = run_figures.open_runs(settings.run_dirs)
+    files: dict[str, list[str]] = {}
+    for kind in settings.kinds:
+        drawn = list(_draw(kind, runs, settings))
+        if not drawn:
+            print(f"{kind}: these runs have nothing to show", flush=True)
+        for name, data, shown in drawn:
+            storage.write_bytes(storage.join(out, name), data)
+            files[name] = [each.run_dir for each in shown]
+            print(storage.join(out, name), flush=True)
+            if settings.log:
+                _log(name, data, shown)
+    storage.write_json(storage.join(out, "summary.json"), {"figures": files})
+
+
+def _draw(kind: Kind, runs: Sequence[FinishedRun], settings: Settings) -> Iterator[Drawn]:
+    first, count = runs[0], settings.num_images
+    if kind == "label-maps-by-epoch":
+        for each in runs:
+            ids = settings.image_ids or run_figures.training_examples(each, count)
+            grid = run_figures.label_maps_by_epoch(each, ids, settings.epochs)
+            if grid is not None:
+                yield f"{kind}-{_slug(each)}.png", image_grid_figure(*grid, each.inputs.class_names), [each]
+    elif kind == "label-maps-by-run":
+        ids = settings.image_ids or run_figures.training_examples(first, count)
+        grid = run_figures.label_maps_by_run(runs, ids)
+        yield f"{kind}.png", image_grid_figure(*grid, first.inputs.class_names), runs
+    elif kind == "predictions" and first.inputs.val_records is not None:
+        ids = settings.val_image_ids or run_figures.validation_examples(first, count)
+        grid = run_figures.predictions_by_run(runs, ids)
+        yield f"{kind}.png", image_grid_figure(*grid, first.inputs.class_names), runs
+    elif kind == "iou":
+        measured = {each.name: each.iou for each in runs}
+        iou = {name: by_class for name, by_class in measured.items() if by_class is not None}
+        if iou:
+            yield f"{kind}.png", iou_comparison_figure(iou), [each for each in runs if each.name in iou]
+    elif kind == "confusion":
+        for each in runs:
+            if each.inputs.val_records is not None:
+                data = confusion_figure(_confusion(each), each.inputs.class_names)
+                yield f"{kind}-{_slug(each)}.png", data, [each]
+    elif kind == "curves":
+        yield f"{kind}.png", curves_comparison_figure({each.name: each.history for each in runs}), runs
+
+
+def _slug(each: FinishedRun) -> str:
+    return re.sub(r"[^\w\-+]+", "_", each.name).strip("_")
+
+
+def _confusion(each: FinishedRun) -> np.ndarray:
+    """The run's confusion matrix; evaluated on the actor pool, and kept, where an older run did not keep its own."""
+    if each.confusion is not None:
+        return each.confusion
+    assert each.inputs.val_records is not None
+    session.start()
+    config, uri = load_run(each.run_dir, None, 0)
+    pool = make_pool(config)
+    try:
+        result = evaluate(
+            pool,
+            each.inputs.val_records,
+            weights=ray.put(dict(checkpoint.load(uri).model)),
+            version=uri,
+            num_classes=len(each.inputs.class_names),
+        )
+    finally:
+        pool.close()
+    write_confusion(each.run_dir, result.confusion, each.inputs.class_names)
+    return result.confusion
+
+
+def _log(name: str, data: bytes, shown: Sequence[FinishedRun]) -> None:
+    for each in shown:
+        try:
+            add_artifacts(*read_run(each.run_dir), {f"figures/compared/{name}": data})
+        except InputError as error:  # the figure is in its folder; the store may be gone or elsewhere
+            print(f"warning: not in MLflow: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,111 @@
+"""What a person sees in MLflow's pages of a finished run, read by a real browser from a real server."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boxsup_dist.config import OptimizerSettings
+from boxsup_dist.run import train
+from tests.distributed import tiny
+from tests.mlflow_server import WAIT_S, Server
+
+PAGE_S = 20  # of the browser's own time, which does not pass while it waits for the server
+TRIES = 3
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no chromium on the PATH (Debian: apt-get install chromium)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def finished(server: Server, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Summary of a box-supervised training that logged to the server."""
+    folder = tmp_path_factory.mktemp("ui")
+    tiny.write_tables(folder)
+    config = tiny.make_config(folder, folder / "seen-in-the-browser")
+    config = replace(config, optimizer=OptimizerSettings(epochs=1, global_batch_size=4, lr=0.01))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        return train(config)
+
+
+class Browser:
+    """Headless Chromium with a profile of its own."""
+
+    def __init__(self, binary: str, profile: Path) -> None:
+        self.binary, self.profile = binary, profile
+
+    def text(self, url: str, wanted: list[str]) -> str:
+        """Visible text of a page once its scripts have drawn `wanted`; what there is after some tries."""
+        found = ""
+        for _ in range(TRIES):
+            found = self._text(url)
+            if all(text in found for text in wanted):
+                break
+            time.sleep(1)
+        return found
+
+    def _text(self, url: str) -> str:
+        command = [self.binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command += [f"--user-data-dir={self.profile}", "--window-size=1600,1400"]
+        command += [f"--virtual-time-budget={1000 * PAGE_S}", "--dump-dom", url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+        assert done.returncode == 0, done.stderr[-2000:]
+        page = re.sub(r"<(script|style)\b.*?</\1>", " ", done.stdout, flags=re.DOTALL)
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    return Browser(chromium, tmp_path_factory.mktemp("profile"))
+
+
+def run_url(server: Server, run_id: str) -> str:
+    from mlflow.tracking import MlflowClient
+
+    experiment_id = MlflowClient(server.uri).get_run(run_id).info.experiment_id
+    return f"{server.uri}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+@pytest.mark.parametrize(
+    "page, wanted",
+    [
+        ("", ["seen-in-the-browser", "Finished", "mean_iou", "train_loss", "optimizer.lr", "0.01", "run_dir"]),
+        ("/artifacts", ["report.html", "figures", "config.json", "summary.json"]),
+        ("/artifacts/figures", ["example-tiny"]),
+    ],
+    ids=["overview", "artifacts", "figures"],
+)
+def test_a_finished_run_is_all_there(
+    server: Server, finished: dict[str, Any], browser: Browser, page: str, wanted: list[str]
+) -> None:
+    text = browser.text(run_url(server, finished["mlflow"]["run_id"]) + page, wanted)
+    assert [part for part in wanted if part not in text] == [], text[:3000]
+
+
+def test_the_report_is_a_page_by_itself(finished: dict[str, Any], browser: Browser) -> None:
+    report = Path(finished["checkpoint"]).parents[1] / "report.html"
+    wanted = ["seen-in-the-browser", "mean IoU", "Curves", "IoU by class", "Confusion", "Data", "Configuration"]
+    text = browser.text(report.as_uri(), wanted)
+    assert [part for part in wanted if part not in text] == [], text[:3000]
