@@ -39,8 +39,8 @@ class Settings:
     """Write a label map for every image, and what else is asked for; a second call does what is missing."""
 
     run_dir: str
-    """Run directory of a training, whose newest checkpoint predicts, or a checkpoint: a folder or URI. Or an MLflow model,
-    models:/NAME/1 or runs:/ID/model."""
+    """Run directory of a training, whose newest checkpoint predicts, or a checkpoint: a folder or URI; or an MLflow
+    model, models:/NAME/1 or runs:/ID/model."""
     images: str
     """What to predict: a folder (with all below it), a pattern (quoted), an image, a text file that lists one path a
     line, or a records table. A path or URI (s3://...)."""

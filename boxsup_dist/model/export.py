@@ -42,7 +42,10 @@ MIN_SHARE_EQUAL = 0.9999
 def write_torch(
     network: SegmentationNetwork, path: str, class_names: Sequence[str], input_type: InputType = "uint8"
 ) -> None:
-    """Write the network, in evaluation mode, as a .pt2 file; run it by torch.export.load(path).module()(images)."""
+    """Write the network, in evaluation mode, as a .pt2 file; run it by torch.export.load(path).module()(images).
+
+    A network whose grid is of patches (ConvNeXt) takes sides longer than one stride there: the program is bound to that.
+    """
     auto = torch.export.Dim.AUTO
     with _quiet(), torch.no_grad():
         program = torch.export.export(

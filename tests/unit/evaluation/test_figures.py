@@ -26,7 +26,7 @@ def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
 
 
 def test_palette_is_vocs() -> None:
-    palette = figures.voc_palette()
+    palette = figures.shown_palette()
     # As the devkit's own PNG files carry it.
     assert palette[[0, 1, 2, 3, 8, 15, 20]].tolist() == [
         [0, 0, 0],
@@ -45,7 +45,7 @@ def test_palette_equals_that_of_a_devkit_file(shared: Path) -> None:
     folder = shared / "voc-mini/VOCdevkit/VOC2012/SegmentationClass"
     stored = Image.open(next(iter(sorted(folder.glob("*.png"))))).getpalette()
     assert stored is not None
-    np.testing.assert_array_equal(np.reshape(stored, (-1, 3))[:21], figures.voc_palette()[:21])
+    np.testing.assert_array_equal(np.reshape(stored, (-1, 3))[:21], figures.shown_palette()[:21])
 
 
 @pytest.mark.parametrize("num_maps", [0, 1, 4])
@@ -60,7 +60,7 @@ def test_every_panel_is_drawn(num_maps: int, num_boxes: int, size: tuple[int, in
     class_ids = np.full(num_boxes, 20)
     png = figures.label_evolution_figure(image, boxes, class_ids, label_maps, prediction, ground_truth, VOC_CLASSES)
     picture = pixels(png)
-    palette = figures.voc_palette()
+    palette = figures.shown_palette()
     assert has_colour(picture, (77, 77, 77))
     for class_id in [*range(1, num_maps + 1), 9, 12]:
         assert has_colour(picture, tuple(palette[class_id]))

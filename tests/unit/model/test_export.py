@@ -33,9 +33,9 @@ def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
     return make_network(request.param)
 
 
-def pictures() -> list[np.ndarray]:
+def pictures(smallest: int = 1) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES if min(size) >= smallest]
 
 
 @pytest.mark.parametrize("input_type", ["uint8", "float32"])
@@ -58,9 +58,10 @@ def test_onnx_is_the_network_at_any_size(
 def test_torch_export_is_the_network_at_any_size(network: SegmentationNetwork, tmp_path: Path) -> None:
     path = str(tmp_path / "model.pt2")
     export.write_torch(network, path, CLASSES)
-    expected = [export.network_runner(network)(image) for image in pictures()]
+    found = pictures(17 if network.grid.patches else 1)  # see write_torch
+    expected = [export.network_runner(network)(image) for image in found]
     run = export.torch_runner(path)
-    comparison = export.compare(expected, [run(image) for image in pictures()])
+    comparison = export.compare(expected, [run(image) for image in found])
     export.check_equal(comparison, "torch")
     assert comparison.max_abs_difference < 1e-4
     extra = {export.CLASS_NAMES: ""}
