@@ -44,7 +44,7 @@ def write_torch(
 ) -> None:
     """Write the network, in evaluation mode, as a .pt2 file; run it by torch.export.load(path).module()(images).
 
-    A network whose grid is of patches (ConvNeXt) takes sides longer than one stride there: the program is bound to that.
+    A network whose grid is of patches (ConvNeXt) takes sides longer than one stride there: the program is bound so.
     """
     auto = torch.export.Dim.AUTO
     with _quiet(), torch.no_grad():
