@@ -26,6 +26,7 @@ from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import NetworkSettings, TrainConfig
 from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
 from boxsup_dist.examples import draw_examples, store_figures
@@ -38,6 +39,16 @@ NUM_EXAMPLE_GROUPS = 2
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' is told as a warning
 
 History = dict[int, dict[str, Any]]
+
+
+def read_config(run_dir: str) -> TrainConfig:
+    """The configuration that a run keeps. InputError without one, SettingError for that of another version."""
+    uri = storage.join(storage.absolute(run_dir), "config.json")
+    values = storage.read_json(uri)
+    try:
+        return TrainConfig.from_dict(values)
+    except SettingError as error:
+        raise SettingError(error.problem, file=uri, value=error.value) from None
 
 
 def read_history(run_dir: str) -> History:

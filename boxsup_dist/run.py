@@ -16,7 +16,7 @@ from typing import Any
 
 from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings, TrainConfig
-from boxsup_dist.coordinator import Coordinator, Inputs, read_history
+from boxsup_dist.coordinator import Coordinator, Inputs, read_config, read_history
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, EventLoop
 from boxsup_dist.errors import InputError, SettingError
@@ -161,15 +161,16 @@ def _keep_config(config: TrainConfig, run_dir: str) -> None:
     assigns = any(source.supervision == "box" for source in config.sources)
     free = FREE_ON_RESUME if assigns else (*FREE_ON_RESUME, "assignment")
     if storage.exists(uri):
-        found = storage.read_json(uri)
+        # A setting that the run does not know yet is new, and its default what the run did.
+        found = read_config(run_dir).to_dict()
         for name in wanted:
-            if name not in free and found.get(name) != wanted[name]:
+            if name not in free and found[name] != wanted[name]:
                 raise SettingError(
                     "the run directory holds a run with another setting; choose another or delete it",
                     file=uri,
                     field=name,
                     value=wanted[name],
-                    expected=str(found.get(name)),
+                    expected=str(found[name]),
                 )
     storage.write_json(uri, wanted)
 

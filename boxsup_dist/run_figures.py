@@ -15,7 +15,7 @@ import numpy as np
 
 from boxsup_dist import storage
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.coordinator import Inputs, read_history
+from boxsup_dist.coordinator import Inputs, read_config, read_history
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.confusion import read_confusion
 from boxsup_dist.examples import epochs_to_show
@@ -71,7 +71,7 @@ def open_runs(run_dirs: Sequence[str]) -> list[FinishedRun]:
     if not run_dirs:
         raise SettingError("no run to draw", field="run_dirs", expected="one run directory or more")
     uris = [storage.absolute(uri) for uri in run_dirs]
-    configs = [TrainConfig.from_dict(storage.read_json(storage.join(uri, "config.json"))) for uri in uris]
+    configs = [read_config(uri) for uri in uris]
     choices = [[config.supervision for config in configs], [uri.rpartition("/")[2] for uri in uris], uris]
     names = next((choice for choice in choices if len(set(choice)) == len(choice)), None)
     if names is None:

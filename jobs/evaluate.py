@@ -15,7 +15,7 @@ import ray
 
 from boxsup_dist import storage
 from boxsup_dist.config import PredictionSettings, TrainConfig
-from boxsup_dist.coordinator import make_pool
+from boxsup_dist.coordinator import make_pool, read_config
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
@@ -80,12 +80,7 @@ def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int, records
 
 def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
     """A run's configuration, fitted to the running session, and the checkpoint to use. Raises InputError."""
-    uri = storage.join(storage.absolute(run_dir), "config.json")
-    values = storage.read_json(uri)
-    try:
-        config = TrainConfig.from_dict(values)
-    except SettingError as error:
-        raise SettingError(error.problem, file=uri, value=error.value) from None
+    config = read_config(run_dir)
     newest = checkpoint_uri or checkpoint.latest(run_dir)
     if newest is None:
         raise SettingError("the run has no checkpoint yet", file=run_dir, field="run_dir")

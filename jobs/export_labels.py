@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from boxsup_dist import storage
-from boxsup_dist.config import ResourceSettings, TrainConfig
+from boxsup_dist.config import ResourceSettings
+from boxsup_dist.coordinator import read_config
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import InputError, SettingError
@@ -45,7 +46,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     """Export; returns the summary that it leaves in OUT/summary.json. Raises InputError."""
     started = time.monotonic()
     run_dir, out = storage.absolute(settings.run_dir), storage.absolute(settings.out)
-    config = _read_config(run_dir)
+    config = read_config(run_dir)
     epoch = _choose_epoch(run_dir, settings.epoch)
     inputs = open_inputs(config)
     mixture = inputs.mixture
@@ -85,14 +86,6 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     }
     storage.write_json(storage.join(out, "summary.json"), summary)
     return summary
-
-
-def _read_config(run_dir: str) -> TrainConfig:
-    uri = storage.join(run_dir, "config.json")
-    try:
-        return TrainConfig.from_dict(storage.read_json(uri))
-    except SettingError as error:
-        raise SettingError(error.problem, file=uri, value=error.value) from None
 
 
 def _choose_epoch(run_dir: str, epoch: int | None) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from boxsup_dist import mlflow_model, storage
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.coordinator import read_config
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.model import checkpoint, export
 from boxsup_dist.model.checkpoint import CheckpointState
@@ -70,7 +71,7 @@ def main(settings: Settings) -> None:
     """Write every format, compare it, then publish it; write OUT/summary.json and print the figures."""
     settings.check()
     tracked = read_run(settings.run_dir) if settings.log or settings.register else None
-    config = TrainConfig.from_dict(storage.read_json(storage.join(storage.absolute(settings.run_dir), "config.json")))
+    config = read_config(settings.run_dir)
     uri = settings.checkpoint or checkpoint.latest(settings.run_dir)
     if uri is None:
         raise SettingError("the run has no checkpoint yet", file=settings.run_dir, field="run_dir")

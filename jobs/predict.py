@@ -16,7 +16,8 @@ import ray
 import tyro
 
 from boxsup_dist import mlflow_model, storage
-from boxsup_dist.config import PredictionSettings, ResourceSettings, TrainConfig
+from boxsup_dist.config import PredictionSettings, ResourceSettings
+from boxsup_dist.coordinator import read_config
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import InputError, SettingError
@@ -211,7 +212,7 @@ def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
     num_classes = trained.spec.num_classes
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
     try:
-        config = TrainConfig.from_dict(storage.read_json(storage.join(run_dir, "config.json")))
+        config = read_config(run_dir)
         names = open_table(config.sources[0].records, "records").classes
     except InputError:
         names = VOC_CLASSES

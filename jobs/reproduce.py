@@ -42,6 +42,8 @@ class Settings:
     """One run of each row for each seed."""
     epochs: int | None = None
     """Passes over the data; by default as many as the scale's recipe has."""
+    train_missing: bool = True
+    """Train what is missing; else the table is written of the finished runs alone."""
     dry_run: bool = False
     """Only open the tables and tell what would run, with hours and storage as finished runs of OUT had them."""
 
@@ -55,8 +57,8 @@ def main(settings: Settings) -> None:
     configs: dict[Row, dict[int, list[TrainConfig]]] = {}
     for row in rows:
         for seed in settings.seeds:
-            made = make_configs(row, settings.scale, settings.data, runs, seed=seed, epochs=settings.epochs)
-            configs.setdefault(row, {})[seed] = [config.check() for config in made]
+            wanted = make_configs(row, settings.scale, settings.data, runs, seed=seed, epochs=settings.epochs)
+            configs.setdefault(row, {})[seed] = [config.check() for config in wanted]
     if settings.dry_run:
         print(format_table(_plan(configs, runs), title=f"Table {settings.table}, {settings.scale}: what would run"))
         return
@@ -67,14 +69,23 @@ def main(settings: Settings) -> None:
     results = []
     try:
         for row in rows:
+            chosen = configs[row]
+            if not settings.train_missing:
+                chosen = {seed: made for seed, made in chosen.items() if all(map(_is_finished, made))}
             # The last run of a row is its own; those before it only give it the network to begin with.
-            ended = {seed: [train(config, tags) for config in configs[row][seed]][-1] for seed in settings.seeds}
+            ended = {seed: [train(config, tags) for config in made][-1] for seed, made in chosen.items()}
+            if not ended:
+                continue
             results.append(_result(row, ended))
             _write(storage.join(out, f"table{settings.table}"), results, settings, tracker)
     finally:
         tracker.end()
         tracker.close()
     print(format_table([_shown(result) for result in results], title=f"Table {settings.table}, {settings.scale}"))
+
+
+def _is_finished(config: TrainConfig) -> bool:
+    return storage.exists(storage.join(config.run_dir, "summary.json"))
 
 
 def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[dict[str, Any]]:
@@ -138,7 +149,7 @@ def _result(row: Row, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "row": row.name,
         "paper": row.paper,
         "mean_iou": statistics.mean(scores),
-        "spread": max(scores) - min(scores),
+        "spread": max(scores) - min(scores) if len(scores) > 1 else None,
         "label_mean_iou": statistics.mean(labels) if labels else None,
         "runs": {str(seed): {key: run[key] for key in ("mean_iou", "label_mean_iou")} for seed, run in runs.items()},
     }
@@ -152,7 +163,8 @@ def _shown(result: dict[str, Any]) -> dict[str, str]:
         "row": result["row"],
         "paper": number(result["paper"]),
         "ours": number(result["mean_iou"]),
-        "spread": number(result["spread"]) if len(result["runs"]) > 1 else "",
+        "spread": number(result["spread"]),
+        "seeds": str(len(result["runs"])),
         "label mIoU": number(result["label_mean_iou"]),
     }
 

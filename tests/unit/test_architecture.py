@@ -55,7 +55,7 @@ RAY_FILES = {
 PURE_CALLS = {
     "arg", "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "getLogger",
     "inference_mode", "int32", "large_binary", "large_list", "list_", "njit", "no_grad", "remote", "schema", "string",
-    "Struct", "tuple", "uint16",
+    "Struct", "tuple", "uint16", "_voc",
 }  # fmt: skip
 
 
