@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from pycocotools.coco import COCO
 from boxsup_dist import storage, tables
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
+from boxsup_dist.coordinator import read_config
+from boxsup_dist.export.labels import export_unit
 from boxsup_dist.labels import Labels, labels_uri
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_probs
@@ -182,7 +185,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
     summary = export_labels.export_labels(
         export_labels.Settings(run_dir, str(tmp_path), undecided=undecided, num_actors=1)
     )
-    config = export_labels._read_config(run_dir)
+    config = read_config(run_dir)
     mixture = open_inputs(config).mixture
     labels = export_labels.read_labels(labels_uri(run_dir, 1))
     coco = COCO(str(tmp_path / "coco.json"))
@@ -214,6 +217,13 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
             assert np.array_equal(painted[decided], expected[decided])
             num_undecided += int((~decided).sum())
     assert num_undecided > 0  # a crowd's box at least
+
+
+def test_a_unit_whose_images_another_source_has_exports_nothing(run_dir, tmp_path):
+    mixture = open_inputs(read_config(run_dir)).mixture
+    none = replace(mixture, units=tuple(unit._replace(rows=()) for unit in mixture.units))
+    labels = export_labels.read_labels(labels_uri(run_dir, 1))
+    assert export_unit(None, 0, mixture=none, labels=labels, undecided="ignore", out=str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
