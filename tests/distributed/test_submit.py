@@ -50,6 +50,7 @@ def head() -> Iterator[Head]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1", "--include-dashboard", "true"]
     command += ["--num-cpus", "2", "--object-store-memory", "200000000", "--temp-dir", str(folder / "ray")]
+    command += ["--object-spilling-directory", str(folder / "spill")]
     command += [f"--{name}={port}" for name, port in ports.items()]
     mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{mine['PATH']}"
