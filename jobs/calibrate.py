@@ -2,8 +2,8 @@
 
 Each stage does its work on a few images of the embedded synthetic data, or of tables of yours (--records with
 --proposals), in this one process on one core, or on its GPU: the same functions that train workers, actors and data
-tasks call, without Ray around them. The rates of the recipe are added to FILE. A machine that is busy otherwise is
-measured too slow.
+tasks call, without Ray around them. The rates of the recipe are added to FILE. A core is measured in CPU seconds, so
+that other work on the machine matters little; a GPU should have no other.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def measure(config: TrainConfig, settings: Settings) -> Rates:
         evaluate_unit(lambda image: log_probs(image).argmax(0), with_mask, config.network.num_classes)
 
     log_probs(images[0])  # what a first call sets up is not measured
+    torch.set_num_threads(config.resources.threads_per_actor)
     assign_s = clock(assign, device)
     with_mask = records.select(EVALUATION_COLUMNS)
     with_mask = with_mask.filter(pa.compute.is_valid(with_mask.column("gt_label_map")))
@@ -165,12 +166,15 @@ def measure(config: TrainConfig, settings: Settings) -> Rates:
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of wall time of one call."""
-    started = time.perf_counter()
-    work()
+    """Seconds of one call that has a core, or as many as torch has threads, or the GPU to itself."""
     if device.type == "cuda":
+        started = time.perf_counter()
+        work()
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+        return time.perf_counter() - started
+    started = time.process_time()
+    work()
+    return (time.process_time() - started) / torch.get_num_threads()
 
 
 def measure_stream(
@@ -220,8 +224,8 @@ def measure_training(
 
     network.train()
     step()  # makes the optimizer's state, and what else a first step sets up
-    steps, spent = 0, 0.0
-    while steps < MIN_STEPS or spent < seconds:
+    steps, spent, end = 0, 0.0, time.monotonic() + seconds
+    while steps < MIN_STEPS or time.monotonic() < end:
         spent += clock(step, device)
         steps += 1
     weights = float(sum(value.nbytes for value in network.state_dict().values()))
