@@ -325,7 +325,7 @@ class _Planner:
             labels = boxes * rates.label_stored_bytes * self.epochs
             found += [
                 Figure("proposals table", images * rates.proposals_bytes * self.size / 1e9, "GB", by_size),
-                Figure("labels", labels / 1e9, "GB", f"measured: {self.epochs} epochs"),
+                Figure("labels", labels / 1e9, "GB", f"extrapolated: {self.epochs} epochs, from a small file, at most"),
             ]
         found.append(Figure("checkpoints", kept * rates.checkpoint_bytes / 1e9, "GB", f"measured: {kept} are kept"))
         return found
