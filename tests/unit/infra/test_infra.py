@@ -220,8 +220,10 @@ STAND_INS = {
     "hostname": "echo 127.0.0.1",
     "timeout": "exit 0",
     "ray": 'echo "ray $* mode=$RAY_AUTH_MODE address=${RAY_ADDRESS:-none}" >> calls; exec sleep 60',
-    "python": 'case "$1" in -c) echo the-token;; -) exit 0;; *) sleep 1; cat "$RAY_AUTH_TOKEN_PATH" > seen;'
-    ' echo "job $* $RAY_ADDRESS" >> calls; exit 5;; esac',
+    # `-` is the script that waits for all nodes.
+    "python": 'case "$1" in -c) echo the-token;;'
+    ' -) until [ "$(grep -c "^ray start" calls 2>/dev/null)" = "$2" ]; do sleep 0.05; done;;'
+    ' *) cat "$RAY_AUTH_TOKEN_PATH" > seen; echo "job $* $RAY_ADDRESS" >> calls; exit 5;; esac',
 }
 
 
