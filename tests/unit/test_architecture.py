@@ -28,6 +28,7 @@ LEAVES = (
     "config",
     "sources",
     "outbox",
+    "planning",
 )
 LEAF_PACKAGES = {"numpy", "pyarrow", "fsspec", "PIL", "pycocotools", "scipy", "h5py"}
 # Modules that put stages together and may import any of them.

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# A Ray cluster over the nodes that Slurm allocates, and one job on it:
+#
+#   sbatch --nodes=4 --gpus-per-node=4 --cpus-per-task=64 infra/slurm.sh python -m jobs.train paper --run-dir /shared/runs/a ...
+#
+# Submit it from the repository, where `make setup` made .venv, on a file system that all nodes share. The job's exit status
+# is the batch job's. BOXSUP_SPILL names a node-local folder for spilled objects (default: TMPDIR, else /tmp).
+#SBATCH --job-name=boxsup
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@120
+
+set -euo pipefail
+if [ $# -eq 0 ]; then
+    echo "usage: sbatch infra/slurm.sh python -m jobs.NAME ..." >&2
+    exit 2
+fi
+cd "$SLURM_SUBMIT_DIR"
+export PATH="$PWD/.venv/bin:$PATH"
+
+# The token lives as long as the job, in a file that only its user can read; its value is no argument of any process.
+private=$(mktemp --directory "$PWD/.ray-token-$SLURM_JOB_ID-XXXXXX")
+# Steps end with their srun; the trap ends only what this script started.
+trap 'trap - TERM; kill $(jobs -p) 2>/dev/null || true; rm -rf "$private"' EXIT
+trap 'exit 143' TERM
+python -c "import secrets; print(secrets.token_hex(32))" > "$private/token"
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/token" RAY_USAGE_STATS_ENABLED=0
+
+spill="${BOXSUP_SPILL:-${TMPDIR:-/tmp}}/ray-spill-$SLURM_JOB_ID"
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
+head_ip=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+port=$((20000 + SLURM_JOB_ID % 10000))
+export RAY_ADDRESS="$head_ip:$port"
+node=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-spilling-directory="$spill")
+
+# --overlap: the driver below runs on the head's node beside it.
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    env -u RAY_ADDRESS ray start --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1 "${node[@]}" &
+if [ "$SLURM_NNODES" -gt 1 ]; then
+    # A worker that begins before the head asks again until the head answers.
+    srun --overlap --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
+        --cpus-per-task="$SLURM_CPUS_PER_TASK" env -u RAY_ADDRESS \
+        bash -c 'until timeout 5 bash -c "</dev/tcp/$0/$1"; do sleep 2; done 2>/dev/null; ray start "${@:2}"' \
+        "$head_ip" "$port" --address="$RAY_ADDRESS" "${node[@]}" &
+fi
+
+# In the background, as bash takes a signal only between its own commands; all nodes first: jobs fit themselves to them.
+python - "$SLURM_NNODES" <<'PYTHON' &
+import sys, time
+import ray
+
+deadline = time.monotonic() + 600
+while True:
+    try:
+        ray.init(address="auto", logging_level="ERROR")
+        break
+    except ConnectionError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(5)
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
+    if time.monotonic() > deadline:
+        sys.exit("some nodes did not join within ten minutes")
+    time.sleep(2)
+PYTHON
+wait $!
+
+"$@" &
+wait $!

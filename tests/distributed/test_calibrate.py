@@ -1,0 +1,42 @@
+"""Rates of this machine, measured by jobs.calibrate on a few images, and a plan made of them by jobs.plan."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from boxsup_dist.planning import read_rates
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_rates_are_measured_and_planned_with(tmp_path):
+    out = str(tmp_path / "rates.json")
+    run("jobs.calibrate", "demo", "--out", out, "--num-images", "2", "--batch-images", "2", "--seconds", "0.1")
+    rates = read_rates(out, "demo")
+    assert 1e4 < rates.image_px < 1e5 and rates.batch_images == 2
+    assert 0.1 < rates.train_images_per_s < 1e4 and 0.1 < rates.assign_images_per_s < 1e4
+    assert rates.checkpoint_bytes > 2 * rates.weights_bytes > 1e6
+    cluster = ["--nodes", "2", "--cpus-per-node", "8", "--memory-gib-per-node", "32", "--price-per-node-hour", "0.5"]
+    if rates.gpu:
+        cluster += ["--gpus-per-node", "1"]
+    shown = run("jobs.plan", "demo", "--rates", out, "--images", "1000", *cluster)
+    for name in (
+        "steps",
+        "proposals",
+        "train",
+        "reassignment",
+        "evaluation",
+        "cost",
+        "records",
+        "object store, a node",
+    ):
+        assert name in shown
+    assert "extrapolated" in shown and "1,600" in shown  # 8 epochs of 200 steps

@@ -1,0 +1,256 @@
+"""The files of infra: they parse, fit Ray's schema, hold no secret, and ask for a token everywhere.
+
+No Docker, Kubernetes, AWS or Slurm is at hand: what is tested is what their files say, and Slurm's script with
+stand-ins for its commands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from boxsup_dist.config import ResourceSettings
+
+ROOT = Path(__file__).parents[3]
+INFRA = ROOT / "infra"
+COMPOSE = INFRA / "docker-compose.yaml"
+AWS = INFRA / "ray-aws.yaml"
+KUBERNETES = sorted((INFRA / "kubernetes").glob("*.yaml"))
+IS_SECRET = re.compile("TOKEN$|PASSWORD|SECRET|ACCESS_KEY|ROOT_USER")
+
+
+def documents(path: Path) -> list[Any]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def walk(value: Any) -> Iterator[dict]:
+    """Every mapping of a document."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from walk(part)
+
+
+@pytest.mark.parametrize("path", [*sorted(INFRA.rglob("*.yaml")), INFRA / "Dockerfile", INFRA / "slurm.sh"])
+def test_each_file_begins_with_how_to_use_it(path):
+    lines = path.read_text().splitlines()
+    header = [line for line in lines[:12] if line.startswith("#   ")]
+    assert header, "a command in the header"
+    assert all(documents(path)) if path.suffix == ".yaml" else True
+
+
+def test_no_file_holds_a_secret_or_reaches_out():
+    for path in [*INFRA.rglob("*"), ROOT / ".dockerignore"]:
+        if path.is_file() and "__pycache__" not in path.parts:
+            text = path.read_text()
+            assert not re.search(r"AKIA|BEGIN .*PRIVATE KEY|[0-9a-f]{32}", text), path
+            assert set(re.findall(r"https?://([\w.-]+)", text)) <= {"127.0.0.1", "localhost", "mlflow", "store"}, path
+    assert ".env" in (ROOT / ".gitignore").read_text().split()
+    tracked = subprocess.run(["git", "ls-files", "infra"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "infra/.env\n" not in tracked
+
+
+# -- Docker -----------------------------------------------------------------------------------------------------------
+
+
+def stages() -> dict[str, str]:
+    """Instructions of each stage of the Dockerfile."""
+    parts = re.split(r"^FROM (\S+) AS (\S+)\n", (INFRA / "Dockerfile").read_text(), flags=re.M)[1:]
+    return {name: f"FROM {base}\n{body}" for base, name, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)}
+
+
+def test_the_compiler_stays_in_the_build_stages():
+    found = stages()
+    assert set(found) == {"build", "build-gpu", "build-cpu", "build-mlflow", "runtime", "cpu", "gpu", "mlflow"}
+    assert "g++" in found["build"]
+    for name in ("runtime", "cpu", "gpu", "mlflow"):
+        assert "g++" not in found[name] and "pip install" not in found[name]
+        assert not found[name].startswith("FROM build")
+    for name in ("cpu", "gpu"):
+        assert found[name].startswith("FROM runtime") and f"COPY --from=build-{name} /opt/venv" in found[name]
+
+
+def test_images_run_as_a_user_with_the_tested_versions():
+    found = stages()
+    for name in ("runtime", "mlflow"):
+        assert re.search(r"^USER (?!root)", found[name], re.M)
+    installs = re.findall(r"pip install .*", (INFRA / "Dockerfile").read_text())
+    assert all("--constraint constraints.txt" in line or "--no-deps" in line for line in installs) and installs
+    sent = (ROOT / ".dockerignore").read_text().split("\n")
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (INFRA / "Dockerfile").read_text(), re.M)
+    assert {f"!{name}" for line in copied for name in line.split()} <= set(sent) and "*" in sent
+
+
+# -- compose ----------------------------------------------------------------------------------------------------------
+
+
+def services() -> dict[str, dict]:
+    return documents(COMPOSE)[0]["services"]
+
+
+def test_compose_has_the_whole_system_for_this_machine_alone():
+    found = services()
+    assert {"ray-head", "ray-worker", "mlflow", "postgres", "store"} <= set(found)
+    assert "gpu" in found["ray-worker-gpu"]["profiles"]
+    for name, service in found.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service["image"] and "privileged" not in service and service.get("network_mode") != "host"
+        depended = service.get("depends_on", {})
+        assert set(depended) <= set(found)
+        if isinstance(depended, dict):  # one that is to be healthy must have a check
+            healthy = {key for key, value in depended.items() if value["condition"] == "service_healthy"}
+            assert all("healthcheck" in found[key] for key in healthy)
+
+
+def test_compose_takes_every_secret_from_the_environment():
+    names = set()
+    for name, service in services().items():
+        for key, value in service.get("environment", {}).items():
+            if IS_SECRET.search(key) or ("://" in value and "@" in value):
+                assert re.search(r"\$\{(\w+):\?", value), f"{name}: {key}"
+                names |= set(re.findall(r"\$\{(\w+)", value))
+    example = (INFRA / ".env.example").read_text()
+    assert names == set(re.findall(r"^(\w+)=$", example, re.M)), "the example names them all, without a value"
+
+
+def test_every_ray_node_of_compose_asks_for_the_token_and_spills_to_a_volume():
+    for name, service in services().items():
+        if name.startswith("ray-"):
+            assert service["environment"]["RAY_AUTH_MODE"] == "token"
+            assert "--object-spilling-directory=/spill" in service["command"]
+            assert "spill:/spill" in service["volumes"] and service["shm_size"]
+
+
+# -- AWS --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cluster_fits_rays_schema():
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(documents(AWS)[0], schema)
+
+
+def test_the_cluster_scales_on_spot_and_gets_the_token_from_a_file():
+    cluster = documents(AWS)[0]
+    options = " ".join(cluster["docker"]["run_options"])
+    assert "RAY_AUTH_MODE=token" in options and "--volume /opt/spill:/spill" in options
+    path = re.search(r"RAY_AUTH_TOKEN_PATH=(\S+)", options).group(1)
+    assert cluster["file_mounts"][path] == "~/.ray/auth_token"
+    types = cluster["available_node_types"]
+    worker = types["gpu-worker"]
+    assert cluster["head_node_type"] in types
+    assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert 1 <= worker["min_workers"] < worker["max_workers"] <= cluster["max_workers"]
+    for kind in ("head", "worker"):
+        assert "--object-spilling-directory=/spill" in cluster[f"{kind}_start_ray_commands"][-1]
+
+
+# -- Kubernetes -------------------------------------------------------------------------------------------------------
+
+
+def size_of(spec: dict) -> str:
+    return "scaling" if "autoscalerOptions" in spec else "fixed"
+
+
+def cluster_specs() -> list[dict]:
+    found = [document for path in KUBERNETES for document in documents(path)]
+    assert {document["kind"] for document in found} == {"PersistentVolumeClaim", "RayCluster", "RayJob"}
+    return [
+        document["spec"].get("rayClusterSpec", document["spec"])
+        for document in found
+        if document["apiVersion"] == "ray.io/v1"
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec", cluster_specs(), ids=lambda spec: "scaling" if "autoscalerOptions" in spec else "fixed"
+)
+def test_kubernetes_nodes_are_limited_private_and_take_secrets_by_reference(spec):
+    assert spec["authOptions"] == {"mode": "token", "secretName": "boxsup-ray-token"}
+    assert spec["rayVersion"] == ray.__version__
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert group["rayStartParams"]["object-spilling-directory"] == "/spill"
+        for container in pod["containers"]:
+            assert set(container["resources"]) == {"requests", "limits"}
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/shared", "/spill"}
+            for variable in container["env"]:
+                assert "value" not in variable and variable["valueFrom"]["secretKeyRef"]["name"].startswith("boxsup-")
+    worker = spec["workerGroupSpecs"][0]
+    assert 1 <= worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
+    assert "nvidia.com/gpu" in worker["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+@pytest.mark.parametrize(
+    "spec", cluster_specs(), ids=lambda spec: "scaling" if "autoscalerOptions" in spec else "fixed"
+)
+def test_a_run_has_room_on_the_smallest_size_of_a_cluster(spec):
+    worker = spec["workerGroupSpecs"][0]
+    limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
+    size = worker["minReplicas"] * int(limits["cpu"]), worker["minReplicas"] * int(limits["nvidia.com/gpu"])
+    ResourceSettings().resolve(*size).check_room(*size)
+
+
+def test_the_job_takes_its_cluster_away_with_it():
+    job = next(document for path in KUBERNETES for document in documents(path) if document["kind"] == "RayJob")
+    assert job["spec"]["shutdownAfterJobFinishes"] is True and "python -m jobs." in job["spec"]["entrypoint"]
+
+
+# -- Slurm ------------------------------------------------------------------------------------------------------------
+
+STAND_INS = {
+    # Drops its own options and runs the rest.
+    "srun": 'echo "srun $*" >> calls; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": "printf 'node1\\nnode2\\n'",
+    "hostname": "echo 127.0.0.1",
+    "timeout": "exit 0",
+    "ray": 'echo "ray $* mode=$RAY_AUTH_MODE address=${RAY_ADDRESS:-none}" >> calls; exec sleep 60',
+    # `-` is the script that waits for all nodes.
+    "python": 'case "$1" in -c) echo the-token;;'
+    ' -) until [ "$(grep -c "^ray start" calls 2>/dev/null)" = "$2" ]; do sleep 0.05; done;;'
+    ' *) cat "$RAY_AUTH_TOKEN_PATH" > seen; echo "job $* $RAY_ADDRESS" >> calls; exit 5;; esac',
+}
+
+
+def test_slurms_script_is_sound():
+    subprocess.run(["bash", "-n", str(INFRA / "slurm.sh")], check=True)
+
+
+def test_slurms_script_starts_a_node_each_runs_the_job_and_leaves_nothing(tmp_path):
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    for name, body in STAND_INS.items():
+        (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+        (commands / name).chmod(0o755)
+    slurm = {"JOB_ID": "123", "NNODES": "2", "JOB_NODELIST": "node[1-2]", "CPUS_PER_TASK": "4", "GPUS_ON_NODE": "1"}
+    env = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path)}
+    env |= {f"SLURM_{name}": value for name, value in slurm.items()}
+    command = ["bash", str(INFRA / "slurm.sh"), "python", "-m", "jobs.train", "demo"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 5, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert re.search(r"^ray start --head .*--num-cpus=4 --num-gpus=1 .*mode=token address=none$", calls, re.M), calls
+    assert re.search(r"^ray start --address=127.0.0.1:20123 .*--object-spilling-directory=\S+ mode=token", calls, re.M)
+    assert "job -m jobs.train demo 127.0.0.1:20123" in calls
+    assert (tmp_path / "seen").read_text() == "the-token\n" and "the-token" not in calls
+    assert not list(tmp_path.glob(".ray-token-*"))
+
+
+def test_slurms_script_wants_a_job():
+    done = subprocess.run(["bash", str(INFRA / "slurm.sh")], capture_output=True, text=True)
+    assert done.returncode == 2 and "usage" in done.stderr
