@@ -103,16 +103,15 @@ def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[d
     lines = []
     for row, by_seed in configs.items():
         own = next(iter(by_seed.values()))[-1]
-        mixture = open_inputs(own).mixture
-        images = sum(len(unit.rows) for unit in mixture.units)
+        images, dropped = _count_images(own)
         missing = [c for made in by_seed.values() for c in made if c.run_dir not in finished]
-        passes = sum(c.optimizer.epochs for c in missing) * images
+        passes = sum(c.optimizer.epochs * _count_images(c)[0] for c in missing)
         lines.append(
             {
                 "row": row.name,
                 "supervision": own.supervision,
                 "images": images,
-                "dropped": sum(unit.where.num_rows - len(unit.rows) for unit in mixture.units),
+                "dropped": dropped,
                 "steps": -(-images // own.optimizer.global_batch_size) * own.optimizer.epochs,
                 "runs": sum(map(len, by_seed.values())),
                 "missing": len(missing),
@@ -121,6 +120,12 @@ def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[d
             }
         )
     return lines
+
+
+def _count_images(config: TrainConfig) -> tuple[int, int]:
+    """Images that a run trains on, and those that it drops because another data set has them."""
+    units = open_inputs(config).mixture.units
+    return sum(len(unit.rows) for unit in units), sum(unit.where.num_rows - len(unit.rows) for unit in units)
 
 
 def _write(base: str, results: list[dict[str, Any]], settings: Settings, tracker: RunTracker) -> None:

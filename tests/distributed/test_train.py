@@ -216,7 +216,7 @@ def test_the_number_of_workers_changes_no_choice_and_hardly_a_loss(ray_local, fo
     assert all("gap_s" in history[1] for history in histories)
 
 
-@pytest.mark.parametrize("supervision", ["mask", "rectangles", "wssl_em"])
+@pytest.mark.parametrize("supervision", ["rectangles", "wssl_em"])  # masks: test_reproduce.py, test_mixture.py
 def test_other_supervisions_run_through(ray_local, folder, supervision):
     config = tiny.make_config(folder, folder / supervision, sources=(tiny.make_source(folder, supervision),))
     summary = train(config)
