@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from boxsup_dist.config import OptimizerSettings
 from boxsup_dist.run import train
 from tests.distributed import tiny
 from tests.mlflow_server import WAIT_S, Server
 
+WINDOW = (1600, 1400)
 PAGE_S = 20  # of the browser's own time, which does not pass while it waits for the server
 TRIES = 3
 
@@ -55,6 +57,7 @@ class Browser:
 
     def __init__(self, binary: str, profile: Path) -> None:
         self.binary, self.profile = binary, profile
+        self.shot = profile / "screenshot.png"  # of the page whose text was asked for last
 
     def text(self, url: str, wanted: list[str]) -> str:
         """Visible text of a page once its scripts have drawn `wanted`; what there is after some tries."""
@@ -68,12 +71,20 @@ class Browser:
 
     def _text(self, url: str) -> str:
         command = [self.binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        command += [f"--user-data-dir={self.profile}", "--window-size=1600,1400"]
-        command += [f"--virtual-time-budget={1000 * PAGE_S}", "--dump-dom", url]
+        command += [f"--user-data-dir={self.profile}", f"--window-size={WINDOW[0]},{WINDOW[1]}"]
+        command += [f"--virtual-time-budget={1000 * PAGE_S}", f"--screenshot={self.shot}", "--dump-dom", url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
         assert done.returncode == 0, done.stderr[-2000:]
         page = re.sub(r"<(script|style)\b.*?</\1>", " ", done.stdout, flags=re.DOTALL)
         return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+
+
+def assert_drawn(shot: Path) -> None:
+    """The screenshot is of the window, and no blank or plain page: text and pictures have many colours."""
+    with Image.open(shot) as picture:
+        colours = picture.convert("RGB").getcolors(maxcolors=2**24)
+        assert picture.size == WINDOW
+    assert colours is not None and len(colours) > 50, "an empty page"
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +113,7 @@ def test_a_finished_run_is_all_there(
 ) -> None:
     text = browser.text(run_url(server, finished["mlflow"]["run_id"]) + page, wanted)
     assert [part for part in wanted if part not in text] == [], text[:3000]
+    assert_drawn(browser.shot)
 
 
 def test_the_report_is_a_page_by_itself(finished: dict[str, Any], browser: Browser) -> None:
@@ -109,3 +121,4 @@ def test_the_report_is_a_page_by_itself(finished: dict[str, Any], browser: Brows
     wanted = ["seen-in-the-browser", "mean IoU", "Curves", "IoU by class", "Confusion", "Data", "Configuration"]
     text = browser.text(report.as_uri(), wanted)
     assert [part for part in wanted if part not in text] == [], text[:3000]
+    assert_drawn(browser.shot)
