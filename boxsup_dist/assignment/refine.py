@@ -53,9 +53,8 @@ def refine_segments(
             wanted = (1 - STATIC_SHARE) * wanted + STATIC_SHARE * (static_map[y0:y1, x0:x1] == class_ids[k])
         inside = probs[:, y0:y1, x0:x1]
         own = classes.index(int(class_ids[k]))
-        before = inside[own].copy()
         inside *= 1 - wanted
-        inside[own] = np.maximum(before, inside[own] + wanted)
+        inside[own] += wanted
         allowed[own, y0:y1, x0:x1] = True
     probs[0] = 1 - probs[1:].sum(0)
     probs = np.where(allowed, np.clip(probs, MIN_PROBABILITY, 1), 1e-6)
