@@ -16,7 +16,7 @@ from boxsup_dist.model.crf import crf_settings, dense_crf
 from boxsup_dist.regions import front_order, pixel_box
 from boxsup_dist.schema import BACKGROUND
 
-STATIC_SHARE = 0.3  # of the votes, that a static label map has: half loses the candidates' own (67 instead of 76)
+STATIC_SHARE = 0.3  # of the votes, that a static label map has; half would outvote the candidates
 MIN_PROBABILITY = 0.02  # of a class at a pixel of its box, and of background: the CRF may overrule any vote
 
 

@@ -32,11 +32,10 @@ CRF_SETTINGS = {
     "deeplab_vgg": CrfSettings(4, 49, 5, 3, 3),  # DeepLab-LargeFOV
     "deeplab_v2_vgg": CrfSettings(4, 65, 3, 2, 2),
     "deeplab_v2": CrfSettings(4, 67, 3, 3, 1),  # ResNet-101
-    # For WSSL's cut inside a box; theirs are not published. Chosen by label mIoU on 104 images of voc-mini, with the
-    # centre's share: 69.7; wider ones, or a smaller centre, 60 to 69.
+    # For WSSL's cut inside a box; theirs are not published. Chosen with the centre's share by label mIoU, in a trial on
+    # 104 images of voc-mini.
     "wssl_box": CrfSettings(4, 25, 6, 3, 3),
-    # For refining the segments of boxes (assignment/refine.py), by label mIoU on 166 images there: wider ones lose
-    # small objects.
+    # For refining the segments of boxes (assignment/refine.py), in a trial on 166 images: wider ones lose small objects
     "refine": CrfSettings(2, 25, 4, 1, 3),
 }
 
