@@ -307,6 +307,9 @@ class TrainConfig:
     """Epochs between evaluations on `val_records`; 0 evaluates at the end only."""
     measure_labels: bool = True
     """Measure each epoch's label maps against ground truth where the records have some. Training never sees it."""
+    max_bad_records: int = 10
+    """Training images whose bytes don't decode: told, and trained as if all of their pixels were void; with more of
+    them the run ends. 0 ends it at the first."""
     checkpoint_every_steps: int = 0
     """Steps between checkpoints inside an epoch; 0 keeps to one an epoch."""
     keep_checkpoints: int = 2
@@ -329,7 +332,7 @@ class TrainConfig:
                     expected="none, or a run with assignment.refine_from_epoch",
                 )
         _check_choice(self.duplicates, Duplicates, "duplicates")
-        for name in ("evaluate_every", "checkpoint_every_steps"):
+        for name in ("evaluate_every", "checkpoint_every_steps", "max_bad_records"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         if self.val_records is None and self.evaluate_every > 0:
             raise SettingError(

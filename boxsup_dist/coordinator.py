@@ -72,8 +72,8 @@ def bare_network(settings: NetworkSettings) -> SegmentationNetwork:
     )
 
 
-def make_pool(config: TrainConfig) -> NetworkPool:
-    """The actor pool that the configuration describes."""
+def make_pool(config: TrainConfig, **options: Any) -> NetworkPool:
+    """The actor pool that the configuration describes; `options` are others of NetworkPool."""
     resources = config.resources
     return NetworkPool(
         partial(bare_network, config.network),
@@ -81,6 +81,7 @@ def make_pool(config: TrainConfig) -> NetworkPool:
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
         threads=resources.threads_per_actor,
+        **options,
     )
 
 
@@ -101,7 +102,7 @@ class Coordinator:
         self.config, self.inputs, self.post = config, inputs, post
         self.history = read_history(config.run_dir)
         self.stages_s = 0.0  # spent in stages since the start, so that what is left of a gap can be told
-        self.pool = make_pool(config)
+        self.pool = make_pool(config, tell=lambda text: self.post("warning", text=text))
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
@@ -152,19 +153,28 @@ class Coordinator:
 
     # -- after an epoch ----------------------------------------------------------------------------------------------
 
-    def record(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Keep an epoch's metrics and warn of a collapse of the foreground."""
+    def record(self, epoch: int, metrics: dict[str, float], bad_records: dict[str, str]) -> None:
+        """Keep an epoch's metrics; warn of records that were left out, and of a collapse of the foreground."""
         self._note(epoch, metrics)
         entry = self.history[epoch]
+        told = self.history.get(epoch - 1, {}).get("bad_records", {})
+        if bad_records:
+            self._note(epoch, {"bad_records": bad_records})
+        for image_id, problem in bad_records.items():
+            if image_id not in told:
+                self._warn(epoch, f"left out: {problem}")
         expected = entry.get("label_foreground_share")
         if expected and metrics["foreground_share"] < COLLAPSE_RATIO * expected:
             text = (
                 f"epoch {epoch + 1}: the network predicts {metrics['foreground_share']:.1%} foreground, its labels "
                 f"have {expected:.1%}; labels that follow it may collapse (see assignment.form and warmup_epochs)"
             )
-            self._note(epoch, {"warnings": [text]})
-            self.post("warning", text=text)
+            self._warn(epoch, text)
         self._tell(epoch)
+
+    def _warn(self, epoch: int, text: str) -> None:
+        self._note(epoch, {"warnings": [*self.history[epoch].get("warnings", []), text]})
+        self.post("warning", text=text)
 
     def evaluate(self, epoch: int, weights: dict[str, torch.Tensor]) -> None:
         """Mean IoU on the validation records if this epoch is due and has none yet."""

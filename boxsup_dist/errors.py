@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Bad input: names the file, the field, the value found and what was expected, as far as they apply."""
@@ -41,6 +44,15 @@ class RecordError(InputError):
     """One image or its annotation can't be used."""
 
 
+@contextmanager
+def decoding(image_id: str, file: object = None) -> Iterator[None]:
+    """What damaged bytes raise inside becomes a RecordError that names the image."""
+    try:
+        yield
+    except (OSError, SyntaxError) as error:  # Pillow's two words for damaged files
+        raise RecordError(f"does not decode: {error}", file=file, field="image_id", value=image_id) from None
+
+
 class TableError(InputError):
     """A stored table is unfinished, of another kind or version, or does not belong to its partner."""
 
@@ -59,3 +71,7 @@ class SettingError(InputError):
 
 class NonFiniteLossError(InputError):
     """Training met a loss that is not finite; names the records of the batch."""
+
+
+class LostWorkError(InputError):
+    """A unit of work ends the process that computes it, every time: out of memory, or a crash of native code."""

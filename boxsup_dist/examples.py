@@ -39,7 +39,10 @@ def draw_examples(
     records = [record for record in iter_records(unit.source.records.read(unit.where)) if len(record.boxes_xyxy)]
     for record in records[:MAX_EXAMPLES]:
         assert record.image is not None
-        image = decode_image(record.image)
+        try:
+            image = decode_image(record.image)
+        except (OSError, SyntaxError):  # a record that the training has left out and told
+            continue
         truth = decode_png(record.gt_label_map) if record.gt_label_map and show_ground_truth else None
         figure = label_evolution_figure(
             image,

@@ -30,7 +30,7 @@ from boxsup_dist.tracking import RunTracker
 from boxsup_dist.training.fit import fit
 
 # Settings that may differ when a run goes on: they don't decide its result.
-FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "experiment")
+FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "max_bad_records", "experiment")
 
 
 def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -248,6 +248,7 @@ def _summary(
         "gap_s_median": gaps[len(gaps) // 2] if gaps else None,
         "checkpoint": checkpoint.latest(run_dir),
         "resumed_from": resumed_from,
+        "bad_records": last.get("bad_records", {}),
         "data": {name: _describe(table) for name, table in _tables(inputs).items()},
         "num_images": sum(len(unit.rows) for unit in inputs.mixture.units),
         "num_left_out": sum(unit.where.num_rows - len(unit.rows) for unit in inputs.mixture.units),

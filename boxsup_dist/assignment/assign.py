@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.refine import refine_segments
 from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
+from boxsup_dist.errors import RecordError, decoding
 from boxsup_dist.labels import labels_table
 from boxsup_dist.regions import decode_image, decode_png, proposals_from_table
 from boxsup_dist.schema import Proposals, Record, iter_records
@@ -82,20 +83,22 @@ def assign_image(
         undecided = list[int]()
         if vote is not None and settings.ignore_undecided is not None:
             undecided = find_undecided(vote, segment, settings.ignore_undecided).tolist()
-        rows.append(
-            {
-                "image_id": record.image_id,
-                "box_index": k,
-                "class_id": int(record.class_ids[k]),
-                "proposal_index": choice.proposal_index,
-                "superpixel_ids": list(segment),
-                "undecided_ids": undecided,
-                "overlap_cost": choice.overlap_cost,
-                "regression_cost": choice.regression_cost,
-                "rank": choice.rank,
-            }
-        )
+        rows.append(_row(record, k, choice, segment, undecided))
     return rows
+
+
+def _row(record: Record, box: int, choice: Choice, segment: np.ndarray, undecided: Sequence[int] = ()) -> dict:
+    return {
+        "image_id": record.image_id,
+        "box_index": box,
+        "class_id": int(record.class_ids[box]),
+        "proposal_index": choice.proposal_index,
+        "superpixel_ids": list(segment),
+        "undecided_ids": list(undecided),
+        "overlap_cost": choice.overlap_cost,
+        "regression_cost": choice.regression_cost,
+        "rank": choice.rank,
+    }
 
 
 def refines(settings: AssignmentSettings, epoch: int) -> bool:
@@ -131,7 +134,8 @@ def assign_row_group(
 ) -> pa.Table:
     """Labels of a row group. `log_probs_of` runs the network; None assigns by overlap alone.
 
-    `label_maps` are static ones of the same records, for epochs that refine. Images are decoded where they are needed.
+    `label_maps` are static ones of the same records, for epochs that refine. Images are decoded where they are needed;
+    the boxes of one that does not decode take no candidate.
     """
     rows: list[dict] = []
     found = proposals_from_table(proposals, settings.max_candidates)
@@ -140,7 +144,12 @@ def assign_row_group(
         assert record.image_id == candidates.image_id, "records and proposals are paired by the manifest"
         if len(record.boxes_xyxy) == 0:
             continue
-        image = None if record.image is None else decode_image(record.image)
+        try:
+            with decoding(record.image_id):
+                image = None if record.image is None else decode_image(record.image)
+        except RecordError:  # the training stream meets it too, and counts it
+            rows += [_row(record, k, NO_CHOICE, np.empty(0, np.uint16)) for k in range(len(record.boxes_xyxy))]
+            continue
         log_probs = None
         if log_probs_of is not None:
             assert image is not None

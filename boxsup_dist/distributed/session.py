@@ -63,6 +63,15 @@ def total_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def describe() -> str:
+    """What the cluster has at this moment, in words: nodes, free CPUs and GPUs, and the nodes that went away."""
+    nodes, free, size = ray.nodes(), ray.available_resources(), ray.cluster_resources()
+    gone = [node["NodeManagerAddress"] for node in nodes if not node["Alive"]]
+    kinds = [f"{free.get(kind, 0):g} of {size[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if size.get(kind)]
+    lost = [f"gone: {', '.join(gone)}"] if gone else []
+    return ", ".join([f"the cluster has {len(nodes) - len(gone)} nodes", *kinds, *lost])
+
+
 def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
     if num_cpus is not None:
         raise SettingError("the cluster at RAY_ADDRESS has its own CPUs", field="num_cpus", value=num_cpus)

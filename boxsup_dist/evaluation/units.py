@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.model.crf import CrfSettings, LikelyScores
 from boxsup_dist.regions import decode_image, decode_png
@@ -121,7 +121,8 @@ def compared(record: Record) -> Iterator[None]:
 
 
 def image_of(record: Record) -> np.ndarray:
-    """The record's image, uint8 RGB (H, W, 3). InputError if the column was not read."""
+    """The record's image, uint8 RGB (H, W, 3). InputError if the column was not read, RecordError if it is damaged."""
     if record.image is None:
         raise InputError("the row has no image", field="image", expected="the columns " + ", ".join(EVALUATION_COLUMNS))
-    return decode_image(record.image)
+    with decoding(record.image_id):
+        return decode_image(record.image)

@@ -37,8 +37,8 @@ class Coordinator(Protocol):
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
         """Called a few times a minute."""
 
-    def record(self, epoch: int, metrics: dict[str, float]) -> None:
-        """After the last step of an epoch, before its checkpoint."""
+    def record(self, epoch: int, metrics: dict[str, float], bad_records: dict[str, str]) -> None:
+        """After the last step of an epoch, before its checkpoint; bad_records are those of the run so far."""
 
     def evaluate(self, epoch: int, weights: StateDict) -> None:
         """After the checkpoint of a finished epoch, also when a run resumes from it; does nothing if not due."""
@@ -86,7 +86,7 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
                 stages_between_s = coordinator.stages_s - stages_s
                 metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
             stages_s = coordinator.stages_s
-            coordinator.record(worker.epoch, metrics)
+            coordinator.record(worker.epoch, metrics, worker.bad_records)
         ended = time.perf_counter()
         worker.finish_epoch()
         if coordinator is not None:
@@ -169,7 +169,11 @@ def _save(worker: TrainWorker, labels: ray.ObjectRef | None) -> None:
             seed=config.seed,
             network=worker.network.spec,
             model=worker.weights(),
-            training={"optimizer": worker.optimizer.state_dict(), "totals": asdict(worker.totals)},
+            training={
+                "optimizer": worker.optimizer.state_dict(),
+                "totals": asdict(worker.totals),
+                "bad_records": worker.bad_records,
+            },
             labels=None if labels is None else ray.get(labels).to_parquet(),
         ),
         keep_last=config.keep_checkpoints,

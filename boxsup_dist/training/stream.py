@@ -16,10 +16,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.labels import Labels
 from boxsup_dist.regions import decode_image
-from boxsup_dist.schema import Record, iter_records
+from boxsup_dist.schema import IGNORE_INDEX, Record, iter_records
 from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, Painter, painter
 from boxsup_dist.training.augment import augment
 from boxsup_dist.training.plan import EpochPlan, Slice
@@ -34,6 +34,7 @@ class Batch:
     images: np.ndarray | None = None  # uint8 (n, h, w, 3)
     label_maps: np.ndarray | None = None  # uint8 (n, h, w)
     is_em: np.ndarray | None = None  # bool (n,), label maps inside whose boxes the network is to decide
+    bad_records: dict[str, str] = field(default_factory=dict)  # image_id -> why it is an image of ignored pixels
     error: InputError | None = None  # why this rank has no batch
 
 
@@ -74,6 +75,7 @@ def _collate(step: int, rows: list[dict[str, Any]]) -> Batch:
         np.stack([row["image"] for row in rows]),
         np.stack([row["label_map"] for row in rows]),
         np.array([row["is_em"] for row in rows]),
+        {row["image_id"]: row["problem"] for row in rows if row["problem"]},
     )
 
 
@@ -97,6 +99,7 @@ def _lane_rows(
                 "step": step,
                 "image_id": str(block["image_id"][i]),
                 "is_em": block["is_em"][i],
+                "problem": str(block["problem"][i]),
                 "image": block["image"][i],
                 "label_map": block["label_map"][i],
             }
@@ -116,8 +119,8 @@ def _load_task(
 def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int) -> dict[str, np.ndarray]:
     """Augmented training pairs of one slice.
 
-    lane, step, image_id, is_em (n,), image (n, h, w, 3), label_map (n, h, w); is_em: the network is to decide inside
-    the boxes.
+    lane, step, image_id, is_em, problem (n,), image (n, h, w, 3), label_map (n, h, w); is_em: the network is to decide
+    inside the boxes. problem: "", or why a record does not decode, which becomes a black image without a valid pixel.
     """
     unit = mixture.units[piece.unit_index]
     supervision = unit.source.supervision
@@ -128,18 +131,25 @@ def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int
     segments = labels.segments(piece.unit_index) if labels is not None else {}
     paint = painter(unit, segments, mixture.assignment)
 
-    images, label_maps, image_ids = [], [], []
+    size = (mixture.augment.crop_height_px, mixture.augment.crop_width_px)
+    images, label_maps, image_ids, problems = [], [], [], []
     for record in iter_records(records):
-        image, label_map = _decode(record, paint, unit.source.records.uri)
-        pair = augment(image, label_map, mixture.augment, seed=mixture.seed, epoch=epoch, image_id=record.image_id)
+        problem = ""
+        try:
+            image, label_map = _decode(record, paint, unit.source.records.uri)
+            pair = augment(image, label_map, mixture.augment, seed=mixture.seed, epoch=epoch, image_id=record.image_id)
+        except RecordError as error:
+            pair, problem = (np.zeros((*size, 3), np.uint8), np.full(size, IGNORE_INDEX, np.uint8)), str(error)
         images.append(pair[0])
         label_maps.append(pair[1])
         image_ids.append(record.image_id)
+        problems.append(problem)
     return {
         "lane": np.full(len(images), piece.lane),
         "step": piece.first_step + np.arange(len(images)),
         "image_id": np.array(image_ids),
         "is_em": np.full(len(images), supervision == "wssl_em"),
+        "problem": np.array(problems),
         "image": np.stack(images),
         "label_map": np.stack(label_maps),
     }
@@ -148,7 +158,5 @@ def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int
 def _decode(record: Record, paint: Painter, uri: str) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) and label map uint8 (H, W) of one record; RecordError where its bytes are no image."""
     assert record.image is not None
-    try:
+    with decoding(record.image_id, uri):
         return decode_image(record.image), paint(record)
-    except (OSError, SyntaxError) as error:  # Pillow's two words for damaged files
-        raise RecordError(f"does not decode: {error}", file=uri, field="image_id", value=record.image_id) from None

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.errors import InputError, NonFiniteLossError
+from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
 from boxsup_dist.model.networks import NetworkSpec, parameter_groups
@@ -86,6 +86,7 @@ class TrainWorker:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.step = 0, 0
         self.totals = EpochTotals()
+        self.bad_records: dict[str, str] = {}  # of the run so far, image_id -> problem; the same on all ranks
 
     def wrap(self) -> None:
         """Make the network data parallel; after the checkpoint is loaded, so that all ranks start alike."""
@@ -101,6 +102,7 @@ class TrainWorker:
         self.optimizer.load_state_dict(state.training["optimizer"])
         self.epoch, self.step = state.epoch, state.step
         self.totals = EpochTotals(**state.training["totals"])
+        self.bad_records = dict(state.training.get("bad_records", {}))
 
     def weights(self) -> StateDict:
         """The network's state dict on the CPU."""
@@ -181,14 +183,17 @@ class TrainWorker:
                 torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
                 torch.tensor(batch.error is not None, dtype=torch.float64, device=self.device),
+                torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
             ]
         )
         own_loss = float(sums[0])
         if self.num_workers > 1:
             dist.all_reduce(sums)
-        loss, weight, foreground, counted, images_seen, num_errors = sums.tolist()
+        loss, weight, foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
         if num_errors:
             raise_together(batch.error)
+        if num_bad:
+            self._keep_bad_records(batch)
         if not np.isfinite(loss):
             raise self._non_finite(batch, own_loss)
 
@@ -211,13 +216,22 @@ class TrainWorker:
         images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         return images, torch.from_numpy(batch.label_maps).to(self.device, non_blocking=True)
 
+    def _keep_bad_records(self, batch: Batch) -> None:
+        """Join those of all ranks. RecordError, on all of them, if the run has more than it may have."""
+        for found in gather(batch.bad_records):
+            self.bad_records |= found
+        if len(self.bad_records) > self.config.max_bad_records:
+            problem = next(reversed(self.bad_records.values()))
+            raise RecordError(
+                f"{len(self.bad_records)} records of no use, the last: {problem}",
+                field="max_bad_records",
+                value=list(self.bad_records),
+                expected=f"<= {self.config.max_bad_records}",
+            )
+
     def _non_finite(self, batch: Batch, own_loss: float) -> NonFiniteLossError:
         """The error, with the image ids of the ranks whose loss it was; the same on all ranks."""
-        mine = [] if np.isfinite(own_loss) else batch.image_ids
-        gathered: list[Any] = [mine]
-        if self.num_workers > 1:
-            gathered = [None] * self.num_workers
-            dist.all_gather_object(gathered, mine)
+        gathered = gather([] if np.isfinite(own_loss) else batch.image_ids)
         return NonFiniteLossError(
             f"the loss is not finite in epoch {self.epoch}, step {batch.step}",
             field="image_id",
@@ -246,10 +260,15 @@ def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:
 
 def raise_together(error: InputError | None) -> None:
     """Raise on all ranks what any of them met, so that none waits for another in vain. All ranks must call it."""
-    found: list[InputError | None] = [error]
-    if dist.is_initialized():
-        found = [None] * dist.get_world_size()
-        dist.all_gather_object(found, error)
-    for each in found:
+    for each in gather(error):
         if each is not None:
             raise each
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, in their order. All ranks must call it."""
+    if not dist.is_initialized():
+        return [value]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from ray.exceptions import RayError
 
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import InputError, LostWorkError, RecordError
 
 UNITS = list(range(12))
 
@@ -49,7 +48,9 @@ def die(network: torch.nn.Module, unit: int) -> None:
 
 
 def make_pool(num_actors: int) -> NetworkPool:
-    return NetworkPool(CountingNetwork, num_actors=num_actors, num_cpus=0.25)
+    pool = NetworkPool(CountingNetwork, num_actors=num_actors, num_cpus=0.25)
+    pool.wait_ready()  # else the first member may do all of the work before the last one is there
+    return pool
 
 
 def weights_of(value: float) -> ray.ObjectRef:
@@ -105,7 +106,7 @@ def test_an_error_of_the_user_arrives_as_it_is_and_the_pool_lives_on(ray_local):
 
 def test_a_unit_that_kills_its_member_every_time_ends_the_map(ray_local):
     pool = make_pool(1)
-    with pytest.raises(RayError):
+    with pytest.raises(LostWorkError, match=r"lost its process 4 times; field: unit; found: 0; .*: The actor"):
         list(pool.map(die, [0]))
     pool.close()
 

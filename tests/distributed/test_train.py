@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from boxsup_dist import storage
-from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, TrainConfig
+from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
 from boxsup_dist.coordinator import read_history
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, SettingError, WeightsError
 from boxsup_dist.labels import labels_uri, read_labels
@@ -277,17 +277,35 @@ def test_weights_that_are_not_there_end_the_run(ray_local, folder):
     assert_fails_at_once(config, WeightsError, r"can't read the weight file; file: /nowhere/weights.pth")
 
 
-def test_a_record_that_does_not_decode_ends_the_run(ray_local, folder):
-    """One rank of two meets it in its stream; the other must not wait."""
-    records = [tiny.make_record(i, "train", tiny.POISON if i == 7 else b"") for i in range(tiny.NUM_TRAIN)]
-    tiny.write_records(folder / "one-poisoned", records)
-    config = tiny.make_config(
-        folder,
-        folder / "poisoned",
-        sources=(tiny.make_source(folder, "mask", records=str(folder / "one-poisoned")),),
-        resources=TWO,
-    )
-    assert_fails_at_once(config, RecordError, r"does not decode.*one-poisoned.*'tiny/train_07'")
+@pytest.fixture
+def damaged(folder) -> SourceSettings:
+    """A box-supervised source of which two images don't decode."""
+    records = [tiny.make_record(i, "train") for i in range(tiny.NUM_TRAIN)]
+    records = [replace(r, image=b"no image %d" % i) if i in (4, 7) else r for i, r in enumerate(records)]
+    table = tiny.write_records(folder / "damaged", records)
+    proposals = tiny.write_proposals(folder / "damaged-proposals", table, records)
+    return tiny.make_source(folder, records=table.uri, proposals=proposals.uri)
+
+
+def test_records_that_do_not_decode_are_named_and_left_out(ray_local, folder, damaged):
+    """They are met by the stream of both epochs, and by the assignment of the second; each is told once."""
+    config = tiny.make_config(folder, folder / "two-damaged", sources=(damaged,), max_bad_records=2, resources=TWO)
+    summary = train(config)
+    names = ["tiny/train_04", "tiny/train_07"]
+    assert sorted(summary["bad_records"]) == names and summary["num_images"] == tiny.NUM_TRAIN
+    history = read_history(config.run_dir)
+    warnings = [text for epoch in history.values() for text in epoch.get("warnings", []) if "does not decode" in text]
+    assert len(warnings) == 2 and all("left out" in text and "damaged" in text for text in warnings)
+    labels = read_labels(labels_uri(config.run_dir, 1)).table.to_pylist()
+    assert {row["image_id"] for row in labels if row["proposal_index"] < 0} >= set(names)
+    assert "does not decode" in Path(config.run_dir, "report.html").read_text()
+    assert math.isfinite(summary["train_loss"])
+
+
+def test_more_damaged_records_than_allowed_end_the_run(ray_local, folder, damaged):
+    """One rank of two meets them in its stream; the other must not wait."""
+    config = tiny.make_config(folder, folder / "too-many", sources=(damaged,), max_bad_records=1, resources=TWO)
+    assert_fails_at_once(config, RecordError, r"2 records of no use.*does not decode.*damaged.*max_bad_records.*<= 1")
 
 
 def test_a_table_that_lost_a_shard_ends_the_run(ray_local, folder):
