@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 WAIT_S = 120.0
-# Nothing here asks for a background job, and each of MLflow's seven job processes imports all of MLflow at every start.
+# Nothing here asks for a background job, and each of eight job processes imports all of MLflow at every start.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
