@@ -15,9 +15,7 @@ import tyro
 from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.errors import SettingError
-from boxsup_dist.mlflow_model import fetch_weights
 from boxsup_dist.recipes import RECIPES
-from boxsup_dist.run import train
 from jobs._cli import clear_errors
 
 
@@ -54,6 +52,10 @@ def _presets() -> dict[str, tuple[str, Any]]:
 def main() -> None:
     """Run or continue one training and print its result."""
     settings = tyro.extras.overridable_config_cli(_presets(), description=__doc__)
+    # Now, so that --help and a mistyped flag are answered at once: they import torch and Ray.
+    from boxsup_dist.mlflow_model import fetch_weights
+    from boxsup_dist.run import train
+
     sources = (settings.first, *map(parse_source, settings.also))
     config = settings.config
     weights = fetch_weights(config.network.weights, storage.join(config.run_dir, "start"))

@@ -25,6 +25,8 @@ def ray_local() -> Iterator[None]:
 
     from boxsup_dist.distributed import session
 
+    # Ray Train looks after its workers every two seconds, and at the end of a run as well: too long for tiny runs.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     session.start(2)
     yield
     ray.shutdown()

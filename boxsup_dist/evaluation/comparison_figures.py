@@ -9,27 +9,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from scipy import ndimage
 
 from boxsup_dist.evaluation.figures import (
     CURVES,
     CURVES_ACROSS,
-    DPI,
     LINE_COLOURS,
     PANEL_INCHES,
     colour,
     draw_legend,
     finish_axes,
+    new_figure,
     number,
     png,
 )
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MIN_NAMED_SHARE = 0.01  # of the image: a smaller region has no room for its name
 MIN_SHOWN_PERCENT = 0.5  # in a cell of the confusion matrix; below it rounds to nothing
@@ -46,7 +45,7 @@ def image_grid_figure(
     """
     assert rows and all(len(row) == len(columns) and row[0] is not None for row in rows)
     heights = [_panel_height(row[0]) for row in rows]
-    figure = Figure(figsize=(PANEL_INCHES * len(columns), sum(heights) + 0.6), dpi=DPI, layout="constrained")
+    figure = new_figure(PANEL_INCHES * len(columns), sum(heights) + 0.6)
     grid = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
     present: set[int] = set()
     for index, row in enumerate(rows):
@@ -71,6 +70,9 @@ def _panel_height(image: np.ndarray | None) -> float:
 
 def _name_regions(axes: Axes, label_map: np.ndarray, class_names: Sequence[str]) -> None:
     """Write each class's name where its regions are widest."""
+    from matplotlib.patheffects import withStroke
+    from scipy import ndimage
+
     for class_id in np.unique(label_map):
         inside = label_map == class_id
         if class_id in (BACKGROUND, IGNORE_INDEX) or inside.mean() < MIN_NAMED_SHARE:
@@ -90,7 +92,7 @@ def iou_comparison_figure(iou: Mapping[str, Mapping[str, float | None]]) -> byte
     classes = list(next(iter(iou.values())))
     labels = ["mean", *classes]
     thickness = 0.8 / len(iou)
-    figure = Figure(figsize=(7.5, (0.13 * len(iou) + 0.14) * len(labels) + 1.0), dpi=DPI, layout="constrained")
+    figure = new_figure(7.5, (0.13 * len(iou) + 0.14) * len(labels) + 1.0)
     axes = figure.subplots()
     for index, (run, by_class) in enumerate(iou.items()):
         values = np.array([number(by_class.get(name)) for name in classes], np.float64)
@@ -130,7 +132,7 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str]) -> bytes
     totals = confusion.sum(axis=1, keepdims=True)
     percent = np.divide(100.0 * confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
     side = 0.36 * num_classes + 1.6
-    figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
+    figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for row, column in itertools.product(range(num_classes), repeat=2):
@@ -159,7 +161,7 @@ def curves_comparison_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]
     count = max(len(panels), 1)
     across = min(count, CURVES_ACROSS)
     down = math.ceil(count / across)
-    figure = Figure(figsize=(3.9 * across, 2.7 * down + 0.4), dpi=DPI, layout="constrained")
+    figure = new_figure(3.9 * across, 2.7 * down + 0.4)
     grid = list(figure.subplots(down, across, squeeze=False).ravel())
     last = max((row["epoch"] + 1 for rows in histories.values() for row in rows), default=1)
     for axes, (title, key, factor) in zip(grid, panels, strict=False):

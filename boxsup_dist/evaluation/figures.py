@@ -1,6 +1,7 @@
 """Pictures of a run as PNG bytes: label maps over the epochs, curves, IoU by class.
 
-Drawn on matplotlib's Agg canvas without pyplot, so nothing global changes and no display is needed.
+Drawn on matplotlib's Agg canvas without pyplot, so nothing global changes and no display is needed. matplotlib is
+imported by what draws: every worker of a run imports this module, and only rank 0 and the driver draw.
 """
 
 from __future__ import annotations
@@ -8,17 +9,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from boxsup_dist.palette import voc_palette
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANEL_INCHES = 2.6
 DPI = 110
@@ -36,6 +36,13 @@ CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
     ("Images per second", {"images_per_s": "rate"}, 1.0),
 )
 STACKED = "seconds"  # a mapping of parts that add up
+
+
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty figure, laid out by matplotlib."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), dpi=DPI, layout="constrained")
 
 
 def shown_palette() -> np.ndarray:
@@ -71,7 +78,7 @@ def label_evolution_figure(
         if label_map is not None
     ]
     height = PANEL_INCHES * min(max(image.shape[0] / image.shape[1], 0.4), 1.6)
-    figure = Figure(figsize=(PANEL_INCHES * len(panels), height + 0.55), dpi=DPI, layout="constrained")
+    figure = new_figure(PANEL_INCHES * len(panels), height + 0.55)
     grid = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, (title, picture) in zip(grid, panels, strict=True):
         axes.imshow(picture, interpolation="nearest")
@@ -86,6 +93,8 @@ def label_evolution_figure(
 
 
 def _draw_boxes(axes: Axes, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> None:
+    from matplotlib.patches import Rectangle
+
     palette = shown_palette() / 255.0
     for (x0, y0, x1, y1), class_id in zip(boxes_xyxy, class_ids, strict=True):
         # Pixel i covers i-0.5..i+0.5 in imshow. A white rim keeps dark colours visible on dark images.
@@ -96,6 +105,8 @@ def _draw_boxes(axes: Axes, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> No
 
 def draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
     """Patches below all panels, a class by its number where it has no name."""
+    from matplotlib.patches import Patch
+
     palette = shown_palette() / 255.0
     names = [
         "ignored" if c == IGNORE_INDEX else class_names[c] if c < len(class_names) else f"class {c}" for c in class_ids
@@ -118,7 +129,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
     has_stack = any(isinstance(row.get(STACKED), Mapping) for row in history)
     count = max(len(panels) + has_stack, 1)
     across = min(count, CURVES_ACROSS)
-    figure = Figure(figsize=(3.9 * across, 2.7 * math.ceil(count / across)), dpi=DPI, layout="constrained")
+    figure = new_figure(3.9 * across, 2.7 * math.ceil(count / across))
     grid = list(np.atleast_1d(figure.subplots(math.ceil(count / across), across)).ravel())
     epochs = [row.get("epoch", i) for i, row in enumerate(history)]
     for axes, (title, keys, factor) in zip(grid, panels, strict=False):
@@ -172,6 +183,8 @@ def _draw_stack(axes: Axes, epochs: Sequence[int], rows: Sequence[Mapping[str, A
 
 def finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
     """Title, ticks and faint grid of a panel over epochs."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel("epoch", fontsize=8)
     axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
@@ -186,7 +199,7 @@ def iou_bars_figure(iou: Sequence[float | None], class_names: Sequence[str]) -> 
     """One bar a class of its IoU in percent, 0..100; a class that is in neither map (nan or None) is marked absent."""
     assert len(iou) == len(class_names)
     values = np.array([np.nan if value is None else value for value in iou], np.float64)
-    figure = Figure(figsize=(7.0, 0.24 * len(values) + 0.7), dpi=DPI, layout="constrained")
+    figure = new_figure(7.0, 0.24 * len(values) + 0.7)
     axes = figure.subplots()
     axes.barh(range(len(values)), np.nan_to_num(values), color=LINE_COLOURS[0], height=0.72)
     for row, value in enumerate(values):
@@ -210,7 +223,7 @@ def trimap_figure(widths_px: Sequence[int], runs: Mapping[str, Mapping[str, Any]
 
     `runs` holds by name the lists `inside` and `outside`, a value or None a width.
     """
-    figure = Figure(figsize=(8.2, 3.2), dpi=DPI, layout="constrained")
+    figure = new_figure(8.2, 3.2)
     order = np.argsort(widths_px)
     for axes, side in zip(figure.subplots(1, 2), ("inside", "outside"), strict=True):
         for index, (name, values) in enumerate(runs.items()):
@@ -228,6 +241,8 @@ def trimap_figure(widths_px: Sequence[int], runs: Mapping[str, Mapping[str, Any]
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from scipy.ndimage import distance_transform_cdt
 
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import confusion_matrix
@@ -90,7 +89,7 @@ def bands(ground_truth: np.ndarray, widths_px: Sequence[int]) -> np.ndarray:
     near = contour(ground_truth)
     if not near.any():
         return np.zeros((len(widths_px), *near.shape), bool)
-    distance = distance_transform_cdt(~near, metric="chessboard")
+    distance = _chessboard_distance(~near)
     return np.stack([distance <= width for width in widths_px])
 
 
@@ -102,7 +101,15 @@ def boundary_distance_px(height: int, width: int, share: float = BOUNDARY_SHARE)
 def boundary_region(mask: np.ndarray, depth_px: int) -> np.ndarray:
     """Pixels of a mask, bool (H, W), at most depth_px rows and columns from a pixel outside it or the image."""
     padded = np.pad(mask, 1)
-    return mask & (distance_transform_cdt(padded, metric="chessboard")[1:-1, 1:-1] <= depth_px)
+    return mask & (_chessboard_distance(padded)[1:-1, 1:-1] <= depth_px)
+
+
+def _chessboard_distance(mask: np.ndarray) -> np.ndarray:
+    """Rows or columns, whichever are more, from a pixel to the nearest one outside the mask."""
+    # Every worker of a run imports this module, and few measure boundaries.
+    from scipy.ndimage import distance_transform_cdt
+
+    return distance_transform_cdt(mask, metric="chessboard")
 
 
 def boundary_counts(

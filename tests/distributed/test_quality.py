@@ -1,10 +1,8 @@
 """Real Ray: the quality job on class masks and on instance masks, as the slow way measures them."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +14,8 @@ from boxsup_dist.proposals.measure import mask_bytes, measure, measure_row_group
 from boxsup_dist.regions import decode_png, proposals_from_table
 from boxsup_dist.schema import iter_records
 from jobs import proposal_quality
+from jobs._cli import run
 from tests.distributed import tiny
-
-REPO = Path(__file__).parents[2]
 
 
 def with_instances(record):
@@ -108,8 +105,9 @@ def test_the_job_writes_summary_and_curves(ray_local, pair, tmp_path, capsys):
     assert "instance masks" in capsys.readouterr().out
 
 
-def test_the_command_line_tells_errors_in_a_line(tmp_path):
-    command = [sys.executable, "-m", "jobs.proposal_quality", "--records", "r", "--proposals", "p", "--out", "o"]
-    command += ["--published-set", "COCO_val2014"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 2 and done.stderr.startswith("error: has no effect without published")
+def test_the_command_line_tells_errors_in_a_line(monkeypatch, capsys):
+    command = ["proposal_quality", "--records", "r", "--proposals", "p", "--out", "o"]
+    monkeypatch.setattr(sys, "argv", [*command, "--published-set", "COCO_val2014"])
+    with pytest.raises(SystemExit) as exit_:
+        run(proposal_quality.main)
+    assert exit_.value.code == 2 and capsys.readouterr().err.startswith("error: has no effect without published")

@@ -12,6 +12,8 @@ from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records import voc
 from boxsup_dist.records.shard import build_records
 from boxsup_dist.schema import iter_records
+from jobs import build_records as build_records_job
+from jobs._cli import run
 from tests import devkit
 
 REPO = Path(__file__).parents[2]
@@ -89,19 +91,22 @@ def test_settings_are_checked(root, tmp_path, settings, match):
         build(root, tmp_path / "t", **settings)
 
 
-def _job(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "jobs.build_records", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200)
-
-
-def test_the_job_leaves_a_summary_and_tells_errors_in_a_line(root, tmp_path):
+def test_the_job_leaves_a_summary(root, tmp_path):
     out = tmp_path / "t"
-    done = _job("--voc-root", root, "--split", "train", "--out", out, "--max-skipped-share", 0.2, "--num-cpus", 1)
+    command = [sys.executable, "-m", "jobs.build_records", "--voc-root", str(root), "--split", "train"]
+    command += ["--out", str(out), "--max-skipped-share", "0.2", "--num-cpus", "1"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_images"] == 8 and summary["counts"]["skipped"] == 2 and len(summary["problems"]) == 2
     assert "skipped id_09" in done.stdout and "person" in done.stdout
-    wrong = _job("--voc-root", root, "--split", "nope", "--out", tmp_path / "u")
-    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
-    assert wrong.stderr.startswith("error: no such split") and wrong.stderr.count("\n") == 1
+
+
+def test_the_job_tells_errors_in_a_line(root, tmp_path, capsys, monkeypatch):
+    command = ["build_records", "--voc-root", str(root), "--split", "nope", "--out", str(tmp_path / "u")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as exit_:
+        run(build_records_job.main)
+    told = capsys.readouterr().err
+    assert exit_.value.code == 2 and told.startswith("error: no such split") and told.count("\n") == 1
     assert not (tmp_path / "u").exists()

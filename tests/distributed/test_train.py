@@ -18,7 +18,6 @@ from boxsup_dist import storage
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
 from boxsup_dist.coordinator import read_history
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, SettingError, WeightsError
-from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model import checkpoint
 from boxsup_dist.run import train
 from boxsup_dist.schema import VOC_CLASSES
@@ -30,6 +29,7 @@ REPO = Path(__file__).parents[2]
 EPOCHS = 3
 ONE = ResourceSettings(num_workers=1, num_actors=1)
 TWO = ResourceSettings(num_workers=2, num_actors=1)
+NO_SERVER = "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def command_of(config: TrainConfig, checkpoint_every_steps: int) -> list[str]:
 
 def start(config: TrainConfig, checkpoint_every_steps: int, log: Path) -> subprocess.Popen:
     """The run in a process of its own, with a tracking server that does not answer."""
-    env = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    env = {**os.environ, "MLFLOW_TRACKING_URI": NO_SERVER}
     command = command_of(config, checkpoint_every_steps)
     with log.open("ab") as file:
         return subprocess.Popen(command, cwd=REPO, env=env, stdout=file, stderr=subprocess.STDOUT)
@@ -123,9 +123,12 @@ def kill_when(process: subprocess.Popen, appeared: Path, log: Path) -> None:
     assert not alive, alive
 
 
-@pytest.mark.timeout(900)  # three launches, and the unbroken run
-def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder):
-    """Killed in its second epoch at a time of one checkpoint an epoch, then in its third between two checkpoints."""
+@pytest.mark.timeout(900)  # two launches, and the unbroken run
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder, monkeypatch, caplog):
+    """Killed in its second epoch at a time of one checkpoint an epoch, then in its third between two checkpoints.
+
+    The same command continues it first, then the same call from this process.
+    """
     config, log = long_config(folder, "killed"), folder / "killed.log"
     run_dir = Path(config.run_dir)
     kill_when(start(config, 0, log), run_dir / "labels" / "epoch-001.parquet", log)
@@ -135,7 +138,8 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder):
     resumed_from = checkpoint.latest(config.run_dir)
     assert "epoch-002-step-0000" in resumed_from and not resumed_from.endswith("00000")
     assert not (run_dir / "summary.json").exists()
-    assert start(config, 0, log).wait(timeout=300) == 0, log.read_text()[-3000:]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
+    train(config)
 
     assert labels_of(config.run_dir) == labels_of(unbroken.run_dir)
     assert len(labels_of(config.run_dir)) == EPOCHS
@@ -150,7 +154,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder):
     for line in lines:
         assert line["train_loss"] == history[line["epoch"]]["train_loss"]
         assert line["foreground_share"] == history[line["epoch"]]["foreground_share"]
-    assert "MLflow" in log.read_text() or "tracking" in log.read_text()
+    assert "MLflow" in caplog.text
 
 
 # -- a finished run ---------------------------------------------------------------------------------------------------
@@ -173,11 +177,11 @@ def test_other_settings_are_refused_except_those_that_decide_nothing(unbroken):
     train(replace(unbroken, resources=ONE, keep_checkpoints=1, checkpoint_every_steps=3))
 
 
-@pytest.mark.parametrize("num_actors", [1, 2])
-def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tmp_path, num_actors):
+def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tmp_path):
+    """By two actors; the run had one."""
     start_of_last = storage.join(unbroken.run_dir, "checkpoints", f"epoch-{EPOCHS - 1:03d}-step-00000")
     out = str(tmp_path / "labels")
-    reassign.main(reassign.Settings(unbroken.run_dir, out, checkpoint=start_of_last, num_actors=num_actors))
+    reassign.main(reassign.Settings(unbroken.run_dir, out, checkpoint=start_of_last, num_actors=2))
     labels = labels_of(unbroken.run_dir)
     assert Path(out, "labels.parquet").read_bytes() == labels[f"epoch-{EPOCHS - 1:03d}.parquet"]
     history = read_history(unbroken.run_dir)[EPOCHS - 1]
@@ -185,7 +189,7 @@ def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tm
         assert summary_of(out)[name] == history[name]
 
     out = str(tmp_path / "metrics")
-    evaluate.main(evaluate.Settings(unbroken.run_dir, out, records=str(folder / "val"), num_actors=num_actors))
+    evaluate.main(evaluate.Settings(unbroken.run_dir, out, records=str(folder / "val"), num_actors=2))
     expected = summary_of(unbroken.run_dir)
     assert summary_of(out)["mean_iou"] == expected["mean_iou"] and summary_of(out)["iou"] == expected["iou"]
     assert summary_of(out)["num_images"] == tiny.NUM_VAL
@@ -197,23 +201,6 @@ def test_jobs_on_a_run_say_what_is_missing(ray_local, folder, tmp_path):
 
 
 # -- workers and supervisions -----------------------------------------------------------------------------------------
-
-
-def test_the_number_of_workers_changes_no_choice_and_hardly_a_loss(ray_local, folder):
-    """Two workers add up in another order than one: costs and losses differ in their last digits."""
-    runs = {n: tiny.make_config(folder, folder / f"workers-{n}", resources=r) for n, r in ((1, ONE), (2, TWO))}
-    for config in runs.values():
-        train(config)
-    for epoch in (0, 1):
-        one, two = (read_labels(labels_uri(config.run_dir, epoch)).table for config in runs.values())
-        choices = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
-        assert one.select(choices).equals(two.select(choices))
-    histories = [read_history(config.run_dir) for config in runs.values()]
-    for epoch in (0, 1):
-        losses = [history[epoch]["train_loss"] for history in histories]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-        assert all(h[epoch]["images_per_s"] > 0 and h[epoch]["seconds"]["reassign"] > 0 for h in histories)
-    assert all("gap_s" in history[1] for history in histories)
 
 
 @pytest.mark.parametrize("supervision", ["rectangles", "wssl_em"])  # masks: test_reproduce.py, test_mixture.py

@@ -17,7 +17,7 @@ PROMPT_S = 5.0  # a caller that waited for the server would take longer: its req
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for all tests of the module: it takes twenty seconds to start. The last test may leave it dead."""
+    """One for all tests of the module: it takes seconds to start. The last test may leave it dead."""
     server = Server(tmp_path_factory.mktemp("server"))
     server.start()
     yield server

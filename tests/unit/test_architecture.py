@@ -230,3 +230,8 @@ with open("result.json", "w") as file:
     result = json.loads((tmp_path / "result.json").read_text())
     assert Path(result["home"]).parents[1] == ROOT
     assert result["loaded"] == [], "heavy or optional packages are imported where they are used"
+
+
+def test_the_command_line_of_a_training_is_read_without_torch_and_ray():
+    code = "import sys, jobs.train; assert not {'torch', 'ray', 'mlflow', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
