@@ -113,6 +113,7 @@ def read_list(file: str) -> list[str]:
         image_id, *flag = line.split() or [""]
         if not image_id or flag == ["-1"]:
             continue
+        storage.safe_name(image_id, file=file, field=f"line {number}")
         if "/" in image_id or flag not in ([], ["0"], ["1"]):
             raise InputError(
                 "not a list of image ids",
