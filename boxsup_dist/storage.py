@@ -218,5 +218,9 @@ def open_parquet(uri: str) -> pq.ParquetFile:
         return pq.ParquetFile(fs.open(path, "rb"), pre_buffer=not is_local(uri))
     except FileNotFoundError:
         raise InputError("no such file", file=uri) from None
-    except pa.ArrowInvalid as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # pyarrow's own, and those of Ray's types in a foreign file
         raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None
