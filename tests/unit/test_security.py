@@ -282,8 +282,6 @@ def test_no_mlflow_model_reads_a_checkpoint_elsewhere(tmp_path, monkeypatch, sav
 
 
 MEMBERS = {
-    "dot-dot": ("../evil", tarfile.REGTYPE, ""),
-    "inner dot-dot": ("ok/../../evil", tarfile.REGTYPE, ""),
     "link up": ("link", tarfile.SYMTYPE, "../../outside"),
     "absolute link": ("link", tarfile.SYMTYPE, "/etc"),
     "hard link": ("link", tarfile.LNKTYPE, "../../outside"),
@@ -303,19 +301,6 @@ def test_no_member_of_a_tar_reaches_outside(tmp_path, member):
     with pytest.raises(InputError, match=r"write outside its folder; file: .*a.tar; field: member; found: "):
         archives.unpack(root, Archive("https://example.org/a.tar", None))
     assert {path.name for path in tmp_path.rglob("*")} == {"root", "a.tar"}
-
-
-@pytest.mark.parametrize("name", ["../evil", "/tmp/boxsup-evil-zip", "ok/../../evil"])
-def test_no_member_of_a_zip_reaches_outside(tmp_path, name):
-    root = tmp_path / "root"
-    root.mkdir()
-    with zipfile.ZipFile(root / "a.zip", "w") as opened:
-        opened.writestr(name, b"x")
-    with pytest.raises(InputError, match=rf"write outside its folder; file: .*a.zip; field: member; found: '{name}'"):
-        archives.unpack(root, Archive("https://example.org/a.zip", None))
-    assert {path.name for path in tmp_path.rglob("*")} == {"root", "a.zip"} and not Path(
-        "/tmp/boxsup-evil-zip"
-    ).exists()
 
 
 def test_a_link_in_a_zip_is_a_plain_file(tmp_path):
