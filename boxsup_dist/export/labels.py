@@ -42,8 +42,8 @@ def export_unit(
     superpixels_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
     images = []
     for record in iter_records(rows):
-        label_map = paint(record)
         name = storage.safe_name(record.image_id, file=unit.source.records.uri, field="image_id")
+        label_map = paint(record)
         storage.write_bytes(output_uri(out, "label_maps", name), encode_palette_png(label_map))
         encoded, count = superpixels_of[record.image_id]
         masks = box_masks(

@@ -113,7 +113,6 @@ def read_list(file: str) -> list[str]:
         image_id, *flag = line.split() or [""]
         if not image_id or flag == ["-1"]:
             continue
-        storage.safe_name(image_id, file=file, field=f"line {number}")
         if "/" in image_id or flag not in ([], ["0"], ["1"]):
             raise InputError(
                 "not a list of image ids",
@@ -122,7 +121,7 @@ def read_list(file: str) -> list[str]:
                 value=line,
                 expected="ID, or ID and a flag",
             )
-        ids.append(image_id)
+        ids.append(storage.safe_name(image_id, file=file, field=f"line {number}"))
     if not ids:
         raise InputError("the list names no image", file=file)
     repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]

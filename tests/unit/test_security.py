@@ -25,12 +25,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from boxsup_dist import labels, mlflow_model, regions, storage, tables
+from boxsup_dist import mlflow_model, regions, storage, tables
 from boxsup_dist.errors import CheckpointError, InputError, RecordError, TableError, WeightsError
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.evaluation.text_table import to_html
+from boxsup_dist.examples import draw_examples
 from boxsup_dist.export.images import find_images
 from boxsup_dist.export.images import read_image as read_image_to_predict
+from boxsup_dist.export.labels import export_unit
+from boxsup_dist.labels import Labels, labels_table, read_labels
 from boxsup_dist.model import checkpoint, transfer
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.weights import read_state_dict
@@ -38,6 +41,8 @@ from boxsup_dist.proposals.hed import load_hed
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
 from boxsup_dist.records import archives, coco, masks, voc
 from boxsup_dist.records.archives import Archive
+from boxsup_dist.schema import VOC_CLASSES
+from boxsup_dist.sources import Mixture, Source, make_units
 from tests import devkit
 from tests.distributed import tiny
 
@@ -200,7 +205,7 @@ def test_a_malicious_table_runs_nothing(tmp_path):
             table.read(table.row_groups()[0])
         (tmp_path / "labels.parquet").write_bytes((tmp_path / "records" / "part-00000.parquet").read_bytes())
         with pytest.raises(InputError, match="labels"):
-            labels.read_labels(str(tmp_path / "labels.parquet"))
+            read_labels(str(tmp_path / "labels.parquet"))
     assert ray.data and not (tmp_path / "ran").exists()
 
 
@@ -245,11 +250,28 @@ def test_a_checkpoints_manifest_reads_no_other_file(tmp_path, saved):
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_no_image_id_becomes_a_file_elsewhere(tmp_path, name):
     record = replace(tiny.make_record(0, "train"), image_id=f"tiny/{name}")
-    tiny.write_records(tmp_path / "records", [record])
+    table = tiny.write_records(tmp_path / "records", [record])
     with pytest.raises(InputError, match=r"leaves its folder; file: .*records; field: image_id; found: 'tiny/"):
         find_images(str(tmp_path / "records"), str(tmp_path / "out"))
     with pytest.raises(InputError, match="leaves its folder; field: image_id; found: "):
         import_proposals(np.zeros((4, 4, 3), np.uint8), ImportedSettings(str(tmp_path)), image_id=record.image_id)
+    proposals = tiny.write_proposals(tmp_path / "proposals", table, [record])
+    units = make_units([Source(table, "box", proposals)])
+    mixture = Mixture(units, tiny.ASSIGNMENT, tiny.AUGMENT, 0)
+    nothing = Labels.concatenate([labels_table([])])
+    match = r"leaves its folder; file: .*records; field: image_id; found: 'tiny/"
+    with pytest.raises(InputError, match=match):
+        export_unit(None, 0, mixture=mixture, labels=nothing, undecided="ignore", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_image_id_becomes_a_figure_elsewhere(tmp_path):
+    """Slashes become dashes there: a NUL is left to refuse."""
+    table = tiny.write_records(tmp_path, [replace(tiny.make_record(0, "train"), image_id="tiny/a\0b")])
+    mixture = Mixture(make_units([Source(table, "mask")]), tiny.ASSIGNMENT, tiny.AUGMENT, 0)
+    shown = {"run_dir": str(tmp_path), "num_epochs": 1, "class_names": VOC_CLASSES, "show_ground_truth": False}
+    with pytest.raises(InputError, match=r"leaves its folder; file: .*; field: image_id; found: "):
+        draw_examples(tiny.build_network().eval(), 0, mixture=mixture, **shown)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\0b", "..", "a/b"])
@@ -331,8 +353,8 @@ def test_a_report_shows_what_data_is_called_and_runs_none_of_it(tmp_path):
     storage.write_bytes(str(run / "figures" / f"{SCRIPT.replace('/', '')}.png"), figure)
     page = storage.read_bytes(write_report(str(run))).decode()
     assert "&lt;script&gt;" in page and "<script" not in page
-    assert 'href="./javascript%3Aalert%281%29/report.html"' in page and 'href="javascript' not in page
-    assert 'href="./a%23b/report.html"' in page
+    assert 'href="javascript%3Aalert%281%29/report.html"' in page and 'href="javascript:' not in page
+    assert 'href="a%23b/report.html"' in page
 
 
 def test_a_table_of_rows_shows_names_and_runs_none_of_them():
