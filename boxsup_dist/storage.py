@@ -218,9 +218,5 @@ def open_parquet(uri: str) -> pq.ParquetFile:
         return pq.ParquetFile(fs.open(path, "rb"), pre_buffer=not is_local(uri))
     except FileNotFoundError:
         raise InputError("no such file", file=uri) from None
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # pyarrow's own, and those of Ray's types in a foreign file
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
         raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None
