@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from boxsup_dist.secrets import redact
 
 
 class InputError(ValueError):
-    """Bad input: names the file, the field, the value found and what was expected, as far as they apply."""
+    """Bad input: names the file, the field, the value found and what was expected, as far as they apply.
+
+    The text never holds the credentials of a URI.
+    """
 
     def __init__(
         self,
@@ -28,7 +32,7 @@ class InputError(ValueError):
             parts.append(f"found: {value!r}")
         if expected is not None:
             parts.append(f"expected: {expected}")
-        super().__init__("; ".join(parts))
+        super().__init__(redact("; ".join(parts)))
 
     def __reduce__(self) -> tuple:
         # Ray pickles exceptions; the default rebuilds from args and would lose the keyword fields.

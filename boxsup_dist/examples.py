@@ -53,7 +53,8 @@ def draw_examples(
             truth,
             class_names,
         )
-        figures.append((f"example-{record.image_id.replace('/', '-')}.png", figure))
+        name = storage.safe_name(record.image_id.replace("/", "-"), file=unit.source.records.uri, field="image_id")
+        figures.append((f"example-{name}.png", figure))
     return figures
 
 

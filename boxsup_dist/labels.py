@@ -59,7 +59,7 @@ def read_labels(uri: str) -> Labels:
     """Read a labels file. TableError if it is not one."""
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except pa.ArrowInvalid as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
         raise TableError("not a readable labels file", file=uri, value=str(error)) from None
     check_schema(table.schema, "labels", file=uri)
     metadata = table.schema.metadata or {}

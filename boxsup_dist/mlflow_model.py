@@ -155,7 +155,7 @@ def fetch_checkpoint(uri: str, folder: str, tracking_uri: str | None = None) -> 
                          expected=f"models:/NAME/VERSION or runs:/ID/{MODEL}; {error}"[:300]) from None  # fmt: skip
     if flavor.get("loader_module") != __name__:
         raise InputError("the model was not made by jobs.export_model", field="model", value=uri)
-    return storage.join(local, flavor["data"])
+    return storage.join(local, storage.safe_name(flavor["data"], file=uri, field="data"))
 
 
 def fetch_weights(weights: str | None, folder: str, tracking_uri: str | None = None) -> str | None:

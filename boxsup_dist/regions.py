@@ -18,6 +18,8 @@ from boxsup_dist.errors import TableError
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
 
 _HEADER = struct.Struct("<IIII")
+# Only these are opened: Pillow knows others that start a program (EPS) or look like source code (XBM).
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _MAX_PIXELS = 2**28  # more is no image: foreign bytes read as a size would ask for all the memory
 
 
@@ -37,7 +39,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 def decode_png(data: bytes) -> np.ndarray:
     """PNG bytes as the stored integers, (H, W); palette images give their indices."""
-    return np.asarray(Image.open(io.BytesIO(data)))
+    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
 
 def decode_image(data: bytes, *, turn_by_exif: bool = False) -> np.ndarray:
@@ -45,7 +47,7 @@ def decode_image(data: bytes, *, turn_by_exif: bool = False) -> np.ndarray:
 
     `turn_by_exif` turns it the way up that its EXIF orientation tells; annotation lies on images as they are stored.
     """
-    with Image.open(io.BytesIO(data)) as opened:
+    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
         image = ImageOps.exif_transpose(opened) if turn_by_exif else opened
         if image.mode.startswith("I"):  # 16-bit grey: convert() would cut everything above 255 off
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)

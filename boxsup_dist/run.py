@@ -26,7 +26,7 @@ from boxsup_dist.model.weights import absolute_spec
 from boxsup_dist.progress import format_duration
 from boxsup_dist.sources import Mixture, Source, balanced_weights, find_duplicates, make_units
 from boxsup_dist.tables import Table, open_table
-from boxsup_dist.tracking import RunTracker
+from boxsup_dist.tracking import RunTracker, default_tracking_uri
 from boxsup_dist.training.fit import fit
 
 # Settings that may differ when a run goes on: they don't decide its result.
@@ -40,6 +40,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     """
     config = _with_absolute_uris(config.check())
     run_dir = config.run_dir
+    runs_root = os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs"
+    tracking_uri = default_tracking_uri(runs_root)
     inputs = open_inputs(config)
     _keep_config(config, run_dir)
     summary_uri = storage.join(run_dir, "summary.json")
@@ -53,7 +55,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     config.resources.check_room(*size)
     started = time.perf_counter()
     resumed_from = checkpoint.latest(run_dir)
-    tracker = _start_tracker(config, run_dir, inputs)
+    tracker = RunTracker(runs_root, tracking_uri)
+    _start_run(tracker, config, inputs)
     tracker.set_tags(tags or {})
     console = _Console(config, tracker)
     status = "FAILED"
@@ -175,13 +178,12 @@ def _keep_config(config: TrainConfig, run_dir: str) -> None:
     storage.write_json(uri, wanted)
 
 
-def _start_tracker(config: TrainConfig, run_dir: str, inputs: Inputs) -> RunTracker:
-    tracker = RunTracker(runs_root=os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs")
-    tracker.start(config.experiment, os.path.basename(run_dir), id_uri=storage.join(run_dir, "mlflow_run_id"))
+def _start_run(tracker: RunTracker, config: TrainConfig, inputs: Inputs) -> None:
+    name, id_uri = os.path.basename(config.run_dir), storage.join(config.run_dir, "mlflow_run_id")
+    tracker.start(config.experiment, name, id_uri=id_uri)
     tracker.log_params(config.to_dict())
     for name, table in _tables(inputs).items():
         tracker.log_table("evaluation" if name == "evaluation" else "training", table)
-    return tracker
 
 
 class _Console:

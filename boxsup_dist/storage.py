@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boxsup_dist.errors import InputError
+from boxsup_dist.secrets import has_credentials
 
 WILDCARDS = "*?["
 
@@ -31,8 +32,12 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str | os.PathLike) -> str:
-    """The URI in a form that means the same on every process: local paths become absolute."""
+    """The URI in a form that means the same on every process: local paths become absolute.
+
+    InputError if it holds credentials: it would be kept in files and shown.
+    """
     text = os.fspath(uri)
+    _refuse_credentials(text)
     if is_local(text):
         return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
     return text.rstrip("/")
@@ -43,7 +48,23 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def _refuse_credentials(uri: str) -> None:
+    if has_credentials(uri):
+        expected = "none in it; for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+        raise InputError("the URI holds credentials", file=uri, expected=expected)
+
+
+def safe_name(name: str, *, file: object = None, field: str | None = None) -> str:
+    """The name if it is a relative path that stays below its folder. InputError, naming file and field, otherwise."""
+    is_path = all(part not in ("", ".", "..") for part in name.split("/"))
+    if not is_path or any(ord(character) < ord(" ") for character in name):
+        expected = "a relative path without . and .., without control characters"
+        raise InputError("a name that leaves its folder", file=file, field=field, value=name, expected=expected)
+    return name
+
+
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    _refuse_credentials(uri)
     return fsspec.core.url_to_fs(uri)
 
 
@@ -197,5 +218,5 @@ def open_parquet(uri: str) -> pq.ParquetFile:
         return pq.ParquetFile(fs.open(path, "rb"), pre_buffer=not is_local(uri))
     except FileNotFoundError:
         raise InputError("no such file", file=uri) from None
-    except pa.ArrowInvalid as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
         raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -109,7 +110,9 @@ def fingerprint(value: Any) -> str:
 
 
 def open_table(uri: str, kind: str) -> Table:
-    """Open a whole table. TableError if it is absent, unfinished, or of another kind or schema version."""
+    """Open a whole table. TableError if it is absent, unfinished, of another kind or schema version, or names a
+    shard outside its folder.
+    """
     uri = storage.absolute(uri)
     path = storage.join(uri, MANIFEST)
     if not storage.exists(path):
@@ -136,10 +139,18 @@ def open_table(uri: str, kind: str) -> Table:
         uri=uri,
         kind=kind,
         settings=manifest["settings"],
-        shards=[ShardInfo(**{k: v for k, v in s.items() if k != "num_rows"}) for s in manifest["shards"]],
+        shards=[_shard_info(values, path) for values in manifest["shards"]],
         counts=manifest["counts"],
         fingerprint=manifest["fingerprint"],
     )
+
+
+def _shard_info(values: dict[str, Any], manifest: str) -> ShardInfo:
+    file = values.get("file")
+    if not isinstance(file, str) or not re.fullmatch(r"part-\d{5,}\.parquet", file):
+        expected = f"{shard_name(0)}.parquet: a shard lies in its table's folder"
+        raise TableError("no shard of this table", file=manifest, field="shards.file", value=file, expected=expected)
+    return ShardInfo(**{key: value for key, value in values.items() if key != "num_rows"})
 
 
 def begin(uri: str, kind: str, settings: dict[str, Any]) -> Table | None:
@@ -177,7 +188,7 @@ def shard_name(index: int) -> str:
 def finished_shard(uri: str, index: int) -> ShardInfo | None:
     """The shard's info if an earlier call wrote it whole."""
     path = storage.join(uri, shard_name(index) + ".json")
-    return ShardInfo(**storage.read_json(path)) if storage.exists(path) else None
+    return _shard_info(storage.read_json(path), path) if storage.exists(path) else None
 
 
 def encode_shard(table: pa.Table, kind: str, row_group_size: int) -> memoryview:

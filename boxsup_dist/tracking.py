@@ -22,8 +22,9 @@ from typing import Any
 
 import boxsup_dist
 from boxsup_dist import storage
-from boxsup_dist.errors import InputError
+from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.outbox import Outbox
+from boxsup_dist.secrets import has_credentials
 from boxsup_dist.tables import Table
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,15 @@ ENVIRONMENT = {
 
 
 def default_tracking_uri(runs_root: str) -> str:
-    """MLFLOW_TRACKING_URI, else the SQLite store of the runs folder (of ./runs where that is an object store)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_root(runs_root)}/mlflow.db"
+    """MLFLOW_TRACKING_URI, else the SQLite store of the runs folder (of ./runs where that is an object store).
+
+    SettingError if the variable holds credentials: summaries keep the URI, and MLflow's errors tell it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_root(runs_root)}/mlflow.db"
+    if has_credentials(uri):
+        expected = "no user, password or token in it; MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        raise SettingError("the URI holds credentials", field="MLFLOW_TRACKING_URI", value=uri, expected=expected)
+    return uri
 
 
 def read_run(run_dir: str) -> tuple[str, str]:
@@ -63,9 +71,14 @@ def read_run(run_dir: str) -> tuple[str, str]:
 
 
 def add_artifacts(tracking_uri: str, run_id: str, artifacts: Mapping[str, bytes]) -> None:
-    """Add files, by their names in the run's artifacts, to a run that has ended. InputError if the store refuses."""
+    """Add files, by their names in the run's artifacts, to a run that has ended.
+
+    InputError if the store refuses, or a name leaves the artifacts' folder.
+    """
     from mlflow.exceptions import MlflowException
 
+    for name in artifacts:
+        storage.safe_name(name, field="artifact")
     try:
         client = make_client(tracking_uri)
         for name, data in artifacts.items():
@@ -130,7 +143,7 @@ class RunTracker:
         )
         self._system_metrics = system_metrics
         self._outbox = Outbox(
-            f"MLflow at {_without_password(self.tracking_uri)}",
+            f"MLflow at {self.tracking_uri}",
             is_refusal=_is_refusal,
             warn_every_s=warn_every_s,
             logger=logger,
@@ -176,7 +189,11 @@ class RunTracker:
             self._put(f"metrics of step {step}", lambda client, run: _write_metrics(client, run, values, now_ms, step))
 
     def log_artifact(self, name: str, data: bytes) -> None:
-        """A file of the run, `name` relative to the run's artifacts, may have folders: `figures/epoch_003.png`."""
+        """A file of the run, `name` relative to the run's artifacts, may have folders: `figures/epoch_003.png`.
+
+        InputError if the name leaves the artifacts' folder.
+        """
+        storage.safe_name(name, field="artifact")
         self._put(f"artifact {name}", lambda client, run: _write_artifact(client, run, name, data), len(data))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -261,10 +278,6 @@ class RunTracker:
                 self.log_metrics({"system": values}, step=int(time.monotonic() - started))
 
 
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
 def _is_number(value: Any) -> bool:
     return hasattr(value, "__float__") and not isinstance(value, str)
 
@@ -317,7 +330,7 @@ def _resume(client: Any, run_id: str) -> str | None:
 
 
 def _write_artifact(client: Any, run_id: str, name: str, data: bytes) -> None:
-    folder, _, base = name.strip("/").rpartition("/")
+    folder, _, base = name.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / base
         path.write_bytes(data)

@@ -36,6 +36,10 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 export RAY_ADDRESS="$head_ip:$port"
 node=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-spilling-directory="$spill")
 
+# Spilled objects are the job's data: only its user may read them, and nobody else may have made the folder before.
+srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
+    bash -c 'mkdir --parents --mode=0700 "$0" && test -O "$0"' "$spill"
+
 # --overlap: the driver below runs on the head's node beside it.
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     env -u RAY_ADDRESS ray start --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1 "${node[@]}" &

@@ -32,6 +32,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.secrets import has_credentials
 from jobs._cli import clear_errors
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -108,6 +109,10 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
         raise SettingError(
             "one thing at a time", value=wanted, expected="one of -- python -m jobs.NAME ..., --follow ID, --stop ID"
         )
+    for word in (settings.address or "", *command):
+        if has_credentials(word):
+            expected = "none: all who see the processes or the cluster's jobs can read them"
+            raise SettingError("an argument holds credentials", field="command", value=word, expected=expected)
     if command and command[:2] == ["python", "-m"] and settings.upload:
         names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
         name = command[2].removeprefix("jobs.") if len(command) > 2 else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError
 
 import boxsup_dist
 from boxsup_dist.errors import SettingError
@@ -82,7 +83,7 @@ def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
             logging_level=logging.WARNING,
             log_to_driver=worker_logs,
         )
-    except ConnectionError as error:
+    except (ConnectionError, AuthenticationError) as error:
         raise SettingError(
             "no Ray cluster lets us in",
             field="RAY_ADDRESS",

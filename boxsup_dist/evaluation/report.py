@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def render_report(
     last = history[-1] if history else {}
     body = [f"<h1>{escape(title.rstrip('/').rpartition('/')[2])}</h1><div class=faint>{escape(title)}</div>"]
     body += [_cards(summary, last), *_warnings(summary, history)]
-    body += _section("Runs", [f'<p><a href="{escape(p)}/{REPORT}">{escape(p)}</a></p>' for p in parts])
+    body += _section("Runs", [f'<p><a href="{quote(p)}/{REPORT}">{escape(p)}</a></p>' for p in parts])
     body += _section("Curves", [_image("Over the epochs", curves_figure(history))] if history else [])
     body += _section("Example images", [*(_image(*figure) for figure in figures), *_not_shown(left_out)])
     body += _section("IoU by class", _iou(summary.get("iou") or last.get("iou")))

@@ -18,13 +18,11 @@ from PIL import Image
 
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
-from boxsup_dist.regions import decode_image
+from boxsup_dist.regions import IMAGE_FORMATS, decode_image
 from boxsup_dist.tables import MANIFEST, RowGroup, Table, open_table
 
 IMAGES_PER_UNIT = 4
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
-# Only these are opened: Pillow knows others that start a program (EPS) or look like source code (XBM).
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
 
 class Item(NamedTuple):
@@ -79,7 +77,8 @@ def find_images(uri: str, out: str) -> Images:
         raise InputError("no such file or folder", file=uri, field="images")
     if not uris:
         raise InputError("no image here", file=uri, field="images", expected="files that are not hidden")
-    items = [Item(_name(posixpath.relpath(uri, root)), uri) for uri in sorted(set(uris))]
+    names = {uri: _name(posixpath.relpath(uri, root)) for uri in sorted(set(uris))}
+    items = [Item(storage.safe_name(name, file=uri, field="images"), uri) for uri, name in names.items()]
     check_distinct(items, lambda item: item.name, "would write the same output")
     _check_folders(items)
     return Images(items, {"root": root})
@@ -88,23 +87,15 @@ def find_images(uri: str, out: str) -> Images:
 def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> np.ndarray:
     """An image file's bytes as uint8 RGB (H, W, 3). RecordError if they are no image, damaged or above max_pixels."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
             width, height = header.size
         if width * height <= max_pixels:
             return decode_image(data, turn_by_exif=turn_by_exif)
     except Image.UnidentifiedImageError:
-        raise RecordError("not an image", value=bytes(data[:16]), expected=", ".join(FORMATS)) from None
+        raise RecordError("not an image", value=bytes(data[:16]), expected=", ".join(IMAGE_FORMATS)) from None
     except Exception as error:  # decoders of foreign bytes fail in many ways
         raise RecordError(f"a damaged image: {type(error).__name__}: {error}") from None
     raise RecordError("a larger image than allowed", value=f"{width} x {height}", expected=f"<= {max_pixels} pixels")
-
-
-def safe_name(name: str) -> str:
-    """The name if it is a relative path that stays below a folder. InputError otherwise."""
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\0" in name:
-        raise InputError("not the name of an output", value=name, expected="a relative path without . and ..")
-    return name
 
 
 def check_distinct(items: Sequence[Item], key: Callable[[Item], Hashable], problem: str) -> None:
@@ -138,7 +129,8 @@ def _of_records(table: Table) -> Images:
     items = []
     for where in table.row_groups():
         for row, image_id in enumerate(table.read(where, ("image_id",)).column("image_id").to_pylist()):
-            items.append(Item(safe_name(image_id), table.uri, where, row))
+            name = storage.safe_name(image_id, file=table.uri, field="image_id")
+            items.append(Item(name, table.uri, where, row))
     check_distinct(items, lambda item: item.name, "would write the same output")
     return Images(items, {"records": table.fingerprint}, table)
 
@@ -181,4 +173,4 @@ def _seen(uris: Sequence[str], root: str, out: str) -> list[str]:
 
 def _name(path: str) -> str:
     stem, ending = posixpath.splitext(path)
-    return safe_name(stem if ending.lower() in ENDINGS else path)
+    return stem if ending.lower() in ENDINGS else path

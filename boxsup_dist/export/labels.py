@@ -12,7 +12,6 @@ from boxsup_dist import storage
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.export.coco import CocoImage, region
 from boxsup_dist.export.files import output_uri
-from boxsup_dist.export.images import safe_name
 from boxsup_dist.labels import Labels
 from boxsup_dist.palette import encode_palette_png
 from boxsup_dist.regions import Segment, decode_superpixels, paint_segments
@@ -43,8 +42,9 @@ def export_unit(
     superpixels_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
     images = []
     for record in iter_records(rows):
+        name = storage.safe_name(record.image_id, file=unit.source.records.uri, field="image_id")
         label_map = paint(record)
-        storage.write_bytes(output_uri(out, "label_maps", safe_name(record.image_id)), encode_palette_png(label_map))
+        storage.write_bytes(output_uri(out, "label_maps", name), encode_palette_png(label_map))
         encoded, count = superpixels_of[record.image_id]
         masks = box_masks(
             record,

@@ -62,6 +62,9 @@ def absolute_spec(spec: str | None) -> str | None:
     """The spec in a form that means the same on every process: the path of a checkpoint or file becomes absolute."""
     if spec is not None and spec.startswith(CHECKPOINT_PREFIX):
         return CHECKPOINT_PREFIX + storage.absolute(spec.removeprefix(CHECKPOINT_PREFIX))
+    if spec is not None and spec.startswith("torchvision:") and "@" in spec:
+        name, _, path = spec.partition("@")
+        return f"{name}@{storage.absolute(path)}"
     names_no_path = spec is None or spec in ("", "none", "timm") or spec.startswith(("package:", "torchvision:"))
     return spec if spec is None or names_no_path else storage.absolute(spec)
 

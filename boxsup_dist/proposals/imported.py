@@ -65,11 +65,12 @@ class Found(NamedTuple):
 def import_proposals(image: np.ndarray, settings: ImportedSettings, *, image_id: str) -> Proposals:
     """The candidates that a file holds of an image, uint8 RGB (H, W, 3).
 
-    Raises RecordError: file missing, unreadable, not of this format, of another size than the image, or with more
-    superpixels than 16 bits count.
+    Raises InputError for an id that would name a file outside the folder; RecordError: file missing, unreadable, not of
+    this format, of another size than the image, or with more superpixels than 16 bits count.
     """
     suffix = ".json" if settings.format == "rle" else ".mat"
-    file = storage.join(storage.absolute(settings.folder), image_id.split("/", 1)[-1] + suffix)
+    name = storage.safe_name(image_id.split("/", 1)[-1], field="image_id")
+    file = storage.join(storage.absolute(settings.folder), name + suffix)
     try:
         data = storage.read_bytes(file)
     except InputError:

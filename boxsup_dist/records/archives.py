@@ -132,7 +132,8 @@ def unpack(root: Path, archive: Archive) -> None:
             with tarfile.open(file) as opened:
                 opened.extractall(folder, filter="data")  # refuses absolute paths, .., links and devices outside
     except tarfile.FilterError as error:
-        raise InputError("the archive would write outside its folder", file=file, value=str(error)) from None
+        problem = "the archive would write outside its folder"
+        raise InputError(problem, file=file, field="member", value=str(error)) from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise InputError("the archive can't be unpacked", file=file, value=f"{type(error).__name__}: {error}") from None
     _marker(root, archive).write_text(found + "\n")
@@ -148,5 +149,5 @@ def _unzip(file: Path, folder: Path) -> None:
     with zipfile.ZipFile(file) as opened:
         for name in opened.namelist():
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise InputError("the archive would write outside its folder", file=file, value=name)
+                raise InputError("the archive would write outside its folder", file=file, field="member", value=name)
         opened.extractall(folder)

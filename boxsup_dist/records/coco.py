@@ -144,7 +144,8 @@ def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool
 
     Images without an object of those classes are kept unless `only_with_objects`. Annotations whose box has no area
     inside the image (COCO has a few) are left out and named. Raises InputError: no JSON, a list or field missing or of
-    another type, an id or file name twice, an annotation of an unknown image, VOC classes that the file lacks.
+    another type, an id or file name twice, an annotation of an unknown image, VOC classes that the file lacks,
+    a file name that leaves the folder of images.
     """
     data = storage.read_bytes(file)
     try:
@@ -154,6 +155,7 @@ def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool
     names, class_of = _choose_classes(_items(content, "categories", {"id": int, "name": str}, file), classes, file)
     images = {}
     for item in _items(content, "images", {"id": int, "file_name": str, "height": int, "width": int}, file):
+        storage.safe_name(item["file_name"], file=file, field="images.file_name")
         images[item["id"]] = CocoImage(item["file_name"], item["height"], item["width"])
     _refuse_repeated([item["id"] for item in content["images"]], "images.id", file)
     _refuse_repeated([image.name for image in images.values()], "images.file_name", file)

@@ -13,7 +13,7 @@ from PIL import Image
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.mat_file import read_mat
-from boxsup_dist.regions import decode_image, encode_png
+from boxsup_dist.regions import IMAGE_FORMATS, decode_image, encode_png
 from boxsup_dist.schema import IGNORE_INDEX
 
 # What Pillow raises for truncated, damaged and foreign files.
@@ -45,7 +45,7 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
     does not decode, is a colour image, has another size than the image (height, width) or other values.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             image.load()
             mode, is_png, values = image.mode, image.format == "PNG", np.asarray(image)
     except UNREADABLE as error:

@@ -46,6 +46,7 @@ def build_records(
     """
     _check_settings(rows_per_shard, row_group_size, max_skipped_share)
     _check_count(reader, expect_images)
+    storage.safe_name(reader.source, field="source")  # image ids begin with it, and become names of files
     settings = {
         "source": reader.source,
         "split": reader.split,

@@ -121,7 +121,7 @@ def read_list(file: str) -> list[str]:
                 value=line,
                 expected="ID, or ID and a flag",
             )
-        ids.append(image_id)
+        ids.append(storage.safe_name(image_id, file=file, field=f"line {number}"))
     if not ids:
         raise InputError("the list names no image", file=file)
     repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]

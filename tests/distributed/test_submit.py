@@ -22,6 +22,7 @@ from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.tables import open_table
 from jobs import submit
 
+REPO = Path(__file__).parents[2]
 WAIT_S = 120.0
 TOKEN = "a-token-that-only-this-test-knows-0123456789"
 
@@ -36,9 +37,10 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: the URL of its dashboard."""
+    """A running head: the URL of its dashboard, and the address that drivers join."""
 
     address: str
+    ray_address: str
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def head() -> Iterator[Head]:
         )
     try:
         wait_for_port(process, ports["dashboard-port"], folder / "head.log")
-        yield Head(f"http://127.0.0.1:{ports['dashboard-port']}")
+        yield Head(f"http://127.0.0.1:{ports['dashboard-port']}", f"127.0.0.1:{ports['port']}")
     finally:
         end(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -141,3 +143,31 @@ def test_without_the_clusters_token_nothing_runs(head, monkeypatch, tmp_path, to
     with pytest.raises(SettingError, match=problem) as found:
         submit.main(["--address", head.address, "--", "python", "-m", "jobs.demo"])
     assert "another-token" not in str(found.value)
+
+
+def build_records(head: Head, folder: Path, **auth: str) -> subprocess.CompletedProcess:
+    """A driver of its own that joins the head by RAY_ADDRESS with these variables, and no token of this machine."""
+    root = write_synthetic(str(folder / "devkit"), 2, 1)
+    command = [sys.executable, "-m", "jobs.build_records", "--voc-root", root, "--split", "train"]
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = {**mine, "HOME": str(folder), "RAY_ADDRESS": head.ray_address, **auth}
+    command += ["--out", str(folder / "records")]
+    return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_a_driver_with_the_token_builds_on_the_cluster(head, tmp_path):
+    done = build_records(head, tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert open_table(str(tmp_path / "records"), "records").num_rows == 2
+    assert TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "auth", [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another-token-0123456789"}, {"RAY_AUTH_MODE": "token"}, {}]
+)
+def test_a_driver_without_the_token_is_refused(head, tmp_path, auth):
+    done = build_records(head, tmp_path, **auth)
+    assert done.returncode == 2, done.stderr
+    assert f"error: no Ray cluster lets us in; field: RAY_ADDRESS; found: '{head.ray_address}'" in done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr and "another-token" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "records" / "manifest.json").exists()

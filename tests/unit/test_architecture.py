@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("records", "proposals", "training", "assignment", "evaluation", "export")
 LEAVES = (
     "errors",
+    "secrets",
     "schema",
     "storage",
     "tables",

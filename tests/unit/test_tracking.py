@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist import tracking
+from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.tables import ShardInfo, Table
 from boxsup_dist.tracking import RunTracker
 
@@ -217,8 +218,21 @@ def test_the_default_store_is_in_the_runs_folder(tmp_path: Path, monkeypatch: py
     assert tracking.default_tracking_uri("runs") == "http://127.0.0.1:5000"
 
 
-def test_messages_hide_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracking._without_password("http://user:secret@host:5000/x") == "http://host:5000/x"
+def test_a_tracking_uri_with_a_password_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hidden@host:5000/x")
+    with pytest.raises(SettingError, match=r"holds credentials.*http://\*\*\*@host.*MLFLOW_TRACKING_TOKEN") as found:
+        tracking.RunTracker("runs")
+    assert "hidden" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["../x.json", "/x.json", "figures/../../x", "a\0b"])
+def test_no_artifact_leaves_the_runs_folder(tmp_path: Path, name: str) -> None:
+    tracker = tracking.RunTracker(str(tmp_path / "runs"), system_metrics=False)
+    with pytest.raises(InputError, match="a name that leaves its folder; field: artifact; found"):
+        tracker.log_artifact(name, b"x")
+    with pytest.raises(InputError, match="a name that leaves its folder; field: artifact; found"):
+        tracking.add_artifacts(tracker.tracking_uri, "id", {name: b"x"})
+    tracker.close()
 
 
 def test_git_revision_tells_a_changed_tree(tmp_path: Path) -> None:

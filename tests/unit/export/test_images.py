@@ -8,7 +8,7 @@ from PIL import Image
 
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
-from boxsup_dist.export.images import IMAGES_PER_UNIT, find_images, read_image, safe_name
+from boxsup_dist.export.images import IMAGES_PER_UNIT, find_images, read_image
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_list_is_relative_to_its_own_folder(folder, tmp_path):
         ("same", "would write the same output"),
         ("nested", "named as another's folder"),
         ("mixed.txt", "mixes file systems"),
-        ("escaping.txt", "not the name of an output"),
+        ("escaping.txt", "a name that leaves its folder; file: s3://b"),
         ("binary", "neither an image"),
     ],
 )
@@ -79,12 +79,6 @@ def test_what_cannot_be_predicted_is_told_before_anything_runs(tmp_path, path, p
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=problem):
         find_images(str(tmp_path / path), str(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("name", ["", "/a", "a//b", "a/../b", "..", "./a", "a\0"])
-def test_no_name_leaves_the_folder_of_outputs(name):
-    with pytest.raises(InputError, match="not the name of an output"):
-        safe_name(name)
 
 
 def test_units_are_a_few_images_without_the_skipped(tmp_path):

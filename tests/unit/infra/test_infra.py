@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,36 @@ def test_each_file_begins_with_how_to_use_it(path):
     header = [line for line in lines[:12] if line.startswith("#   ")]
     assert header, "a command in the header"
     assert all(documents(path)) if path.suffix == ".yaml" else True
+
+
+def test_every_file_that_starts_ray_asks_for_the_token():
+    starts = re.compile(r"^(?!\s*#).*(\bray start\b|kind: Ray)", re.M)
+    token = re.compile(r"RAY_AUTH_MODE[=:] ?token|authOptions: \{mode: token, secretName: [\w-]+\}")
+    found = {path.name: path.read_text() for path in INFRA.rglob("*") if path.suffix in (".yaml", ".sh")}
+    starting = {name for name, text in found.items() if starts.search(text)}
+    assert starting == {"docker-compose.yaml", "raycluster.yaml", "rayjob.yaml", "ray-aws.yaml", "slurm.sh"}
+    for name in starting:
+        assert token.search(found[name]) and "disabled" not in found[name], name
+    assert "RAY_AUTH_MODE=token" in stages()["runtime"]
+
+
+def test_dashboards_listen_on_this_machine_or_inside_their_cluster():
+    """On all interfaces only in a container, whose ports the files publish on 127.0.0.1 or as a cluster's service."""
+    for path in (AWS, INFRA / "slurm.sh"):
+        assert re.findall(r"--dashboard-host[= ](\S+)", path.read_text()) == ["127.0.0.1"]
+        assert "0.0.0.0" not in path.read_text()
+    for spec in cluster_specs():
+        assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    kinds = {document["kind"] for path in KUBERNETES for document in documents(path)}
+    assert not kinds & {"Service", "Ingress"}
+    for node in documents(AWS)[0]["available_node_types"].values():
+        assert node["node_config"]["SecurityGroupIds"], "Ray's own group lets in ssh from everywhere"
+
+
+def test_folders_of_spilled_objects_are_private():
+    (prepared,) = documents(AWS)[0]["initialization_commands"]
+    assert "--owner 1000 --mode 0700 /opt/spill" in prepared
+    assert "mkdir --parents --mode=0700" in (INFRA / "slurm.sh").read_text()
 
 
 def test_no_file_holds_a_secret_or_reaches_out():
@@ -238,7 +269,7 @@ def test_slurms_script_starts_a_node_each_runs_the_job_and_leaves_nothing(tmp_pa
         (commands / name).write_text(f"#!/bin/bash\n{body}\n")
         (commands / name).chmod(0o755)
     slurm = {"JOB_ID": "123", "NNODES": "2", "JOB_NODELIST": "node[1-2]", "CPUS_PER_TASK": "4", "GPUS_ON_NODE": "1"}
-    env = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path)}
+    env = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "BOXSUP_SPILL": str(tmp_path / "spill")}
     env |= {f"SLURM_{name}": value for name, value in slurm.items()}
     command = ["bash", str(INFRA / "slurm.sh"), "python", "-m", "jobs.train", "demo"]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=30)
@@ -249,6 +280,7 @@ def test_slurms_script_starts_a_node_each_runs_the_job_and_leaves_nothing(tmp_pa
     assert "job -m jobs.train demo 127.0.0.1:20123" in calls
     assert (tmp_path / "seen").read_text() == "the-token\n" and "the-token" not in calls
     assert not list(tmp_path.glob(".ray-token-*"))
+    assert stat.S_IMODE((tmp_path / "spill" / "ray-spill-123").stat().st_mode) == 0o700
 
 
 def test_slurms_script_wants_a_job():

@@ -14,16 +14,12 @@ from boxsup_dist.records import archives
 from boxsup_dist.records.archives import Archive
 
 
-def make_tar(file: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> None:
+def make_tar(file: Path, members: dict[str, bytes]) -> None:
     with tarfile.open(file, "w:gz" if file.suffix in (".gz", ".tgz") else "w") as opened:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             opened.addfile(info, io.BytesIO(data))
-        for name, target in (links or {}).items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
-            opened.addfile(info)
 
 
 def make_zip(file: Path, members: dict[str, bytes]) -> None:
@@ -72,21 +68,11 @@ def test_no_member_is_written_outside(tmp_path, kind, name):
     if kind == "tar" and name.startswith("/"):  # tar's filter takes the leading slash away
         archives.unpack(root, found)
     else:
-        with pytest.raises(InputError, match=r"outside its folder.*a\.(tar|zip)"):
+        with pytest.raises(InputError, match=r"outside its folder; file: .*a\.(tar|zip); field: member; found: "):
             archives.unpack(root, found)
         assert archives.state(root, found) == "here"
     assert files_under(tmp_path) <= {f"root/a.{kind}", f"root/a.{kind}.unpacked", "root/good", f"root{name}"}
     assert not Path("/tmp/boxsup-evil").exists()
-
-
-@pytest.mark.parametrize("target", ["../../outside", "/etc"])
-def test_no_link_leads_outside(tmp_path, target):
-    root = tmp_path / "root"
-    root.mkdir()
-    make_tar(root / "a.tar", {}, {"link": target})
-    with pytest.raises(InputError, match="outside its folder"):
-        archives.unpack(root, archive(root / "a.tar"))
-    assert files_under(tmp_path) == {"root/a.tar"}
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
