@@ -18,6 +18,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
+from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError
 
 UNITS_IN_FLIGHT_PER_ACTOR = 2  # one computes, one waits in its queue
@@ -34,13 +35,18 @@ class _Member:
         self.version: str | None = None
 
     def run(
-        self, function: Callable[..., Any], unit: Any, weights: list[ray.ObjectRef], version: str, kwargs: dict
+        self,
+        function: Callable[..., Any],
+        unit: Any,
+        weights: list[ray.ObjectRef],
+        version: str,
+        kwargs: list[ray.ObjectRef],
     ) -> Any:
         if weights and version != self.version:
             # A reference inside a list stays a reference: the weights are fetched once a version, not once a unit.
             self.network.load_state_dict(ray.get(weights[0]))
             self.version = version
-        return function(self.network, unit, **kwargs)
+        return function(self.network, unit, **fetch(kwargs))
 
     def ping(self) -> None:
         """Answer when the constructor is done."""
@@ -92,7 +98,7 @@ class NetworkPool:
         units in all). An InputError of either function is raised here as it is, without Ray's trace.
         """
         nested = [] if weights is None else [weights]
-        shared = ray.put(kwargs)
+        shared = [ray.put(kwargs)]
         num_cpus = 0 if then is None else max(1, int(ray.cluster_resources().get("CPU", 1)))
         max_in_flight = len(self.actors) * UNITS_IN_FLIGHT_PER_ACTOR + num_cpus * TASKS_IN_FLIGHT_PER_CPU
         waiting: dict[ray.ObjectRef, tuple[int, Any]] = {}
