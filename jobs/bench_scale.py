@@ -127,14 +127,14 @@ def _print(settings: Settings, stages: dict[str, dict[str, Any]], scaled: list[d
         for fact, value in stage["facts"].items()
     ]
     print(format_table(facts))
-    title = (
+    print(
         f"seconds of an epoch of {settings.num_images:,} images if a GPU trains {settings.gpu_images_per_s:g} a second "
         f"and has {settings.cpus_per_gpu} cores. ingest, data tasks: all cores; choosing, feeding: one core a GPU; "
         "open, dispatch, hand-over: one core"
     )
     columns = {f"{each['gpus']} GPUs": each for each in scaled}
     names = [name for name in scaled[0] if name not in ("gpus", "bottleneck")]
-    print(format_table([{"part": n, **{c: each[n] for c, each in columns.items()}} for n in names], title))
+    print(format_table([{"part": n, **{c: each[n] for c, each in columns.items()}} for n in names]))
     for each in scaled:
         print(
             f"{each['gpus']} GPUs: {each['bottleneck']} takes longest; "
@@ -246,7 +246,9 @@ def open_all(config: TrainConfig) -> dict[str, Any]:
 
 def _weights() -> ray.ObjectRef:
     torch.manual_seed(0)
-    return ray.put(bare_network(NETWORK).state_dict())
+    network = bare_network(NETWORK)
+    torch.nn.init.normal_(network.score.weight)  # it starts at zero, and all classes would be alike
+    return ray.put(network.state_dict())
 
 
 def _choose(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef) -> Labels:
@@ -263,10 +265,13 @@ def _choose(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef) -> Labe
 
 def reassign_all(pool: NetworkPool, mixture: Mixture, out: str) -> dict[str, Any]:
     """Labels of every box."""
-    labels = _choose(pool, mixture, _weights())
+    weights, started = _weights(), time.thread_time()
+    labels = _choose(pool, mixture, weights)
+    dispatch_s = time.thread_time() - started
     data = labels.to_parquet()
     storage.write_bytes(out, data)
-    return {"bytes": len(data), "boxes": labels.table.num_rows, "actors": len(pool.actors), **summarise(labels, None)}
+    facts = {"boxes": labels.table.num_rows, "actors": len(pool.actors), "dispatch CPU s": dispatch_s}
+    return {"bytes": len(data), **facts, **summarise(labels, None)}
 
 
 def hand_over(mixture: Mixture, labels_file: str, out: str) -> dict[str, Any]:
@@ -386,7 +391,7 @@ def costs_of(stages: dict[str, dict[str, Any]], num_images: int) -> Costs:
         stream=cpu("stream", "data task", "idle"),
         feed=stages["stream"]["facts"]["workers' CPU s"] / num_images,
         choose=cpu("reassign", "actor"),
-        dispatch=cpu("reassign", "job"),
+        dispatch=stages["reassign"]["facts"]["dispatch CPU s"] / num_images,
         handover=handed / num_images,
     )
 
