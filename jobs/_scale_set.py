@@ -20,7 +20,7 @@ from boxsup_dist.records.reader import Annotation, ListEntry, make_record
 from boxsup_dist.schema import VOC_CLASSES, Proposals, Record
 
 SOURCE = "scale"
-NUM_BASES = 64
+NUM_BASES = 16
 NUM_CANDIDATES = 2000
 CELL_PX = 2.6  # mean side of a superpixel: some hundred of them on an image of 64 to 96 px
 MEDIAN_MEMBERS, SPREAD = 8.0, 2.2  # of the log-normal number of superpixels of a candidate
@@ -100,10 +100,10 @@ def _base(seed: int, number: int) -> Proposals:
     sizes = np.minimum(MEDIAN_MEMBERS * np.exp(rng.normal(0, SPREAD, NUM_CANDIDATES)), len(kept))
     stretch, angle = np.exp(rng.normal(0, 0.4, NUM_CANDIDATES)), rng.uniform(0, np.pi, NUM_CANDIDATES)
     offsets = centres[None] - centres[rng.integers(0, len(kept), NUM_CANDIDATES)][:, None]
-    turned = np.einsum(
-        "pij,psj->psi", np.moveaxis([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], 2, 0), offsets
-    )
-    distances = (turned[..., 0] * stretch[:, None]) ** 2 + (turned[..., 1] / stretch[:, None]) ** 2
+    y, x = offsets[..., 0], offsets[..., 1]
+    along = (y * np.cos(angle)[:, None] + x * np.sin(angle)[:, None]) * stretch[:, None]
+    across = (x * np.cos(angle)[:, None] - y * np.sin(angle)[:, None]) / stretch[:, None]
+    distances = along**2 + across**2
     inside = distances <= (sizes * height * width / len(kept) / np.pi)[:, None]
     indptr = np.concatenate([[0], np.cumsum(inside.sum(1))])
     indices = np.nonzero(inside)[1].astype(np.uint16)

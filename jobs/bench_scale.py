@@ -55,7 +55,6 @@ from jobs._watch import Watch
 COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
 CROP_PX = 65
 GLOBAL_BATCH_SIZE = 20
-NETWORK = NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0)
 GPUS = (8, 64, 512)
 PAINTED_UNITS = 64
 GOAL = 1.8  # two actors against one
@@ -224,13 +223,18 @@ def _describe(table: Table) -> dict[str, Any]:
     }
 
 
+def tiny_network() -> NetworkSettings:
+    """What stands in for the real network."""
+    return NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0)
+
+
 def make_config(folder: str, records: str, proposals: str) -> TrainConfig:
     """The recipe `mini` with a tiny network, small crops and the paper's batch size, on two workers and two actors."""
     config = mini(storage.join(folder, "run"), (SourceSettings(records, "box", proposals),), None)
     resources = replace(config.resources, num_workers=2, num_actors=2)
     return replace(
         config,
-        network=NETWORK,
+        network=tiny_network(),
         optimizer=OptimizerSettings(global_batch_size=GLOBAL_BATCH_SIZE, class_balance=0.5),
         augment=AugmentSettings(CROP_PX, CROP_PX, 0.75, 1.25),
         resources=resources.resolve(session.total_cpus(), session.total_gpus()),
@@ -246,9 +250,9 @@ def open_all(config: TrainConfig) -> dict[str, Any]:
 
 def _weights() -> ray.ObjectRef:
     torch.manual_seed(0)
-    network = bare_network(NETWORK)
-    torch.nn.init.normal_(network.score.weight)  # it starts at zero, and all classes would be alike
-    return ray.put(network.state_dict())
+    weights = bare_network(tiny_network()).state_dict()
+    torch.nn.init.normal_(weights["score.weight"])  # it starts at zero, and all classes would be alike
+    return ray.put(weights)
 
 
 def _choose(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef) -> Labels:
@@ -295,8 +299,8 @@ def hand_over(mixture: Mixture, labels_file: str, out: str) -> dict[str, Any]:
     facts["labels MB in memory"] = labels.table.nbytes / 1e6
     units = np.linspace(0, len(mixture.units) - 1, min(PAINTED_UNITS, len(mixture.units))).astype(int).tolist()
     task = ray.remote(_use_labels)
-    facts |= ray.get(task.remote([reference], mixture, units))
-    return {"bytes": len(data), **facts}
+    used: dict[str, Any] = ray.get(task.remote([reference], mixture, units))
+    return {"bytes": len(data), **facts, **used}
 
 
 def _use_labels(labels: list[ray.ObjectRef], mixture: Mixture, units: list[int]) -> dict[str, float]:
@@ -409,7 +413,7 @@ def measure_actors(settings: Settings, out: str) -> None:
     config = make_config(folder, records, proposals)
     mixture = open_inputs(config).mixture
     weights = _weights()
-    build = partial(bare_network, NETWORK)
+    build = partial(bare_network, tiny_network())
     pools = {count: NetworkPool(build, num_actors=count, num_cpus=0.25, threads=1) for count in (1, 2)}
     found: dict[int, list[float]] = {count: [] for count in pools}
     epoch = mixture.assignment.warmup_epochs
