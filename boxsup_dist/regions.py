@@ -88,6 +88,9 @@ def decode_superpixels(data: bytes) -> np.ndarray:
 def proposals_to_table(proposals: Sequence[Proposals]) -> pa.Table:
     """Arrow table of the proposals schema, one row an image."""
     offsets = np.cumsum([0] + [len(p) for p in proposals])
+    objectness = np.concatenate([p.objectness for p in proposals] or [np.empty(0)]).astype(np.float32)
+    boxes = np.concatenate([p.boxes for p in proposals] or [np.empty((0, 4))]).astype(np.uint16)
+    starts = pa.array(offsets, pa.int32())
     inner = np.concatenate([[0]] + [p.indptr[1:] + base for p, base in zip(proposals, _starts(proposals), strict=True)])
     values = np.concatenate([p.indices for p in proposals] or [np.empty(0, np.uint16)]).astype(np.uint16)
     membership = pa.LargeListArray.from_arrays(
@@ -98,13 +101,10 @@ def proposals_to_table(proposals: Sequence[Proposals]) -> pa.Table:
         "superpixels": [encode_superpixels(p.superpixels) for p in proposals],
         "num_superpixels": [p.num_superpixels for p in proposals],
         "membership": membership,
-        "objectness": [p.objectness.tolist() for p in proposals],
-        "proposal_boxes": [p.boxes.tolist() for p in proposals],
+        "objectness": pa.ListArray.from_arrays(starts, pa.array(objectness)),
+        "proposal_boxes": pa.ListArray.from_arrays(starts, pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4)),
     }
-    return pa.table(
-        [pa.array(columns[f.name], f.type) if f.name != "membership" else membership for f in PROPOSALS],
-        schema=PROPOSALS,
-    )
+    return pa.table(columns, schema=PROPOSALS)
 
 
 def _starts(proposals: Sequence[Proposals]) -> np.ndarray:

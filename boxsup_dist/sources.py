@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from boxsup_dist.config import AssignmentSettings, AugmentSettings, Duplicates, Supervision
 from boxsup_dist.errors import InputError, TableError
 from boxsup_dist.regions import Segment, decode_png, decode_superpixels, paint_rectangles, paint_segments
-from boxsup_dist.schema import Record, iter_records
+from boxsup_dist.schema import Record
 from boxsup_dist.tables import RowGroup, Table, check_paired
 
 Painter = Callable[[Record], np.ndarray]
@@ -106,10 +107,10 @@ def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ..
     """
     areas = np.zeros(len(sources[0].records.classes))
     for source in sources:
-        for where in source.records.row_groups():
-            for record in iter_records(source.records.read(where, ("image_id", "boxes_xyxy", "class_ids"))):
-                sizes = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
-                np.add.at(areas, record.class_ids, sizes.prod(axis=1, dtype=np.float64))
+        for shard in source.records.read_shards(("boxes_xyxy", "class_ids")):
+            boxes = pc.list_flatten(pc.list_flatten(shard.column("boxes_xyxy"))).to_numpy().reshape(-1, 4)
+            class_ids = pc.list_flatten(shard.column("class_ids")).to_numpy()
+            np.add.at(areas, class_ids, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1, dtype=np.float64))
     found = areas > 0
     weights = np.ones(len(areas))
     weights[found] = np.clip((areas[found].mean() / areas[found]) ** power, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)
@@ -150,8 +151,8 @@ def find_duplicates(
 
 def _image_keys(table: Table) -> Iterator[tuple[str, list[str]]]:
     """image_id of every row, and what tells that it is the same image: its bytes, and its name where that says so."""
-    for where in table.row_groups():
-        for row in table.read(where, ("image_id", "image_hash")).to_pylist():
+    for shard in table.read_shards(("image_id", "image_hash")):
+        for row in shard.to_pylist():
             name = published_name(row["image_id"])
             yield row["image_id"], [row["image_hash"]] + ([name] if name else [])
 

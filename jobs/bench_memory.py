@@ -23,9 +23,9 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.recipes import demo
 from boxsup_dist.records.synthetic import write_synthetic
 from jobs._cli import run
+from jobs._watch import MIB, private_bytes
 
 SAMPLE_EVERY_S = 0.1
-MIB = 2**20
 GROWTH = 4
 GOAL = 1.2  # at most this much more on four times the images
 
@@ -40,14 +40,6 @@ class Settings:
     """N. Two shards: with one, a second process would stand idle at N and not at 4 N."""
 
 
-def _private_bytes(process: psutil.Process) -> int:
-    try:
-        memory = process.memory_info()
-    except psutil.Error:  # it ended meanwhile
-        return 0
-    return max(memory.rss - memory.shared, 0)
-
-
 def peak_mib(job: str, *arguments: str) -> float:
     """Run `python -m jobs.JOB ARGUMENTS` to its end; largest sum over its processes, MiB. RuntimeError if it fails."""
     process = subprocess.Popen([sys.executable, "-m", f"jobs.{job}", *arguments], stdout=subprocess.DEVNULL)
@@ -58,7 +50,7 @@ def peak_mib(job: str, *arguments: str) -> float:
             members = [tree, *tree.children(recursive=True)]
         except psutil.Error:
             break
-        peak = max(peak, sum(_private_bytes(member) for member in members))
+        peak = max(peak, sum(private_bytes(member) for member in members))
         time.sleep(SAMPLE_EVERY_S)
     if process.wait() != 0:
         raise RuntimeError(f"jobs.{job} failed with status {process.returncode}")

@@ -16,6 +16,7 @@ import ray
 
 from boxsup_dist import storage, tables
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.tables import ShardInfo, Table
@@ -107,8 +108,10 @@ def _make(
     gpus_per_task: float,
 ) -> None:
     """Run a Ray Data pipeline over the missing shards, one task each."""
+    shared = [ray.put((missing, make_shard))]
 
     def write_one(row: dict[str, Any]) -> dict[str, Any]:
+        missing, make_shard = fetch(shared)
         index = missing[row["id"]]
         try:
             content = make_shard(index)

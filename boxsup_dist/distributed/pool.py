@@ -21,6 +21,7 @@ import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError, LostWorkError
 
 UNITS_IN_FLIGHT_PER_ACTOR = 2  # one computes, one waits in its queue
@@ -40,13 +41,18 @@ class _Member:
         self.version: str | None = None
 
     def run(
-        self, function: Callable[..., Any], unit: Any, weights: list[ray.ObjectRef], version: str, kwargs: dict
+        self,
+        function: Callable[..., Any],
+        unit: Any,
+        weights: list[ray.ObjectRef],
+        version: str,
+        kwargs: list[ray.ObjectRef],
     ) -> Any:
         if weights and version != self.version:
             # A reference inside a list stays a reference: the weights are fetched once a version, not once a unit.
             self.network.load_state_dict(ray.get(weights[0]))
             self.version = version
-        return function(self.network, unit, **kwargs)
+        return function(self.network, unit, **fetch(kwargs))
 
     @ray.method(max_task_retries=-1)
     def ping(self) -> None:
@@ -115,7 +121,7 @@ class NetworkPool:
         a unit that loses its member more than MAX_RETRIES times.
         """
         nested = [] if weights is None else [weights]
-        shared = ray.put(kwargs)
+        shared = [ray.put(kwargs)]
         num_cpus = 0 if then is None else session.total_cpus()
         max_in_flight = len(self.actors) * UNITS_IN_FLIGHT_PER_ACTOR + num_cpus * TASKS_IN_FLIGHT_PER_CPU
         waiting: dict[ray.ObjectRef, tuple[int, Any]] = {}  # at members

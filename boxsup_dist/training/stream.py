@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.labels import Labels
 from boxsup_dist.regions import decode_image
@@ -86,7 +87,7 @@ def _lane_rows(
     if not slices:
         return
     dataset = ray.data.range(len(slices), override_num_blocks=len(slices)).map_batches(
-        partial(_load_task, slices=slices, mixture=mixture, labels=labels, epoch=epoch),
+        partial(_load_task, shared=[ray.put((slices, mixture))], labels=labels, epoch=epoch),
         batch_size=None,
         compute=ray.data.TaskPoolStrategy(size=max_tasks),
     )
@@ -106,8 +107,9 @@ def _lane_rows(
 
 
 def _load_task(
-    batch: dict[str, np.ndarray], slices: Sequence[Slice], mixture: Mixture, labels: ray.ObjectRef | None, epoch: int
+    batch: dict[str, np.ndarray], shared: list[ray.ObjectRef], labels: ray.ObjectRef | None, epoch: int
 ) -> dict[str, np.ndarray]:
+    slices, mixture = fetch(shared)
     resolved = None if labels is None else ray.get(labels)
     try:
         parts = [load_slice(slices[i], mixture, resolved, epoch) for i in batch["id"].tolist()]

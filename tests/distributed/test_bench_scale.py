@@ -1,0 +1,27 @@
+"""The whole of jobs.bench_scale on a few images: every stage runs, and a second call keeps all of it."""
+
+from __future__ import annotations
+
+from boxsup_dist import storage
+from boxsup_dist.labels import read_labels
+from boxsup_dist.tables import open_table
+from jobs.bench_scale import costs_of, measure_stages
+
+NUM_IMAGES = 60
+
+
+def test_every_stage_runs_once(ray_local, tmp_path):
+    folder = str(tmp_path)
+    stages = measure_stages(folder, NUM_IMAGES, seed=0)
+    records = open_table(f"{folder}/records", "records")
+    assert records.num_rows == open_table(f"{folder}/proposals", "proposals").num_rows == NUM_IMAGES
+    labels = read_labels(f"{folder}/labels.parquet")
+    assert labels.table.num_rows == records.counts["boxes"] == stages["reassign"]["facts"]["boxes"]
+    assert storage.read_bytes(f"{folder}/labels.parquet") == storage.read_bytes(f"{folder}/handed-over.parquet")
+    assert stages["reassign"]["facts"]["mean_regression_cost"] != 0, "the network has a say"
+    assert stages["stream"]["facts"]["steps"] == NUM_IMAGES // 20
+    kinds = {name: {row["process"] for row in stage["peaks_mib"]} for name, stage in stages.items()}
+    assert "actor" in kinds["reassign"] and "train worker" in kinds["stream"]
+    assert all(value > 0 for value in vars(costs_of(stages, NUM_IMAGES)).values())
+
+    assert measure_stages(folder, NUM_IMAGES, seed=0) == stages
