@@ -37,6 +37,14 @@ def _rebuild(kind: type[InputError], problem: str, fields: dict) -> InputError:
     return kind(problem, **fields)
 
 
+class MissingFileError(InputError):
+    """A file is not there."""
+
+
+class StorageError(InputError):
+    """A store refuses, has no such bucket, or did not answer though it was tried again and again."""
+
+
 class RecordError(InputError):
     """One image or its annotation can't be used."""
 
