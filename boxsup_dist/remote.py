@@ -105,8 +105,9 @@ def _raise_unless_passing(uri: str, error: Exception) -> None:
             value=code or str(error),
             expected="credentials that may do this, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         ) from error
-    if not isinstance(error, FileNotFoundError) and (status is not None or isinstance(error, others)):
-        raise StorageError("the store can't do this", file=uri, value=f"{code or status or type(error).__name__}: {error}"[:300]) from error
+    if isinstance(error, others) or (status is not None and not isinstance(error, FileNotFoundError)):
+        found = f"{code or status or type(error).__name__}: {error}"
+        raise StorageError("the store can't do this", file=uri, value=found[:300]) from error
     raise error
 
 

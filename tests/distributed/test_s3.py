@@ -39,11 +39,10 @@ def upload(folder: Path, uri: str) -> None:
 
 
 def config_of(root: str, run_dir: str) -> TrainConfig:
-    """Two epochs of three steps, with a checkpoint after each step."""
+    """Two epochs of two steps, with a checkpoint after each step."""
     source = SourceSettings(storage.join(root, "train"), "box", storage.join(root, "proposals"))
-    return tiny.make_config(
-        Path(),
-        Path(),
+    return replace(
+        tiny.make_config(Path(), Path()),
         run_dir=run_dir,
         sources=(source,),
         val_records=storage.join(root, "val"),
@@ -56,13 +55,13 @@ def config_of(root: str, run_dir: str) -> TrainConfig:
 def run_pipeline(root: str, devkit: str) -> None:
     """Every stage; the training is stopped inside its last epoch and goes on."""
     for split in ("train", "val"):
-        build_records(storage.join(root, split), voc.open_splits(devkit, split), rows_per_shard=4, row_group_size=2)
+        build_records(storage.join(root, split), voc.open_splits(devkit, split), rows_per_shard=2, row_group_size=2)
     build_proposals(storage.join(root, "proposals"), storage.join(root, "train"), "selective_search")
     build_label_maps(storage.join(root, "label-maps"), storage.join(root, "train"), "grabcut")
     run_dir = storage.join(root, "box")
     config = config_of(root, run_dir)
     train(config)
-    for uri in checkpoint.list_checkpoints(run_dir)[-2:]:
+    for uri in checkpoint.list_checkpoints(run_dir)[-1:]:
         storage.remove(uri)
     storage.remove(storage.join(run_dir, "summary.json"))
     assert train(config)["resumed_from"].endswith("epoch-001-step-00001")
@@ -74,9 +73,9 @@ def run_pipeline(root: str, devkit: str) -> None:
     evaluate.main(evaluate.Settings(run_dir, out("evaluated"), records=out("val"), num_actors=1))
     images = storage.join(devkit, "JPEGImages")
     predicted = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
-    assert predicted["num_predicted"] == 8 and predicted["failed"] == []
+    assert predicted["num_predicted"] == 6 and predicted["failed"] == []
     again = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
-    assert again["num_finished_before"] == 8
+    assert again["num_finished_before"] == 6
     export_labels.export_labels(export_labels.Settings(run_dir, out("exported"), num_actors=1))
     figures.main(figures.Settings((run_dir,), out("figures"), num_images=1, log=False))
 
@@ -97,7 +96,7 @@ def losses(run_dir: str) -> list[float]:
 def local(ray_local, s3, tmp_path_factory) -> Path:
     """The pipeline in local folders, its devkit on both sides."""
     folder = tmp_path_factory.mktemp("s3")
-    write_synthetic(str(folder / "devkit"), 6, 2)
+    write_synthetic(str(folder / "devkit"), 4, 2)
     upload(folder / "devkit", storage.join(s3.root, "devkit"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -118,9 +117,10 @@ def stored(local, s3) -> str:
 def test_every_stage_gives_on_s3_what_it_gives_in_local_folders(local, stored):
     root = str(local / "runs")
     for name, kind in TABLES.items():
-        assert open_table(storage.join(stored, name), kind).fingerprint == open_table(
-            storage.join(root, name), kind
-        ).fingerprint
+        assert (
+            open_table(storage.join(stored, name), kind).fingerprint
+            == open_table(storage.join(root, name), kind).fingerprint
+        )
     folders = ("box/labels", "reassigned", "predicted/label_maps", "predicted/overlays", "exported/label_maps")
     expected = contents(root, *folders)
     del expected["reassigned/summary.json"]
@@ -145,9 +145,7 @@ def test_runs_on_s3_are_tracked_in_a_local_store(local, stored):
 def test_a_network_is_exported_to_s3(stored):
     out = storage.join(stored, "models")
     export_model.main(export_model.Settings(storage.join(stored, "box"), out, num_images=1))
-    assert {"MLmodel", "data/checkpoint/manifest.json"} <= {
-        *storage.find_files(storage.join(out, "model")),
-    } or storage.exists(storage.join(out, "model", "MLmodel"))
+    assert storage.exists(storage.join(out, "model", "MLmodel"))
     for name, values in storage.read_json(storage.join(out, "summary.json"))["formats"].items():
         assert storage.size(storage.join(out, export_model.FILES[name])) == values["num_bytes"] > 0
 
