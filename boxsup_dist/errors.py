@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
 from boxsup_dist.secrets import redact
 
 
@@ -42,6 +43,14 @@ class InputError(ValueError):
 
 def _rebuild(kind: type[InputError], problem: str, fields: dict) -> InputError:
     return kind(problem, **fields)
+
+
+class MissingFileError(InputError):
+    """A file is not there."""
+
+
+class StorageError(InputError):
+    """A store refuses, has no such bucket, or did not answer though it was tried again and again."""
 
 
 class RecordError(InputError):

@@ -1,29 +1,34 @@
 """Files on local disk or any fsspec store (s3://...), written whole or not at all.
 
-Local files are written to a temporary name, synced and renamed; object stores publish a PUT at its end.
+Local files are written to a temporary name, synced and renamed; object stores publish a PUT at its end. What a store
+fails to do is tried again (`remote.py`). Every function may raise StorageError where the URI is not local.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import posixpath
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
-from boxsup_dist.errors import InputError
+from boxsup_dist import remote
+from boxsup_dist.errors import InputError, MissingFileError
 from boxsup_dist.secrets import has_credentials
 
 WILDCARDS = "*?["
+T = TypeVar("T")
 
 
 def is_local(uri: str) -> bool:
@@ -65,41 +70,48 @@ def safe_name(name: str, *, file: object = None, field: str | None = None) -> st
 
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     _refuse_credentials(uri)
-    return fsspec.core.url_to_fs(uri)
+    return fsspec.core.url_to_fs(uri) if is_local(uri) else remote.open_store(uri)
+
+
+def _on(uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+    """What `operation(file system, path)` gives."""
+    fs, path = _filesystem(uri)
+    return operation(fs, path) if is_local(uri) else remote.attempt(uri, lambda: operation(fs, path))
 
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    fs, path = _filesystem(uri)
-    return fs.exists(path)
+    if is_local(uri):
+        return os.path.exists(absolute(uri))
+    try:
+        _on(uri, lambda fs, path: fs.info(path))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def list_names(uri: str) -> list[str]:
     """Sorted base names in a folder; an absent folder is empty."""
-    fs, path = _filesystem(uri)
-    fs.invalidate_cache()
-    if not fs.exists(path):
+    try:
+        entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
+    except FileNotFoundError:
         return []
-    return sorted(os.path.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
+    return sorted(posixpath.basename(entry.rstrip("/")) for entry in entries)
 
 
 def size(uri: str) -> int:
     """Bytes of a file, or of all files under a folder."""
-    fs, path = _filesystem(uri)
-    return int(fs.du(path))
+    return int(_on(uri, lambda fs, path: fs.du(path)))
 
 
 def is_folder(uri: str) -> bool:
     """Whether a folder is there; in an object store, a prefix of names."""
-    fs, path = _filesystem(uri)
-    return fs.isdir(path)
+    return _on(uri, lambda fs, path: fs.isdir(path))
 
 
 def find_files(uri: str) -> list[str]:
     """Sorted paths of all files below a folder, relative to it; an absent folder is empty."""
-    fs, path = _filesystem(uri)
-    fs.invalidate_cache()
-    return sorted(posixpath.relpath(found, path) for found in fs.find(path))
+    return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in fs.find(path)))
 
 
 def fixed_part(pattern: str) -> str:
@@ -111,27 +123,38 @@ def fixed_part(pattern: str) -> str:
 def glob_files(pattern: str) -> list[str]:
     """Sorted URIs of the files that match a pattern with *, ?, [...] or **."""
     root = fixed_part(pattern)
-    fs, path = _filesystem(pattern)
     _, root_path = _filesystem(root)
-    fs.invalidate_cache()
-    found = sorted(name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file")
+    matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
+    found = sorted(name for name, info in matches.items() if info["type"] == "file")
     return [join(root, posixpath.relpath(name, root_path)) for name in found]
 
 
 def remove(uri: str) -> None:
     """Delete a file or a folder with all in it; absent is fine."""
-    fs, path = _filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+
+    def delete(fs: fsspec.AbstractFileSystem, path: str) -> None:
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+            if fs.exists(path):  # S3 tells which names it could not delete, s3fs does not
+                raise remote.CutShortError("not all was deleted")
+
+    with suppress(FileNotFoundError):  # somebody else deletes it too
+        _on(uri, delete)
 
 
 def read_bytes(uri: str) -> bytes:
-    """Whole content of a file. InputError if it is not there."""
-    fs, path = _filesystem(uri)
+    """Whole content of a file. MissingFileError if it is not there."""
+
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+        data = fs.cat_file(path)
+        if not is_local(uri) and len(data) != fs.info(path)["size"]:
+            raise remote.CutShortError(f"{len(data)} bytes came")
+        return data
+
     try:
-        return fs.cat_file(path)
+        return _on(uri, read)
     except FileNotFoundError:
-        raise InputError("no such file", file=uri) from None
+        raise MissingFileError("no such file", file=uri) from None
 
 
 def is_unfinished(name: str) -> bool:
@@ -141,29 +164,26 @@ def is_unfinished(name: str) -> bool:
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    fs, path = _filesystem(uri)
     if not is_local(uri):
-        fs.pipe_file(path, bytes(data))
+        _on(uri, lambda fs, path: fs.pipe_file(path, bytes(data)))
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with _replacing(path) as file:
+    with _replacing(absolute(uri)) as file:
         file.write(data)
 
 
 def write_file(uri: str, source: Path) -> None:
     """As write_bytes, with the content of a local file, which need not fit into memory."""
-    fs, path = _filesystem(uri)
     if not is_local(uri):
-        fs.put_file(str(source), path)
+        _on(uri, lambda fs, path: fs.put_file(str(source), path))
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with source.open("rb") as content, _replacing(path) as file:
+    with source.open("rb") as content, _replacing(absolute(uri)) as file:
         shutil.copyfileobj(content, file)
 
 
 @contextmanager
 def _replacing(path: str) -> Iterator[BinaryIO]:
     """A temporary file that takes the place of `path` once it is written."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.tmp-{uuid.uuid4().hex}"
     try:
         with Path(temporary).open("wb") as file:
@@ -212,11 +232,61 @@ def encode_parquet(
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
-    """A Parquet file opened for reading single row groups and columns."""
-    fs, path = _filesystem(uri)
+    """A Parquet file opened for reading single row groups and columns. MissingFileError if it is not there."""
     try:
-        return pq.ParquetFile(fs.open(path, "rb"), pre_buffer=not is_local(uri))
+        source = absolute(uri) if is_local(uri) else pa.PythonFile(_StoredFile(uri), mode="r")
+        return pq.ParquetFile(source, pre_buffer=not is_local(uri))
     except FileNotFoundError:
-        raise InputError("no such file", file=uri) from None
+        raise MissingFileError("no such file", file=uri) from None
+    except InputError:  # of the store
+        raise
     except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
         raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None
+
+
+def arrow_filesystem(uri: str) -> tuple[FileSystem | None, str]:
+    """PyArrow's file system and path for a library that reads and writes by itself; None is the local one.
+
+    It has the retries of fsspec's package for the store, not ours.
+    """
+    if is_local(uri):
+        return None, absolute(uri)
+    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    return PyFileSystem(FSSpecHandler(fs)), path
+
+
+class _StoredFile(io.RawIOBase):
+    """A file in a store, read by ranges; each comes whole."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._position = uri, 0
+        # Kept: Parquet's reader has threads, and a file system is opened anew for each thread.
+        self._fs, self._path = _filesystem(uri)
+        self._size = int(remote.attempt(uri, lambda: self._fs.info(self._path)["size"]))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = min(self._position, self._size)
+        end = self._size if size is None or size < 0 else min(start + size, self._size)
+        data = remote.attempt(self._uri, lambda: self._range(start, end)) if end > start else b""
+        self._position = end
+        return data
+
+    def _range(self, start: int, end: int) -> bytes:
+        data = self._fs.cat_file(self._path, start=start, end=end)
+        if len(data) != end - start:
+            raise remote.CutShortError(f"{len(data)} of {end - start} bytes came")
+        return data

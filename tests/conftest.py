@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import s3_server
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -27,6 +29,14 @@ def ray_local() -> Iterator[None]:
 
     # Ray Train looks after its workers every two seconds, and at the end of a run as well: too long for tiny runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    s3_server.choose_address()  # its workers keep the environment that it starts with
     session.start(2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[s3_server.S3Server]:
+    """An S3 server, to which the environment points this process and Ray's workers."""
+    with s3_server.serve() as server:
+        yield server

@@ -115,18 +115,18 @@ def _make(
         index = missing[row["id"]]
         try:
             content = make_shard(index)
+            tables.write_shard(
+                out,
+                index,
+                content.table,
+                kind,
+                row_group_size=row_group_size,
+                counts=content.counts,
+                problems=content.problems,
+                row_ms=content.row_ms,
+            )
         except InputError as error:  # returned, not raised: the user gets the error itself, not Ray's trace of it
             return {"num_rows": 0, "error": _pickle(error)}
-        tables.write_shard(
-            out,
-            index,
-            content.table,
-            kind,
-            row_group_size=row_group_size,
-            counts=content.counts,
-            problems=content.problems,
-            row_ms=content.row_ms,
-        )
         return {"num_rows": content.table.num_rows, "error": b""}
 
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from boxsup_dist import storage
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import InputError, RecordError, StorageError
 from boxsup_dist.export.coco import CocoImage, class_regions
 from boxsup_dist.export.files import Kind, output_uri, write_outputs
 from boxsup_dist.export.images import Item, read_image
@@ -66,6 +66,8 @@ def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, b
     for item in unit:
         try:
             yield item, storage.read_bytes(item.uri)
+        except StorageError:  # no fault of this image
+            raise
         except InputError as error:
             yield item, error
         except OSError as error:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from boxsup_dist import storage
-from boxsup_dist.errors import CheckpointError, InputError, WeightsError
+from boxsup_dist.errors import CheckpointError, MissingFileError, WeightsError
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, network_from_state
 
 FORMAT_VERSION = 1
@@ -165,7 +165,7 @@ def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
     path = storage.join(uri, name)
     try:
         data = storage.read_bytes(path)
-    except InputError:
+    except MissingFileError:
         raise CheckpointError("a file of the checkpoint is gone", file=path) from None
     if name not in files or hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
         raise CheckpointError(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from boxsup_dist import storage
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import MissingFileError, RecordError
 from boxsup_dist.mat_file import read_mat
 from boxsup_dist.regions import IMAGE_FORMATS, decode_image, encode_png
 from boxsup_dist.schema import IGNORE_INDEX
@@ -24,7 +24,7 @@ def read_file(file: str, expected: str | None = None) -> bytes:
     """Whole content of a file; RecordError, with what was expected, if it is missing."""
     try:
         return storage.read_bytes(file)
-    except InputError:
+    except MissingFileError:
         raise RecordError("missing file", file=file, expected=expected) from None
 
 

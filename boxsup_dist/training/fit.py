@@ -33,6 +33,7 @@ def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     # Ray Train keeps its own notes in a folder a launch; the run's state is in our checkpoints alone.
     scratch = storage.join(config.run_dir, "ray_train")
+    filesystem, path = storage.arrow_filesystem(scratch)
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings,
@@ -43,7 +44,8 @@ def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings
         ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=scratch,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         ),
     )

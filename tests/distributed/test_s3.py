@@ -1,0 +1,191 @@
+"""Real Ray and a real S3 server: every stage reads and writes s3://, and gives the bytes that local folders give."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from boxsup_dist import storage, tables
+from boxsup_dist.assignment.build_static import build_label_maps
+from boxsup_dist.config import OptimizerSettings, SourceSettings, TrainConfig
+from boxsup_dist.coordinator import read_history
+from boxsup_dist.errors import StorageError, TableError
+from boxsup_dist.model import checkpoint
+from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.records import voc
+from boxsup_dist.records.shard import build_records
+from boxsup_dist.records.synthetic import write_synthetic
+from boxsup_dist.run import train
+from boxsup_dist.tables import open_table
+from jobs import evaluate, export_labels, export_model, figures, predict, reassign
+from tests.distributed import slow_build, tiny
+from tests.s3_server import FORBIDDEN, S3Server
+
+REPO = Path(__file__).parents[2]
+TABLES = {"train": "records", "val": "records", "proposals": "proposals", "label-maps": "label_maps"}
+
+
+def upload(folder: Path, uri: str) -> None:
+    for path in storage.find_files(str(folder)):
+        storage.write_file(storage.join(uri, path), folder / path)
+
+
+def config_of(root: str, run_dir: str) -> TrainConfig:
+    """Two epochs of two steps, with a checkpoint after each step."""
+    source = SourceSettings(storage.join(root, "train"), "box", storage.join(root, "proposals"))
+    return replace(
+        tiny.make_config(Path(), Path()),
+        run_dir=run_dir,
+        sources=(source,),
+        val_records=storage.join(root, "val"),
+        optimizer=OptimizerSettings(epochs=2, global_batch_size=2, lr=0.01, schedule="poly"),
+        checkpoint_every_steps=1,
+        keep_checkpoints=100,
+    )
+
+
+def run_pipeline(root: str, devkit: str) -> None:
+    """Every stage; the training is stopped inside its last epoch and goes on."""
+    for split in ("train", "val"):
+        build_records(storage.join(root, split), voc.open_splits(devkit, split), rows_per_shard=2, row_group_size=2)
+    build_proposals(storage.join(root, "proposals"), storage.join(root, "train"), "selective_search")
+    build_label_maps(storage.join(root, "label-maps"), storage.join(root, "train"), "grabcut")
+    run_dir = storage.join(root, "box")
+    config = config_of(root, run_dir)
+    train(config)
+    for uri in checkpoint.list_checkpoints(run_dir)[-1:]:
+        storage.remove(uri)
+    storage.remove(storage.join(run_dir, "summary.json"))
+    assert train(config)["resumed_from"].endswith("epoch-001-step-00001")
+
+    def out(name: str) -> str:
+        return storage.join(root, name)
+
+    reassign.main(reassign.Settings(run_dir, out("reassigned"), num_actors=1))
+    evaluate.main(evaluate.Settings(run_dir, out("evaluated"), records=out("val"), num_actors=1))
+    images = storage.join(devkit, "JPEGImages")
+    predicted = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
+    assert predicted["num_predicted"] == 6 and predicted["failed"] == []
+    again = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
+    assert again["num_finished_before"] == 6
+    export_labels.export_labels(export_labels.Settings(run_dir, out("exported"), num_actors=1))
+    figures.main(figures.Settings((run_dir,), out("figures"), num_images=1, log=False))
+
+
+def contents(root: str, *folders: str) -> dict[str, bytes]:
+    found = {}
+    for folder in folders:
+        uri = storage.join(root, folder)
+        found |= {f"{folder}/{path}": storage.read_bytes(storage.join(uri, path)) for path in storage.find_files(uri)}
+    return found
+
+
+def losses(run_dir: str) -> list[float]:
+    return [entry["train_loss"] for _, entry in sorted(read_history(run_dir).items())]
+
+
+@pytest.fixture(scope="module")
+def local(ray_local, s3, tmp_path_factory) -> Path:
+    """The pipeline in local folders, its devkit on both sides."""
+    folder = tmp_path_factory.mktemp("s3")
+    write_synthetic(str(folder / "devkit"), 4, 2)
+    upload(folder / "devkit", storage.join(s3.root, "devkit"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_pipeline(str(folder / "runs"), str(folder / "devkit" / "VOC2012"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stored(local, s3) -> str:
+    """The same on S3."""
+    root = storage.join(s3.root, "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(local)
+        run_pipeline(root, storage.join(s3.root, "devkit", "VOC2012"))
+    return root
+
+
+def test_every_stage_gives_on_s3_what_it_gives_in_local_folders(local, stored):
+    root = str(local / "runs")
+    for name, kind in TABLES.items():
+        assert (
+            open_table(storage.join(stored, name), kind).fingerprint
+            == open_table(storage.join(root, name), kind).fingerprint
+        )
+    folders = ("box/labels", "reassigned", "predicted/label_maps", "predicted/overlays", "exported/label_maps")
+    expected = contents(root, *folders)
+    del expected["reassigned/summary.json"]
+    assert {name for name in expected if name.startswith("box/")} == {
+        f"box/labels/epoch-{epoch:03d}.parquet" for epoch in (0, 1)
+    }
+    found = contents(stored, *folders)
+    assert {name: found.get(name) for name in expected} == expected
+    assert losses(storage.join(stored, "box")) == losses(storage.join(root, "box"))
+    for folder in ("box", "predicted", "exported", "figures"):
+        assert storage.find_files(storage.join(stored, folder)) == storage.find_files(storage.join(root, folder))
+    scores = [storage.read_json(storage.join(each, "evaluated", "summary.json"))["iou"] for each in (root, stored)]
+    assert scores[0] == scores[1]
+    assert b"<html" in storage.read_bytes(storage.join(stored, "box", "report.html"))
+
+
+def test_runs_on_s3_are_tracked_in_a_local_store(local, stored):
+    tracked = storage.read_json(storage.join(stored, "box", "summary.json"))["mlflow"]
+    assert tracked["tracking_uri"] == f"sqlite:///{local}/runs/mlflow.db" and tracked["run_id"]
+
+
+def test_a_network_is_exported_to_s3(stored):
+    out = storage.join(stored, "models")
+    export_model.main(export_model.Settings(storage.join(stored, "box"), out, num_images=1))
+    assert storage.exists(storage.join(out, "model", "MLmodel"))
+    for name, values in storage.read_json(storage.join(out, "summary.json"))["formats"].items():
+        assert storage.size(storage.join(out, export_model.FILES[name])) == values["num_bytes"] > 0
+
+
+def test_a_training_through_faults_gives_the_same(s3: S3Server, local, stored, monkeypatch):
+    monkeypatch.chdir(local)
+    run_dir = storage.join(s3.root, "faulty")
+    with s3.faults(0.05, seed=3) as told:
+        train(replace(config_of(stored, run_dir), checkpoint_every_steps=2))
+        counts = told()
+    assert all(count > 0 for count in counts.values()), counts
+    assert contents(run_dir, "labels") == contents(storage.join(stored, "box"), "labels")
+    assert losses(run_dir) == losses(storage.join(stored, "box"))
+
+
+def test_a_build_killed_on_s3_is_no_table_and_the_next_call_continues(s3: S3Server, local, tmp_path):
+    out = storage.join(s3.root, "killed")
+    command = [sys.executable, "-m", "tests.distributed.slow_build", out, "0.4"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, stderr=log)
+
+    def finished() -> set[str]:
+        return {n for n in storage.list_names(out) if n.startswith("part-") and n.endswith(".json")}
+
+    deadline = time.monotonic() + 120
+    while len(finished()) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not storage.exists(storage.join(out, tables.MANIFEST))
+    with pytest.raises(TableError, match="unfinished"):
+        open_table(out, "records")
+    expected = slow_build.build(str(tmp_path / "unbroken"))
+    assert slow_build.build(out).fingerprint == expected.fingerprint
+
+
+def test_a_store_that_refuses_is_told_by_a_build(ray_local, s3):
+    with pytest.raises(StorageError, match=rf"the store refuses; file: s3://{FORBIDDEN}/x/build\.json.*AWS_ACCESS_KEY"):
+        slow_build.build(f"s3://{FORBIDDEN}/x")
+    with pytest.raises(StorageError, match="no such bucket; file: s3://absent/x"):
+        slow_build.build("s3://absent/x")
+    assert json.dumps(storage.list_names(s3.root))  # the others are served still

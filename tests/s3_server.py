@@ -1,0 +1,169 @@
+"""A real S3 server for tests (moto, in a process of its own), and in front of it a store that fails on purpose.
+
+The address is chosen before Ray starts, so that its workers inherit it; the server itself starts with the first test
+that asks for it. `python -m tests.s3_server PORT` is that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tests.mlflow_server import free_port
+
+BUCKET, FORBIDDEN = "boxsup-test", "forbidden"
+WAIT_S = 60.0
+KINDS = ("slow_down", "internal", "drop", "cut", "delay")
+CONTROL = "/_faults"
+
+# -- the process of the tests -----------------------------------------------------------------------------------------
+
+
+def choose_address() -> str:
+    """Put an S3 server's address and credentials into the environment, unless they are there; returns the address."""
+    if "BOXSUP_TEST_S3" not in os.environ:
+        uri = f"http://127.0.0.1:{free_port()}"
+        names = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ.update(names, AWS_ENDPOINT_URL=uri, BOXSUP_TEST_S3=uri, AWS_EC2_METADATA_DISABLED="true")
+    return os.environ["BOXSUP_TEST_S3"]
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[S3Server]:
+    """The server at the chosen address, with an empty bucket, for as long as the block lasts."""
+    uri = choose_address()
+    command = [sys.executable, "-m", "tests.s3_server", uri.rpartition(":")[2]]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()  # it says so when it listens
+        assert "ready" in line, line + process.stderr.read()
+        yield S3Server(uri)
+    finally:
+        process.kill()
+        process.wait()
+
+
+class S3Server:
+    """The running server."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.root = uri, f"s3://{BUCKET}"
+
+    @contextlib.contextmanager
+    def faults(self, share: float, seed: int = 0, kinds: tuple[str, ...] = KINDS) -> Iterator[Callable[[], dict]]:
+        """Let this share of the requests fail, by a seeded draw; gives a function that tells how many did so far."""
+        self._control({"share": share, "seed": seed, "kinds": kinds})
+        try:
+            yield lambda: self._control(None)
+        finally:
+            self._control({"share": 0.0, "seed": 0, "kinds": kinds})
+
+    def _control(self, values: dict[str, Any] | None) -> dict[str, int]:
+        data = None if values is None else json.dumps(values).encode()
+        with urllib.request.urlopen(self.uri + CONTROL, data, timeout=WAIT_S) as answer:
+            return json.loads(answer.read())
+
+
+# -- the server's own process -----------------------------------------------------------------------------------------
+
+
+class FaultyStore:
+    """A WSGI application in front of another: answers, by a seeded draw for each request, as stores do on a bad day."""
+
+    DELAY_S = 0.2
+
+    def __init__(self, inner: Callable) -> None:
+        self.inner, self.lock = inner, threading.Lock()
+        self.set_rule(0.0, 0, KINDS)
+
+    def set_rule(self, share: float, seed: int, kinds: Iterable[str]) -> None:
+        """From now on."""
+        self.share, self.kinds, self.draws = share, tuple(kinds), random.Random(seed)
+        self.counts = dict.fromkeys(("requests", *KINDS), 0)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == CONTROL:
+            return self._answer_control(environ, start_response)
+        if environ["PATH_INFO"].startswith(f"/{FORBIDDEN}"):
+            return _error(environ, start_response, "403 Forbidden", "AccessDenied")
+        fault = self._draw()
+        if fault == "slow_down":
+            return _error(environ, start_response, "503 Slow Down", "SlowDown")
+        if fault == "internal":
+            return _error(environ, start_response, "500 Internal Server Error", "InternalError")
+        if fault == "delay":
+            time.sleep(self.DELAY_S)
+        if fault not in ("drop", "cut"):
+            return self.inner(environ, start_response)
+        return self._break(environ, start_response, fault)
+
+    def _draw(self) -> str | None:
+        with self.lock:
+            self.counts["requests"] += 1
+            if self.draws.random() >= self.share:
+                return None
+            kind = self.draws.choice(self.kinds)
+            self.counts[kind] += 1
+            return kind
+
+    def _break(self, environ: dict[str, Any], start_response: Callable, fault: str) -> Iterator[bytes]:
+        """Do what was asked, then close the connection: before the answer, or in the midst of it."""
+        kept: list[Any] = []
+        body = b"".join(self.inner(environ, lambda status, headers, *rest: kept.extend((status, headers))))
+        if fault == "cut" and len(body) > 1:
+            start_response(*kept)
+            yield body[: len(body) // 2]
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionAbortedError
+
+    def _answer_control(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
+        with self.lock:
+            counts = dict(self.counts)
+            if environ["REQUEST_METHOD"] == "POST":
+                self.set_rule(**json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))))
+        body = json.dumps(counts).encode()
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [body]
+
+
+def _error(environ: dict[str, Any], start_response: Callable, status: str, code: str) -> Iterable[bytes]:
+    environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))  # else the connection breaks, too
+    body = b"" if environ["REQUEST_METHOD"] == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
+    start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def main(port: int) -> None:
+    """Serve until killed."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections are kept
+
+        def log(self, *args: Any) -> None:
+            """Nothing."""
+
+    store = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", port, FaultyStore(store), threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
+    print("ready", file=sys.stderr, flush=True)
+    os.close(2)  # nobody reads what werkzeug says of connections that we break
+    os.open(os.devnull, os.O_WRONLY)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
