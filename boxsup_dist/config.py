@@ -57,7 +57,8 @@ class AssignmentSettings:
     top_k: int = 5
     """Draw among the k cheapest candidates; 1 is winner-takes-all."""
     warmup_epochs: int = 1
-    """Epochs whose labels come from the overlap alone. The first always does: the network starts uniform."""
+    """Epochs whose labels come from the overlap alone, for wssl_em from the filled boxes. The first always does: the
+    network starts uniform, and wssl_em would never come to see a foreground."""
     clip_to_box: bool = False
     """Score and paint only a segment's part inside the box."""
     ignore_outside: bool = False
@@ -262,7 +263,7 @@ class SourceSettings:
     """Records table to train on."""
     supervision: Supervision = "box"
     """mask: ground truth; rectangles: filled boxes; grabcut, wssl: label maps made once by jobs.build_label_maps;
-    wssl_em: the network's own prediction, with a bias for the boxes' classes; box: BoxSup."""
+    wssl_em: after the warm-up the network's own prediction, with a bias for the boxes' classes; box: BoxSup."""
     proposals: str | None = None
     """Proposals table of those records; needed by the supervision box."""
     label_maps: str | None = None

@@ -161,7 +161,7 @@ def _keep_config(config: TrainConfig, run_dir: str) -> None:
     """Store the resolved configuration; SettingError if the directory holds a run with other ones."""
     uri = storage.join(run_dir, "config.json")
     wanted = config.to_dict()
-    assigns = any(source.supervision == "box" for source in config.sources)
+    assigns = any(source.supervision in ("box", "wssl_em") for source in config.sources)
     free = FREE_ON_RESUME if assigns else (*FREE_ON_RESUME, "assignment")
     if storage.exists(uri):
         # A setting that the run does not know yet is new, and its default what the run did.

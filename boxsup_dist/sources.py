@@ -176,8 +176,8 @@ def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, d
     """What paints the label map of a unit's records from the columns that the supervision grants.
 
     `segments` are the boxes' choices, needed by `box` alone. `decided` paints undecided and uncovered pixels as they
-    were chosen instead of ignoring them. The label map of `wssl_em` is its boxes: the training step lets the network
-    decide inside them. Raises TableError where a partner table lacks the image or one of its boxes.
+    were chosen instead of ignoring them. The label map of `wssl_em` is its boxes: after the warm-up the training step
+    lets the network decide inside them. Raises TableError where a partner table lacks the image or one of its boxes.
     """
     supervision = unit.source.supervision
     if supervision == "mask":

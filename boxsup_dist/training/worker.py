@@ -169,7 +169,7 @@ class TrainWorker:
         images, label_maps = self._to_device(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.model(images)
-        if batch.is_em is not None and batch.is_em.any():
+        if batch.is_em is not None and batch.is_em.any() and self.epoch >= self.config.assignment.warmup_epochs:
             is_em = torch.from_numpy(batch.is_em)
             label_maps[is_em] = expected_labels(logits.detach()[is_em], label_maps[is_em])
         loss_sum, weight_sum = segmentation_loss(logits, label_maps, self.class_weights)

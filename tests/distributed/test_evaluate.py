@@ -54,7 +54,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
-@pytest.mark.parametrize("num_actors", [1, 3])
+@pytest.mark.parametrize("num_actors", [1, 2, 3])
 def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network, num_actors):
     pool = NetworkPool(tiny.build_network, num_actors=num_actors, num_cpus=0.25)
     common = {"weights": ray.put(network.state_dict()), "version": "a", "num_classes": NUM_CLASSES}

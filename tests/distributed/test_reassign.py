@@ -96,7 +96,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("num_actors", [1, 4])
+@pytest.mark.parametrize("num_actors", [1, 2, 4])
 def test_the_labels_are_the_choice_made_in_process(ray_local, one_thread, tables, network, num_actors):
     pool = NetworkPool(tiny.build_network, num_actors=num_actors, num_cpus=0.25)
     records, _, val = tables

@@ -129,7 +129,7 @@ def test_rectangles_need_no_mask_and_masks_that_do_not_decode_name_their_record(
 def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(mixture, monkeypatch):
     mixture = with_supervision(mixture, "rectangles")
     plan = make_plan(mixture)
-    empty = {"image_id": "x", "is_em": False, "image": np.zeros(1), "label_map": np.zeros(1)}
+    empty = {"image_id": "x", "is_em": False, "problem": "", "image": np.zeros(1), "label_map": np.zeros(1)}
     rows = [(piece, step) for piece in plan.slices for step in range(len(piece.rows))]
     places = [{"lane": piece.lane, "step": piece.first_step + step} for piece, step in rows]
 

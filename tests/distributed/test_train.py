@@ -18,6 +18,7 @@ from boxsup_dist import storage
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
 from boxsup_dist.coordinator import read_history
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, SettingError, WeightsError
+from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model import checkpoint
 from boxsup_dist.run import train
 from boxsup_dist.schema import VOC_CLASSES

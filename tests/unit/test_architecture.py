@@ -58,8 +58,8 @@ RAY_FILES = {
 # wrapped functions, and have no effect.
 PURE_CALLS = {
     "arg", "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "getLogger",
-    "inference_mode", "int32", "large_binary", "large_list", "list_", "njit", "no_grad", "remote", "schema", "string",
-    "Struct", "tuple", "TypeVar", "uint16", "_voc",
+    "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "njit", "no_grad", "remote", "schema",
+    "string", "Struct", "tuple", "TypeVar", "uint16", "_voc",
 }  # fmt: skip
 
 
