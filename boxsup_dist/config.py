@@ -169,6 +169,9 @@ class ResourceSettings:
 
     num_workers: int = 0
     """Train workers (data parallel); 0: one a GPU, or one a CPU core up to 4."""
+    min_workers: int = 0
+    """Where a node went away and no other comes, go on with fewer workers, but not with less than this; 0: wait for
+    the node. The batches and the labels stay the same."""
     cpus_per_worker: float = 0.25
     """CPUs that Ray reserves for a train worker. Small: what workers reserve, the data tasks can't have."""
     gpus_per_worker: float = 0.0
@@ -225,8 +228,15 @@ class ResourceSettings:
     def check(self) -> None:
         """Raise SettingError on a value that can't work."""
         shares = ("cpus_per_worker", "gpus_per_worker", "cpus_per_actor", "gpus_per_actor")
-        for name in ("num_workers", "num_actors", *shares, "max_failures"):
+        for name in ("num_workers", "min_workers", "num_actors", *shares, "max_failures"):
             _check(getattr(self, name) >= 0, f"resources.{name}", getattr(self, name), ">= 0")
+        if self.num_workers:
+            _check(
+                self.min_workers <= self.num_workers,
+                "resources.min_workers",
+                self.min_workers,
+                f"<= resources.num_workers = {self.num_workers}",
+            )
         for name in ("threads_per_worker", "threads_per_actor", "stream_tasks_per_worker"):
             _check(getattr(self, name) >= 1, f"resources.{name}", getattr(self, name), ">= 1")
 

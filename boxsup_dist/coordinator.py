@@ -104,6 +104,10 @@ class Coordinator:
         self.stages_s = 0.0  # spent in stages since the start, so that what is left of a gap can be told
         self.pool = make_pool(config, tell=lambda text: self.post("warning", text=text))
 
+    def begin(self, epoch: int, step: int, num_workers: int) -> None:
+        """Tell where the workers begin."""
+        self.post("begin", epoch=epoch, step=step, num_workers=num_workers)
+
     # -- labels ------------------------------------------------------------------------------------------------------
 
     def labels(self, epoch: int, weights: dict[str, torch.Tensor]) -> ray.ObjectRef | None:

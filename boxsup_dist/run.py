@@ -213,6 +213,10 @@ class _Console:
         rate = f"  {images_per_s:.1f} images/s" if images_per_s else ""
         print(f"  epoch {epoch}  {stage} {done}/{total}{rate}  left {format_duration(left)}", flush=True)
 
+    def _on_begin(self, epoch: int, step: int, num_workers: int) -> None:
+        where = "the start" if epoch == step == 0 else f"epoch {epoch}, step {step}"
+        print(f"training begins at {where}, workers: {num_workers}", flush=True)
+
     def _on_epoch(self, entry: dict[str, Any]) -> None:
         keys = ("train_loss", "images_per_s", "foreground_share", "share_changed", "label_mean_iou", "mean_iou")
         shown = "  ".join(f"{key} {entry[key]:.3g}" for key in keys if key in entry)

@@ -184,10 +184,10 @@ def _stored(uri: str) -> int:
     return sum(sum(storage.read_json(storage.join(uri, name))["row_groups"]) for name in finished)
 
 
-def store_records(out: str, num_images: int, seed: int) -> dict[str, Any]:
-    """The records table."""
+def store_records(out: str, num_images: int, seed: int, **options: Any) -> dict[str, Any]:
+    """The records table; `options` are others of build_records."""
     reader = Reader(SOURCE, "train", {"seed": seed}, entries(num_images), partial(scene_record, seed=seed))
-    table = build_records(out, reader)
+    table = build_records(out, reader, **options)
     return _describe(table) | {"boxes": table.counts["boxes"]}
 
 

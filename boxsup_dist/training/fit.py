@@ -19,7 +19,8 @@ from boxsup_dist.training.loop import Coordinator, train_loop
 def fit(config: TrainConfig, mixture: Mixture, make_coordinator: Callable[[], Coordinator]) -> None:
     """Train from the newest checkpoint of the run directory to the last epoch.
 
-    A lost worker is replaced up to `max_failures` times; the new ones start from the newest checkpoint.
+    A lost worker is replaced up to `max_failures` times; the new ones start from the newest checkpoint, with
+    `min_workers` as many of them as the cluster has room for.
     """
     launch(config, train_loop, {"config": config, "mixture": mixture, "make_coordinator": make_coordinator})
 
@@ -30,6 +31,7 @@ def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
+    num_workers = (resources.min_workers, resources.num_workers) if resources.min_workers else resources.num_workers
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     # Ray Train keeps its own notes in a folder a launch; the run's state is in our checkpoints alone.
     scratch = storage.join(config.run_dir, "ray_train")
@@ -38,7 +40,7 @@ def launch(config: TrainConfig, loop: Callable[[dict[str, Any]], None], settings
         loop,
         train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,
+            num_workers=num_workers,  # type: ignore[arg-type]  # the second version of Ray Train takes a range too
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
         ),

@@ -28,6 +28,9 @@ class Coordinator(Protocol):
 
     stages_s: float  # seconds spent in its stages so far
 
+    def begin(self, epoch: int, step: int, num_workers: int) -> None:
+        """The workers are there and begin at this position, at first and after a fault."""
+
     def labels(self, epoch: int, weights: StateDict) -> ray.ObjectRef | None:
         """Labels for this epoch by reference, None where the supervision needs none."""
 
@@ -71,6 +74,8 @@ def train_loop(settings: dict[str, Any]) -> None:
 def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | None) -> None:
     """Every epoch from the newest checkpoint on."""
     worker = _start_worker(config, mixture)
+    if coordinator is not None:
+        coordinator.begin(worker.epoch, worker.step, worker.num_workers)
     ended: float | None = None
     stages_s = 0.0
     while True:

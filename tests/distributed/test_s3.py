@@ -74,8 +74,6 @@ def run_pipeline(root: str, devkit: str) -> None:
     images = storage.join(devkit, "JPEGImages")
     predicted = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
     assert predicted["num_predicted"] == 6 and predicted["failed"] == []
-    again = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
-    assert again["num_finished_before"] == 6
     export_labels.export_labels(export_labels.Settings(run_dir, out("exported"), num_actors=1))
     figures.main(figures.Settings((run_dir,), out("figures"), num_images=1, log=False))
 
@@ -135,6 +133,13 @@ def test_every_stage_gives_on_s3_what_it_gives_in_local_folders(local, stored):
     scores = [storage.read_json(storage.join(each, "evaluated", "summary.json"))["iou"] for each in (root, stored)]
     assert scores[0] == scores[1]
     assert b"<html" in storage.read_bytes(storage.join(stored, "box", "report.html"))
+
+
+def test_a_second_prediction_keeps_what_is_there(stored):
+    images = storage.join(storage.join(stored.rpartition("/")[0], "devkit", "VOC2012"), "JPEGImages")
+    run_dir, out = storage.join(stored, "box"), storage.join(stored, "predicted")
+    again = predict.predict(predict.Settings(run_dir, images, out, overlays=True, num_actors=1))
+    assert again["num_finished_before"] == 6
 
 
 def test_runs_on_s3_are_tracked_in_a_local_store(local, stored):

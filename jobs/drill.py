@@ -1,0 +1,412 @@
+"""Fault drills: python -m jobs.drill [--out DIR] [--only NAME ...].
+
+Starts a cluster of several raylets on this machine and trains on a small synthetic set, once undisturbed and once for
+every fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, and nobody lends a hand, but that a
+driver's command is given again. Each faulted run must end with the same labels tables and the same loss curve, bit for
+bit with as many workers, else the same choices and losses up to the order of sums. Told are how long it took and where
+the run went on: never before the newest checkpoint.
+
+    OUT/data   OUT/NAME (a run each)   OUT/NAME.log   OUT/summary.json
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray.cluster_utils import Cluster
+
+import boxsup_dist
+from boxsup_dist import storage
+from boxsup_dist.coordinator import read_history
+from boxsup_dist.distributed import session
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.labels import labels_uri, read_labels
+from boxsup_dist.model.checkpoint import checkpoint_name, latest
+from boxsup_dist.tables import open_table
+from jobs._cli import run
+from jobs.bench_scale import store_proposals, store_records
+
+NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
+CHECKPOINT_EVERY_STEPS = 4
+ROWS_PER_SHARD = 4  # small, so that every stage has many pieces
+CHOICES = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
+# A node has room for one worker. The head's third CPU is for data tasks.
+HEAD_CPUS, NODE_CPUS, WORKER_CPUS, ACTOR_CPUS = 3, 2, 1.6, 0.2
+NODE_MEMORY = 256 * 2**20
+PATIENCE_S = 400
+LOSS_TOLERANCE = 1e-3  # relative, where the number of workers changed: gradients are added up in another order
+BEGINS = re.compile(r"training begins at (?:the start|epoch (\d+), step (\d+)), workers: (\d+)")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which drills, and where."""
+
+    out: str = "runs/drill"
+    """Folder of the data, the runs and their logs; finished drills are kept."""
+    only: tuple[str, ...] = ()
+    """Names of drills; all if none: worker, actor, node-epoch, node-reassign, node-ingest, driver, elastic."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a fault."""
+
+    drill: str
+    fault: str
+    goes_on_after_s: float  # from the fault to the first line that tells of work again
+    goes_on_from: str  # what was trained before this position is not trained again
+    workers: str  # before -> after
+    labels: str
+    losses: str
+
+
+# -- the cluster -------------------------------------------------------------------------------------------------------
+
+
+class Raylets:
+    """A head and one more node, each with its own processes and object store."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": HEAD_CPUS, "object_store_memory": NODE_MEMORY, "include_dashboard": False},
+        )
+        self.node = self.add_node()
+
+    def add_node(self) -> Any:
+        """A fresh second node."""
+        self.node = self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=NODE_MEMORY)
+        return self.node
+
+    def kill_node(self) -> None:
+        """The second node's raylet and all that it started, at once, as a machine that loses its power."""
+        raylet = self.node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
+        for process in [*_family(raylet), psutil.Process(raylet)]:
+            process.kill()
+        self.cluster.remove_node(self.node, allow_graceful=False)
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Ray workers of this cluster whose title begins so, those of the second node first."""
+        raylets = [node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in self.cluster.list_all_nodes()]
+        found = [process for raylet in reversed(raylets) for process in _family(raylet)]
+        return [process for process in found if _title(process).startswith(title)]
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextmanager
+def raylets() -> Iterator[Raylets]:
+    """A cluster that RAY_ADDRESS names while it lasts."""
+    checkout = str(Path(boxsup_dist.__file__).parents[1])
+    paths = [checkout, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    cluster = Raylets()
+    os.environ["RAY_ADDRESS"] = cluster.cluster.address
+    try:
+        yield cluster
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        cluster.cluster.shutdown()
+
+
+# -- a command and its lines -------------------------------------------------------------------------------------------
+
+
+class Command:
+    """A job in a process of its own; keeps when each of its lines came."""
+
+    def __init__(self, words: list[str], log: str) -> None:
+        self.lines: list[tuple[float, str]] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._log = Path(log)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self._log.open("a") as file:
+            for line in self.process.stdout:
+                self.lines.append((time.monotonic(), line.rstrip()))
+                file.write(line)
+                file.flush()
+
+    def wait_for(self, ready: Callable[[], Any]) -> Any:
+        """What `ready` gives once it gives something true. InputError if the command ends before."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := ready()):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise InputError("the command ended, or nothing happened", file=self._log, value=self.lines[-3:])
+            time.sleep(0.005)
+        return found
+
+    def first_line(self, pattern: str, after: float) -> tuple[float, str] | None:
+        """The first line since then that has the pattern."""
+        return next((line for line in list(self.lines) if line[0] > after and re.search(pattern, line[1])), None)
+
+    def finish(self) -> None:
+        """Wait for its end. InputError if it failed."""
+        code = self.process.wait(PATIENCE_S)
+        self._thread.join()
+        if code:
+            raise InputError(f"the command ended with status {code}", file=self._log, value=self.lines[-3:])
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+
+def train_words(out: str, name: str, min_workers: int = 0) -> list[str]:
+    """The training as a user would give it."""
+    data = storage.join(out, "data")
+    settings = {
+        "run-dir": storage.join(out, name),
+        "records": storage.join(data, "records"),
+        "proposals": storage.join(data, "proposals"),
+        "supervision": "box",
+        "network.name": "timm:test_resnet",
+        "network.weights": "none",
+        "assignment.warmup-epochs": 1,
+        "optimizer.epochs": EPOCHS,
+        "optimizer.global-batch-size": GLOBAL_BATCH_SIZE,
+        "augment.crop-height-px": 65,
+        "augment.crop-width-px": 65,
+        "resources.num-workers": 2,
+        "resources.min-workers": min_workers,
+        "resources.cpus-per-worker": WORKER_CPUS,
+        "resources.num-actors": 2,
+        "resources.cpus-per-actor": ACTOR_CPUS,
+        "resources.stream-tasks-per-worker": 1,
+        "checkpoint-every-steps": CHECKPOINT_EVERY_STEPS,
+    }
+    return ["jobs.train", "mini", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+
+
+# -- drills ------------------------------------------------------------------------------------------------------------
+
+
+def _reached(run_dir: str, epoch: int, step: int) -> Callable[[], bool]:
+    manifest = Path(storage.join(run_dir, "checkpoints", checkpoint_name(epoch, step), "manifest.json"))
+    return manifest.exists
+
+
+class Drills:
+    """Each method is a drill: it runs, disturbs and compares."""
+
+    def __init__(self, out: str, cluster: Raylets) -> None:
+        self.out, self.cluster = out, cluster
+
+    def _train(self, name: str, **options: Any) -> Command:
+        return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log")
+
+    def undisturbed(self) -> None:
+        """What the others are compared with."""
+        if not storage.exists(storage.join(self.out, "undisturbed", "summary.json")):
+            self._train("undisturbed").finish()
+
+    def _disturb_epoch(self, name: str, fault: str, disturb: Callable[[Command], Command], **options: Any) -> Outcome:
+        """Disturb in the middle of epoch 1, between two checkpoints; `disturb` gives the command that goes on."""
+        command = self._train(name, **options)
+        run_dir = storage.join(self.out, name)
+        command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
+        kept, at = latest(run_dir), time.monotonic()
+        before = command.first_line(BEGINS.pattern, 0.0)
+        command = disturb(command)
+        told, line = command.wait_for(lambda: command.first_line(BEGINS.pattern, at))
+        command.finish()
+        match, began = BEGINS.search(line), BEGINS.search(before[1] if before else "")
+        assert match is not None and began is not None and kept is not None
+        epoch, step, workers = (int(group or 0) for group in match.groups())
+        if checkpoint_name(epoch, step) < storage.join(kept).rpartition("/")[2]:
+            raise InputError("the run went on from before its newest checkpoint", file=kept, value=line)
+        return Outcome(
+            name,
+            fault,
+            goes_on_after_s=told - at,
+            goes_on_from=f"epoch {epoch}, step {step}",
+            workers=f"{began[3]} -> {workers}",
+            **self._compare(name, same_workers=int(began[3]) == workers),
+        )
+
+    def worker(self) -> Outcome:
+        """A train worker dies."""
+
+        def disturb(command: Command) -> Command:
+            self.cluster.processes("ray::RayTrainWorker")[0].kill()
+            return command
+
+        return self._disturb_epoch("worker", "a train worker dies in an epoch", disturb)
+
+    def node_epoch(self) -> Outcome:
+        """A node goes away, and a new one comes."""
+
+        def disturb(command: Command) -> Command:
+            self.cluster.kill_node()
+            self.cluster.add_node()
+            return command
+
+        return self._disturb_epoch("node-epoch", "a node goes away in an epoch, another comes", disturb)
+
+    def elastic(self) -> Outcome:
+        """A node goes away for good."""
+
+        def disturb(command: Command) -> Command:
+            self.cluster.kill_node()
+            return command
+
+        try:
+            return self._disturb_epoch("elastic", "a node goes away for good, min_workers 1", disturb, min_workers=1)
+        finally:
+            self.cluster.add_node()
+
+    def driver(self) -> Outcome:
+        """The driver dies; its command is given again."""
+
+        def disturb(command: Command) -> Command:
+            command.kill()
+            return self._train("driver")
+
+        return self._disturb_epoch("driver", "the driver dies in an epoch, same command again", disturb)
+
+    def _disturb_reassignment(self, name: str, fault: str, disturb: Callable[[], None]) -> Outcome:
+        """Disturb while epoch 2's labels are made, and wait until the pool tells that it lost a member."""
+        command = self._train(name)
+        run_dir = storage.join(self.out, name)
+        command.wait_for(_reached(run_dir, 2, 0))
+        at = time.monotonic()
+        disturb()
+        told, _ = command.wait_for(lambda: command.first_line("a pool member was lost|training begins|epoch 3/3", at))
+        lost = command.first_line("a pool member was lost", at)
+        command.finish()
+        if lost is None and command.first_line(BEGINS.pattern, at) is None:
+            raise InputError("the fault came too late: the reassignment was over", file=f"{self.out}/{name}.log")
+        return Outcome(name, fault, told - at, "the lost units", "2 -> 2", **self._compare(name, same_workers=True))
+
+    def actor(self) -> Outcome:
+        """A member of the pool dies."""
+        return self._disturb_reassignment(
+            "actor", "an actor dies in a reassignment", lambda: self.cluster.processes("ray::_Member")[0].kill()
+        )
+
+    def node_reassign(self) -> Outcome:
+        """A node goes away, and a new one comes."""
+
+        def disturb() -> None:
+            self.cluster.kill_node()
+            self.cluster.add_node()
+
+        return self._disturb_reassignment("node-reassign", "a node goes away in a reassignment, another comes", disturb)
+
+    def node_ingest(self) -> Outcome:
+        """A node goes away while a table is built."""
+        out = storage.join(self.out, "ingest")
+        records = storage.join(self.out, "data", "records")
+        words = ["jobs.build_proposals", "--records", records, "--method", "selective_search"]
+        Command([*words, "--out", out + "-undisturbed"], f"{self.out}/node-ingest.log").finish()
+        command = Command([*words, "--out", out], f"{self.out}/node-ingest.log")
+        command.wait_for(lambda: any(name.endswith(".json") for name in _parts(out)))
+        at, done = time.monotonic(), len(_parts(out))
+        self.cluster.kill_node()
+        self.cluster.add_node()
+        command.wait_for(lambda: len(_parts(out)) > done + 2)
+        told = time.monotonic()
+        command.finish()
+        tables = [open_table(uri, "proposals").fingerprint for uri in (out, out + "-undisturbed")]
+        same = "same table" if tables[0] == tables[1] else "ANOTHER TABLE"
+        return Outcome(
+            "node-ingest", "a node goes away in an ingest, another comes", told - at, "the lost shards", "", same, ""
+        )
+
+    def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
+        ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
+        pairs = [[labels_uri(each, epoch) for each in (ours, theirs)] for epoch in range(EPOCHS)]
+        if same_workers:
+            same = "same bytes" if all(storage.read_bytes(a) == storage.read_bytes(b) for a, b in pairs) else None
+        else:  # costs have the last digits of other sums
+            chosen = [[read_labels(uri).table.select(CHOICES) for uri in pair] for pair in pairs]
+            same = "same choices" if all(a.equals(b) for a, b in chosen) else None
+        curves = [[entry["train_loss"] for entry in read_history(each).values()] for each in (ours, theirs)]
+        apart = max(abs(a - b) / b for a, b in zip(*curves, strict=True))
+        good = apart == 0 if same_workers else apart < LOSS_TOLERANCE
+        losses = "same bits" if apart == 0 else f"{apart:.1e} apart"
+        return {"labels": same or "OTHER LABELS", "losses": losses if good else losses.upper()}
+
+
+def _parts(out: str) -> list[str]:
+    return [name for name in storage.list_names(out) if name.startswith("part-")]
+
+
+DRILLS = ("worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic")
+
+
+def main(settings: Settings) -> None:
+    """Run the drills and tell what came of them. InputError if one did not end as the undisturbed run."""
+    unknown = set(settings.only) - set(DRILLS)
+    if unknown:
+        raise SettingError("no such drill", field="only", value=sorted(unknown), expected=", ".join(DRILLS))
+    out = storage.absolute(settings.out)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out}/mlflow.db")
+    outcomes = []
+    with raylets() as cluster:
+        _make_data(storage.join(out, "data"))
+        drills = Drills(out, cluster)
+        drills.undisturbed()
+        for name in settings.only or DRILLS:
+            for old in (storage.join(out, name), storage.join(out, "ingest")):
+                storage.remove(old)
+            outcome = getattr(drills, name.replace("-", "_"))()
+            print(f"{outcome.drill}: goes on after {outcome.goes_on_after_s:.1f} s, {outcome.labels}", flush=True)
+            outcomes.append(outcome)
+    rows = [asdict(outcome) for outcome in outcomes]
+    storage.write_json(storage.join(out, "summary.json"), {"drills": rows})
+    print(format_table(rows, f"{NUM_IMAGES} images, checkpoints every {CHECKPOINT_EVERY_STEPS} steps"))
+    bad = [row["drill"] for row in rows if row["labels"].isupper() or row["losses"].isupper()]
+    if bad:
+        raise InputError("a fault changed the result", file=out, field="drill", value=bad, expected="the same result")
+
+
+def _make_data(data: str) -> None:
+    """The records and their proposals, made on the cluster."""
+    session.start()
+    try:
+        store_records(
+            storage.join(data, "records"),
+            NUM_IMAGES,
+            seed=0,
+            rows_per_shard=ROWS_PER_SHARD,
+            row_group_size=ROWS_PER_SHARD // 2,
+        )
+        store_proposals(storage.join(data, "proposals"), storage.join(data, "records"), seed=0)
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    run(main)
