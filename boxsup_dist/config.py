@@ -214,6 +214,9 @@ class ResourceSettings:
         A training needs a CPU besides, for its data tasks; without one only the actors count.
         """
         workers = self.num_workers if with_training else 0
+        if with_training:
+            expected = f"<= resources.num_workers = {workers}"
+            _check(self.min_workers <= workers, "resources.min_workers", self.min_workers, expected)
         for kind, available in (("cpus", num_cpus - with_training), ("gpus", num_gpus)):
             a_worker, an_actor = getattr(self, f"{kind}_per_worker"), getattr(self, f"{kind}_per_actor")
             reserved = workers * a_worker + self.num_actors * an_actor
@@ -230,13 +233,6 @@ class ResourceSettings:
         shares = ("cpus_per_worker", "gpus_per_worker", "cpus_per_actor", "gpus_per_actor")
         for name in ("num_workers", "min_workers", "num_actors", *shares, "max_failures"):
             _check(getattr(self, name) >= 0, f"resources.{name}", getattr(self, name), ">= 0")
-        if self.num_workers:
-            _check(
-                self.min_workers <= self.num_workers,
-                "resources.min_workers",
-                self.min_workers,
-                f"<= resources.num_workers = {self.num_workers}",
-            )
         for name in ("threads_per_worker", "threads_per_actor", "stream_tasks_per_worker"):
             _check(getattr(self, name) >= 1, f"resources.{name}", getattr(self, name), ">= 1")
 

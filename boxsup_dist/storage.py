@@ -94,7 +94,7 @@ def list_names(uri: str) -> list[str]:
     """Sorted base names in a folder; an absent folder is empty."""
     try:
         entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(posixpath.basename(entry.rstrip("/")) for entry in entries)
 

@@ -160,11 +160,13 @@ BAD = {
     "resources.threads_per_actor": [0],
     "resources.stream_tasks_per_worker": [0],
     "resources.max_failures": [-1],
+    "resources.min_workers": [-1],
     "sources": [()],
     "duplicates": ["keep"],
     "val_records": [None],
     "evaluate_every": [-1],
     "checkpoint_every_steps": [-1],
+    "max_bad_records": [-1],
     "keep_checkpoints": [0],
 }
 NAMED_BY = {"val_records": {"evaluate_every"}, "augment.scale_max": {"augment.scale_min"}}  # fmt: skip
@@ -195,7 +197,7 @@ def test_settings_at_their_limits_pass():
         ),
         optimizer=OptimizerSettings("adamw", 1, 1, momentum=0.0, weight_decay=0.0, decay_epochs=1),
         augment=AugmentSettings(16, 16, 1.0, 1.0),
-        resources=ResourceSettings(1, 0.0, num_actors=1, cpus_per_actor=0.0, max_failures=0),
+        resources=ResourceSettings(1, cpus_per_worker=0.0, num_actors=1, cpus_per_actor=0.0, max_failures=0),
         network=NetworkSettings("timm:resnet18"),
         keep_checkpoints=1,
         evaluate_every=0,

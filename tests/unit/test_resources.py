@@ -26,6 +26,7 @@ def test_numbers_that_the_user_gave_stay():
     [
         (ResourceSettings(num_workers=2, num_actors=3), r"cpus_per_worker.*2 x 0.25 \+ 3 x 0.25 = 1.25 cpus.*<= 1"),
         (ResourceSettings(num_workers=1, num_actors=1, gpus_per_actor=0.5), r"gpus_per_worker.*0.5 gpus.*<= 0"),
+        (ResourceSettings(num_workers=1, num_actors=1, min_workers=2), r"min_workers; found: 2; .*num_workers = 1"),
     ],
 )
 def test_more_than_there_is_names_the_setting(resources, match):

@@ -98,3 +98,8 @@ def test_size_of_a_file_and_of_a_folder(tmp_path):
     storage.write_bytes(str(tmp_path / "a" / "x"), b"12345")
     storage.write_bytes(str(tmp_path / "a" / "deep" / "y"), b"123")
     assert storage.size(str(tmp_path / "a" / "x")) == 5 and storage.size(str(tmp_path / "a")) >= 8
+
+
+def test_what_lies_below_a_file_is_an_absent_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    assert storage.list_names(str(tmp_path / "file" / "folder")) == []
