@@ -26,6 +26,7 @@ from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import NetworkSettings, TrainConfig
 from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.distributed.rates import StageRates
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
@@ -102,6 +103,7 @@ class Coordinator:
         self.config, self.inputs, self.post = config, inputs, post
         self.history = read_history(config.run_dir)
         self.stages_s = 0.0  # spent in stages since the start, so that what is left of a gap can be told
+        self.rates = StageRates()
         self.pool = make_pool(config, tell=lambda text: self.post("warning", text=text))
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
@@ -117,10 +119,13 @@ class Coordinator:
             if epoch == 0 and self.inputs.can_measure_labels:
                 self._measure(epoch, None)
             return None
-        with self._stage(epoch, "reassign") as on_progress:
+        mixture = self.inputs.mixture
+        num_images = sum(len(mixture.units[index].rows) for index in mixture.with_supervision("box"))
+        with self._stage(epoch, "reassign", num_images) as on_progress:
             labels = reassign(
                 self.pool, self.inputs.mixture, weights=ray.put(weights), epoch=epoch, on_progress=on_progress
             )
+            self.rates.set_boxes(labels.table.num_rows)
             storage.write_bytes(labels_uri(self.config.run_dir, epoch), labels.to_parquet())
             previous = read_labels(labels_uri(self.config.run_dir, epoch - 1)) if epoch else None
             self._note(epoch, summarise(labels, previous))
@@ -138,7 +143,8 @@ class Coordinator:
         return ray.put(read_labels(labels_uri(self.config.run_dir, epoch)))
 
     def _measure(self, epoch: int, labels: Labels | None) -> None:
-        with self._stage(epoch, "measure_labels") as on_progress:
+        num_images = sum(len(unit.rows) for unit in self.inputs.mixture.units)
+        with self._stage(epoch, "measure_labels", num_images) as on_progress:
             result = measure_labels(
                 self.pool,
                 self.inputs.mixture,
@@ -188,7 +194,7 @@ class Coordinator:
         due = last or (every > 0 and (epoch + 1) % every == 0)
         if self.inputs.val_records is None or not due or "mean_iou" in self.history.get(epoch, {}):
             return
-        with self._stage(epoch, "evaluate") as on_progress:
+        with self._stage(epoch, "evaluate", self.inputs.val_records.num_rows) as on_progress:
             result = evaluate(
                 self.pool,
                 self.inputs.val_records,
@@ -222,6 +228,7 @@ class Coordinator:
 
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
         """Tell how far the epoch is."""
+        self.rates.set("train", images_per_s)
         self.post("progress", epoch=epoch, stage="train", done=step, total=num_steps, images_per_s=images_per_s)
 
     def fail(self, error: Exception) -> None:
@@ -244,11 +251,14 @@ class Coordinator:
         self.post("epoch", entry=self.history[epoch])
 
     @contextmanager
-    def _stage(self, epoch: int, name: str) -> Iterator[Callable[[int, int], None]]:
+    def _stage(self, epoch: int, name: str, num_images: int = 0) -> Iterator[Callable[[int, int], None]]:
         """Time a stage into the history, and give a callback that tells its progress."""
         started = time.perf_counter()
+        self.rates.begin()
 
         def on_progress(done: int, total: int) -> None:
+            if num_images:
+                self.rates.set(name, num_images * done / total / max(time.perf_counter() - started, 1e-9))
             self.post("progress", epoch=epoch, stage=name, done=done, total=total)
 
         yield on_progress

@@ -224,6 +224,10 @@ class _Console:
         metrics = {key: value for key, value in entry.items() if key != "epoch"}
         self.tracker.log_metrics(metrics, step=entry["epoch"])
 
+    def _on_stalled(self, seconds: float) -> None:
+        where = "the start of the workers" if self._stage is None else f"epoch {self._stage[0]}, {self._stage[1]}"
+        print(f"warning: nothing heard for {seconds:.0f} s from {where}; {session.describe()}", flush=True)
+
     def _on_warning(self, text: str) -> None:
         print(f"warning: {text}", flush=True)
 

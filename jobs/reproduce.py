@@ -98,7 +98,8 @@ def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[d
     seconds, sizes = [], []
     for folder in finished:
         summary = storage.read_json(storage.join(folder, "summary.json"))
-        seconds.append(summary["seconds"]["all"] / (summary["epochs"] * max(summary["num_images"], 1)))
+        if "num_images" in summary:  # runs of earlier versions lack it
+            seconds.append(summary["seconds"]["all"] / (summary["epochs"] * max(summary["num_images"], 1)))
         sizes.append(storage.size(folder))
     lines = []
     for row, by_seed in configs.items():

@@ -7,6 +7,7 @@ them. So a person reads plain lines, and the tracking store is written from one 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_EVERY_S = 0.5
+STALL_AFTER_S = 60.0  # without an event; then it is told, and again after twice as long
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,31 @@ class EventPost:
 class EventLoop:
     """The driver's end: a context manager whose thread gives every event to `handle`, in order.
 
-    What `handle` raises ends the thread and is raised again when the loop is left.
+    Where none comes for `stall_after_s` it makes one of its own: "stalled", with the seconds since the last. What
+    `handle` raises ends the thread and is raised again when the loop is left.
     """
 
-    def __init__(self, handle: Callable[[Event], None]) -> None:
+    def __init__(self, handle: Callable[[Event], None], stall_after_s: float = STALL_AFTER_S) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox: Any = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        self._handle = handle
+        self._handle, self._stall_after_s = handle, stall_after_s
         self._closing = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="run-events", daemon=True)
         self.post = EventPost(self._mailbox)
 
     def _run(self) -> None:
+        heard, patience = time.monotonic(), self._stall_after_s
         while True:
             last = self._closing.wait(POLL_EVERY_S)
             try:
-                for event in ray.get(self._mailbox.drain.remote()):
+                events = ray.get(self._mailbox.drain.remote())
+                silent_s = time.monotonic() - heard
+                if events:
+                    heard, patience = time.monotonic(), self._stall_after_s
+                elif silent_s > patience:
+                    events, patience = [Event("stalled", {"seconds": silent_s})], 2 * patience
+                for event in events:
                     self._handle(event)
             except Exception as error:
                 self._error = error

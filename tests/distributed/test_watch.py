@@ -1,0 +1,63 @@
+"""Real Ray: what a run tells while it runs, and while it waits."""
+
+import time
+import urllib.request
+
+import ray
+import torch
+
+from boxsup_dist.distributed import pool
+from boxsup_dist.distributed.events import EventLoop
+from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.distributed.rates import StageRates
+
+
+def wait_until(ready, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_silence_is_told_and_again_after_twice_as_long(ray_local):
+    events = []
+    with EventLoop(events.append, stall_after_s=0.2) as loop:
+        wait_until(lambda: len(events) == 2)
+        loop.post("progress", done=1)
+        wait_until(lambda: len(events) == 4)
+    assert [event.kind for event in events[:4]] == ["stalled", "stalled", "progress", "stalled"]
+    first, second = (event.values["seconds"] for event in events[:2])
+    assert first > 0.2 and second > 0.4
+
+
+def rest(network: torch.nn.Module, unit: int) -> int:
+    time.sleep(unit)
+    return unit
+
+
+def test_a_pool_without_a_result_says_what_it_waits_for(ray_local, monkeypatch):
+    monkeypatch.setattr(pool, "STALL_AFTER_S", 0.3)
+    told = []
+    members = NetworkPool(torch.nn.Identity, num_actors=1, num_cpus=0.25, tell=told.append)
+    members.wait_ready()
+    assert list(members.map(rest, [1])) == [1]
+    members.close()
+    assert told and "no result of the pool for 0 s: 1 units are under way, 1 members work, 0 wait" in told[0]
+    assert "the cluster has 1 nodes" in told[0] and "CPUs free" in told[0]
+
+
+def test_rates_are_metrics_of_ray(ray_local):
+    rates = StageRates()
+    rates.set("train", 12.5)
+    rates.begin()
+    rates.set_boxes(1000)
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+
+    def text() -> str:
+        return urllib.request.urlopen(address, timeout=10).read().decode()
+
+    wait_until(lambda: "ray_boxsup_boxes_per_s" in text())
+    (line,) = [line for line in text().splitlines() if line.startswith("ray_boxsup_images_per_s{")]
+    assert 'stage="train"' in line and line.endswith(" 12.5")
+    for name in ("ray_object_store_used_memory", "ray_spill_manager_objects_bytes"):
+        wait_until(lambda name=name: name in text())
