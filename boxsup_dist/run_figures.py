@@ -127,10 +127,7 @@ def predictions_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) ->
             raise InputError("the runs know other classes", file=run.run_dir, field="network.num_classes",
                              value=run.config.network.num_classes,
                              expected=str(runs[0].config.network.num_classes))  # fmt: skip
-        uri = checkpoint.latest(run.run_dir)
-        if uri is None:
-            raise InputError("the run has no checkpoint yet", file=run.run_dir)
-        network = checkpoint.load_network(uri)
+        network = checkpoint.load_network(checkpoint.newest(run.run_dir))
         for row, record in zip(rows, records.values(), strict=True):
             row.append(predict_log_probs(network, _picture(record)).argmax(0).astype(np.uint8))
     for row, record in zip(rows, records.values(), strict=True):

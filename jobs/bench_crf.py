@@ -59,9 +59,7 @@ def main(settings: Settings) -> None:
     """Measure, write OUT/summary.json and print one row a threshold."""
     settings.check()
     crf = crf_settings(settings.crf)
-    uri = settings.checkpoint or checkpoint.latest(settings.run_dir)
-    if uri is None:
-        raise SettingError("the run has no checkpoint yet", file=settings.run_dir, field="run_dir")
+    uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
     network = checkpoint.load_network(uri)
     whole_s: list[float] = []
     pruned_s: dict[float, list[float]] = {p: [] for p in settings.min_probs}

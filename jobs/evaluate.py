@@ -81,9 +81,7 @@ def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int, records
 def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
     """A run's configuration, fitted to the running session, and the checkpoint to use. Raises InputError."""
     config = read_config(run_dir)
-    newest = checkpoint_uri or checkpoint.latest(run_dir)
-    if newest is None:
-        raise SettingError("the run has no checkpoint yet", file=run_dir, field="run_dir")
+    newest = checkpoint.newest(checkpoint_uri or run_dir)
     resources = replace(config.resources, num_actors=num_actors, gpus_per_actor=0.0)
     size = session.total_cpus(), session.total_gpus()
     resources = resources.resolve(*size)

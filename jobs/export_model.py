@@ -72,9 +72,7 @@ def main(settings: Settings) -> None:
     settings.check()
     tracked = read_run(settings.run_dir) if settings.log or settings.register else None
     config = read_config(settings.run_dir)
-    uri = settings.checkpoint or checkpoint.latest(settings.run_dir)
-    if uri is None:
-        raise SettingError("the run has no checkpoint yet", file=settings.run_dir, field="run_dir")
+    uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
     state = checkpoint.load(uri)
     classes = open_table(config.sources[0].records, "records").classes
     images = _images(settings, config)

@@ -96,6 +96,21 @@ def latest(run_uri: str) -> str | None:
     return whole[-1] if whole else None
 
 
+def newest(uri: str) -> str:
+    """The checkpoint's folder that `uri` is, torn or not, or the newest whole one of the run directory that it is.
+
+    CheckpointError if there is none.
+    """
+    uri = storage.absolute(uri)
+    if any(storage.exists(storage.join(uri, name)) for name in ("manifest.json", "model.pt")):
+        return uri
+    found = latest(uri)
+    if found is None:
+        expected = "a run directory with a whole checkpoint, or a checkpoint's folder"
+        raise CheckpointError("no checkpoint here", file=uri, expected=expected)
+    return found
+
+
 def load(uri: str) -> CheckpointState:
     """Read a whole checkpoint, tensors on the CPU. CheckpointError if it is unfinished or damaged."""
     files = _manifest(uri)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from boxsup_dist import storage
-from boxsup_dist.errors import CheckpointError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.networks import NetworkSpec
 
@@ -34,13 +32,6 @@ class TrainedNetwork:
 
 def load_trained(uri: str) -> TrainedNetwork:
     """The network of a checkpoint's folder, or of a run directory's newest checkpoint. CheckpointError without one."""
-    uri = storage.absolute(uri)
-    if not storage.exists(storage.join(uri, "manifest.json")):
-        newest = checkpoint.latest(uri)
-        if newest is None:
-            raise CheckpointError(
-                "no trained network here", file=uri, expected="a run directory with a checkpoint, or a checkpoint"
-            )
-        uri = newest
+    uri = checkpoint.newest(uri)
     spec, weights = checkpoint.load_weights(uri)
     return TrainedNetwork(uri, spec, weights)

@@ -6,8 +6,7 @@ whole is fine-tuned on PASCAL-Context.
 
 from __future__ import annotations
 
-from boxsup_dist import storage
-from boxsup_dist.errors import CheckpointError, WeightsError
+from boxsup_dist.errors import WeightsError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.networks import SCORE_PREFIX, NetworkSpec, SegmentationNetwork, build_from_spec
 from boxsup_dist.model.weights import CHECKPOINT_PREFIX, TIMM_PREFIX
@@ -29,7 +28,7 @@ def _transfer(spec: NetworkSpec, uri: str) -> SegmentationNetwork:
     `uri` is a checkpoint's folder, or a run directory whose newest whole checkpoint is taken. Number of classes,
     dropout and output stride may differ, for no other layer's shape depends on them.
     """
-    uri = _find(uri)
+    uri = checkpoint.newest(uri)
     source, state = checkpoint.load_weights(uri)
     network = build_from_spec(spec, "none")
     if _layers(source) != _layers(network.spec):
@@ -50,17 +49,3 @@ def _transfer(spec: NetworkSpec, uri: str) -> SegmentationNetwork:
 def _layers(spec: NetworkSpec) -> str:
     head = f"{spec.head} of " if spec.name.startswith(TIMM_PREFIX) else ""
     return f"{spec.name}, {head}{spec.head_channels} channels"
-
-
-def _find(uri: str) -> str:
-    if storage.exists(storage.join(uri, "model.pt")):
-        return uri
-    newest = checkpoint.latest(uri)
-    if newest is None:
-        raise CheckpointError(
-            "there is no whole checkpoint to start from",
-            file=uri,
-            field="weights",
-            expected="checkpoint:URI of a checkpoint's folder, or of a run directory with one",
-        )
-    return newest

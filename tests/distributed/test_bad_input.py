@@ -101,7 +101,7 @@ def run_without_checkpoint(folder, tmp_path) -> str:
     ("changes", "expected"),
     [
         ({"run_dir": "/absent"}, ["no such file", "/absent/config.json"]),
-        ({}, ["the run has no checkpoint yet", "young"]),
+        ({}, ["no checkpoint here", "young"]),
         ({"checkpoint": "/absent"}, ["the checkpoint does not exist", "/absent"]),
         ({"checkpoint": "/absent", "records": None}, ["give either records or voc_root"]),
         ({"checkpoint": "/absent", "records": None, "voc_root": "x"}, ["voc_root needs a split", "field: split"]),

@@ -230,7 +230,7 @@ def test_a_unit_whose_images_another_source_has_exports_nothing(run_dir, tmp_pat
     ("changes", "expected"),
     [
         ({"images": "/absent"}, ["no such file or folder", "/absent"]),
-        ({"run_dir": "/absent"}, ["no trained network here", "/absent"]),
+        ({"run_dir": "/absent"}, ["no checkpoint here", "/absent"]),
         ({"crf": "none"}, ["unknown CRF settings", "deeplab_vgg"]),
         ({"scales": "0"}, ["scales", "0 < factor <= 8"]),
         ({"max_megapixels": "0"}, ["max_megapixels", "> 0"]),
