@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 class _Member:
     def __init__(self, build: Callable[[], torch.nn.Module], threads: int) -> None:
         torch.set_num_threads(threads)
+        pa.set_cpu_count(threads)  # of Parquet's decoder; else every member would take the whole machine for it
         self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         self.network = build().to(self.device).eval()
         self.version: str | None = None
