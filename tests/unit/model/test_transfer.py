@@ -109,7 +109,7 @@ def test_layers_that_do_not_fit_are_an_error(tmp_path):
 @pytest.mark.parametrize("folder", ["", "nothing"])
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, folder):
     uri = str(tmp_path / folder)
-    with pytest.raises(CheckpointError, match="no checkpoint here.*run directory") as caught:
+    with pytest.raises(CheckpointError, match=r"no checkpoint here.*run directory") as caught:
         start_network(CONTEXT, f"checkpoint:{uri}")
     assert caught.value.file == uri
 
