@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from boxsup_dist.assignment.assign import assign_row_group
-from boxsup_dist.errors import RecordError
 from boxsup_dist.labels import Labels
+from boxsup_dist.schema import IGNORE_INDEX
 from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, Source, make_units
 from boxsup_dist.training import stream
 from boxsup_dist.training.plan import plan_epoch
@@ -118,12 +118,20 @@ def test_the_order_and_the_pixels_change_with_the_epoch(mixture):
     assert plans[0] == plans[1] != plans[2]
 
 
-def test_rectangles_need_no_mask_and_masks_that_do_not_decode_name_their_record(ray_local, mixture):
+def test_rectangles_need_no_mask(ray_local, mixture):
     rectangles = stream_all(with_supervision(mixture, "rectangles"), None, num_workers=2)
     maps = [pair[1] for pairs in rectangles.values() for pair in pairs.values()]
     assert len(maps) == 14 and all(m.shape == (65, 65) for m in maps) and any((m > 0).any() for m in maps)
-    with pytest.raises(RecordError, match=r"does not decode.*records.*image_id.*tiny/train_\d\d"):
-        stream_all(with_supervision(mixture, "mask"), None)
+
+
+def test_a_mask_that_does_not_decode_gives_ignored_pixels_and_names_its_record(ray_local, mixture):
+    mixture = with_supervision(mixture, "mask")
+    batches = list(worker_batches(mixture, make_plan(mixture), None, epoch=0, rank=0, num_workers=1))
+    problems = {name: text for batch in batches for name, text in batch.bad_records.items()}
+    assert sorted(problems) == sorted(name for batch in batches for name in batch.image_ids)
+    assert all("does not decode" in text and "records" in text and name in text for name, text in problems.items())
+    for batch in batches:
+        assert (batch.label_maps == IGNORE_INDEX).all() and not batch.images.any()
 
 
 def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(mixture, monkeypatch):
