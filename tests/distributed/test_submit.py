@@ -163,7 +163,7 @@ def test_a_driver_with_the_token_builds_on_the_cluster(head, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "auth", [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another-token-0123456789"}, {"RAY_AUTH_MODE": "token"}, {}]
+    "auth", [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another-token-0123456789"}, {"RAY_AUTH_MODE": "token"}]
 )
 def test_a_driver_without_the_token_is_refused(head, tmp_path, auth):
     done = build_records(head, tmp_path, **auth)

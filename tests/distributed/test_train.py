@@ -17,7 +17,7 @@ import torch
 from boxsup_dist import storage
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
 from boxsup_dist.coordinator import read_history
-from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, SettingError, WeightsError
+from boxsup_dist.errors import InputError, MissingFileError, NonFiniteLossError, RecordError, SettingError, WeightsError
 from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model import checkpoint
 from boxsup_dist.run import train
@@ -304,4 +304,4 @@ def test_a_table_that_lost_a_shard_ends_the_run(ray_local, folder):
     config = tiny.make_config(
         folder, folder / "lost-shard", sources=(tiny.make_source(folder, proposals=proposals.uri),)
     )
-    assert_fails_at_once(config, InputError, r"no such file; file: .*part-00001\.parquet")
+    assert_fails_at_once(config, MissingFileError, r"no such file; file: .*part-00001\.parquet")
