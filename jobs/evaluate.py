@@ -81,12 +81,11 @@ def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int, records
 def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
     """A run's configuration, fitted to the running session, and the checkpoint to use. Raises InputError."""
     config = read_config(run_dir)
-    newest = checkpoint.newest(checkpoint_uri or run_dir)
     resources = replace(config.resources, num_actors=num_actors, gpus_per_actor=0.0)
     size = session.total_cpus(), session.total_gpus()
     resources = resources.resolve(*size)
     resources.check_room(*size, with_training=False)
-    return replace(config, resources=resources), newest
+    return replace(config, resources=resources), checkpoint.newest(checkpoint_uri or run_dir)
 
 
 def _open_records(settings: Settings) -> Table:
