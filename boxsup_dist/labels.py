@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from boxsup_dist.errors import TableError
 from boxsup_dist.regions import Segment
 from boxsup_dist.schema import LABELS, check_schema
 
+JOINED_AT_ONCE = 64  # tables of a few boxes each: thousands of them hold several times what they say
 _OFFSETS = b"unit_offsets"
 
 
@@ -32,10 +33,16 @@ class Labels:
     offsets: np.ndarray  # int64 (G + 1,): rows offsets[u]:offsets[u + 1] belong to unit u of the mixture
 
     @classmethod
-    def concatenate(cls, parts: Sequence[pa.Table]) -> Labels:
+    def concatenate(cls, parts: Iterable[pa.Table]) -> Labels:
         """Labels from one table a unit, in order; that of a unit without boxes to assign is empty."""
-        offsets = np.cumsum([0] + [part.num_rows for part in parts])
-        return cls(pa.concat_tables(parts).combine_chunks(), offsets)
+        offsets, joined, waiting = [0], [labels_table([])], list[pa.Table]()
+        for part in parts:
+            offsets.append(offsets[-1] + part.num_rows)
+            waiting.append(part)
+            if len(waiting) == JOINED_AT_ONCE:
+                joined.append(pa.concat_tables(waiting).combine_chunks())
+                waiting.clear()
+        return cls(pa.concat_tables([*joined, *waiting]).combine_chunks(), np.asarray(offsets))
 
     def segments(self, unit_index: int) -> dict[str, list[Segment | None]]:
         """image_id -> chosen segment by box index (None: no candidate), for one unit."""

@@ -53,5 +53,5 @@ def reassign(
         mixture=mixture,
         epoch=epoch,
     )
-    tables = dict(zip(chosen, parts, strict=True))
-    return Labels.concatenate([tables.get(i, labels_table([])) for i in range(len(mixture.units))])
+    assigned = set(chosen)
+    return Labels.concatenate(next(parts) if i in assigned else labels_table([]) for i in range(len(mixture.units)))

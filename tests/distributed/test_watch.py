@@ -48,7 +48,7 @@ def test_a_pool_without_a_result_says_what_it_waits_for(ray_local, monkeypatch):
 
 def test_rates_are_metrics_of_ray(ray_local):
     rates = StageRates()
-    rates.set("train", 12.5)
+    rates.set("test_watch", 12.5)  # runs that other tests made in this session left rates of real stages
     rates.begin()
     rates.set_boxes(1000)
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
@@ -56,8 +56,11 @@ def test_rates_are_metrics_of_ray(ray_local):
     def text() -> str:
         return urllib.request.urlopen(address, timeout=10).read().decode()
 
-    wait_until(lambda: "ray_boxsup_boxes_per_s" in text())
-    (line,) = [line for line in text().splitlines() if line.startswith("ray_boxsup_images_per_s{")]
-    assert 'stage="train"' in line and line.endswith(" 12.5")
-    for name in ("ray_object_store_used_memory", "ray_spill_manager_objects_bytes"):
+    def lines() -> list[str]:
+        return [line for line in text().splitlines() if 'stage="test_watch"' in line]
+
+    wait_until(lines)
+    (line,) = lines()
+    assert line.startswith("ray_boxsup_images_per_s{") and line.endswith(" 12.5")
+    for name in ("ray_boxsup_boxes_per_s", "ray_object_store_used_memory", "ray_spill_manager_objects_bytes"):
         wait_until(lambda name=name: name in text())
