@@ -59,8 +59,9 @@ class AssignmentSettings:
     warmup_epochs: int = 1
     """Epochs whose labels come from the overlap alone, for wssl_em from the filled boxes. The first always does: the
     network starts uniform, and wssl_em would never come to see a foreground."""
-    clip_to_box: bool = False
-    """Score and paint only a segment's part inside the box."""
+    box_margin: float | None = None
+    """How far a segment may leave its box, as a share of the box's sides; what is further away is neither scored nor
+    painted. None: no limit."""
     ignore_outside: bool = False
     """Pixels of a box that no segment covers are ignored instead of background."""
     logit_limit: float | None = None
@@ -72,6 +73,9 @@ class AssignmentSettings:
     ignore_undecided: float | None = None
     """Ignore a box's pixels that over this share of the consensus wants and the segment lacks, or that it has against
     the majority."""
+    average_decay: float | None = None
+    """Choose by a moving average of the network's weights that keeps this share of itself at every step; none: by the
+    newest weights, as the paper does."""
     refine_from_epoch: int | None = None
     """From this epoch on (0-based) segments are refined by a CRF and, where a source has label maps, by their vote; see
     assignment/refine.py."""
@@ -82,6 +86,8 @@ class AssignmentSettings:
         _check(self.regression_weight >= 0, "assignment.regression_weight", self.regression_weight, ">= 0")
         _check(self.top_k >= 1, "assignment.top_k", self.top_k, ">= 1")
         _check(self.warmup_epochs >= 1, "assignment.warmup_epochs", self.warmup_epochs, ">= 1")
+        if self.box_margin is not None:
+            _check(self.box_margin >= 0, "assignment.box_margin", self.box_margin, ">= 0")
         if self.max_candidates is not None:
             _check(self.max_candidates >= 1, "assignment.max_candidates", self.max_candidates, ">= 1")
         if self.consensus_temperature is not None:
@@ -92,6 +98,8 @@ class AssignmentSettings:
             name = "assignment.ignore_undecided"
             _check(self.consensus_temperature is not None, name, self.ignore_undecided, "none without a consensus")
             _check(0 < self.ignore_undecided < 1, name, self.ignore_undecided, "0 < share < 1")
+        if self.average_decay is not None:
+            _check(0 < self.average_decay < 1, "assignment.average_decay", self.average_decay, "0 < decay < 1")
         if self.refine_from_epoch is not None:
             name = "assignment.refine_from_epoch"
             _check(self.consensus_temperature is not None, name, self.refine_from_epoch, "none without a consensus")

@@ -44,7 +44,7 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
             regression_weight=0.7,
             top_k=1,
             warmup_epochs=3,
-            clip_to_box=True,
+            box_margin=0.0,
             logit_limit=3.0,
             consensus_temperature=0.1,
             ignore_undecided=0.15,

@@ -222,7 +222,7 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
             record.class_ids,
             record.crowd,
             chosen,
-            clip_to_box=assignment.clip_to_box,
+            box_margin=assignment.box_margin,
             ignore_outside=assignment.ignore_outside and not decided,
             ignore_undecided=not decided,
         )

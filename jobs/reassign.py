@@ -51,7 +51,7 @@ def main(settings: Settings) -> None:
         labels = reassign(
             pool,
             mixture,
-            weights=ray.put(dict(state.model)),
+            weights=ray.put(dict(state.assigning_model)),
             epoch=state.epoch,
             on_progress=lambda done, _: meter.advance(sizes[done - 1]),
         )

@@ -45,7 +45,7 @@ def assign_image(
         record.class_ids,
         log_probs,
         form=settings.form,
-        clip_to_box=settings.clip_to_box,
+        box_margin=settings.box_margin,
         logit_limit=settings.logit_limit,
     )
     choices: list[Choice] = []

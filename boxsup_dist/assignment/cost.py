@@ -16,8 +16,9 @@ What the paper leaves open, and what stands here:
   under-predicts foreground, d is positive nearly everywhere and the literal cost picks the smallest segment; then the
   next network predicts still less foreground. Only the contrast inside the box enters here, and no such drift
   exists. d is limited to +-`logit_limit`, so that a few very sure pixels do not outweigh the rest of the box.
-* `clip_to_box` (also not in the paper): only a segment's part inside the box is scored by Er and painted. The overlap
-  term still sees the tight box of the whole segment: cut, every segment that covers the box would overlap it fully.
+* `box_margin` (also not in the paper): only a segment's part inside the box, or not further from it than this share of
+  its sides, is scored by Er (by form "centred" never more than the part inside) and painted. The overlap term still
+  sees the tight box of the whole segment: cut, every segment that covers the box would overlap it fully.
 * Candidates are the proposals whose tight box overlaps the box at all. A box without one gets proposal -1.
 * A pixel inside two boxes: each box chooses on its own; painting puts the smaller in front (regions.paint_segments).
 * Crowds take no candidate, their boxes are ignored pixels. `difficult` boxes are boxes like any other: VOC's own
@@ -80,7 +81,7 @@ def candidate_costs(
     log_probs: np.ndarray | None,
     *,
     form: CostForm,
-    clip_to_box: bool,
+    box_margin: float | None,
     logit_limit: float | None = None,
 ) -> list[BoxCosts]:
     """Costs of all candidates for each of the K boxes.
@@ -98,7 +99,7 @@ def candidate_costs(
         if log_probs is None:
             regression = np.zeros(len(proposals))
         elif form == "image":
-            regression = _image_regression(proposals, box, class_id, log_probs, clip_to_box, sums)
+            regression = _image_regression(proposals, box, class_id, log_probs, box_margin, sums)
         else:
             regression = _centred_regression(proposals, box, class_id, log_probs, logit_limit)
         candidates = np.flatnonzero(overlap < 1.0)
@@ -111,15 +112,15 @@ def _image_regression(
     box: np.ndarray,
     class_id: int,
     log_probs: np.ndarray,
-    clip_to_box: bool,
+    box_margin: float | None,
     sums: dict[int, np.ndarray],
 ) -> np.ndarray:
     """Er of equation 3 divided by the image's pixels, (P,)."""
     num_pixels = log_probs[BACKGROUND].size
     all_background = -log_probs[BACKGROUND].sum(dtype=np.float64)
-    if clip_to_box:
+    if box_margin is not None:
         margin = _background_margin(log_probs, class_id)
-        inside = _superpixel_sums(proposals, margin, pixel_box(box, *margin.shape))
+        inside = _superpixel_sums(proposals, margin, pixel_box(box, *margin.shape, box_margin))
         return (all_background + _segment_sums(inside, proposals)) / num_pixels
     if class_id not in sums:
         margin = _background_margin(log_probs, class_id)

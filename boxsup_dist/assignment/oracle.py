@@ -20,16 +20,13 @@ def oracle_costs(
     log_probs: np.ndarray | None,
     *,
     form: CostForm,
-    clip_to_box: bool,
+    box_margin: float | None,
     logit_limit: float | None = None,
 ) -> list[BoxCosts]:
     """As cost.candidate_costs: boxes (K, 4), class ids (K,), log_probs (C, H, W) or None; one BoxCosts a box."""
     costs = []
-    height, width = proposals.superpixels.shape
     for box, class_id in zip(boxes_xyxy.astype(np.float64), class_ids.tolist(), strict=True):
-        inside = np.zeros((height, width), bool)
-        x0, y0, x1, y1 = pixel_box(box, height, width)
-        inside[y0:y1, x0:x1] = True
+        inside, reach = (window(proposals, box, margin) for margin in (0.0, box_margin))
         candidates, overlap, regression = [], [], []
         for index in range(len(proposals)):
             mask = draw_mask(proposals, index)
@@ -41,11 +38,19 @@ def oracle_costs(
             if log_probs is None:
                 regression.append(0.0)
             elif form == "image":
-                regression.append(image_loss(mask & inside if clip_to_box else mask, class_id, log_probs))
+                regression.append(image_loss(mask & reach, class_id, log_probs))
             else:
                 regression.append(centred_loss(mask, inside, class_id, log_probs, logit_limit))
         costs.append(BoxCosts(np.array(candidates, np.int64), np.array(overlap), np.array(regression)))
     return costs
+
+
+def window(proposals: Proposals, box: np.ndarray, margin: float | None) -> np.ndarray:
+    """Mask bool (H, W) of a box with its margin; None: everything."""
+    mask = np.zeros(proposals.superpixels.shape, bool)
+    x0, y0, x1, y1 = pixel_box(box, *mask.shape, margin)
+    mask[y0:y1, x0:x1] = True
+    return mask
 
 
 def draw_mask(proposals: Proposals, index: int) -> np.ndarray:

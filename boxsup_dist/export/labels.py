@@ -86,7 +86,7 @@ def box_masks(
             record.class_ids[k : k + 1],
             record.crowd[k : k + 1],
             [segment],
-            clip_to_box=assignment.clip_to_box,
+            box_margin=assignment.box_margin,
             ignore_outside=False,
             ignore_undecided=not decided,
         )

@@ -46,6 +46,11 @@ class CheckpointState:
     metrics: Mapping[str, Any] = field(default_factory=dict)  # JSON values
     extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values: data position, settings, ...
 
+    @property
+    def assigning_model(self) -> Mapping[str, Tensor]:
+        """The weights that choose segments: those that the run averages over its steps, if it does."""
+        return self.training.get("average", self.model)
+
 
 def checkpoint_name(epoch: int, step: int) -> str:
     """Folder name; names sort by number, not by letter."""

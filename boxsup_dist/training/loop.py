@@ -7,7 +7,6 @@ writes what a run leaves behind; the other ranks only wait for the labels by ref
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import ray
@@ -140,7 +139,7 @@ def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef 
         coordinator.evaluate(worker.epoch - 1, worker.weights())
     if worker.epoch == worker.config.optimizer.epochs:
         return None
-    return coordinator.labels(worker.epoch, worker.weights())
+    return coordinator.labels(worker.epoch, worker.assigning_weights())
 
 
 class _Watch:
@@ -174,11 +173,7 @@ def _save(worker: TrainWorker, labels: ray.ObjectRef | None) -> None:
             seed=config.seed,
             network=worker.network.spec,
             model=worker.weights(),
-            training={
-                "optimizer": worker.optimizer.state_dict(),
-                "totals": asdict(worker.totals),
-                "bad_records": worker.bad_records,
-            },
+            training=worker.training_state(),
             labels=None if labels is None else ray.get(labels).to_parquet(),
         ),
         keep_last=config.keep_checkpoints,

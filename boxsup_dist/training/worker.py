@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
@@ -81,6 +82,8 @@ class TrainWorker:
         self.optimizer = make_optimizer(
             parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay), options
         )
+        decay = config.assignment.average_decay
+        self.average = None if decay is None else AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay))
         weights = mixture.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=self.device)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -100,13 +103,29 @@ class TrainWorker:
         state = checkpoint.load(uri)
         self.network.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.training["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state.training["average"])
+            self.average.n_averaged.fill_(1)  # at 0 the next update would be a copy
         self.epoch, self.step = state.epoch, state.step
         self.totals = EpochTotals(**state.training["totals"])
         self.bad_records = dict(state.training.get("bad_records", {}))
 
     def weights(self) -> StateDict:
         """The network's state dict on the CPU."""
-        return {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
+        return _state_on_cpu(self.network)
+
+    def assigning_weights(self) -> StateDict:
+        """Those that choose segments: averaged over the steps where the settings say so."""
+        return self.weights() if self.average is None else _state_on_cpu(self.average.module)
+
+    def training_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the network, for `restore`."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "totals": asdict(self.totals),
+            "bad_records": self.bad_records,
+        }
+        return state if self.average is None else state | {"average": self.assigning_weights()}
 
     def plan(self) -> EpochPlan:
         """The order of the current epoch."""
@@ -201,6 +220,8 @@ class TrainWorker:
         # DDP averages gradients over ranks, hence the factor.
         (loss_sum * (self.num_workers / max(weight, 1e-9))).backward()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         self.totals.loss += loss
         self.totals.weights += weight
         self.totals.foreground += foreground
@@ -238,6 +259,10 @@ class TrainWorker:
             value=[image_id for ids in gathered for image_id in ids],
             expected="a finite loss; try a lower learning rate, or look at these records",
         )
+
+
+def _state_on_cpu(network: torch.nn.Module) -> StateDict:
+    return {name: value.detach().cpu() for name, value in network.state_dict().items()}
 
 
 def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:

@@ -28,6 +28,7 @@ from tests.distributed import tiny
 
 REPO = Path(__file__).parents[2]
 EPOCHS = 3
+DECAY = 0.8
 ONE = ResourceSettings(num_workers=1, num_actors=1)
 TWO = ResourceSettings(num_workers=2, num_actors=1)
 NO_SERVER = "http://127.0.0.1:9"
@@ -47,16 +48,17 @@ def long_config(folder: Path, name: str) -> TrainConfig:
         folder,
         folder / name,
         network=replace(tiny.NETWORK, dropout=0.1),
+        assignment=replace(tiny.ASSIGNMENT, average_decay=DECAY),
         optimizer=OptimizerSettings(epochs=EPOCHS, global_batch_size=2, lr=0.01, schedule="poly"),
         resources=TWO,
-        keep_checkpoints=10,
+        keep_checkpoints=EPOCHS * 7 + 1,
     )
 
 
 @pytest.fixture(scope="module")
 def unbroken(ray_local, folder) -> TrainConfig:
-    """A finished run."""
-    config = long_config(folder, "unbroken")
+    """A finished run, with a checkpoint after every step."""
+    config = replace(long_config(folder, "unbroken"), checkpoint_every_steps=1)
     train(config)
     return config
 
@@ -66,11 +68,12 @@ def labels_of(run_dir: str) -> dict[str, bytes]:
 
 
 def weights_of(run_dir: str) -> dict[str, torch.Tensor]:
+    """The network's weights and their average."""
     newest = checkpoint.latest(run_dir)
     assert newest is not None
     state = checkpoint.load(newest)
     assert state.step == 0
-    return dict(state.model)
+    return dict(state.model) | {f"average {name}": value for name, value in state.assigning_model.items()}
 
 
 def summary_of(folder: Path | str) -> dict:
@@ -169,6 +172,18 @@ def test_a_finished_run_is_complete_and_the_second_call_returns_at_once(unbroken
     started = time.monotonic()
     assert train(unbroken) == summary
     assert time.monotonic() - started < 2
+
+
+def test_the_average_takes_in_the_weights_after_every_step(unbroken):
+    states = [checkpoint.load(uri) for uri in checkpoint.list_checkpoints(unbroken.run_dir)]
+    assert len(states) == EPOCHS * 7
+    average = dict(states[0].model)
+    for state in states[1:]:
+        average = {name: DECAY * average[name] + (1 - DECAY) * value for name, value in state.model.items()}
+    for name, value in states[-1].assigning_model.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, average[name])
+    assert not torch.allclose(average["score.weight"], states[-1].model["score.weight"])
 
 
 def test_other_settings_are_refused_except_those_that_decide_nothing(unbroken):

@@ -103,7 +103,7 @@ def test_the_paper_recipe_has_the_papers_settings():
     config = RECIPES["paper"]("run", (SOURCE,), "val")
     optimizer, assignment = config.optimizer, config.assignment
     assert (assignment.form, assignment.regression_weight, assignment.top_k) == ("image", 3.0, 5)
-    assert not (assignment.clip_to_box or assignment.ignore_outside) and assignment.logit_limit is None
+    assert assignment.box_margin is None and not assignment.ignore_outside and assignment.logit_limit is None
     assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (1e-3, 0.9, 5e-4)
     assert (optimizer.global_batch_size, optimizer.epochs, optimizer.decay_epochs) == (20, 45, 15)
 

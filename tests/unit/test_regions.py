@@ -18,7 +18,7 @@ from tests.random_proposals import proposals_of, random_proposals, random_superp
 NONE = np.empty(0, np.uint16)
 
 
-def slow_paint(superpixels, boxes, class_ids, crowd, segments, *, clip_to_box, ignore_outside, ignore_undecided):
+def slow_paint(superpixels, boxes, class_ids, crowd, segments, *, box_margin, ignore_outside, ignore_undecided):
     """Label of every pixel on its own: what the smallest box says whose segment or undecided part holds it, else void
     or background."""
     label_map = np.zeros(superpixels.shape, np.uint8)
@@ -27,11 +27,13 @@ def slow_paint(superpixels, boxes, class_ids, crowd, segments, *, clip_to_box, i
         owner, value, void = None, 0, False
         for k, (x0, y0, x1, y1) in enumerate(boxes):
             in_box = x + 1 > x0 and x < x1 and y + 1 > y0 and y < y1
+            dx, dy = (0, 0) if box_margin is None else (box_margin * (x1 - x0), box_margin * (y1 - y0))
+            near = x + 1 > x0 - dx and x < x1 + dx and y + 1 > y0 - dy and y < y1 + dy
             unsure = crowd[k] or segments[k] is None
             void |= in_box and (unsure or ignore_outside)
             if unsure:
                 continue
-            chosen = superpixels[y, x] in segments[k].superpixel_ids and (in_box or not clip_to_box)
+            chosen = superpixels[y, x] in segments[k].superpixel_ids and (near or box_margin is None)
             undecided = ignore_undecided and in_box and superpixels[y, x] in segments[k].undecided_ids
             if (chosen or undecided) and (owner is None or areas[k] <= areas[owner]):
                 owner, value = k, IGNORE_INDEX if undecided else class_ids[k]
@@ -57,11 +59,11 @@ def random_scene(seed, num_boxes=4):
     return superpixels, count, boxes, rng.integers(1, 21, num_boxes), rng.random(num_boxes) < 0.2, segments
 
 
-@pytest.mark.parametrize("clip_to_box", [False, True])
+@pytest.mark.parametrize("box_margin", [None, 0.0, 0.25])
 @pytest.mark.parametrize("ignore_outside", [False, True])
 @pytest.mark.parametrize("ignore_undecided", [False, True])
-def test_painting_equals_the_slow_painter(clip_to_box, ignore_outside, ignore_undecided):
-    options = {"clip_to_box": clip_to_box, "ignore_outside": ignore_outside, "ignore_undecided": ignore_undecided}
+def test_painting_equals_the_slow_painter(box_margin, ignore_outside, ignore_undecided):
+    options = {"box_margin": box_margin, "ignore_outside": ignore_outside, "ignore_undecided": ignore_undecided}
     for seed in range(60):
         superpixels, count, boxes, class_ids, crowd, segments = random_scene(seed)
         found = regions.paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
@@ -75,7 +77,7 @@ def test_rectangles_are_segments_of_everything_clipped_to_their_box():
         superpixels, count, boxes, class_ids, crowd, _ = random_scene(seed)
         crowd[:] = False
         segments = [Segment(np.arange(count), NONE)] * len(boxes)
-        options = {"clip_to_box": True, "ignore_outside": False, "ignore_undecided": True}
+        options = {"box_margin": 0.0, "ignore_outside": False, "ignore_undecided": True}
         painted = regions.paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
         np.testing.assert_array_equal(
             regions.paint_rectangles(superpixels.shape, boxes, class_ids, crowd), painted, err_msg=f"seed {seed}"
@@ -103,7 +105,7 @@ def test_the_smaller_box_is_in_front_whatever_the_order(order):
         class_ids[order],
         np.zeros(2, bool),
         [segments[i] for i in order],
-        clip_to_box=False,
+        box_margin=None,
         ignore_outside=False,
         ignore_undecided=True,
     )
@@ -112,7 +114,7 @@ def test_the_smaller_box_is_in_front_whatever_the_order(order):
 
 def test_an_image_without_boxes_is_background():
     none = np.empty((0, 4), np.float32), np.empty(0, int), np.empty(0, bool)
-    options = {"clip_to_box": True, "ignore_outside": True, "ignore_undecided": True}
+    options = {"box_margin": 0.0, "ignore_outside": True, "ignore_undecided": True}
     assert not regions.paint_segments(np.zeros((3, 4), np.uint16), 1, *none, [], **options).any()
     assert not regions.paint_rectangles((3, 4), *none).any()
 

@@ -148,8 +148,9 @@ def test_rectangles_against_a_pixel_loop(tmp_path):
 def test_a_segment_that_leaves_its_box_is_clipped_on_demand(tmp_path):
     source = make_source(tmp_path, "box", [make_record()])
     chosen = {"a": [segment_of(0, 2)]}
-    loose, clipped = (paint(source, chosen, AssignmentSettings(clip_to_box=clip)) for clip in (False, True))
+    loose, near, clipped = (paint(source, chosen, AssignmentSettings(box_margin=m)) for m in (None, 0.5, 0.0))
     assert (loose[2:, :3] == 2).all() and not clipped[2:].any()
+    assert (near[2, :3] == 2).all() and not near[3:].any()
 
 
 def test_undecided_and_uncovered_pixels_are_ignored_in_training_and_decided_when_measured(tmp_path):

@@ -90,7 +90,7 @@ def order_of(costs, proposals, box, settings):
     return find_consensus(costs, proposals, box, **weights).order
 
 
-@pytest.mark.parametrize("settings", [PAPER, MINI, replace(PAPER, clip_to_box=True)], ids=["paper", "mini", "clip"])
+@pytest.mark.parametrize("settings", [PAPER, MINI, replace(PAPER, box_margin=0.0)], ids=["paper", "mini", "clip"])
 @pytest.mark.parametrize("warm_up", [False, True])
 def test_every_row_is_the_oracles_choice(settings, warm_up):
     labels = assign(settings=settings, log_probs_of=None if warm_up else predict)
@@ -103,7 +103,7 @@ def test_every_row_is_the_oracles_choice(settings, warm_up):
             record.class_ids,
             None if warm_up else predict(decode_image(record.image)),
             form=settings.form,
-            clip_to_box=settings.clip_to_box,
+            box_margin=settings.box_margin,
             logit_limit=settings.logit_limit,
         )
         for k, box_costs in enumerate(costs):

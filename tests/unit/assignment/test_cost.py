@@ -15,9 +15,9 @@ from tests.random_proposals import proposals_of, random_proposals
 
 NUM_CLASSES = 5
 FORMS = [
-    {"form": form, "clip_to_box": clip, "logit_limit": limit}
+    {"form": form, "box_margin": margin, "logit_limit": limit}
     for form, limit in (("image", None), ("centred", None), ("centred", 1.5))
-    for clip in (False, True)
+    for margin in (None, 0.0, 0.25)
 ]
 forms = pytest.mark.parametrize("options", FORMS, ids=lambda o: "-".join(str(v) for v in o.values()))
 
@@ -204,7 +204,7 @@ def test_only_the_literal_form_drifts_to_small_segments_under_a_timid_network():
     log_probs[0], log_probs[3] = np.log(np.where(seen, 0.96, 0.99)), np.log(np.where(seen, 0.03, 1e-3))
     cheapest = {}
     for form in ("image", "centred"):
-        (costs,) = candidate_costs(proposals, box, np.array([3]), log_probs, form=form, clip_to_box=False)
+        (costs,) = candidate_costs(proposals, box, np.array([3]), log_probs, form=form, box_margin=None)
         cheapest[form] = int(costs.total(3.0).argmin())
     assert cheapest == {"image": 0, "centred": 1}
 
@@ -215,8 +215,8 @@ def test_the_centred_form_does_not_see_a_bias_of_the_network():
     class_ids, log_probs = rng.integers(1, NUM_CLASSES, len(boxes)), random_log_probs(rng, 15, 20)
     biased = log_probs.astype(np.float64)
     biased[0] += 5
-    for clip in (False, True):
-        options = {"form": "centred", "clip_to_box": clip}
+    for margin in (None, 0.0):
+        options = {"form": "centred", "box_margin": margin}
         for a, b in zip(
             candidate_costs(proposals, boxes, class_ids, log_probs, **options),
             candidate_costs(proposals, boxes, class_ids, biased, **options),
