@@ -160,7 +160,7 @@ def union_boxes(extents: np.ndarray, indptr: np.ndarray, indices: np.ndarray) ->
     return np.concatenate([low, high], axis=1)
 
 
-def pixel_box(box: np.ndarray, height: int, width: int, margin: float | None = 0.0) -> tuple[int, int, int, int]:
+def pixel_box(box: np.ndarray, height: int, width: int, *, margin: float | None = 0.0) -> tuple[int, int, int, int]:
     """Integer box x0, y0, x1, y1 that covers the float box, inside the image; empty for a box beyond its border.
 
     `margin` moves each side outwards by this share of the box's width or height; None takes in the whole image.
@@ -205,9 +205,9 @@ def paint_segments(
     """Label map uint8 (H, W) from the chosen segment of every box.
 
     Larger boxes are painted first: a pixel in two segments belongs to the smaller box. `segments[k]` is what box k
-    took, None where it has no candidate: its box is then ignored, as a crowd's box is. `box_margin` is how
-    far a segment may leave its box (pixel_box). `ignore_outside` ignores the pixels of a box that no segment covers (the paper calls them
-    background), `ignore_undecided` those of a segment's undecided superpixels inside its box.
+    took, None where it has no candidate: its box is then ignored, as a crowd's box is. `box_margin` is how far a
+    segment may leave its box (pixel_box). `ignore_outside` ignores the pixels of a box that no segment covers (the
+    paper calls them background), `ignore_undecided` those of a segment's undecided superpixels inside its box.
     """
     shape = superpixels.shape
     label_map = np.full(shape, BACKGROUND, np.uint8)
@@ -221,7 +221,7 @@ def paint_segments(
         if crowd[k] or segment is None:
             continue
         box = pixel_box(boxes_xyxy[k], *shape)
-        reach = pixel_box(boxes_xyxy[k], *shape, box_margin)
+        reach = pixel_box(boxes_xyxy[k], *shape, margin=box_margin)
         _paint(label_map, superpixels, num_superpixels, segment.superpixel_ids, reach, class_ids[k])
         if ignore_undecided:
             _paint(label_map, superpixels, num_superpixels, segment.undecided_ids, box, IGNORE_INDEX)

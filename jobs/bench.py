@@ -113,7 +113,9 @@ def measure_scoring(rounds: int) -> dict[str, Any]:
 
         def score(way: Callable[..., list[BoxCosts]], form: str = form) -> tuple[float, list[BoxCosts]]:
             started = time.perf_counter()
-            costs = way(proposals, boxes, class_ids, log_probs, form=form, box_margin=0.0 if form == "centred" else None)
+            costs = way(
+                proposals, boxes, class_ids, log_probs, form=form, box_margin=0.0 if form == "centred" else None
+            )
             return time.perf_counter() - started, costs
 
         score(candidate_costs)

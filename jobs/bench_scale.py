@@ -1,4 +1,4 @@
-"""Full scale without the network: python -m jobs.bench_scale [--num-images N] [--what all|actors] [--out DIR].
+"""Full scale without the network: python -m jobs.bench_scale [--num-images N] [--out DIR].
 
 N small synthetic images with candidates as many as of photographs go through ingest, opening, reassignment, the
 hand-over of the labels and the stream of one epoch, each by the code that real data go through, with a tiny network.
@@ -6,8 +6,6 @@ Told are images/s, memory in the first and the last third of each stage (flat if
 measured costs mean on 8, 64 and 512 GPUs. The next call keeps what is done.
 
     OUT/images-N-seed-S/records  proposals  labels.parquet  stages/NAME.json   summary.json
-
---what actors compares the reassignment by one actor and by two, in turns, on the same row groups.
 """
 
 from __future__ import annotations
@@ -16,48 +14,41 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import ray
 import ray.train
-import torch
 
 from boxsup_dist import storage
-from boxsup_dist.assignment.reassign import reassign
-from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
-from boxsup_dist.coordinator import bare_network, make_pool
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.coordinator import make_pool
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.build import build_table
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.labels import Labels, read_labels, summarise
-from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.proposals.generate import propose_shard
-from boxsup_dist.proposals.methods import Method
-from boxsup_dist.recipes import mini
-from boxsup_dist.records.reader import Reader
-from boxsup_dist.records.shard import build_records
 from boxsup_dist.run import open_inputs
-from boxsup_dist.schema import Proposals, iter_records
+from boxsup_dist.schema import iter_records
 from boxsup_dist.sources import BOX_COLUMNS, Mixture, painter
-from boxsup_dist.tables import RowGroup, Table, open_table
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
 from jobs._cli import run
 from jobs._scale_cost import Cluster, Costs, extrapolate
-from jobs._scale_set import SOURCE, entries, index_of, scene_proposals, scene_record
+from jobs._scale_run import (
+    check_positive,
+    choose_all,
+    make_config,
+    random_weights,
+    store_proposals,
+    store_records,
+)
+from jobs._scale_set import index_of
 from jobs._watch import Watch
 
 COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
-CROP_PX = 65
-GLOBAL_BATCH_SIZE = 20
 GPUS = (8, 64, 512)
 PAINTED_UNITS = 64
-GOAL = 1.8  # two actors against one
 
 
 @dataclass(frozen=True)
@@ -70,12 +61,6 @@ class Settings:
     """N; by default as many as COCO 2014 train + val and VOC 2012 train_aug have."""
     seed: int = 0
     """Of the images."""
-    what: Literal["all", "actors"] = "all"
-    """All stages, or the reassignment by one actor and by two."""
-    units: int = 16
-    """Row groups that --what actors reassigns; as many images as they have are made if there are fewer."""
-    rounds: int = 5
-    """How often --what actors takes turns; the median counts."""
     gpu_images_per_s: float = 40.0
     """Training images/s of one GPU, for the extrapolation; jobs.calibrate measures them."""
     cpus_per_gpu: int = 16
@@ -83,16 +68,10 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Measure, print and write OUT/images-N-seed-S/summary.json, or OUT/actors.json."""
-    for name in ("num_images", "units", "rounds", "gpu_images_per_s", "cpus_per_gpu"):
-        if getattr(settings, name) <= 0:
-            raise SettingError("out of range", field=name, value=getattr(settings, name), expected="> 0")
-    out = storage.absolute(settings.out)
+    """Measure, print and write OUT/images-N-seed-S/summary.json."""
+    check_positive(settings, "num_images", "gpu_images_per_s", "cpus_per_gpu")
     session.start()
-    if settings.what == "actors":
-        measure_actors(settings, out)
-        return
-    folder = storage.join(out, f"images-{settings.num_images}-seed-{settings.seed}")
+    folder = storage.join(storage.absolute(settings.out), f"images-{settings.num_images}-seed-{settings.seed}")
     stages = measure_stages(folder, settings.num_images, settings.seed)
     costs = costs_of(stages, settings.num_images)
     clusters = [Cluster(gpus, settings.cpus_per_gpu, settings.gpu_images_per_s) for gpus in GPUS]
@@ -184,93 +163,16 @@ def _stored(uri: str) -> int:
     return sum(sum(storage.read_json(storage.join(uri, name))["row_groups"]) for name in finished)
 
 
-def store_records(out: str, num_images: int, seed: int, **options: Any) -> dict[str, Any]:
-    """The records table; `options` are others of build_records."""
-    reader = Reader(SOURCE, "train", {"seed": seed}, entries(num_images), partial(scene_record, seed=seed))
-    table = build_records(out, reader, **options)
-    return _describe(table) | {"boxes": table.counts["boxes"]}
-
-
-def store_proposals(out: str, records_uri: str, seed: int) -> dict[str, Any]:
-    """The proposals table, as proposals.generate makes it by a method that draws them."""
-    records = open_table(records_uri, "records")
-    groups: list[list[RowGroup]] = [[] for _ in records.shards]
-    for where in records.row_groups():
-        groups[where.shard].append(where)
-    method = Method(partial(_propose, seed=seed), int)
-    table = build_table(
-        out,
-        "proposals",
-        {"records": records.fingerprint, "method": SOURCE, "seed": seed},
-        len(records.shards),
-        lambda index: propose_shard(records, groups[index], method, 0),
-        row_group_size=records.settings["row_group_size"],
-        description="proposals",
-    )
-    return _describe(table) | {"candidates": table.counts["candidates"], "failed": table.counts["failed"]}
-
-
-def _propose(image: np.ndarray, settings: Any, *, image_id: str, seed: int) -> Proposals:
-    return scene_proposals(seed, image_id)
-
-
-def _describe(table: Table) -> dict[str, Any]:
-    return {
-        "bytes": table.num_bytes,
-        "shards": len(table.shards),
-        "manifest MB": storage.size(storage.join(table.uri, "manifest.json")) / 1e6,
-        "kB an image": table.num_bytes / table.num_rows / 1000,
-    }
-
-
-def tiny_network() -> NetworkSettings:
-    """What stands in for the real network."""
-    return NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0)
-
-
-def make_config(folder: str, records: str, proposals: str) -> TrainConfig:
-    """The recipe `mini` with a tiny network, small crops and the paper's batch size, on two workers and two actors."""
-    config = mini(storage.join(folder, "run"), (SourceSettings(records, "box", proposals),), None)
-    resources = replace(config.resources, num_workers=2, num_actors=2)
-    return replace(
-        config,
-        network=tiny_network(),
-        optimizer=OptimizerSettings(global_batch_size=GLOBAL_BATCH_SIZE, class_balance=0.5),
-        augment=AugmentSettings(CROP_PX, CROP_PX, 0.75, 1.25),
-        resources=resources.resolve(session.total_cpus(), session.total_gpus()),
-        measure_labels=False,
-    ).check()
-
-
 def open_all(config: TrainConfig) -> dict[str, Any]:
     """What a run does before it trains: manifests, shared images, class weights."""
     mixture = open_inputs(config).mixture
     return {"units": len(mixture.units), "mixture MB": len(ray.cloudpickle.dumps(mixture)) / 1e6}
 
 
-def _weights() -> ray.ObjectRef:
-    torch.manual_seed(0)
-    weights = bare_network(tiny_network()).state_dict()
-    torch.nn.init.normal_(weights["score.weight"])  # it starts at zero, and all classes would be alike
-    return ray.put(weights)
-
-
-def _choose(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef) -> Labels:
-    sizes = [len(unit.rows) for unit in mixture.units]
-    with ProgressMeter("reassign", len(sizes)) as meter:
-        return reassign(
-            pool,
-            mixture,
-            weights=weights,
-            epoch=mixture.assignment.warmup_epochs,  # the first that asks the network
-            on_progress=lambda done, _: meter.advance(sizes[done - 1]),
-        )
-
-
 def reassign_all(pool: NetworkPool, mixture: Mixture, out: str) -> dict[str, Any]:
     """Labels of every box."""
-    weights, started = _weights(), time.thread_time()
-    labels = _choose(pool, mixture, weights)
+    weights, started = random_weights(), time.thread_time()
+    labels = choose_all(pool, mixture, weights)
     dispatch_s = time.thread_time() - started
     data = labels.to_parquet()
     storage.write_bytes(out, data)
@@ -398,41 +300,6 @@ def costs_of(stages: dict[str, dict[str, Any]], num_images: int) -> Costs:
         dispatch=stages["reassign"]["facts"]["dispatch CPU s"] / num_images,
         handover=handed / num_images,
     )
-
-
-# -- one actor and two ------------------------------------------------------------------------------------------------
-
-
-def measure_actors(settings: Settings, out: str) -> None:
-    """Images/s of a warm pool of one actor and of one of two in turns; OUT/actors.json."""
-    num_images = settings.units * 16
-    folder = storage.join(out, f"actors-{num_images}-seed-{settings.seed}")
-    records, proposals = storage.join(folder, "records"), storage.join(folder, "proposals")
-    store_records(records, num_images, settings.seed)
-    store_proposals(proposals, records, settings.seed)
-    config = make_config(folder, records, proposals)
-    mixture = open_inputs(config).mixture
-    weights = _weights()
-    build = partial(bare_network, tiny_network())
-    pools = {count: NetworkPool(build, num_actors=count, num_cpus=0.25, threads=1) for count in (1, 2)}
-    found: dict[int, list[float]] = {count: [] for count in pools}
-    epoch = mixture.assignment.warmup_epochs
-    for pool in pools.values():
-        pool.wait_ready()
-        reassign(pool, mixture, weights=weights, epoch=epoch)
-    for turn in range(settings.rounds):
-        for count in (1, 2) if turn % 2 == 0 else (2, 1):
-            started = time.perf_counter()
-            reassign(pools[count], mixture, weights=weights, epoch=epoch)
-            found[count].append(num_images / (time.perf_counter() - started))
-    for pool in pools.values():
-        pool.close()
-    medians = {count: statistics.median(rates) for count, rates in found.items()}
-    ratio = medians[2] / medians[1]
-    summary = {"images": num_images, "images_per_s": found, "medians": medians, "ratio": ratio, "goal": GOAL}
-    storage.write_json(storage.join(out, "actors.json"), summary)
-    rows = [{"actors": count, "images/s": medians[count], "ratio": medians[count] / medians[1]} for count in pools]
-    print(format_table(rows, f"goal: two actors >= {GOAL} times one"))
 
 
 if __name__ == "__main__":

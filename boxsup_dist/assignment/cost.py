@@ -120,7 +120,7 @@ def _image_regression(
     all_background = -log_probs[BACKGROUND].sum(dtype=np.float64)
     if box_margin is not None:
         margin = _background_margin(log_probs, class_id)
-        inside = _superpixel_sums(proposals, margin, pixel_box(box, *margin.shape, box_margin))
+        inside = _superpixel_sums(proposals, margin, pixel_box(box, *margin.shape, margin=box_margin))
         return (all_background + _segment_sums(inside, proposals)) / num_pixels
     if class_id not in sums:
         margin = _background_margin(log_probs, class_id)

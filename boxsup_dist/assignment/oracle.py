@@ -47,8 +47,9 @@ def oracle_costs(
 
 def window(proposals: Proposals, box: np.ndarray, margin: float | None) -> np.ndarray:
     """Mask bool (H, W) of a box with its margin; None: everything."""
-    mask = np.zeros(proposals.superpixels.shape, bool)
-    x0, y0, x1, y1 = pixel_box(box, *mask.shape, margin)
+    height, width = proposals.superpixels.shape
+    mask = np.zeros((height, width), bool)
+    x0, y0, x1, y1 = pixel_box(box, height, width, margin=margin)
     mask[y0:y1, x0:x1] = True
     return mask
 

@@ -1,0 +1,120 @@
+"""What jobs.bench_scale and jobs.bench_actors run: the tables of the synthetic set, and a run with a tiny network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from boxsup_dist import storage
+from boxsup_dist.assignment.reassign import reassign
+from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
+from boxsup_dist.coordinator import bare_network
+from boxsup_dist.distributed import session
+from boxsup_dist.distributed.build import build_table
+from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.errors import SettingError
+from boxsup_dist.labels import Labels
+from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.proposals.generate import propose_shard
+from boxsup_dist.proposals.methods import Method
+from boxsup_dist.recipes import mini
+from boxsup_dist.records.reader import Reader
+from boxsup_dist.records.shard import build_records
+from boxsup_dist.schema import Proposals
+from boxsup_dist.sources import Mixture
+from boxsup_dist.tables import RowGroup, Table, open_table
+from jobs._scale_set import SOURCE, entries, scene_proposals, scene_record
+
+CROP_PX = 65
+GLOBAL_BATCH_SIZE = 20
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """SettingError unless these settings are above 0."""
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise SettingError("out of range", field=name, value=getattr(settings, name), expected="> 0")
+
+
+def store_records(out: str, num_images: int, seed: int, **options: Any) -> dict[str, Any]:
+    """The records table; `options` are others of build_records."""
+    reader = Reader(SOURCE, "train", {"seed": seed}, entries(num_images), partial(scene_record, seed=seed))
+    table = build_records(out, reader, **options)
+    return _describe(table) | {"boxes": table.counts["boxes"]}
+
+
+def store_proposals(out: str, records_uri: str, seed: int) -> dict[str, Any]:
+    """The proposals table, as proposals.generate makes it by a method that draws them."""
+    records = open_table(records_uri, "records")
+    groups: list[list[RowGroup]] = [[] for _ in records.shards]
+    for where in records.row_groups():
+        groups[where.shard].append(where)
+    method = Method(partial(_propose, seed=seed), int)
+    table = build_table(
+        out,
+        "proposals",
+        {"records": records.fingerprint, "method": SOURCE, "seed": seed},
+        len(records.shards),
+        lambda index: propose_shard(records, groups[index], method, 0),
+        row_group_size=records.settings["row_group_size"],
+        description="proposals",
+    )
+    return _describe(table) | {"candidates": table.counts["candidates"], "failed": table.counts["failed"]}
+
+
+def _propose(image: np.ndarray, settings: Any, *, image_id: str, seed: int) -> Proposals:
+    return scene_proposals(seed, image_id)
+
+
+def _describe(table: Table) -> dict[str, Any]:
+    return {
+        "bytes": table.num_bytes,
+        "shards": len(table.shards),
+        "manifest MB": storage.size(storage.join(table.uri, "manifest.json")) / 1e6,
+        "kB an image": table.num_bytes / table.num_rows / 1000,
+    }
+
+
+def tiny_network() -> NetworkSettings:
+    """What stands in for the real network."""
+    return NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0)
+
+
+def make_config(folder: str, records: str, proposals: str) -> TrainConfig:
+    """The recipe `mini` with a tiny network, small crops and the paper's batch size, on two workers and two actors."""
+    config = mini(storage.join(folder, "run"), (SourceSettings(records, "box", proposals),), None)
+    resources = replace(config.resources, num_workers=2, num_actors=2)
+    return replace(
+        config,
+        network=tiny_network(),
+        optimizer=OptimizerSettings(global_batch_size=GLOBAL_BATCH_SIZE, class_balance=0.5),
+        augment=AugmentSettings(CROP_PX, CROP_PX, 0.75, 1.25),
+        resources=resources.resolve(session.total_cpus(), session.total_gpus()),
+        measure_labels=False,
+    ).check()
+
+
+def random_weights() -> ray.ObjectRef:
+    """Of the tiny network, by reference."""
+    torch.manual_seed(0)
+    weights = bare_network(tiny_network()).state_dict()
+    torch.nn.init.normal_(weights["score.weight"])  # it starts at zero, and all classes would be alike
+    return ray.put(weights)
+
+
+def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef) -> Labels:
+    """Labels of every box, chosen with these weights."""
+    sizes = [len(unit.rows) for unit in mixture.units]
+    with ProgressMeter("reassign", len(sizes)) as meter:
+        return reassign(
+            pool,
+            mixture,
+            weights=weights,
+            epoch=mixture.assignment.warmup_epochs,  # the first that asks the network
+            on_progress=lambda done, _: meter.advance(sizes[done - 1]),
+        )

@@ -1,0 +1,77 @@
+"""Reassignment by one actor and by two, in turns, on the same row groups: python -m jobs.bench_actors [--out DIR]."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from boxsup_dist import storage
+from boxsup_dist.coordinator import bare_network
+from boxsup_dist.distributed import session
+from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.run import open_inputs
+from jobs._cli import run
+from jobs._scale_run import (
+    check_positive,
+    choose_all,
+    make_config,
+    random_weights,
+    store_proposals,
+    store_records,
+    tiny_network,
+)
+
+IMAGES_A_UNIT = 16  # row group size of the tables
+GOAL = 1.8  # two actors against one
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Print images/s of one actor and of two, and write OUT/actors.json."""
+
+    out: str = "runs/bench_actors"
+    """Folder."""
+    units: int = 16
+    """Row groups to reassign, of 16 images each."""
+    rounds: int = 5
+    """How often they take turns; the median counts."""
+    seed: int = 0
+    """Of the images."""
+
+
+def main(settings: Settings) -> None:
+    """Measure images/s of a warm pool of one actor and of one of two; print, and write OUT/actors.json."""
+    check_positive(settings, "units", "rounds")
+    session.start()
+    out, num_images = storage.absolute(settings.out), settings.units * IMAGES_A_UNIT
+    folder = storage.join(out, f"actors-{num_images}-seed-{settings.seed}")
+    records, proposals = storage.join(folder, "records"), storage.join(folder, "proposals")
+    store_records(records, num_images, settings.seed)
+    store_proposals(proposals, records, settings.seed)
+    mixture = open_inputs(make_config(folder, records, proposals)).mixture
+    weights, build = random_weights(), partial(bare_network, tiny_network())
+    pools = {count: NetworkPool(build, num_actors=count, num_cpus=0.25, threads=1) for count in (1, 2)}
+    found: dict[int, list[float]] = {count: [] for count in pools}
+    for pool in pools.values():
+        pool.wait_ready()
+        choose_all(pool, mixture, weights)
+    for turn in range(settings.rounds):
+        for count in (1, 2) if turn % 2 == 0 else (2, 1):
+            started = time.perf_counter()
+            choose_all(pools[count], mixture, weights)
+            found[count].append(num_images / (time.perf_counter() - started))
+    for pool in pools.values():
+        pool.close()
+    medians = {count: statistics.median(rates) for count, rates in found.items()}
+    ratio = medians[2] / medians[1]
+    summary = {"images": num_images, "images_per_s": found, "medians": medians, "ratio": ratio, "goal": GOAL}
+    storage.write_json(storage.join(out, "actors.json"), summary)
+    rows = [{"actors": count, "images/s": medians[count], "ratio": medians[count] / medians[1]} for count in pools]
+    print(format_table(rows, f"goal: two actors >= {GOAL} times one"))
+
+
+if __name__ == "__main__":
+    run(main)
