@@ -125,10 +125,10 @@ class Coordinator:
             labels = reassign(
                 self.pool, self.inputs.mixture, weights=ray.put(weights), epoch=epoch, on_progress=on_progress
             )
-            self.rates.set_boxes(labels.table.num_rows)
             storage.write_bytes(labels_uri(self.config.run_dir, epoch), labels.to_parquet())
             previous = read_labels(labels_uri(self.config.run_dir, epoch - 1)) if epoch else None
             self._note(epoch, summarise(labels, previous))
+        self.rates.set_boxes(labels.table.num_rows / self.history[epoch]["seconds"]["reassign"])
         if self.inputs.can_measure_labels:
             self._measure(epoch, labels)
         return ray.put(labels)
@@ -254,7 +254,6 @@ class Coordinator:
     def _stage(self, epoch: int, name: str, num_images: int = 0) -> Iterator[Callable[[int, int], None]]:
         """Time a stage into the history, and give a callback that tells its progress."""
         started = time.perf_counter()
-        self.rates.begin()
 
         def on_progress(done: int, total: int) -> None:
             if num_images:

@@ -49,8 +49,7 @@ def test_a_pool_without_a_result_says_what_it_waits_for(ray_local, monkeypatch):
 def test_rates_are_metrics_of_ray(ray_local):
     rates = StageRates()
     rates.set("test_watch", 12.5)  # runs that other tests made in this session left rates of real stages
-    rates.begin()
-    rates.set_boxes(1000)
+    rates.set_boxes(250.0)
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
 
     def text() -> str:
