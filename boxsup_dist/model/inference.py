@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxsup_dist.config import TILE_GRID_PX, PredictionSettings
-from boxsup_dist.model.crf import MIN_PROB, LikelyScores, crf_settings, dense_crf
+from boxsup_dist.model.crf import MIN_PROB, SETTLED, LikelyScores, crf_settings, dense_crf
 from boxsup_dist.model.networks import SegmentationNetwork
 
 
@@ -97,7 +97,7 @@ def predict_probs(network: SegmentationNetwork, image: np.ndarray, settings: Pre
     log_probs = average_log_probs(network, image, settings)
     if settings.crf is None:
         return np.exp(log_probs)
-    return dense_crf(image, log_probs, crf_settings(settings.crf), min_prob=MIN_PROB)
+    return dense_crf(image, log_probs, crf_settings(settings.crf), min_prob=MIN_PROB, settled=SETTLED)
 
 
 def _view_logits(network: SegmentationNetwork, view: Tensor, tile_px: int | None) -> Tensor:

@@ -4,12 +4,16 @@
     ROOT/NAME.unpacked    written last: the archive is unpacked whole; delete it to unpack again
     ROOT/VOCdevkit, ROOT/benchmark_RELEASE, ROOT/coco, ROOT/context    what comes out, as the readers want it
 
-Nothing is downloaded: some pages ask who you are. Nothing of an archive is written outside the root.
+Nothing is downloaded: some pages ask who you are. Nothing of an archive is written outside the root, nor more than
+its size makes likely and the disk has room for.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -20,6 +24,12 @@ from typing import Literal
 from boxsup_dist.errors import InputError
 
 State = Literal["absent", "here", "unpacked"]
+
+# What an archive may unpack to. Those of images hold them as they are; COCO's annotations shrink to a third, label maps
+# further, but whole data sets of them stay below the spare bytes.
+MAX_RATIO, SPARE_BYTES = 10, 8 * 2**30
+_MEMBER_BYTES = 4096  # that a member takes at least: millions of empty ones fill a disk too
+_MAX_READ_BYTES = 2**20  # of a tar at once; members are copied in pieces, and only an absurd header is longer
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,8 @@ def _marker(root: Path, archive: Archive) -> Path:
 def unpack(root: Path, archive: Archive) -> None:
     """Check an archive that lies in the root and unpack it there; a killed call is simply made again.
 
-    Raises InputError: another checksum than published, damaged, or a member that would be written outside the root.
+    Raises InputError: another checksum than published, damaged, a member that would be written outside the root, or
+    more bytes than _Room allows, before the member that is too large is written.
     """
     if not hasattr(tarfile, "data_filter"):
         raise InputError("this Python can't unpack safely", value=sys.version.split()[0], expected="3.11.4 or newer")
@@ -126,11 +137,7 @@ def unpack(root: Path, archive: Archive) -> None:
         raise InputError(problem, file=file, field="md5", value=found, expected=archive.md5)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if file.suffix == ".zip":
-            _unzip(file, folder)
-        else:
-            with tarfile.open(file) as opened:
-                opened.extractall(folder, filter="data")  # refuses absolute paths, .., links and devices outside
+        (_unzip if file.suffix == ".zip" else _untar)(file, folder)
     except tarfile.FilterError as error:
         problem = "the archive would write outside its folder"
         raise InputError(problem, file=file, field="member", value=str(error)) from None
@@ -144,10 +151,65 @@ def _md5(file: Path) -> str:
         return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+class _Room:
+    """The bytes that an archive may still write into a folder."""
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self.file, self.free = file, shutil.disk_usage(folder).free
+        self.limit = MAX_RATIO * file.stat().st_size + SPARE_BYTES
+        self.used = 0
+
+    def take(self, num_bytes: int) -> None:
+        """For one more member; InputError if it is too much."""
+        self.used += max(num_bytes, _MEMBER_BYTES)
+        if self.used > self.limit:
+            expected = f"<= {self.limit}, {MAX_RATIO} times the archive and {SPARE_BYTES}"
+            raise InputError(
+                "the archive unpacks to too much", file=self.file, field="bytes", value=self.used, expected=expected
+            )
+        if self.used > self.free:
+            expected = f"<= {self.free}, free on the disk"
+            raise InputError(
+                "no room for the archive", file=self.file, field="bytes", value=self.used, expected=expected
+            )
+
+
 def _unzip(file: Path, folder: Path) -> None:
-    """extractall would write members with .. or absolute paths elsewhere in the folder: here they are refused."""
+    """extractall would write members with .. or absolute paths elsewhere in the folder: here they are refused.
+
+    It writes no more of a member than the declared size that is counted here.
+    """
+    room = _Room(file, folder)
     with zipfile.ZipFile(file) as opened:
-        for name in opened.namelist():
+        for member in opened.infolist():
+            room.take(member.file_size)
+            name = member.filename
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise InputError("the archive would write outside its folder", file=file, field="member", value=name)
         opened.extractall(folder)
+
+
+class _Reader(io.BufferedReader):
+    """A tar's bytes, which tarfile reads in small pieces, but for a header as long as it says it is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MAX_READ_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+def _untar(file: Path, folder: Path) -> None:
+    """A tar, or a tar packed by gzip. Its sizes stand between its members: each is counted before it is written."""
+    room = _Room(file, folder)
+
+    def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        if member.issparse():  # its pieces may be more than its size
+            raise tarfile.SpecialFileError(member)
+        room.take(member.size)
+        return tarfile.data_filter(member, path)  # refuses absolute paths, .., links and devices outside
+
+    with file.open("rb") as packed:
+        is_gzip = packed.read(2) == b"\x1f\x8b"
+    raw = gzip.GzipFile(file) if is_gzip else io.FileIO(file)
+    with _Reader(raw, _MAX_READ_BYTES) as reader, tarfile.open(fileobj=reader, mode="r:") as opened:
+        opened.extractall(folder, filter=checked)

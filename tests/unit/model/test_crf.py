@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,11 +11,13 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.model.crf import (
     CRF_SETTINGS,
     MIN_PROB,
+    SETTLED,
     CrfSettings,
     LikelyScores,
     crf_settings,
     dense_crf,
     likely_labels,
+    mean_field,
 )
 
 
@@ -80,7 +84,7 @@ def test_pruned_labels_give_the_label_map_of_all_labels(name):
     image, log_probs = many_labels()
     settings = crf_settings(name)
     whole = dense_crf(image, log_probs, settings)
-    pruned = dense_crf(image, log_probs, settings, min_prob=MIN_PROB)
+    pruned = dense_crf(image, log_probs, settings, min_prob=MIN_PROB, settled=SETTLED)
     labels = likely_labels(log_probs)
     assert {0, 3, 12, 20} <= set(labels.tolist()) and len(labels) < 12
     assert pruned.shape == whole.shape and pruned.dtype == np.float32
@@ -89,6 +93,20 @@ def test_pruned_labels_give_the_label_map_of_all_labels(name):
     scores = LikelyScores.of(log_probs)
     assert np.array_equal(scores.label_map(image, settings), pruned.argmax(0))
     assert scores.label_map(image, settings).dtype == np.uint8
+
+
+def test_inference_ends_once_the_label_map_has_settled():
+    """After the first iteration that changes few enough labels, and not before; the result is that iteration's."""
+    image, log_probs, _ = two_regions()
+    plain = [log_probs[:2]]  # after 0, 1, ... iterations
+    for num_iterations in range(1, 11):
+        plain.append(mean_field(image, log_probs[:2], CrfSettings(4, 49, 5, 3, 3, num_iterations)))
+    changed = [(a.argmax(0) != b.argmax(0)).mean() for a, b in itertools.pairwise(plain)]
+    assert changed[0] > 0.1 and min(changed) == 0
+    for settled in (1.0, changed[0], 0.01, SETTLED):
+        found = mean_field(image, log_probs[:2], CrfSettings(4, 49, 5, 3, 3), settled)
+        last = next(k for k, share in enumerate(changed) if share <= settled)
+        assert np.array_equal(found, plain[last + 1])
 
 
 def test_nothing_pruned_changes_nothing():
