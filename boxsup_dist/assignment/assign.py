@@ -72,7 +72,13 @@ def assign_image(
     if refines(settings, epoch):
         assert image is not None
         refined = refine_segments(
-            image, proposals.superpixels, record.boxes_xyxy, record.class_ids, votes, static_map=static_map
+            image,
+            proposals.superpixels,
+            record.boxes_xyxy,
+            record.class_ids,
+            votes,
+            static_map=static_map,
+            log_probs=log_probs,
         )
         for k, share in enumerate(refined):
             if share is not None:

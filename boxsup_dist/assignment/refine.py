@@ -17,6 +17,7 @@ from boxsup_dist.regions import front_order, pixel_box
 from boxsup_dist.schema import BACKGROUND
 
 STATIC_SHARE = 0.3  # of the votes, that a static label map has; half would outvote the candidates
+NETWORK_SHARE = 0.3  # of the votes, that the network's prediction among the classes of the boxes has
 MIN_PROBABILITY = 0.02  # of a class at a pixel of its box, and of background: the CRF may overrule any vote
 
 
@@ -28,12 +29,14 @@ def refine_segments(
     votes: Sequence[np.ndarray | None],
     *,
     static_map: np.ndarray | None = None,
+    log_probs: np.ndarray | None = None,
 ) -> list[np.ndarray | None]:
     """Of every box the share of each superpixel's pixels inside the box that the CRF gives to its class.
 
     image uint8 RGB (H, W, 3); superpixels uint16 (H, W); votes[k] float (S,), each superpixel's probability to
     belong to box k, None for a box that takes no segment (a crowd, or no candidate), whose result is None too.
-    `static_map` uint8 (H, W) has STATIC_SHARE of the votes. Returns float64 (S,) a box.
+    `static_map` uint8 (H, W) has STATIC_SHARE of the votes, and the network's `log_probs` (C, H, W) then NETWORK_SHARE.
+    Returns float64 (S,) a box.
     """
     height, width = superpixels.shape
     windows = [pixel_box(box, height, width) for box in boxes_xyxy]
@@ -51,6 +54,9 @@ def refine_segments(
         wanted = vote[superpixels[y0:y1, x0:x1]]
         if static_map is not None:
             wanted = (1 - STATIC_SHARE) * wanted + STATIC_SHARE * (static_map[y0:y1, x0:x1] == class_ids[k])
+        if log_probs is not None:
+            predicted = _restricted(log_probs[:, y0:y1, x0:x1], int(class_ids[k]), classes)
+            wanted = (1 - NETWORK_SHARE) * wanted + NETWORK_SHARE * predicted
         inside = probs[:, y0:y1, x0:x1]
         own = classes.index(int(class_ids[k]))
         inside *= 1 - wanted
@@ -71,3 +77,9 @@ def refine_segments(
         size = np.bincount(ids, minlength=len(vote))
         shares.append(np.bincount(ids, weights=given, minlength=len(vote)) / np.maximum(size, 1))
     return shares
+
+
+def _restricted(log_probs: np.ndarray, class_id: int, classes: Sequence[int]) -> np.ndarray:
+    """Probability (h, w) of a class if only `classes` can be."""
+    likely = np.exp(log_probs[list(classes)])
+    return np.exp(log_probs[class_id]) / np.maximum(likely.sum(0), 1e-12)

@@ -52,6 +52,21 @@ def test_a_static_map_votes_for_its_class_only():
     assert helped[0] > 0.5 > helped[1]
 
 
+def test_the_network_votes_among_the_classes_of_the_boxes():
+    image = np.full((16, 16, 3), 128, np.uint8)
+    image[:8] = 60
+    superpixels = np.arange(256).reshape(16, 16) // 128
+    votes = np.array([0.45, 0.45])
+    box = np.array([[0, 0, 16, 16]], np.float32)
+    log_probs = np.full((7, 16, 16), np.log(0.001), np.float32)
+    log_probs[0] = np.log(0.04)
+    log_probs[6] = np.log(0.6)  # no box has this class: in the upper half 0.36 against 0.04 counts
+    log_probs[5, :8] = np.log(0.36)
+    (alone,) = refine_segments(image, superpixels, box, np.array([5]), [votes])
+    (helped,) = refine_segments(image, superpixels, box, np.array([5]), [votes], log_probs=log_probs)
+    assert (alone < 0.5).all() and helped[0] > 0.5 > helped[1]
+
+
 def test_a_box_without_a_segment_stays_without():
     image, superpixels, truth = scene()
     boxes = np.concatenate([BOX, [[0, 0, 20, 20]]]).astype(np.float32)
