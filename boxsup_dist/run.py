@@ -20,7 +20,7 @@ from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.coordinator import Coordinator, Inputs, read_config, read_history
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.events import Event, EventLoop
+from boxsup_dist.distributed.events import Event, EventLoop, EventPost
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.model import checkpoint
@@ -65,7 +65,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     status = "FAILED"
     try:
         with EventLoop(console.handle) as events:
-            fit(config, inputs.mixture, partial(Coordinator, config, inputs, events.post))
+            tell = partial(_warn, events.post)
+            fit(config, inputs.mixture, partial(Coordinator, config, inputs, events.post), tell)
         if console.failure is not None:
             raise console.failure
         summary = _summary(config, inputs, time.perf_counter() - started, resumed_from, tracker)
@@ -219,6 +220,10 @@ def _close(tracker: RunTracker, run_dir: str) -> None:
 
 def _metrics(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "epoch"}
+
+
+def _warn(post: EventPost, text: str) -> None:
+    post("warning", text=text)
 
 
 class _Console:
