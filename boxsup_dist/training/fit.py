@@ -76,7 +76,7 @@ def launch(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            callbacks=[] if tell is None else [_TellWhy(tell)],
+            callbacks=[] if tell is None else [_TellWhy(tell)],  # type: ignore[list-item]  # as above
         ),
     )
     try:
