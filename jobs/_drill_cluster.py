@@ -30,13 +30,13 @@ PATIENCE_S = 400
 
 
 class Raylets:
-    """A head and one more node, each with its own processes and object store."""
+    """A head and one more node, each with its own processes and object store; they spill to `spill`."""
 
-    def __init__(self) -> None:
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": HEAD_CPUS, "object_store_memory": NODE_MEMORY, "include_dashboard": False},
-        )
+    def __init__(self, spill: str | None = None) -> None:
+        head: dict[str, Any] = {"num_cpus": HEAD_CPUS, "object_store_memory": NODE_MEMORY, "include_dashboard": False}
+        if spill is not None:
+            head["object_spilling_directory"] = spill  # the other node takes it from the head
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.node = self.add_node()
 
     def add_node(self) -> Any:
@@ -70,17 +70,20 @@ def _title(process: psutil.Process) -> str:
 
 
 @contextmanager
-def raylets() -> Iterator[Raylets]:
-    """A cluster that RAY_ADDRESS names while it lasts."""
+def raylets(spill: str | None = None) -> Iterator[Raylets]:
+    """A cluster that RAY_ADDRESS names while it lasts; `spill` is a folder for its spilled objects."""
     checkout = str(Path(boxsup_dist.__file__).parents[1])
     paths = [checkout, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-    cluster = Raylets()
+    cluster = Raylets(spill)
+    before = os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_ADDRESS"] = cluster.cluster.address
     try:
         yield cluster
     finally:
         del os.environ["RAY_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
         cluster.cluster.shutdown()
 
 
@@ -88,12 +91,16 @@ def raylets() -> Iterator[Raylets]:
 
 
 class Command:
-    """A job in a process of its own; keeps when each of its lines came."""
+    """A job in a process of its own; keeps when each of its lines came. `env` is added to the environment."""
 
-    def __init__(self, words: list[str], log: str) -> None:
+    def __init__(self, words: list[str], log: str, env: dict[str, str] | None = None) -> None:
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-m", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(env or {})},
         )
         self._log = Path(log)
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -120,10 +127,15 @@ class Command:
         """The first line since then that has the pattern."""
         return next((line for line in list(self.lines) if line[0] > after and re.search(pattern, line[1])), None)
 
-    def finish(self) -> None:
-        """Wait for its end. InputError if it failed."""
+    def end(self) -> int:
+        """Wait for its end; returns its exit status."""
         code = self.process.wait(PATIENCE_S)
         self._thread.join()
+        return code
+
+    def finish(self) -> None:
+        """Wait for its end. InputError if it failed."""
+        code = self.end()
         if code:
             raise InputError(f"the command ended with status {code}", file=self._log, value=self.lines[-3:])
 

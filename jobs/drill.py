@@ -1,10 +1,11 @@
 """Fault drills: python -m jobs.drill [--out DIR] [--only NAME ...].
 
 Starts a cluster of several raylets on this machine and trains on a small synthetic set, once undisturbed and once for
-every fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, and nobody lends a hand, but that a
-driver's command is given again. Each faulted run must end with the same labels tables and the same loss curve, bit for
-bit with as many workers, else the same choices and losses up to the order of sums. Told are how long it took and where
-the run went on: never before the newest checkpoint.
+every fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, the disk for spilled objects fills,
+or the tracking server vanishes, and nobody lends a hand, but that a command that ended is given again. Each faulted run
+must end with the same labels tables and the same loss curve, bit for bit with as many workers, else the same choices
+and losses up to the order of sums. Told are how long it took and where the run went on: never before the newest
+checkpoint.
 
     OUT/data   OUT/NAME (a run each)   OUT/NAME.log   OUT/summary.json
 """
@@ -29,8 +30,11 @@ from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model.checkpoint import checkpoint_name, latest
 from boxsup_dist.tables import open_table
+from boxsup_dist.tracking import flatten, make_client
 from jobs._cli import run
-from jobs._drill_cluster import Command, Raylets, raylets
+from jobs._drill_cluster import NODE_MEMORY, Command, Raylets, raylets
+from jobs._drill_disk import Hoards, SmallDisk, may_mount, small_disk
+from jobs._mlflow_server import Server
 from jobs.bench_scale import store_proposals, store_records
 
 NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
@@ -38,6 +42,8 @@ CHECKPOINT_EVERY_STEPS = 4
 ROWS_PER_SHARD = 4  # small, so that every stage has many pieces
 CHOICES = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
 WORKER_CPUS, ACTOR_CPUS = 1.6, 0.2  # a node of the cluster has room for one worker
+STORE_ROOM = 24 << 20  # of an object store, before the disk is full and other programs take the rest too
+CLEAR_ERROR = 2  # exit status of a command that told what is wrong
 LOSS_TOLERANCE = 1e-3  # relative, where the number of workers changed: gradients are added up in another order
 BEGINS = re.compile(r"training begins at (?:the start|epoch (\d+), step (\d+)), workers: (\d+)")
 
@@ -49,7 +55,8 @@ class Settings:
     out: str = "runs/drill"
     """Folder of the data, the runs and their logs; finished drills are kept."""
     only: tuple[str, ...] = ()
-    """Names of drills; all if none: worker, actor, node-epoch, node-reassign, node-ingest, driver, elastic."""
+    """Names of drills; all if none: worker, actor, node-epoch, node-reassign, node-ingest, driver, elastic, disk (by
+    root only: it mounts a small file system), tracking."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Outcome:
     losses: str
 
 
-def train_words(out: str, name: str, min_workers: int = 0) -> list[str]:
+def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3) -> list[str]:
     """The training as a user would give it."""
     data = storage.join(out, "data")
     settings = {
@@ -82,6 +89,7 @@ def train_words(out: str, name: str, min_workers: int = 0) -> list[str]:
         "augment.crop-width-px": 65,
         "resources.num-workers": 2,
         "resources.min-workers": min_workers,
+        "resources.max-failures": max_failures,
         "resources.cpus-per-worker": WORKER_CPUS,
         "resources.num-actors": 2,
         "resources.cpus-per-actor": ACTOR_CPUS,
@@ -105,8 +113,8 @@ class Drills:
     def __init__(self, out: str, cluster: Raylets) -> None:
         self.out, self.cluster = out, cluster
 
-    def _train(self, name: str, **options: Any) -> Command:
-        return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log")
+    def _train(self, name: str, env: dict[str, str] | None = None, **options: Any) -> Command:
+        return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log", env)
 
     def undisturbed(self) -> None:
         """What the others are compared with."""
@@ -226,6 +234,66 @@ class Drills:
             "node-ingest", "a node goes away in an ingest, another comes", told - at, "the lost shards", "", same, ""
         )
 
+    def disk(self) -> Outcome:
+        """The disk for spilled objects and the object stores are full; there is room again after the run ended."""
+        with small_disk(Path(self.out, "spill")) as disk, raylets(str(disk.folder)):
+            session.start()
+            try:
+                return self._fill_disk(disk)
+            finally:
+                ray.shutdown()
+
+    def _fill_disk(self, disk: SmallDisk) -> Outcome:
+        hoards = Hoards()
+        disk.fill()
+        hoards.put(NODE_MEMORY - STORE_ROOM)  # nothing of this run has to be spilled yet
+
+        def disturb(command: Command) -> Command:
+            at = time.monotonic()
+            hoards.fill()
+            told, _ = command.wait_for(lambda: command.first_line("OutOfDiskError", at))
+            code, end = command.end(), command.first_line("^error: Ray has no room", at)
+            if code != CLEAR_ERROR or end is None:
+                raise InputError(
+                    f"the run ended with status {code}, without a clear error", file=f"{self.out}/disk.log"
+                )
+            print(f"disk: told after {told - at:.1f} s, the run ended after {end[0] - at:.1f} s: {end[1]}", flush=True)
+            disk.free()
+            hoards.free()
+            return self._train("disk", max_failures=1)
+
+        fault = "the disk for spilled objects and the stores are full until the run ends, same command again"
+        return self._disturb_epoch("disk", fault, disturb, max_failures=1)
+
+    def tracking(self) -> Outcome:
+        """The tracking server dies in an epoch and is back after the run; its command is given again."""
+        folder, run_dir = Path(self.out, "tracking-server"), storage.join(self.out, "tracking")
+        storage.remove(str(folder))
+        folder.mkdir()
+        server = Server(folder)
+        env = {"MLFLOW_TRACKING_URI": server.uri}
+        try:
+            server.start()
+            command = self._train("tracking", env)
+            command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
+            at = time.monotonic()
+            server.kill()
+            told, _ = command.wait_for(lambda: command.first_line(r"^epoch \d", at))
+            command.finish()
+            if command.first_line(BEGINS.pattern, at):
+                raise InputError("the run began anew with its server gone", file=f"{self.out}/tracking.log")
+            server.start()
+            lost = _untracked(run_dir, server.uri)
+            self._train("tracking", env).finish()
+            left = _untracked(run_dir, server.uri)
+        finally:
+            server.kill()
+        print(f"tracking: MLflow lacked {len(lost)} numbers of history.jsonl, now {len(left)}", flush=True)
+        if left or not lost:
+            raise InputError("MLflow has not what the run has", file=run_dir, value=left, expected="all, some late")
+        fault = "the tracking server dies in an epoch and is back after the end"
+        return Outcome("tracking", fault, told - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True))
+
     def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
         ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
         pairs = [[labels_uri(each, epoch) for each in (ours, theirs)] for epoch in range(EPOCHS)]
@@ -241,11 +309,28 @@ class Drills:
         return {"labels": same or "OTHER LABELS", "losses": losses if good else losses.upper()}
 
 
+def _untracked(run_dir: str, tracking_uri: str) -> list[str]:
+    """The numbers of history.jsonl, KEY@EPOCH, that MLflow has not or has otherwise."""
+    client = make_client(tracking_uri)
+    run_id = storage.read_bytes(storage.join(run_dir, "mlflow_run_id")).decode().strip()
+    history = {epoch: flatten(entry, "/") for epoch, entry in read_history(run_dir).items()}
+    known = {
+        key: {(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)}
+        for key in {key for entry in history.values() for key in entry}
+    }
+    return [
+        f"{key}@{epoch}"
+        for epoch, entry in history.items()
+        for key, value in entry.items()
+        if isinstance(value, (int, float)) and key != "epoch" and (epoch, value) not in known[key]
+    ]
+
+
 def _parts(out: str) -> list[str]:
     return [name for name in storage.list_names(out) if name.startswith("part-")]
 
 
-DRILLS = ("worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic")
+DRILLS = ("worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking")
 
 
 def main(settings: Settings) -> None:
@@ -261,7 +346,7 @@ def main(settings: Settings) -> None:
         _make_data(storage.join(out, "data"))
         drills = Drills(out, cluster)
         drills.undisturbed()
-        for name in settings.only or DRILLS:
+        for name in settings.only or [name for name in DRILLS if name != "disk" or may_mount()]:
             for old in (storage.join(out, name), storage.join(out, "ingest")):
                 storage.remove(old)
             outcome = getattr(drills, name.replace("-", "_"))()
