@@ -53,6 +53,10 @@ class StorageError(InputError):
     """A store refuses, has no such bucket, or did not answer though it was tried again and again."""
 
 
+class NoRoomError(InputError):
+    """Ray has no room for an object, in memory or on disk."""
+
+
 class RecordError(InputError):
     """One image or its annotation can't be used."""
 

@@ -1,8 +1,10 @@
 """A whole training run: open the tables, check that everything fits, train, and leave the results in the run directory.
 
     RUN/config.json  RUN/history.jsonl  RUN/labels/  RUN/checkpoints/  RUN/figures/  RUN/report.html  RUN/summary.json
+    RUN/mlflow_pending   there while the tracking store may lack something of the run
 
-The same call on the same directory continues an interrupted run and returns at once for a finished one.
+The same call on the same directory continues an interrupted run and returns at once for a finished one, once the
+tracking store has all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.coordinator import Coordinator, Inputs, read_config, read_history
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.events import Event, EventLoop
+from boxsup_dist.distributed.events import Event, EventLoop, EventPost
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.report import write_report
 from boxsup_dist.model import checkpoint
@@ -47,6 +49,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     summary_uri = storage.join(run_dir, "summary.json")
     if storage.exists(summary_uri):
         print(f"{run_dir}: this run is finished", flush=True)
+        if storage.exists(_pending_uri(run_dir)):
+            _deliver(RunTracker(runs_root, tracking_uri), config, inputs, tags)
         return storage.read_json(summary_uri)
 
     session.start()
@@ -56,13 +60,13 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     started = time.perf_counter()
     resumed_from = checkpoint.latest(run_dir)
     tracker = RunTracker(runs_root, tracking_uri)
-    _start_run(tracker, config, inputs)
-    tracker.set_tags(tags or {})
+    _start_run(tracker, config, inputs, tags)
     console = _Console(config, tracker)
     status = "FAILED"
     try:
         with EventLoop(console.handle) as events:
-            fit(config, inputs.mixture, partial(Coordinator, config, inputs, events.post))
+            tell = partial(_warn, events.post)
+            fit(config, inputs.mixture, partial(Coordinator, config, inputs, events.post), tell)
         if console.failure is not None:
             raise console.failure
         summary = _summary(config, inputs, time.perf_counter() - started, resumed_from, tracker)
@@ -72,7 +76,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
         return summary
     finally:
         tracker.end(status)
-        tracker.close()
+        _close(tracker, run_dir)
 
 
 def _with_absolute_uris(config: TrainConfig) -> TrainConfig:
@@ -178,12 +182,48 @@ def _keep_config(config: TrainConfig, run_dir: str) -> None:
     storage.write_json(uri, wanted)
 
 
-def _start_run(tracker: RunTracker, config: TrainConfig, inputs: Inputs) -> None:
+def _start_run(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Mapping[str, Any] | None) -> None:
+    """Open the run's MLflow run and send what is known of it so far."""
     name, id_uri = os.path.basename(config.run_dir), storage.join(config.run_dir, "mlflow_run_id")
+    storage.write_bytes(_pending_uri(config.run_dir), b"")
     tracker.start(config.experiment, name, id_uri=id_uri)
+    tracker.set_tags(tags or {})
     tracker.log_params(config.to_dict())
     for name, table in _tables(inputs).items():
         tracker.log_table("evaluation" if name == "evaluation" else "training", table)
+    history = read_history(config.run_dir)
+    tracker.log_history({epoch: _metrics(entry) for epoch, entry in history.items() if "train_loss" in entry})
+
+
+def _pending_uri(run_dir: str) -> str:
+    return storage.join(run_dir, "mlflow_pending")
+
+
+def _deliver(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Mapping[str, Any] | None) -> None:
+    """Send what the tracking store lacks of a finished run, and note the MLflow run where it had none before."""
+    _start_run(tracker, config, inputs, tags)
+    _publish(config.run_dir, tracker)
+    tracker.end()
+    _close(tracker, config.run_dir)
+    uri = storage.join(config.run_dir, "summary.json")
+    summary, run_id = storage.read_json(uri), tracker.run_id()
+    if run_id is not None and summary["mlflow"]["run_id"] != run_id:
+        storage.write_json(uri, {**summary, "mlflow": {**summary["mlflow"], "run_id": run_id}})
+
+
+def _close(tracker: RunTracker, run_dir: str) -> None:
+    if tracker.close():
+        storage.remove(_pending_uri(run_dir))
+    else:
+        print("warning: the tracking store lacks some of this run; the same command sends it again", flush=True)
+
+
+def _metrics(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "epoch"}
+
+
+def _warn(post: EventPost, text: str) -> None:
+    post("warning", text=text)
 
 
 class _Console:
@@ -221,8 +261,7 @@ class _Console:
         keys = ("train_loss", "images_per_s", "foreground_share", "share_changed", "label_mean_iou", "mean_iou")
         shown = "  ".join(f"{key} {entry[key]:.3g}" for key in keys if key in entry)
         print(f"epoch {entry['epoch'] + 1}/{self.config.optimizer.epochs}  {shown}", flush=True)
-        metrics = {key: value for key, value in entry.items() if key != "epoch"}
-        self.tracker.log_metrics(metrics, step=entry["epoch"])
+        self.tracker.log_metrics(_metrics(entry), step=entry["epoch"])
 
     def _on_stalled(self, seconds: float) -> None:
         where = "the start of the workers" if self._stage is None else f"epoch {self._stage[0]}, {self._stage[1]}"

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +22,14 @@ from typing import Any
 import boxsup_dist
 from boxsup_dist import storage
 from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.mlflow_calls import (
+    write_artifact,
+    write_dataset,
+    write_metrics,
+    write_missing_metrics,
+    write_params,
+    write_tags,
+)
 from boxsup_dist.outbox import Outbox
 from boxsup_dist.secrets import has_credentials
 from boxsup_dist.tables import Table
@@ -31,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 MAX_PARAM_CHARS = 500  # the whole configuration is an artifact; a parameter is for reading and comparing
 MAX_KEY_CHARS = 250  # MLflow's limit
-PARAMS_PER_CALL = 100  # MLflow's limit
 SYSTEM_METRICS_EVERY_S = 15.0
 MAX_WAITING_FOR_SYSTEM_METRICS = 20  # above this the server is not keeping up: its queue is for the training's metrics
 CONFIG_ARTIFACT = "config.json"
@@ -82,7 +88,7 @@ def add_artifacts(tracking_uri: str, run_id: str, artifacts: Mapping[str, bytes]
     try:
         client = make_client(tracking_uri)
         for name, data in artifacts.items():
-            _write_artifact(client, run_id, name, data)
+            write_artifact(client, run_id, name, data)
     except MlflowException as error:
         raise InputError("MLflow does not take the files", field="run_id", value=f"{run_id}: {error}"[:300]) from None
 
@@ -178,15 +184,20 @@ class RunTracker:
         `changed.KEY`.
         """
         params = {key: _param_text(value) for key, value in flatten(config, ".").items()}
-        self._put("the configuration", lambda client, run: _write_params(client, run, params))
+        self._put("the configuration", lambda client, run: write_params(client, run, params))
         self.log_artifact(CONFIG_ARTIFACT, json.dumps(config, indent=2, default=str).encode())
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Numbers of one epoch or step; nested mappings become `outer/inner`. None and non-finite are left out."""
-        values = {key: float(v) for key, v in flatten(metrics, "/").items() if _is_number(v) and math.isfinite(v)}
-        now_ms = int(time.time() * 1000)
+        values, now_ms = _numbers(metrics), int(time.time() * 1000)
         if values:
-            self._put(f"metrics of step {step}", lambda client, run: _write_metrics(client, run, values, now_ms, step))
+            self._put(f"metrics of step {step}", lambda client, run: write_metrics(client, run, values, now_ms, step))
+
+    def log_history(self, history: Mapping[int, Mapping[str, Any]]) -> None:
+        """Metrics of earlier epochs, as far as the run lacks them: what a server that was down did not get."""
+        values, now_ms = {step: _numbers(metrics) for step, metrics in history.items()}, int(time.time() * 1000)
+        if values:
+            self._put("earlier metrics", lambda client, run: write_missing_metrics(client, run, values, now_ms))
 
     def log_artifact(self, name: str, data: bytes) -> None:
         """A file of the run, `name` relative to the run's artifacts, may have folders: `figures/epoch_003.png`.
@@ -194,12 +205,12 @@ class RunTracker:
         InputError if the name leaves the artifacts' folder.
         """
         storage.safe_name(name, field="artifact")
-        self._put(f"artifact {name}", lambda client, run: _write_artifact(client, run, name, data), len(data))
+        self._put(f"artifact {name}", lambda client, run: write_artifact(client, run, name, data), len(data))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Tags of the run, such as the checkpoint's place."""
         texts = {key: str(value) for key, value in flatten(tags, ".").items()}
-        self._put("tags", lambda client, run: _write_tags(client, run, texts))
+        self._put("tags", lambda client, run: write_tags(client, run, texts))
 
     def log_table(self, context: str, table: Table) -> None:
         """The manifest of a table that the run reads; `context` says what for: training, evaluation."""
@@ -212,7 +223,7 @@ class RunTracker:
             "counts": table.counts,
             "settings": table.settings,
         }
-        self._put(f"data set {table.uri}", lambda client, run: _write_dataset(client, run, context, summary))
+        self._put(f"data set {table.uri}", lambda client, run: write_dataset(client, run, context, summary))
         data = json.dumps(summary, indent=2, default=str).encode()
         self.log_artifact(f"data/{context}_{table.kind}.json", data)
 
@@ -278,6 +289,11 @@ class RunTracker:
                 self.log_metrics({"system": values}, step=int(time.monotonic() - started))
 
 
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of nested metrics, by their keys in MLflow."""
+    return {key: float(v) for key, v in flatten(metrics, "/").items() if _is_number(v) and math.isfinite(v)}
+
+
 def _is_number(value: Any) -> bool:
     return hasattr(value, "__float__") and not isinstance(value, str)
 
@@ -327,52 +343,6 @@ def _resume(client: Any, run_id: str) -> str | None:
         return None
     client.update_run(run_id, status="RUNNING")
     return run_id
-
-
-def _write_artifact(client: Any, run_id: str, name: str, data: bytes) -> None:
-    folder, _, base = name.rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / base
-        path.write_bytes(data)
-        client.log_artifact(run_id, str(path), folder or None)
-
-
-def _write_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
-    from mlflow.entities import Param
-
-    known = client.get_run(run_id).data.params
-    new = [Param(key, value) for key, value in params.items() if key not in known]
-    for start in range(0, len(new), PARAMS_PER_CALL):
-        client.log_batch(run_id, params=new[start : start + PARAMS_PER_CALL])
-    changed = {f"changed.{key}": value for key, value in params.items() if known.get(key, value) != value}
-    _write_tags(client, run_id, changed)
-
-
-def _write_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
-    from mlflow.entities import RunTag
-
-    rows = [RunTag(key, value) for key, value in tags.items()]
-    for start in range(0, len(rows), PARAMS_PER_CALL):
-        client.log_batch(run_id, tags=rows[start : start + PARAMS_PER_CALL])
-
-
-def _write_metrics(client: Any, run_id: str, values: Mapping[str, float], now_ms: int, step: int) -> None:
-    from mlflow.entities import Metric
-
-    client.log_batch(run_id, metrics=[Metric(key, value, now_ms, step) for key, value in values.items()])
-
-
-def _write_dataset(client: Any, run_id: str, context: str, summary: Mapping[str, Any]) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name=f"{summary['kind']}: {summary['uri']}"[-500:],
-        digest=summary["fingerprint"][:36],
-        source_type="boxsup_table",
-        source=json.dumps({"uri": summary["uri"]}),
-        profile=json.dumps({"num_rows": summary["num_rows"], **summary["counts"]}),
-    )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
 
 def _system_monitors() -> list[Any]:

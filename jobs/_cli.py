@@ -20,6 +20,15 @@ def clear_errors() -> Iterator[None]:
         problem = getattr(error, "cause", error)  # Ray wraps what a task raised, with its traceback as text
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if "ray" not in sys.modules:  # an import of seconds
+            raise
+        from boxsup_dist.distributed.room import no_room
+
+        if (problem := no_room(error)) is None:
+            raise
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def run(main: Callable, choose_settings: Callable[[], type] | None = None) -> None:

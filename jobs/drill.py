@@ -1,10 +1,11 @@
 """Fault drills: python -m jobs.drill [--out DIR] [--only NAME ...].
 
 Starts a cluster of several raylets on this machine and trains on a small synthetic set, once undisturbed and once for
-every fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, and nobody lends a hand, but that a
-driver's command is given again. Each faulted run must end with the same labels tables and the same loss curve, bit for
-bit with as many workers, else the same choices and losses up to the order of sums. Told are how long it took and where
-the run went on: never before the newest checkpoint.
+every fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, the disk for spilled objects fills,
+or the tracking server vanishes, and nobody lends a hand, but that a command that ended is given again. Each faulted run
+must end with the same labels tables and the same loss curve, bit for bit with as many workers, else the same choices
+and losses up to the order of sums. Told are how long it took and where the run went on: never before the newest
+checkpoint.
 
     OUT/data   OUT/NAME (a run each)   OUT/NAME.log   OUT/summary.json
 """
@@ -13,22 +14,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
-from ray.cluster_utils import Cluster
 
-import boxsup_dist
 from boxsup_dist import storage
 from boxsup_dist.coordinator import read_history
 from boxsup_dist.distributed import session
@@ -37,17 +30,20 @@ from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model.checkpoint import checkpoint_name, latest
 from boxsup_dist.tables import open_table
+from boxsup_dist.tracking import flatten, make_client
 from jobs._cli import run
+from jobs._drill_cluster import NODE_MEMORY, Command, Raylets, raylets
+from jobs._drill_disk import Hoards, SmallDisk, may_mount, small_disk
+from jobs._mlflow_server import Server
 from jobs.bench_scale import store_proposals, store_records
 
 NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
 CHECKPOINT_EVERY_STEPS = 4
 ROWS_PER_SHARD = 4  # small, so that every stage has many pieces
 CHOICES = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
-# A node has room for one worker. The head's third CPU is for data tasks.
-HEAD_CPUS, NODE_CPUS, WORKER_CPUS, ACTOR_CPUS = 3, 2, 1.6, 0.2
-NODE_MEMORY = 256 * 2**20
-PATIENCE_S = 400
+WORKER_CPUS, ACTOR_CPUS = 1.6, 0.2  # a node of the cluster has room for one worker
+STORE_ROOM = 24 << 20  # of an object store, before the disk is full and other programs take the rest too
+CLEAR_ERROR = 2  # exit status of a command that told what is wrong
 LOSS_TOLERANCE = 1e-3  # relative, where the number of workers changed: gradients are added up in another order
 BEGINS = re.compile(r"training begins at (?:the start|epoch (\d+), step (\d+)), workers: (\d+)")
 
@@ -59,7 +55,8 @@ class Settings:
     out: str = "runs/drill"
     """Folder of the data, the runs and their logs; finished drills are kept."""
     only: tuple[str, ...] = ()
-    """Names of drills; all if none: worker, actor, node-epoch, node-reassign, node-ingest, driver, elastic."""
+    """Names of drills; all if none: worker, actor, node-epoch, node-reassign, node-ingest, driver, elastic, disk (by
+    root only: it mounts a small file system), tracking."""
 
 
 @dataclass(frozen=True)
@@ -75,114 +72,7 @@ class Outcome:
     losses: str
 
 
-# -- the cluster -------------------------------------------------------------------------------------------------------
-
-
-class Raylets:
-    """A head and one more node, each with its own processes and object store."""
-
-    def __init__(self) -> None:
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": HEAD_CPUS, "object_store_memory": NODE_MEMORY, "include_dashboard": False},
-        )
-        self.node = self.add_node()
-
-    def add_node(self) -> Any:
-        """A fresh second node."""
-        self.node = self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=NODE_MEMORY)
-        return self.node
-
-    def kill_node(self) -> None:
-        """The second node's raylet and all that it started, at once, as a machine that loses its power."""
-        raylet = self.node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
-        for process in [*_family(raylet), psutil.Process(raylet)]:
-            process.kill()
-        self.cluster.remove_node(self.node, allow_graceful=False)
-
-    def processes(self, title: str) -> list[psutil.Process]:
-        """Ray workers of this cluster whose title begins so, those of the second node first."""
-        raylets = [node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in self.cluster.list_all_nodes()]
-        found = [process for raylet in reversed(raylets) for process in _family(raylet)]
-        return [process for process in found if _title(process).startswith(title)]
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-@contextmanager
-def raylets() -> Iterator[Raylets]:
-    """A cluster that RAY_ADDRESS names while it lasts."""
-    checkout = str(Path(boxsup_dist.__file__).parents[1])
-    paths = [checkout, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-    cluster = Raylets()
-    os.environ["RAY_ADDRESS"] = cluster.cluster.address
-    try:
-        yield cluster
-    finally:
-        del os.environ["RAY_ADDRESS"]
-        cluster.cluster.shutdown()
-
-
-# -- a command and its lines -------------------------------------------------------------------------------------------
-
-
-class Command:
-    """A job in a process of its own; keeps when each of its lines came."""
-
-    def __init__(self, words: list[str], log: str) -> None:
-        self.lines: list[tuple[float, str]] = []
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._log = Path(log)
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self._log.open("a") as file:
-            for line in self.process.stdout:
-                self.lines.append((time.monotonic(), line.rstrip()))
-                file.write(line)
-                file.flush()
-
-    def wait_for(self, ready: Callable[[], Any]) -> Any:
-        """What `ready` gives once it gives something true. InputError if the command ends before."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not (found := ready()):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise InputError("the command ended, or nothing happened", file=self._log, value=self.lines[-3:])
-            time.sleep(0.005)
-        return found
-
-    def first_line(self, pattern: str, after: float) -> tuple[float, str] | None:
-        """The first line since then that has the pattern."""
-        return next((line for line in list(self.lines) if line[0] > after and re.search(pattern, line[1])), None)
-
-    def finish(self) -> None:
-        """Wait for its end. InputError if it failed."""
-        code = self.process.wait(PATIENCE_S)
-        self._thread.join()
-        if code:
-            raise InputError(f"the command ended with status {code}", file=self._log, value=self.lines[-3:])
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
-        self.process.wait()
-
-
-def train_words(out: str, name: str, min_workers: int = 0) -> list[str]:
+def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3) -> list[str]:
     """The training as a user would give it."""
     data = storage.join(out, "data")
     settings = {
@@ -199,6 +89,7 @@ def train_words(out: str, name: str, min_workers: int = 0) -> list[str]:
         "augment.crop-width-px": 65,
         "resources.num-workers": 2,
         "resources.min-workers": min_workers,
+        "resources.max-failures": max_failures,
         "resources.cpus-per-worker": WORKER_CPUS,
         "resources.num-actors": 2,
         "resources.cpus-per-actor": ACTOR_CPUS,
@@ -222,8 +113,8 @@ class Drills:
     def __init__(self, out: str, cluster: Raylets) -> None:
         self.out, self.cluster = out, cluster
 
-    def _train(self, name: str, **options: Any) -> Command:
-        return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log")
+    def _train(self, name: str, env: dict[str, str] | None = None, **options: Any) -> Command:
+        return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log", env)
 
     def undisturbed(self) -> None:
         """What the others are compared with."""
@@ -343,6 +234,66 @@ class Drills:
             "node-ingest", "a node goes away in an ingest, another comes", told - at, "the lost shards", "", same, ""
         )
 
+    def disk(self) -> Outcome:
+        """The disk for spilled objects and the object stores are full; there is room again after the run ended."""
+        with small_disk(Path(self.out, "spill")) as disk, raylets(str(disk.folder)):
+            session.start()
+            try:
+                return self._fill_disk(disk)
+            finally:
+                ray.shutdown()
+
+    def _fill_disk(self, disk: SmallDisk) -> Outcome:
+        hoards = Hoards()
+        disk.fill()
+        hoards.put(NODE_MEMORY - STORE_ROOM)  # nothing of this run has to be spilled yet
+
+        def disturb(command: Command) -> Command:
+            at = time.monotonic()
+            hoards.fill()
+            told, _ = command.wait_for(lambda: command.first_line("OutOfDiskError", at))
+            code, end = command.end(), command.first_line("^error: Ray has no room", at)
+            if code != CLEAR_ERROR or end is None:
+                raise InputError(
+                    f"the run ended with status {code}, without a clear error", file=f"{self.out}/disk.log"
+                )
+            print(f"disk: told after {told - at:.1f} s, the run ended after {end[0] - at:.1f} s: {end[1]}", flush=True)
+            disk.free()
+            hoards.free()
+            return self._train("disk", max_failures=1)
+
+        fault = "the disk for spilled objects and the stores are full until the run ends, same command again"
+        return self._disturb_epoch("disk", fault, disturb, max_failures=1)
+
+    def tracking(self) -> Outcome:
+        """The tracking server dies in an epoch and is back after the run; its command is given again."""
+        folder, run_dir = Path(self.out, "tracking-server"), storage.join(self.out, "tracking")
+        storage.remove(str(folder))
+        folder.mkdir()
+        server = Server(folder)
+        env = {"MLFLOW_TRACKING_URI": server.uri}
+        try:
+            server.start()
+            command = self._train("tracking", env)
+            command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
+            at = time.monotonic()
+            server.kill()
+            told, _ = command.wait_for(lambda: command.first_line(r"^epoch \d", at))
+            command.finish()
+            if command.first_line(BEGINS.pattern, at):
+                raise InputError("the run began anew with its server gone", file=f"{self.out}/tracking.log")
+            server.start()
+            lost = _untracked(run_dir, server.uri)
+            self._train("tracking", env).finish()
+            left = _untracked(run_dir, server.uri)
+        finally:
+            server.kill()
+        print(f"tracking: MLflow lacked {len(lost)} numbers of history.jsonl, now {len(left)}", flush=True)
+        if left or not lost:
+            raise InputError("MLflow has not what the run has", file=run_dir, value=left, expected="all, some late")
+        fault = "the tracking server dies in an epoch and is back after the end"
+        return Outcome("tracking", fault, told - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True))
+
     def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
         ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
         pairs = [[labels_uri(each, epoch) for each in (ours, theirs)] for epoch in range(EPOCHS)]
@@ -358,11 +309,28 @@ class Drills:
         return {"labels": same or "OTHER LABELS", "losses": losses if good else losses.upper()}
 
 
+def _untracked(run_dir: str, tracking_uri: str) -> list[str]:
+    """The numbers of history.jsonl, KEY@EPOCH, that MLflow has not or has otherwise."""
+    client = make_client(tracking_uri)
+    run_id = storage.read_bytes(storage.join(run_dir, "mlflow_run_id")).decode().strip()
+    history = {epoch: flatten(entry, "/") for epoch, entry in read_history(run_dir).items()}
+    known = {
+        key: {(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)}
+        for key in {key for entry in history.values() for key in entry}
+    }
+    return [
+        f"{key}@{epoch}"
+        for epoch, entry in history.items()
+        for key, value in entry.items()
+        if isinstance(value, (int, float)) and key != "epoch" and (epoch, value) not in known[key]
+    ]
+
+
 def _parts(out: str) -> list[str]:
     return [name for name in storage.list_names(out) if name.startswith("part-")]
 
 
-DRILLS = ("worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic")
+DRILLS = ("worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking")
 
 
 def main(settings: Settings) -> None:
@@ -378,7 +346,7 @@ def main(settings: Settings) -> None:
         _make_data(storage.join(out, "data"))
         drills = Drills(out, cluster)
         drills.undisturbed()
-        for name in settings.only or DRILLS:
+        for name in settings.only or [name for name in DRILLS if name != "disk" or may_mount()]:
             for old in (storage.join(out, name), storage.join(out, "ingest")):
                 storage.remove(old)
             outcome = getattr(drills, name.replace("-", "_"))()

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 from boxsup_dist import storage
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
@@ -23,6 +24,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.run import train
 from boxsup_dist.schema import VOC_CLASSES
 from boxsup_dist.tables import open_table
+from boxsup_dist.tracking import default_tracking_uri
 from jobs import evaluate, reassign
 from tests.distributed import tiny
 
@@ -159,6 +161,15 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder, monk
         assert line["train_loss"] == history[line["epoch"]]["train_loss"]
         assert line["foreground_share"] == history[line["epoch"]]["foreground_share"]
     assert "MLflow" in caplog.text
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # a store that answers, at last
+    assert (run_dir / "mlflow_pending").exists() and summary["mlflow"]["run_id"] is None
+    train(config)
+    assert not (run_dir / "mlflow_pending").exists()
+    sent = MlflowClient(default_tracking_uri(str(folder))).get_metric_history(
+        summary_of(config.run_dir)["mlflow"]["run_id"], "train_loss"
+    )
+    assert {metric.step: metric.value for metric in sent} == {line["epoch"]: line["train_loss"] for line in lines}
 
 
 # -- a finished run ---------------------------------------------------------------------------------------------------

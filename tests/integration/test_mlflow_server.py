@@ -10,7 +10,7 @@ import pytest
 
 from boxsup_dist import tracking
 from boxsup_dist.tracking import RunTracker
-from tests.mlflow_server import WAIT_S, Server, free_port
+from jobs._mlflow_server import WAIT_S, Server, free_port
 
 PROMPT_S = 5.0  # a caller that waited for the server would take longer: its requests time out after 10 s each
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from boxsup_dist.config import OptimizerSettings
 from boxsup_dist.run import train
+from jobs._mlflow_server import WAIT_S, Server
 from tests.distributed import tiny
-from tests.mlflow_server import WAIT_S, Server
 
 WINDOW = (1600, 1400)
 PAGE_S = 20  # of the browser's own time, which does not pass while it waits for the server

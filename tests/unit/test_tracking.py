@@ -130,6 +130,21 @@ def test_a_run_is_resumed_by_its_id(runs_root: str) -> None:
     assert run.info.status == "FINISHED"
 
 
+def test_metrics_that_the_store_missed_arrive_once(runs_root: str) -> None:
+    history = {0: {"loss": 3.0, "seconds": {"train": 1.5}}, 1: {"loss": 2.0, "text": "no number"}, 2: {"loss": 1.0}}
+    tracker = RunTracker(runs_root, system_metrics=False)
+    tracker.start("history", "late")
+    tracker.log_metrics({"loss": 3.0}, step=0)
+    tracker.log_metrics(history[2], step=2)
+    tracker.log_history(history)
+    tracker.log_history({})
+    run_id = finish(tracker)
+    client = open_client(tracker)
+    losses = [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "loss")]
+    assert sorted(losses) == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert [metric.value for metric in client.get_metric_history(run_id, "seconds/train")] == [1.5]
+
+
 def test_the_id_file_resumes_and_an_unknown_id_begins_anew(runs_root: str, tmp_path: Path) -> None:
     id_uri = str(tmp_path / "run" / "mlflow_run_id")
     ids = []

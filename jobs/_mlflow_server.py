@@ -1,4 +1,4 @@
-"""A real `mlflow server` for tests."""
+"""A real `mlflow server` on this machine, for drills and tests."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 
 
 def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -32,6 +33,7 @@ class Server:
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
+        """Start it, at the same address as before, and return when it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -52,6 +54,7 @@ class Server:
         raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
 
     def kill(self) -> None:
+        """SIGKILL, as a machine that loses its power."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
