@@ -151,3 +151,11 @@ def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(mixture, m
         for rank in range(4)
     ]
     assert sizes == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
+
+
+def test_a_slice_takes_one_task(ray_local, mixture):
+    """Ray Data fuses what numbers the slices with what loads them."""
+    pieces = make_plan(mixture).for_worker(0, 1)
+    rectangles = with_supervision(mixture, "rectangles")
+    stats = stream.make_dataset(pieces, rectangles, None, EPOCH, 2).materialize().stats()
+    assert f"ReadRange->MapBatches(_load_task): {len(pieces)} tasks executed" in stats
