@@ -86,7 +86,8 @@ def _lane_rows(
     """Training pairs of all slices in about the order of the slices, made by at most `max_tasks` tasks at once."""
     if not slices:
         return
-    for block in make_dataset(slices, mixture, labels, epoch, max_tasks).iter_batches(batch_size=None, prefetch_batches=2 * max_tasks):
+    dataset = make_dataset(slices, mixture, labels, epoch, max_tasks)
+    for block in dataset.iter_batches(batch_size=None, prefetch_batches=2 * max_tasks):
         if "error" in block:
             raise ray.cloudpickle.loads(block["error"][0])
         for i, (lane, step) in enumerate(zip(block["lane"].tolist(), block["step"].tolist(), strict=True)):
