@@ -77,8 +77,8 @@ class AssignmentSettings:
     """Choose by a moving average of the network's weights that keeps this share of itself at every step; none: by the
     newest weights, as the paper does."""
     refine_from_epoch: int | None = None
-    """From this epoch on (0-based) segments are refined by a CRF and, where a source has label maps, by their vote; see
-    assignment/refine.py."""
+    """From this epoch on (0-based) segments are refined by a CRF, the network's own prediction inside the boxes and,
+    where a source has label maps, their vote; see assignment/refine.py."""
 
     def check(self) -> None:
         """Raise SettingError on a value that can't work or would have no effect."""

@@ -1,9 +1,9 @@
 """Refine the segments of an image beyond what any candidate can draw (not in the paper).
 
 A candidate is a union of superpixels that some grouping found; the object's outline may be in none of them. What the
-candidates agree on (consensus.py), and a static label map such as GrabCut's where the source has one, say how likely
-each superpixel belongs to each box. A dense CRF over the image sharpens that, and the superpixels that it gives to the
-box's class are the box's segment.
+candidates agree on (consensus.py), a static label map such as GrabCut's where the source has one, and after the warm-up
+the network's prediction among the classes of the boxes say how likely each pixel belongs to each box. A dense CRF over
+the image sharpens that, and the superpixels that it gives to the box's class are the box's segment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from boxsup_dist.regions import front_order, pixel_box
 from boxsup_dist.schema import BACKGROUND
 
 STATIC_SHARE = 0.3  # of the votes, that a static label map has; half would outvote the candidates
-NETWORK_SHARE = 0.3  # of the votes, that the network's prediction among the classes of the boxes has
+NETWORK_SHARE = 0.3  # of the votes, that the network has; 0.5 was no better without a static map, and worse with one
 MIN_PROBABILITY = 0.02  # of a class at a pixel of its box, and of background: the CRF may overrule any vote
 
 
