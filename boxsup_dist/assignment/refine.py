@@ -17,7 +17,7 @@ from boxsup_dist.regions import front_order, pixel_box
 from boxsup_dist.schema import BACKGROUND
 
 STATIC_SHARE = 0.3  # of the votes, that a static label map has; half would outvote the candidates
-NETWORK_SHARE = 0.3  # of the votes, that the network has; 0.5 was no better without a static map, and worse with one
+NETWORK_SHARE = 0.3  # of the votes, that the network has; 0.2 and 0.5 were no better
 MIN_PROBABILITY = 0.02  # of a class at a pixel of its box, and of background: the CRF may overrule any vote
 
 
