@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from boxsup_dist import storage
+from boxsup_dist.errors import RecordError, decoding
 from boxsup_dist.evaluation.figures import label_evolution_figure
 from boxsup_dist.labels import labels_uri, read_labels
 from boxsup_dist.model.inference import predict_log_probs
@@ -40,15 +41,17 @@ def draw_examples(
     for record in records[:MAX_EXAMPLES]:
         assert record.image is not None
         try:
-            image = decode_image(record.image)
-        except (OSError, SyntaxError):  # a record that the training has left out and told
+            with decoding(record.image_id):
+                image = decode_image(record.image)
+            painted = [(title, paint(record)) for title, paint in painters]
+        except RecordError:  # the training has left it out and told
             continue
         truth = decode_png(record.gt_label_map) if record.gt_label_map and show_ground_truth else None
         figure = label_evolution_figure(
             image,
             record.boxes_xyxy,
             record.class_ids,
-            [(title, paint(record)) for title, paint in painters],
+            painted,
             predict_log_probs(network, image, network.device).argmax(0).astype(np.uint8),
             truth,
             class_names,

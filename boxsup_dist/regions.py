@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from boxsup_dist.errors import TableError
+from boxsup_dist.errors import decoding
 from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
 
 _HEADER = struct.Struct("<IIII")
@@ -68,7 +68,7 @@ def encode_superpixels(superpixels: np.ndarray) -> bytes:
 
 
 def decode_superpixels(data: bytes) -> np.ndarray:
-    """Inverse of encode_superpixels: uint16 (H, W). TableError if the bytes are not such a map."""
+    """Inverse of encode_superpixels: uint16 (H, W). OSError, as for an image, if the bytes are no such map."""
     try:
         height, width, num_runs, num_bytes = _HEADER.unpack_from(data)
         num_pixels = height * width
@@ -82,7 +82,7 @@ def decode_superpixels(data: bytes) -> np.ndarray:
             raise ValueError(f"{len(begins)} runs, not {num_runs}")
         return np.repeat(ids.astype(np.uint16), np.diff(begins, append=num_pixels)).reshape(height, width)
     except (struct.error, pa.ArrowException, OSError, ValueError) as error:
-        raise TableError("not an encoded superpixel map", field="superpixels", value=str(error)) from None
+        raise OSError(f"not an encoded superpixel map: {error}") from None
 
 
 def proposals_to_table(proposals: Sequence[Proposals]) -> pa.Table:
@@ -112,25 +112,30 @@ def _starts(proposals: Sequence[Proposals]) -> np.ndarray:
 
 
 def proposals_from_table(table: pa.Table, max_candidates: int | None = None) -> list[Proposals]:
-    """Rows of a proposals table, membership as one sparse matrix an image; the best `max_candidates` or all."""
-    rows = []
-    for i in range(table.num_rows):
-        nested = table.column("membership")[i].values
-        offsets = nested.offsets.to_numpy()[: None if max_candidates is None else max_candidates + 1]
-        kept = len(offsets) - 1
-        indices = nested.values.to_numpy()[offsets[0] : offsets[-1]]
-        rows.append(
-            Proposals(
-                image_id=table.column("image_id")[i].as_py(),
-                superpixels=decode_superpixels(table.column("superpixels")[i].as_py()),
-                num_superpixels=table.column("num_superpixels")[i].as_py(),
-                indptr=(offsets - offsets[0]).astype(np.int64),
-                indices=indices,
-                objectness=np.asarray(table.column("objectness")[i].as_py(), np.float32)[:kept],
-                boxes=np.asarray(table.column("proposal_boxes")[i].as_py(), np.uint16).reshape(-1, 4)[:kept],
-            )
-        )
-    return rows
+    """Rows of a proposals table; as proposals_from_row."""
+    return [proposals_from_row(table, i, max_candidates) for i in range(table.num_rows)]
+
+
+def proposals_from_row(table: pa.Table, i: int, max_candidates: int | None = None) -> Proposals:
+    """One row of a proposals table, membership as one sparse matrix; the best `max_candidates` or all.
+
+    RecordError, naming the image, if its superpixel map does not decode.
+    """
+    image_id = table.column("image_id")[i].as_py()
+    nested = table.column("membership")[i].values
+    offsets = nested.offsets.to_numpy()[: None if max_candidates is None else max_candidates + 1]
+    kept = len(offsets) - 1
+    with decoding(image_id):
+        superpixels = decode_superpixels(table.column("superpixels")[i].as_py())
+    return Proposals(
+        image_id=image_id,
+        superpixels=superpixels,
+        num_superpixels=table.column("num_superpixels")[i].as_py(),
+        indptr=(offsets - offsets[0]).astype(np.int64),
+        indices=nested.values.to_numpy()[offsets[0] : offsets[-1]],
+        objectness=np.asarray(table.column("objectness")[i].as_py(), np.float32)[:kept],
+        boxes=np.asarray(table.column("proposal_boxes")[i].as_py(), np.uint16).reshape(-1, 4)[:kept],
+    )
 
 
 def superpixel_extents(superpixels: np.ndarray, num_superpixels: int) -> np.ndarray:

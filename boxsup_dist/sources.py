@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from boxsup_dist.config import AssignmentSettings, AugmentSettings, Duplicates, Supervision
-from boxsup_dist.errors import InputError, TableError
+from boxsup_dist.errors import InputError, TableError, decoding
 from boxsup_dist.regions import Segment, decode_png, decode_superpixels, paint_rectangles, paint_segments
 from boxsup_dist.schema import Record
 from boxsup_dist.tables import RowGroup, Table, check_paired
@@ -215,8 +215,10 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
                 value=len(chosen),
                 expected=str(len(record.boxes_xyxy)),
             )
+        with decoding(record.image_id, proposals.uri):
+            superpixels = decode_superpixels(encoded)
         return paint_segments(
-            decode_superpixels(encoded),
+            superpixels,
             count,
             record.boxes_xyxy,
             record.class_ids,

@@ -14,7 +14,7 @@ from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.errors import RecordError, decoding
 from boxsup_dist.labels import labels_table
-from boxsup_dist.regions import decode_image, decode_png, proposals_from_table
+from boxsup_dist.regions import decode_image, decode_png, proposals_from_row
 from boxsup_dist.schema import Proposals, Record, iter_records
 
 LogProbs = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> float32 (C, H, W)
@@ -141,16 +141,16 @@ def assign_row_group(
     """Labels of a row group. `log_probs_of` runs the network; None assigns by overlap alone.
 
     `label_maps` are static ones of the same records, for epochs that refine. Images are decoded where they are needed;
-    the boxes of one that does not decode take no candidate.
+    the boxes of one that does not decode, or whose superpixel map does not, take no candidate.
     """
     rows: list[dict] = []
-    found = proposals_from_table(proposals, settings.max_candidates)
-    static = [None] * len(found) if label_maps is None else label_maps.column("label_map").to_pylist()
-    for record, candidates, static_map in zip(iter_records(records), found, static, strict=True):
-        assert record.image_id == candidates.image_id, "records and proposals are paired by the manifest"
+    static = [None] * records.num_rows if label_maps is None else label_maps.column("label_map").to_pylist()
+    assert records.column("image_id").equals(proposals.column("image_id")), "they are paired by the manifest"
+    for i, (record, static_map) in enumerate(zip(iter_records(records), static, strict=True)):
         if len(record.boxes_xyxy) == 0:
             continue
         try:
+            candidates = proposals_from_row(proposals, i, settings.max_candidates)
             with decoding(record.image_id):
                 image = None if record.image is None else decode_image(record.image)
         except RecordError:  # the training stream meets it too, and counts it

@@ -85,7 +85,10 @@ def label_unit(paint: Painter, records: pa.Table, num_classes: int) -> UnitResul
     """
 
     def painted(record: Record) -> np.ndarray:
-        label_map = paint(record)
+        try:
+            label_map = paint(record)
+        except RecordError:  # trained as void, which the stream tells
+            return np.full((record.height, record.width), BACKGROUND, np.uint8)
         return np.where(label_map == IGNORE_INDEX, BACKGROUND, label_map)
 
     return _add_up(painted, records, num_classes)

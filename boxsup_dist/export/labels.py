@@ -48,7 +48,7 @@ def export_unit(
         encoded, count = superpixels_of[record.image_id]
         masks = box_masks(
             record,
-            decode_superpixels(encoded),
+            decode_superpixels(encoded),  # it has just been painted
             count,
             segments.get(record.image_id, []),
             mixture.assignment,

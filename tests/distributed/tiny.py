@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from boxsup_dist import regions, tables
@@ -119,9 +120,13 @@ def write_records(folder: Path, records: list[Record], classes: tuple[str, ...] 
     return _write(folder, "records", {"classes": classes}, [records_to_table(s) for s in shards], counts)
 
 
-def write_proposals(folder: Path, table: Table, records: list[Record]) -> Table:
-    """The proposals table of those records."""
+def write_proposals(folder: Path, table: Table, records: list[Record], damaged: str = "") -> Table:
+    """The proposals table of those records; the superpixel map of the image `damaged` does not decode."""
     parts = [regions.proposals_to_table([make_proposals(r) for r in shard]) for shard in _in_shards(records)]
+    for i, part in enumerate(parts):
+        rows = zip(part["image_id"].to_pylist(), part["superpixels"].to_pylist(), strict=True)
+        maps = pa.array([b"no map" if image_id == damaged else data for image_id, data in rows], pa.large_binary())
+        parts[i] = part.set_column(1, part.schema.field("superpixels"), maps)
     return _write(folder, "proposals", {"records": table.fingerprint, "method": "tiny"}, parts, [{} for _ in parts])
 
 

@@ -59,7 +59,7 @@ def test_superpixels_of_any_size(shape):
 
 @pytest.mark.parametrize("data", [b"", b"123", encode_superpixels(np.zeros((4, 5)))[:-3], b"\x89PNG" + bytes(50)])
 def test_other_bytes_are_refused(data):
-    with pytest.raises(TableError, match="not an encoded superpixel map"):
+    with pytest.raises(OSError, match="not an encoded superpixel map"):
         decode_superpixels(data)
 
 
