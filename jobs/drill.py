@@ -35,7 +35,7 @@ from jobs._cli import run
 from jobs._drill_cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs._drill_disk import Hoards, SmallDisk, may_mount, small_disk
 from jobs._mlflow_server import Server
-from jobs.bench_scale import store_proposals, store_records
+from jobs._scale_run import store_proposals, store_records
 
 NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
 CHECKPOINT_EVERY_STEPS = 4
