@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import softmax
 
 from boxsup_dist.model.crf import crf_settings, dense_crf
 from boxsup_dist.regions import front_order, pixel_box
@@ -43,6 +44,8 @@ def refine_segments(
     classes = [BACKGROUND, *sorted({int(c) for c, vote in zip(class_ids, votes, strict=True) if vote is not None})]
     if len(classes) == 1:
         return [None] * len(votes)
+    # As if only these classes could be.
+    predicted = None if log_probs is None else softmax(log_probs[classes], axis=0)
     probs = np.zeros((len(classes), height, width), np.float32)
     allowed = np.zeros(probs.shape, bool)
     allowed[0] = True
@@ -52,13 +55,12 @@ def refine_segments(
             continue
         x0, y0, x1, y1 = windows[k]
         wanted = vote[superpixels[y0:y1, x0:x1]]
+        own = classes.index(int(class_ids[k]))
         if static_map is not None:
             wanted = (1 - STATIC_SHARE) * wanted + STATIC_SHARE * (static_map[y0:y1, x0:x1] == class_ids[k])
-        if log_probs is not None:
-            predicted = _restricted(log_probs[:, y0:y1, x0:x1], int(class_ids[k]), classes)
-            wanted = (1 - NETWORK_SHARE) * wanted + NETWORK_SHARE * predicted
+        if predicted is not None:
+            wanted = (1 - NETWORK_SHARE) * wanted + NETWORK_SHARE * predicted[own, y0:y1, x0:x1]
         inside = probs[:, y0:y1, x0:x1]
-        own = classes.index(int(class_ids[k]))
         inside *= 1 - wanted
         inside[own] += wanted
         allowed[own, y0:y1, x0:x1] = True
@@ -77,9 +79,3 @@ def refine_segments(
         size = np.bincount(ids, minlength=len(vote))
         shares.append(np.bincount(ids, weights=given, minlength=len(vote)) / np.maximum(size, 1))
     return shares
-
-
-def _restricted(log_probs: np.ndarray, class_id: int, classes: Sequence[int]) -> np.ndarray:
-    """Probability (h, w) of a class if only `classes` can be."""
-    likely = np.exp(log_probs[list(classes)])
-    return np.exp(log_probs[class_id]) / np.maximum(likely.sum(0), 1e-12)

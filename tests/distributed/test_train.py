@@ -320,7 +320,8 @@ def test_records_that_do_not_decode_are_named_and_left_out(ray_local, folder, da
 def test_more_damaged_records_than_allowed_end_the_run(ray_local, folder, damaged):
     """One rank of two meets them in its stream; the other must not wait."""
     config = tiny.make_config(folder, folder / "too-many", sources=(damaged,), max_bad_records=1, resources=TWO)
-    assert_fails_at_once(config, RecordError, r"[23] records of no use.*does not decode.*max_bad_records.*<= 1")
+    told = r"[23] records of no use.*does not decode.*damaged.*max_bad_records.*<= 1"
+    assert_fails_at_once(config, RecordError, told)
 
 
 def test_a_table_that_lost_a_shard_ends_the_run(ray_local, folder):

@@ -37,12 +37,16 @@ def test_unsure_votes_follow_the_image():
     assert (share[~inside] == 0).all()
 
 
-def test_a_static_map_votes_for_its_class_only():
+def halves() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image with a dark upper half, a superpixel a half, and the box of both."""
     image = np.full((16, 16, 3), 128, np.uint8)
     image[:8] = 60
-    superpixels = np.arange(256).reshape(16, 16) // 128
+    return image, np.arange(256).reshape(16, 16) // 128, np.array([[0, 0, 16, 16]], np.float32)
+
+
+def test_a_static_map_votes_for_its_class_only():
+    image, superpixels, box = halves()
     votes = np.array([0.4, 0.4])
-    box = np.array([[0, 0, 16, 16]], np.float32)
     upper = np.zeros((16, 16), np.uint8)
     upper[:8] = 5
     (alone,) = refine_segments(image, superpixels, box, np.array([5]), [votes])
@@ -53,11 +57,8 @@ def test_a_static_map_votes_for_its_class_only():
 
 
 def test_the_network_votes_among_the_classes_of_the_boxes():
-    image = np.full((16, 16, 3), 128, np.uint8)
-    image[:8] = 60
-    superpixels = np.arange(256).reshape(16, 16) // 128
+    image, superpixels, box = halves()
     votes = np.array([0.45, 0.45])
-    box = np.array([[0, 0, 16, 16]], np.float32)
     log_probs = np.full((7, 16, 16), np.log(0.001), np.float32)
     log_probs[0] = np.log(0.04)
     log_probs[6] = np.log(0.6)  # no box has this class: in the upper half 0.36 against 0.04 counts
