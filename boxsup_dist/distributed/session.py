@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from pathlib import Path
 
 import ray
 from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback  # the only place that has it
 from ray.exceptions import AuthenticationError
 
 import boxsup_dist
@@ -16,6 +18,7 @@ from boxsup_dist.errors import SettingError
 
 _OBJECT_STORE_BYTES = 2 * 2**30  # blocks are small here; Ray's default takes 30 % of the machine's memory
 _START_ATTEMPTS = 3
+_STEP_S = 0.02  # finished tasks wait no longer than this for Ray Data to notice
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +54,7 @@ def start(num_cpus: int | None = None, *, worker_logs: bool = False) -> None:
             _join(address, num_cpus, worker_logs)
         else:
             _start_local(num_cpus, worker_logs)
-    _quiet_ray_data()
+    set_up_ray_data()
 
 
 def total_cpus() -> int:
@@ -120,10 +123,29 @@ def _start_local(num_cpus: int | None, worker_logs: bool) -> None:
             _log.warning("Ray took too long to start, this machine is busy: trying again")
 
 
-def _quiet_ray_data() -> None:
-    """Our own progress and summaries replace Ray Data's bars and notices."""
+def set_up_ray_data() -> None:
+    """In each process that makes a dataset, before it: our own progress and summaries replace Ray Data's bars and
+    notices, and its scheduling takes its time.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.custom_execution_callback_classes = [UnhurriedSteps]
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+
+
+class UnhurriedSteps(ExecutionCallback):
+    """Holds a dataset's scheduling loop to a step every _STEP_S.
+
+    Ray 2.60's loop waits only for running tasks. While it may start none, as when the training is slower than its
+    stream, it spins in a thread beside that training: it took a third of a train worker's core.
+    """
+
+    def __init__(self) -> None:
+        self.ended = 0.0
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called after each step: sleep what is left of _STEP_S since the last one."""
+        time.sleep(max(0.0, self.ended + _STEP_S - time.monotonic()))
+        self.ended = time.monotonic()

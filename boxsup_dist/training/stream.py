@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from boxsup_dist.distributed.session import set_up_ray_data
 from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.labels import Labels
@@ -106,6 +107,7 @@ def make_dataset(
     slices: Sequence[Slice], mixture: Mixture, labels: ray.ObjectRef | None, epoch: int, max_tasks: int
 ) -> ray.data.Dataset:
     """A block of training pairs for every slice, made by at most `max_tasks` tasks at once."""
+    set_up_ray_data()
     # The same limit on both sides lets Ray Data fuse them. Else each number of the range has a task of its own, and all
     # of these come before the first slice: with a hundred thousand images they took minutes.
     numbers = ray.data.range(len(slices), concurrency=max_tasks, override_num_blocks=len(slices))

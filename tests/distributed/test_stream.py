@@ -1,6 +1,7 @@
 """The training stream: the same global batches for any number of workers, from any step on, through Ray as without."""
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import ray
 
 from boxsup_dist.assignment.assign import assign_row_group
+from boxsup_dist.distributed import session
 from boxsup_dist.labels import Labels
 from boxsup_dist.schema import IGNORE_INDEX
 from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, Source, make_units
@@ -116,6 +118,26 @@ def test_blocks_may_arrive_in_any_order(mixture, monkeypatch):
 def test_the_order_and_the_pixels_change_with_the_epoch(mixture):
     plans = [make_plan(mixture, epoch) for epoch in (0, 0, 1)]
     assert plans[0] == plans[1] != plans[2]
+
+
+def test_scheduling_does_not_spin_while_the_training_is_slow(ray_local, mixture):
+    """Ray Data may fill a megabyte beside what it reserves, so that it soon has no task to wait for."""
+    steps = []
+
+    class Counted(session.UnhurriedSteps):
+        def on_execution_step(self, executor: object) -> None:
+            steps.append(executor)
+            super().on_execution_step(executor)
+
+    slices = make_plan(mixture).for_worker(0, 1, 0) * 8
+    dataset = stream.make_dataset(slices, with_supervision(mixture, "rectangles"), None, EPOCH, max_tasks=2)
+    assert dataset.context.custom_execution_callback_classes == [session.UnhurriedSteps]
+    dataset.context.custom_execution_callback_classes = [Counted]
+    dataset.context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=2**20)
+    started = time.monotonic()
+    for _ in dataset.iter_batches(batch_size=None, prefetch_batches=1):
+        time.sleep(0.1)
+    assert 1 < len(steps) < (time.monotonic() - started) / session._STEP_S + 2
 
 
 def test_rectangles_need_no_mask(ray_local, mixture):
