@@ -68,6 +68,8 @@ class AssignmentSettings:
     """Limit of a pixel's log-odds in the centred form."""
     max_candidates: int | None = None
     """Candidates considered of each image, the best by the proposals' own rank; none: all that the table has."""
+    rank_weight: float = 0.0
+    """Added cost of a candidate: this times the natural logarithm of its rank among the image's proposals, from 1."""
     consensus_temperature: float | None = None
     """Take what the cheap candidates agree on, weighted by exp(-cost / this); none: the cheapest, as the paper does."""
     ignore_undecided: float | None = None
@@ -90,6 +92,7 @@ class AssignmentSettings:
             _check(self.box_margin >= 0, "assignment.box_margin", self.box_margin, ">= 0")
         if self.max_candidates is not None:
             _check(self.max_candidates >= 1, "assignment.max_candidates", self.max_candidates, ">= 1")
+        _check(self.rank_weight >= 0, "assignment.rank_weight", self.rank_weight, ">= 0")
         if self.consensus_temperature is not None:
             _check(
                 self.consensus_temperature > 0, "assignment.consensus_temperature", self.consensus_temperature, "> 0"

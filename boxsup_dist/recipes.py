@@ -46,6 +46,7 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
             warmup_epochs=3,
             box_margin=0.0,
             logit_limit=3.0,
+            rank_weight=0.03,
             consensus_temperature=0.1,
             ignore_undecided=0.15,
         ),

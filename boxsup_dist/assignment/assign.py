@@ -47,6 +47,7 @@ def assign_image(
         form=settings.form,
         box_margin=settings.box_margin,
         logit_limit=settings.logit_limit,
+        rank_weight=settings.rank_weight,
     )
     choices: list[Choice] = []
     votes: list[np.ndarray | None] = []  # None: the box takes no segment

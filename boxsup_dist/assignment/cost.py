@@ -19,6 +19,8 @@ What the paper leaves open, and what stands here:
 * `box_margin` (also not in the paper): only a segment's part inside the box, or not further from it than this share of
   its sides, is scored by Er (by form "centred" never more than the part inside) and painted. The overlap term still
   sees the tight box of the whole segment: cut, every segment that covers the box would overlap it fully.
+* `rank_weight` (also not in the paper) adds a prior of the proposals' method: rank_weight * log(rank), the best being
+  of rank 1. What the method finds likely to be an object, by outline and parts, box and network can't tell.
 * Candidates are the proposals whose tight box overlaps the box at all. A box without one gets proposal -1.
 * A pixel inside two boxes: each box chooses on its own; painting puts the smaller in front (regions.paint_segments).
 * Crowds take no candidate, their boxes are ignored pixels. `difficult` boxes are boxes like any other: VOC's own
@@ -45,10 +47,11 @@ class BoxCosts:
     candidates: np.ndarray  # int64 (M,), proposal indices
     overlap: np.ndarray  # float64 (M,), 1 - IoU
     regression: np.ndarray  # float64 (M,), Er, not yet multiplied by lambda
+    prior: np.ndarray | float = 0.0  # float64 (M,), rank_weight * log(rank)
 
     def total(self, regression_weight: float) -> np.ndarray:
-        """overlap + lambda * regression, float64 (M,)."""
-        return self.overlap + regression_weight * self.regression
+        """overlap + lambda * regression + prior, float64 (M,)."""
+        return self.overlap + regression_weight * self.regression + self.prior
 
 
 def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -83,6 +86,7 @@ def candidate_costs(
     form: CostForm,
     box_margin: float | None,
     logit_limit: float | None = None,
+    rank_weight: float = 0.0,
 ) -> list[BoxCosts]:
     """Costs of all candidates for each of the K boxes.
 
@@ -103,7 +107,8 @@ def candidate_costs(
         else:
             regression = _centred_regression(proposals, box, class_id, log_probs, logit_limit)
         candidates = np.flatnonzero(overlap < 1.0)
-        costs.append(BoxCosts(candidates, overlap[candidates], regression[candidates]))
+        prior = rank_weight * np.log1p(candidates)  # proposals are stored best first
+        costs.append(BoxCosts(candidates, overlap[candidates], regression[candidates], prior))
     return costs
 
 

@@ -6,6 +6,8 @@ them side by side. Drawing a mask is one lookup, not a search, so that the compa
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from boxsup_dist.assignment.cost import BoxCosts, CostForm, box_iou
@@ -22,12 +24,13 @@ def oracle_costs(
     form: CostForm,
     box_margin: float | None,
     logit_limit: float | None = None,
+    rank_weight: float = 0.0,
 ) -> list[BoxCosts]:
     """As cost.candidate_costs: boxes (K, 4), class ids (K,), log_probs (C, H, W) or None; one BoxCosts a box."""
     costs = []
     for box, class_id in zip(boxes_xyxy.astype(np.float64), class_ids.tolist(), strict=True):
         inside, reach = (window(proposals, box, margin) for margin in (0.0, box_margin))
-        candidates, overlap, regression = [], [], []
+        candidates, overlap, regression, prior = [], [], [], []
         for index in range(len(proposals)):
             mask = draw_mask(proposals, index)
             iou = box_iou(box, tight_box(mask)[None])[0]
@@ -35,13 +38,14 @@ def oracle_costs(
                 continue
             candidates.append(index)
             overlap.append(1 - iou)
+            prior.append(rank_weight * math.log(index + 1))
             if log_probs is None:
                 regression.append(0.0)
             elif form == "image":
                 regression.append(image_loss(mask & reach, class_id, log_probs))
             else:
                 regression.append(centred_loss(mask, inside, class_id, log_probs, logit_limit))
-        costs.append(BoxCosts(np.array(candidates, np.int64), np.array(overlap), np.array(regression)))
+        costs.append(BoxCosts(np.array(candidates, np.int64), np.array(overlap), np.array(regression), np.array(prior)))
     return costs
 
 

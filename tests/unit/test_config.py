@@ -133,6 +133,7 @@ BAD = {
     "assignment.top_k": [0, -1],
     "assignment.warmup_epochs": [0],
     "assignment.max_candidates": [0, -1],
+    "assignment.rank_weight": [-0.1],
     "assignment.logit_limit": [2.0],  # has no effect with form "image"
     "assignment.ignore_undecided": [0.25],  # has no effect without a consensus
     "optimizer.kind": ["adam"],

@@ -105,6 +105,7 @@ def test_every_row_is_the_oracles_choice(settings, warm_up):
             form=settings.form,
             box_margin=settings.box_margin,
             logit_limit=settings.logit_limit,
+            rank_weight=settings.rank_weight,
         )
         for k, box_costs in enumerate(costs):
             row = next(rows)

@@ -15,8 +15,8 @@ from tests.random_proposals import proposals_of, random_proposals
 
 NUM_CLASSES = 5
 FORMS = [
-    {"form": form, "box_margin": margin, "logit_limit": limit}
-    for form, limit in (("image", None), ("centred", None), ("centred", 1.5))
+    {"form": form, "box_margin": margin, "logit_limit": limit, "rank_weight": rank_weight}
+    for form, limit, rank_weight in (("image", None, 0.0), ("centred", None, 0.1), ("centred", 1.5, 0.0))
     for margin in (None, 0.0, 0.25)
 ]
 forms = pytest.mark.parametrize("options", FORMS, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -51,6 +51,7 @@ def assert_same(found: list[BoxCosts], expected: list[BoxCosts]) -> None:
         np.testing.assert_array_equal(fast.candidates, slow.candidates)
         np.testing.assert_allclose(fast.overlap, slow.overlap, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(fast.regression, slow.regression, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(fast.prior, slow.prior, rtol=1e-12)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -129,7 +130,7 @@ def test_without_a_network_the_overlap_alone_counts(options):
 
 
 @forms
-def test_a_uniform_network_orders_candidates_by_overlap(options):
+def test_a_uniform_network_orders_candidates_by_overlap_and_rank(options):
     rng = np.random.default_rng(4)
     proposals = random_proposals(rng, 20, 25, num_proposals=60)
     boxes = random_boxes(rng, 20, 25, 4)
@@ -139,7 +140,7 @@ def test_a_uniform_network_orders_candidates_by_overlap(options):
     for costs in candidate_costs(proposals, boxes, class_ids, uniform, **options):
         np.testing.assert_allclose(costs.regression, constant, rtol=1e-6, atol=1e-12)
         by_cost = np.argsort(np.round(costs.total(3.0), 9), kind="stable")
-        assert (by_cost == np.argsort(np.round(costs.overlap, 9), kind="stable")).all()
+        assert (by_cost == np.argsort(np.round(costs.overlap + costs.prior, 9), kind="stable")).all()
 
 
 def test_a_network_with_a_zero_score_layer_is_uniform():
