@@ -22,6 +22,7 @@ import ray
 import torch
 
 from boxsup_dist import storage
+from boxsup_dist.assignment.assign import repeats
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import NetworkSettings, TrainConfig
 from boxsup_dist.distributed.events import EventPost
@@ -122,13 +123,15 @@ class Coordinator:
         mixture = self.inputs.mixture
         num_images = sum(len(mixture.units[index].rows) for index in mixture.with_supervision("box"))
         with self._stage(epoch, "reassign", num_images) as on_progress:
-            labels = reassign(
-                self.pool, self.inputs.mixture, weights=ray.put(weights), epoch=epoch, on_progress=on_progress
-            )
-            storage.write_bytes(labels_uri(self.config.run_dir, epoch), labels.to_parquet())
             previous = read_labels(labels_uri(self.config.run_dir, epoch - 1)) if epoch else None
+            if previous is not None and repeats(mixture.assignment, epoch):
+                labels = previous
+            else:
+                labels = reassign(self.pool, mixture, weights=ray.put(weights), epoch=epoch, on_progress=on_progress)
+            storage.write_bytes(labels_uri(self.config.run_dir, epoch), labels.to_parquet())
             self._note(epoch, summarise(labels, previous))
-        self.rates.set_boxes(labels.table.num_rows / self.history[epoch]["seconds"]["reassign"])
+        if labels is not previous:
+            self.rates.set_boxes(labels.table.num_rows / self.history[epoch]["seconds"]["reassign"])
         if self.inputs.can_measure_labels:
             self._measure(epoch, labels)
         return ray.put(labels)

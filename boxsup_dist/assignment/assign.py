@@ -84,7 +84,6 @@ def assign_image(
         for k, share in enumerate(refined):
             if share is not None:
                 segments[k] = np.flatnonzero(share >= 0.5).astype(np.uint16)
-                votes[k] = (votes[k] + share) / 2
     rows = []
     for k, (choice, segment, vote) in enumerate(zip(choices, segments, votes, strict=True)):
         undecided = list[int]()
@@ -111,6 +110,12 @@ def _row(record: Record, box: int, choice: Choice, segment: np.ndarray, undecide
 def refines(settings: AssignmentSettings, epoch: int) -> bool:
     """Whether this epoch's segments are refined."""
     return settings.refine_from_epoch is not None and epoch >= settings.refine_from_epoch
+
+
+def repeats(settings: AssignmentSettings, epoch: int) -> bool:
+    """Whether this epoch's labels are those of the epoch before: in the warm-up, unless they are drawn anew."""
+    within = 0 < epoch < settings.warmup_epochs
+    return within and settings.top_k == 1 and refines(settings, epoch) == refines(settings, epoch - 1)
 
 
 def _order(

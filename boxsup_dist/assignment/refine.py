@@ -3,7 +3,9 @@
 A candidate is a union of superpixels that some grouping found; the object's outline may be in none of them. What the
 candidates agree on (consensus.py), a static label map such as GrabCut's where the source has one, and after the warm-up
 the network's prediction among the classes of the boxes say how likely each pixel belongs to each box. A dense CRF over
-the image sharpens that, and the superpixels that it gives to the box's class are the box's segment.
+the image sharpens that, and the superpixels that it gives to the box's class are the box's segment. Where the
+candidates' consensus is against it, pixels are undecided (consensus.find_undecided): what two ways of looking agree on
+is seldom wrong.
 """
 
 from __future__ import annotations

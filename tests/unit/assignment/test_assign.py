@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
+from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, repeats
 from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus
 from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.select import by_cost, choose
@@ -184,6 +184,20 @@ def test_refinement_begins_at_its_epoch_and_keeps_the_choice():
     assert any(changed)
     without = [row for row in refined if row["proposal_index"] < 0]
     assert without and all(row["superpixel_ids"] == [] == row["undecided_ids"] for row in without)
+    # What the refinement adds against the candidates' majority is undecided, and so is what it takes against it.
+    for a, b in zip(plain, refined, strict=True):
+        kept = set(a["superpixel_ids"]) & set(b["superpixel_ids"])
+        assert kept & set(b["undecided_ids"]) == kept & set(a["undecided_ids"])
+    assert any(set(row["superpixel_ids"]) & set(row["undecided_ids"]) for row in refined)
+
+
+def test_labels_repeat_in_the_warm_up_unless_they_are_drawn_or_refined_anew():
+    settings = replace(MINI, warmup_epochs=3)
+    assert [repeats(settings, epoch) for epoch in range(5)] == [False, True, True, False, False]
+    assert [repeats(replace(settings, refine_from_epoch=2), e) for e in range(4)] == [False, True, False, False]
+    assert not any(repeats(replace(settings, top_k=5), epoch) for epoch in range(5))
+    first, second = (assign(settings=settings, log_probs_of=None, epoch=epoch) for epoch in (1, 2))
+    assert str(first.to_pylist()) == str(second.to_pylist())
 
 
 def test_static_label_maps_vote_in_epochs_that_refine():
