@@ -11,6 +11,13 @@ import pytest
 from tests import s3_server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes one runs all tests that need Ray, in their order and in one session, the other the rest."""
+    for item in items:
+        if "distributed" in item.path.parts or "ray_local" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real images and published files, beside the repository; BOXSUP_SHARED names another."""

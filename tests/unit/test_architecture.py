@@ -163,7 +163,7 @@ def test_pure_files_import_no_ray_file():
 @pytest.mark.parametrize(
     "package, homes",
     [("mlflow", {"tracking", "mlflow_calls", "mlflow_model"}), ("pydensecrf", {"model.crf"})],
-    ids=lambda value: str(value),
+    ids=["mlflow", "pydensecrf"],  # a set's own text differs from process to process
 )
 def test_a_package_with_few_homes(package, homes):
     assert {name for name in SOURCES if package in third_party(name)} == {f"boxsup_dist.{home}" for home in homes}
