@@ -41,7 +41,7 @@ class Row:
     num_classes: int = 21
     proposals: str = "mcg"
     top_k: int | None = None  # None: as the recipe of the scale has it
-    refined: bool = False  # not in the paper: the assignment of `mini`, refined with GrabCut's vote from the start
+    refined: bool = False  # not in the paper: the assignment of `mini`, refined with GrabCut's vote in the last tenth
     start: Row | None = None  # the row whose network it begins with, but for the score layer
 
     def run_name(self, config: TrainConfig) -> str:
@@ -139,7 +139,8 @@ def make_configs(
         )
     if row.refined:
         robust = RECIPES["mini"](runs, config.sources, config.val_records).assignment
-        robust = replace(robust, warmup_epochs=config.assignment.warmup_epochs, refine_from_epoch=0)
+        last = config.optimizer.epochs - max(1, config.optimizer.epochs // 10)
+        robust = replace(robust, warmup_epochs=config.assignment.warmup_epochs, refine_from_epoch=last)
         config = replace(config, assignment=robust)
     return [*before, replace(config, run_dir=storage.join(runs, row.run_name(config)))]
 

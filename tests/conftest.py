@@ -11,6 +11,7 @@ import pytest
 from tests import s3_server
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes one runs all tests that need Ray, in their order and in one session, the other the rest."""
     for item in items:

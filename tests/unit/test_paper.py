@@ -54,7 +54,7 @@ def test_context_begins_with_the_network_that_coco_boxes_trained():
 def test_fewer_epochs_keep_the_share_of_the_warm_up():
     (config,) = make_configs(find_row(2, "box, refined"), "mini", "data", "runs", epochs=6)
     assert config.optimizer.epochs == 6 and config.assignment.warmup_epochs == 2
-    assert config.assignment.refine_from_epoch == 0
+    assert config.assignment.refine_from_epoch == 5
     assert all(source.label_maps.endswith("label-maps-grabcut") for source in config.sources)
 
 
