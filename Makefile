@@ -21,7 +21,7 @@ demo: $(READY)
 	$(PY) -m jobs.demo $(if $(VOC),--voc-root $(VOC))
 
 test: $(READY)
-	$(PY) -m pytest --numprocesses 2 --dist loadgroup
+	$(PY) -m pytest --numprocesses 2
 
 lint: $(READY)
 	$(PY) -m ruff check .

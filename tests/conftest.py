@@ -7,16 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import s3_server
 
+WITH_RAY = (  # all that use `ray_local`
+    "tests/distributed/",
+    "tests/integration/test_coco_mini.py",
+    "tests/integration/test_mlflow_ui.py",
+    "tests/integration/test_voc_mini.py",
+)
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
     """Of two processes one runs all tests that need Ray, in their order and in one session, the other the rest."""
-    for item in items:
-        if "distributed" in item.path.parts or "ray_local" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+
+    class RayTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(WITH_RAY) else nodeid
+
+    return RayTogether(config, log)
 
 
 @pytest.fixture(scope="session")
