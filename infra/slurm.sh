@@ -30,7 +30,8 @@ python -c "import secrets; print(secrets.token_hex(32))" > "$private/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/token" RAY_USAGE_STATS_ENABLED=0
 
 spill="${BOXSUP_SPILL:-${TMPDIR:-/tmp}}/ray-spill-$SLURM_JOB_ID"
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")  # `| head` would end scontrol, and this script, by SIGPIPE
+head=${nodes[0]}
 head_ip=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000))
 export RAY_ADDRESS="$head_ip:$port"
