@@ -17,18 +17,14 @@ WITH_RAY = (  # all that use `ray_local`
     "tests/integration/test_mlflow_ui.py",
     "tests/integration/test_voc_mini.py",
 )
-APART = ("tests/distributed/test_s3.py", "tests/distributed/test_submit.py")  # long, and with servers of their own
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    """Of two processes one runs the tests that need Ray, in their order and in one session, the other the rest."""
+    """Of two processes one runs all tests that need Ray, in their order and in one session, the other the rest."""
 
     class RayTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            if file in APART:
-                return file
-            return "ray" if file.startswith(WITH_RAY) else nodeid
+            return "ray" if nodeid.startswith(WITH_RAY) else nodeid
 
     return RayTogether(config, log)
 
