@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from boxsup_dist.secrets import redact
+from boxsup_dist.credentials import redact
 
 
 class InputError(ValueError):

@@ -10,24 +10,24 @@ import numpy as np
 import ray
 import torch
 
-from boxsup_dist import storage
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
-from boxsup_dist.coordinator import bare_network
+from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.schema import Proposals
+from boxsup_dist.data.sources import Mixture
+from boxsup_dist.data.tables import RowGroup, Table, open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.build import build_table
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
-from boxsup_dist.labels import Labels
+from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.proposals.generate import propose_shard
+from boxsup_dist.proposals.build import propose_shard
 from boxsup_dist.proposals.methods import Method
-from boxsup_dist.recipes import mini
+from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader
-from boxsup_dist.records.shard import build_records
-from boxsup_dist.schema import Proposals
-from boxsup_dist.sources import Mixture
-from boxsup_dist.tables import RowGroup, Table, open_table
+from boxsup_dist.runs.coordinator import bare_network
+from boxsup_dist.runs.recipes import mini
 from jobs._scale_set import SOURCE, entries, scene_proposals, scene_record
 
 CROP_PX = 65

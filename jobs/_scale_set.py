@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from boxsup_dist import regions
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record
 from boxsup_dist.randomness import generator
 from boxsup_dist.records.reader import Annotation, ListEntry, make_record
-from boxsup_dist.schema import VOC_CLASSES, Proposals, Record
 
 SOURCE = "scale"
 NUM_BASES = 16

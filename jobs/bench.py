@@ -23,23 +23,23 @@ import ray
 import ray.train.collective
 from PIL import Image
 
-from boxsup_dist import storage
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
+from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.schema import VOC_CLASSES, Proposals
 from boxsup_dist.distributed import session
-from boxsup_dist.evaluation.text_table import format_table
-from boxsup_dist.labels import Labels
-from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.io import storage
+from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.proposals.selective_search import selective_search
-from boxsup_dist.recipes import mini
 from boxsup_dist.records import voc
-from boxsup_dist.records.shard import build_records
+from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import scene_of, write_synthetic
 from boxsup_dist.records.synthetic_scene import tight_box
-from boxsup_dist.run import open_inputs, train
-from boxsup_dist.schema import VOC_CLASSES, Proposals
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.recipes import mini
+from boxsup_dist.runs.train import open_inputs, train
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.stream import Batch
 from boxsup_dist.training.worker import TrainWorker

@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from boxsup_dist import storage
-from boxsup_dist.coordinator import bare_network
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.evaluation.text_table import format_table
-from boxsup_dist.run import open_inputs
+from boxsup_dist.io import storage
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.coordinator import bare_network
+from boxsup_dist.runs.train import open_inputs
 from jobs._cli import run
 from jobs._scale_run import (
     check_positive,

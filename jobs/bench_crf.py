@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxsup_dist import storage
+from boxsup_dist.data.schema import iter_records
+from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.crf import MIN_PROB, SETTLED, CrfSettings, LikelyScores, crf_settings, likely_labels, mean_field
 from boxsup_dist.model.inference import predict_log_probs
-from boxsup_dist.regions import decode_image
-from boxsup_dist.schema import iter_records
-from boxsup_dist.tables import Table, open_table
+from boxsup_dist.reporting.text_table import format_table
 from jobs._cli import run
 
 GOAL_RATIO, GOAL_EQUAL = 2.5, 0.999

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings
-from boxsup_dist.coordinator import bare_network
-from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
-from boxsup_dist.recipes import demo
 from boxsup_dist.records.synthetic import write_synthetic
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.coordinator import bare_network
+from boxsup_dist.runs.recipes import demo
 from jobs._cli import run
 from jobs._watch import MIB, private_bytes
 

@@ -21,16 +21,16 @@ import numpy as np
 import ray
 import ray.train
 
-from boxsup_dist import storage
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.coordinator import make_pool
+from boxsup_dist.data.labels import Labels, read_labels, summarise
+from boxsup_dist.data.schema import iter_records
+from boxsup_dist.data.sources import BOX_COLUMNS, Mixture, painter
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.evaluation.text_table import format_table
-from boxsup_dist.labels import Labels, read_labels, summarise
-from boxsup_dist.run import open_inputs
-from boxsup_dist.schema import iter_records
-from boxsup_dist.sources import BOX_COLUMNS, Mixture, painter
+from boxsup_dist.io import storage
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.coordinator import make_pool
+from boxsup_dist.runs.train import open_inputs
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
 from jobs._cli import run

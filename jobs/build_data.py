@@ -2,8 +2,8 @@
 
     python -m jobs.build_data --out DATA --voc2012 VOCdevkit/VOC2012 --sbd-root SBD --coco-annotations F --coco-images D
 
-DATA/NAME/records, proposals-METHOD and label-maps-METHOD, as boxsup_dist/paper.py names them. A second call continues.
-For a small VOC in devkit layout with a list `aug`, leave out --sbd-root.
+DATA/NAME/records, proposals-METHOD and label-maps-METHOD, as boxsup_dist/runs/paper.py names them. A second call
+continues. For a small VOC in devkit layout with a list `aug`, leave out --sbd-root.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from boxsup_dist import storage
-from boxsup_dist.assignment.build_static import build_label_maps
+from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.assignment.static import StaticMethod
 from boxsup_dist.errors import SettingError
-from boxsup_dist.paper import AUG, COCO, COCO80, CONTEXT_TRAIN, CONTEXT_VAL, TRAIN, VAL, VOC07
-from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.io import storage
+from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.proposals.mcg import McgSettings
 from boxsup_dist.records import coco, context, sbd, voc
+from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader
-from boxsup_dist.records.shard import build_records
+from boxsup_dist.runs.paper import AUG, COCO, COCO80, CONTEXT_TRAIN, CONTEXT_VAL, TRAIN, VAL, VOC07
 from jobs._cli import run
 
 BOXES = (TRAIN, AUG, COCO, COCO80, VOC07)  # data sets that may give boxes

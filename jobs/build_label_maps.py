@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from boxsup_dist import storage
-from boxsup_dist.assignment.build_static import build_label_maps
+from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.assignment.static import StaticMethod
+from boxsup_dist.io import storage
 from jobs._cli import run
 
 

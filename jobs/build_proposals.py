@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from boxsup_dist import storage
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import generate
+from boxsup_dist.io import storage
+from boxsup_dist.proposals import build
 from boxsup_dist.proposals.methods import METHODS
 from jobs._cli import run
 
@@ -32,7 +32,7 @@ class Settings:
     """Folder or URI of the proposals table."""
     method: str = DEFAULT_METHOD
     """Proposal method: mcg, selective_search, gop, or imported for files that another program wrote."""
-    max_failed_share: float = generate.MAX_FAILED_SHARE
+    max_failed_share: float = build.MAX_FAILED_SHARE
     """Refuse the table if more than this share of the images failed."""
     num_cpus: int | None = None
     """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
@@ -54,7 +54,7 @@ def with_method_settings() -> type:
 def main(settings: Any) -> None:
     """Build the table, leave OUT/summary.json and print what is in it."""
     started = time.monotonic()
-    table = generate.build_proposals(
+    table = build.build_proposals(
         settings.out,
         settings.records,
         settings.method,
@@ -63,7 +63,7 @@ def main(settings: Any) -> None:
         num_cpus=settings.num_cpus,
         gpus_per_task=settings.gpus_per_task,
     )
-    summary = {"records": settings.records, **generate.summarize(table)}
+    summary = {"records": settings.records, **build.summarize(table)}
     summary["seconds"] = round(time.monotonic() - started, 2)
     storage.write_json(storage.join(table.uri, "summary.json"), summary)
     _print(summary)

@@ -9,12 +9,12 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from boxsup_dist import storage
+from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.records import coco, context, sbd, shard, voc
+from boxsup_dist.io import storage
+from boxsup_dist.records import build, coco, context, sbd, voc
 from boxsup_dist.records.coco import ClassList
 from boxsup_dist.records.reader import Reader
-from boxsup_dist.tables import Table
 from jobs._cli import run
 
 
@@ -54,11 +54,11 @@ class Settings:
     """Refuse the table unless it holds exactly so many images, or as many as the split has as published."""
     strict: bool = False
     """Stop at the first unusable image instead of leaving it out."""
-    max_skipped_share: float = shard.MAX_SKIPPED_SHARE
+    max_skipped_share: float = build.MAX_SKIPPED_SHARE
     """Refuse the table if more than this share of the images is unusable."""
-    rows_per_shard: int = shard.ROWS_PER_SHARD
+    rows_per_shard: int = build.ROWS_PER_SHARD
     """Images in one Parquet file; a task holds that many in memory."""
-    row_group_size: int = shard.ROW_GROUP_SIZE
+    row_group_size: int = build.ROW_GROUP_SIZE
     """Images in one row group, the unit of later reads and work."""
     num_cpus: int | None = None
     """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
@@ -109,7 +109,7 @@ def build(settings: Settings) -> tuple[Table, int | None]:
     if settings.expect_images == "published" and expected is None:
         value = f"{reader.source}, {reader.split}"
         raise SettingError("no published count is known of this split", field="expect_images", value=value)
-    table = shard.build_records(
+    table = build.build_records(
         settings.out,
         reader,
         expect_images=expected,
@@ -126,7 +126,7 @@ def main(settings: Settings) -> None:
     """Build the table, leave OUT/summary.json and print what is in it."""
     started = time.monotonic()
     table, published = build(settings)
-    summary = shard.summarize(table) | {"published_images": published}
+    summary = build.summarize(table) | {"published_images": published}
     summary["seconds"] = round(time.monotonic() - started, 2)
     storage.write_json(storage.join(table.uri, "summary.json"), summary)
     _print(summary)

@@ -25,25 +25,25 @@ import tyro
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.config import SourceSettings, TrainConfig
+from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.sources import Mixture, Unit
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.evaluation.units import EVALUATION_COLUMNS, evaluate_unit
-from boxsup_dist.labels import Labels
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.loss import segmentation_loss
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec, parameter_groups
-from boxsup_dist.planning import Rates, write_rates
-from boxsup_dist.proposals.generate import build_proposals, propose_shard
+from boxsup_dist.proposals.build import build_proposals, propose_shard
 from boxsup_dist.proposals.methods import find_method
-from boxsup_dist.recipes import RECIPES
 from boxsup_dist.records import voc
-from boxsup_dist.records.shard import build_records
+from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.run import open_inputs
-from boxsup_dist.sources import Mixture, Unit
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.planning import Rates, write_rates
+from boxsup_dist.runs.recipes import RECIPES
+from boxsup_dist.runs.train import open_inputs
 from boxsup_dist.training.optimizer import make_optimizer
-from boxsup_dist.training.plan import Slice
+from boxsup_dist.training.order import Slice
 from boxsup_dist.training.stream import load_slice
 from jobs._cli import run
 

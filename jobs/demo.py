@@ -11,17 +11,17 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings, Supervision
 from boxsup_dist.distributed import session
-from boxsup_dist.evaluation.report import write_report
-from boxsup_dist.evaluation.text_table import format_table
-from boxsup_dist.proposals.generate import build_proposals
-from boxsup_dist.recipes import RECIPES
-from boxsup_dist.records.shard import build_records
+from boxsup_dist.io import storage
+from boxsup_dist.proposals.build import build_proposals
+from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.records.voc import open_splits
-from boxsup_dist.run import train
+from boxsup_dist.reporting.page import write_report
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.recipes import RECIPES
+from boxsup_dist.runs.train import train
 from jobs._cli import run
 
 SUPERVISIONS: tuple[Supervision, ...] = ("mask", "rectangles", "box")

@@ -22,15 +22,15 @@ from typing import Any
 
 import ray
 
-from boxsup_dist import storage
-from boxsup_dist.coordinator import read_history
+from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.evaluation.text_table import format_table
-from boxsup_dist.labels import labels_uri, read_labels
+from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import checkpoint_name, latest
-from boxsup_dist.tables import open_table
-from boxsup_dist.tracking import flatten, make_client
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.coordinator import read_history
+from boxsup_dist.tracking.tracker import flatten, make_client
 from jobs._cli import run
 from jobs._drill_cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs._drill_disk import Hoards, SmallDisk, may_mount, small_disk

@@ -13,18 +13,18 @@ from typing import NamedTuple
 
 import ray
 
-from boxsup_dist import storage
 from boxsup_dist.config import PredictionSettings, TrainConfig
-from boxsup_dist.coordinator import make_pool, read_config
+from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.evaluate import evaluate, to_summary
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.records import voc
-from boxsup_dist.records.shard import build_records
-from boxsup_dist.tables import Table, open_table
+from boxsup_dist.records.build import build_records
+from boxsup_dist.runs.coordinator import make_pool, read_config
 from jobs._cli import run
 
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from boxsup_dist import storage
 from boxsup_dist.config import ResourceSettings
-from boxsup_dist.coordinator import read_config
+from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import CocoImage, coco_image_id, write_coco
 from boxsup_dist.export.files import keep_identity
 from boxsup_dist.export.labels import Undecided, export_unit
-from boxsup_dist.labels import labels_uri, read_labels
+from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.run import open_inputs
-from boxsup_dist.sources import Mixture
+from boxsup_dist.runs.coordinator import read_config
+from boxsup_dist.runs.train import open_inputs
 from jobs._cli import run
 
 

@@ -15,17 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from boxsup_dist import mlflow_model, storage
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.coordinator import read_config
+from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint, export
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.export import Comparison, InputType
 from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
-from boxsup_dist.regions import decode_image
-from boxsup_dist.tables import Table, open_table
-from boxsup_dist.tracking import read_run
+from boxsup_dist.runs.coordinator import read_config
+from boxsup_dist.tracking import models
+from boxsup_dist.tracking.tracker import read_run
 from jobs._cli import run
 
 Format = Literal["mlflow", "onnx", "torch"]
@@ -92,7 +93,7 @@ def main(settings: Settings) -> None:
                 "seconds": time.monotonic() - started,
             }
             if name == "mlflow" and tracked is not None:
-                summary["mlflow_uri"] = mlflow_model.publish(path, *tracked, settings.register)
+                summary["mlflow_uri"] = models.publish(path, *tracked, settings.register)
     storage.write_json(storage.join(out, "summary.json"), summary)
     for name, values in summary["formats"].items():
         difference = values["max_abs_difference"]
@@ -116,8 +117,8 @@ def _write(
     decoded = [decode_image(data) for data in images]
     logits = [export.network_runner(network)(image) for image in decoded]
     if name == "mlflow":
-        mlflow_model.save(path, state, classes)
-        return export.compare([values.argmax(0) for values in logits], mlflow_model.predict(path, images))
+        models.save(path, state, classes)
+        return export.compare([values.argmax(0) for values in logits], models.predict(path, images))
     writer, runner = {
         "onnx": (export.write_onnx, export.onnx_runner),
         "torch": (export.write_torch, export.torch_runner),

@@ -18,21 +18,22 @@ from typing import Literal
 import numpy as np
 import ray
 
-from boxsup_dist import run_figures, storage
-from boxsup_dist.coordinator import make_pool
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.evaluation.comparison_figures import (
+from boxsup_dist.evaluation.confusion import write_confusion
+from boxsup_dist.evaluation.evaluate import evaluate
+from boxsup_dist.io import storage
+from boxsup_dist.model import checkpoint
+from boxsup_dist.reporting.comparison_figures import (
     confusion_figure,
     curves_comparison_figure,
     image_grid_figure,
     iou_comparison_figure,
 )
-from boxsup_dist.evaluation.confusion import write_confusion
-from boxsup_dist.evaluation.evaluate import evaluate
-from boxsup_dist.model import checkpoint
-from boxsup_dist.run_figures import FinishedRun
-from boxsup_dist.tracking import add_artifacts, read_run
+from boxsup_dist.runs import comparison
+from boxsup_dist.runs.comparison import FinishedRun
+from boxsup_dist.runs.coordinator import make_pool
+from boxsup_dist.tracking.tracker import add_artifacts, read_run
 from jobs._cli import run
 from jobs.evaluate import load_run
 
@@ -76,7 +77,7 @@ def main(settings: Settings) -> None:
     """Draw, write OUT/*.png and OUT/summary.json, log, and print the files."""
     settings.check()
     out = storage.absolute(settings.out)
-    runs = run_figures.open_runs(settings.run_dirs)
+    runs = comparison.open_runs(settings.run_dirs)
     files: dict[str, list[str]] = {}
     for kind in settings.kinds:
         drawn = list(_draw(kind, runs, settings))
@@ -95,17 +96,17 @@ def _draw(kind: Kind, runs: Sequence[FinishedRun], settings: Settings) -> Iterat
     first, count = runs[0], settings.num_images
     if kind == "label-maps-by-epoch":
         for each in runs:
-            ids = settings.image_ids or run_figures.training_examples(each, count)
-            grid = run_figures.label_maps_by_epoch(each, ids, settings.epochs)
+            ids = settings.image_ids or comparison.training_examples(each, count)
+            grid = comparison.label_maps_by_epoch(each, ids, settings.epochs)
             if grid is not None:
                 yield f"{kind}-{_slug(each)}.png", image_grid_figure(*grid, each.inputs.class_names), [each]
     elif kind == "label-maps-by-run":
-        ids = settings.image_ids or run_figures.training_examples(first, count)
-        grid = run_figures.label_maps_by_run(runs, ids)
+        ids = settings.image_ids or comparison.training_examples(first, count)
+        grid = comparison.label_maps_by_run(runs, ids)
         yield f"{kind}.png", image_grid_figure(*grid, first.inputs.class_names), runs
     elif kind == "predictions" and first.inputs.val_records is not None:
-        ids = settings.val_image_ids or run_figures.validation_examples(first, count)
-        grid = run_figures.predictions_by_run(runs, ids)
+        ids = settings.val_image_ids or comparison.validation_examples(first, count)
+        grid = comparison.predictions_by_run(runs, ids)
         yield f"{kind}.png", image_grid_figure(*grid, first.inputs.class_names), runs
     elif kind == "iou":
         measured = {each.name: each.iou for each in runs}

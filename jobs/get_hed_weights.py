@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from boxsup_dist import storage
 from boxsup_dist.errors import WeightsError
+from boxsup_dist.io import storage
 from boxsup_dist.proposals import hed, hed_weights
 from jobs._cli import run
 

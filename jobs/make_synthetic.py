@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from boxsup_dist import storage
+from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.records import synthetic
 from jobs._cli import run

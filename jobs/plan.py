@@ -2,7 +2,7 @@
 
 Prints steps, hours a stage, storage, memory and cost, from rates that jobs.calibrate measured, and warns of settings
 that starve the data tasks or do not fit. Each line says whether it was measured or extrapolated, and from what
-(boxsup_dist/planning.py tells how).
+(boxsup_dist/runs/planning.py tells how).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import tyro
 
 from boxsup_dist.config import ResourceSettings, Supervision
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.text_table import format_table
-from boxsup_dist.planning import VOC_IMAGE_PX, Cluster, Plan, Workload, make_plan, read_rates
-from boxsup_dist.recipes import RECIPES
+from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.planning import VOC_IMAGE_PX, Cluster, Plan, Workload, make_plan, read_rates
+from boxsup_dist.runs.recipes import RECIPES
 from jobs._cli import run
 
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import ray
 import tyro
 
-from boxsup_dist import mlflow_model, storage
 from boxsup_dist.config import PredictionSettings, ResourceSettings
-from boxsup_dist.coordinator import read_config
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import InputError, SettingError
@@ -26,12 +26,13 @@ from boxsup_dist.export.files import Kind, finished_names, keep_identity
 from boxsup_dist.export.images import Images, Item, check_distinct, find_images
 from boxsup_dist.export.prediction import Outcome, PredictionJob, predict_unit, regions_unit
 from boxsup_dist.export.submission import Competition, member_name, write_submission
+from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
 from boxsup_dist.model.networks import build_from_spec
 from boxsup_dist.model.trained import TrainedNetwork, load_trained
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.schema import VOC_CLASSES
-from boxsup_dist.tables import open_table
+from boxsup_dist.runs.coordinator import read_config
+from boxsup_dist.tracking import models
 from jobs._cli import run
 
 
@@ -137,10 +138,10 @@ def predict(settings: Settings) -> dict[str, Any]:
 
 def _find_network(uri: str) -> TrainedNetwork:
     """The network of a run directory, a checkpoint or an MLflow model."""
-    if not mlflow_model.is_model_uri(uri):
+    if not models.is_model_uri(uri):
         return load_trained(uri)
     with tempfile.TemporaryDirectory() as scratch:
-        return replace(load_trained(mlflow_model.fetch_checkpoint(uri, scratch)), uri=uri)
+        return replace(load_trained(models.fetch_checkpoint(uri, scratch)), uri=uri)
 
 
 def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> None:

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from boxsup_dist import storage
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.io import storage
 from boxsup_dist.records import archives
 from boxsup_dist.records.inventory import Count, take_inventory
+from boxsup_dist.reporting.text_table import format_table
 from jobs._cli import run
 
 Name = Literal["voc2012", "sbd", "coco2014", "coco2017", "voc2007", "context"]

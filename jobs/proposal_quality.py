@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from boxsup_dist import storage
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
+from boxsup_dist.io import storage
 from boxsup_dist.proposals.curves import curves_figure, read_published
 from boxsup_dist.proposals.measure import measure
-from boxsup_dist.tables import open_table
 from jobs._cli import run
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import ray
 
-from boxsup_dist import storage
 from boxsup_dist.assignment.reassign import reassign
-from boxsup_dist.coordinator import make_pool
+from boxsup_dist.data.labels import labels_uri, read_labels, summarise
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
-from boxsup_dist.labels import labels_uri, read_labels, summarise
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.run import open_inputs
+from boxsup_dist.runs.coordinator import make_pool
+from boxsup_dist.runs.train import open_inputs
 from jobs._cli import run
 from jobs.evaluate import load_run
 

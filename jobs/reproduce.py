@@ -4,7 +4,7 @@
     OUT/tableN.json      the table, also as .md and .html
 
 Finished runs are kept: the same command does what is missing. The runs are children of one MLflow run. What the rows
-are is told in boxsup_dist/paper.py.
+are is told in boxsup_dist/runs/paper.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from boxsup_dist import storage
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.evaluation.text_table import format_table, to_html, to_markdown
-from boxsup_dist.paper import TABLES, Row, Scale, find_row, make_configs
-from boxsup_dist.run import open_inputs, train
-from boxsup_dist.tracking import RunTracker, git_revision
+from boxsup_dist.io import storage
+from boxsup_dist.reporting.text_table import format_table, to_html, to_markdown
+from boxsup_dist.runs.paper import TABLES, Row, Scale, find_row, make_configs
+from boxsup_dist.runs.train import open_inputs, train
+from boxsup_dist.tracking.tracker import RunTracker, git_revision
 from jobs._cli import run
 
 EXPERIMENT = "boxsup"

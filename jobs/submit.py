@@ -30,9 +30,9 @@ import tyro
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from boxsup_dist import storage
+from boxsup_dist.credentials import has_credentials
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.secrets import has_credentials
+from boxsup_dist.io import storage
 from jobs._cli import clear_errors
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"

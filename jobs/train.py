@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from boxsup_dist import storage
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.errors import SettingError
-from boxsup_dist.recipes import RECIPES
+from boxsup_dist.io import storage
+from boxsup_dist.runs.recipes import RECIPES
 from jobs._cli import clear_errors
 
 
@@ -53,8 +53,8 @@ def main() -> None:
     """Run or continue one training and print its result."""
     settings = tyro.extras.overridable_config_cli(_presets(), description=__doc__)
     # Now, so that --help and a mistyped flag are answered at once: they import torch and Ray.
-    from boxsup_dist.mlflow_model import fetch_weights
-    from boxsup_dist.run import train
+    from boxsup_dist.runs.train import train
+    from boxsup_dist.tracking.models import fetch_weights
 
     sources = (settings.first, *map(parse_source, settings.also))
     config = settings.config

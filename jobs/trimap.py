@@ -10,16 +10,16 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from boxsup_dist import storage
 from boxsup_dist.config import PredictionSettings
+from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.evaluate import boundary_summary, measure_boundaries
-from boxsup_dist.evaluation.figures import trimap_figure
-from boxsup_dist.evaluation.text_table import format_table
 from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, check_widths
+from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.tables import Table, open_table
+from boxsup_dist.reporting.figures import trimap_figure
+from boxsup_dist.reporting.text_table import format_table
 from jobs._cli import run
 from jobs.evaluate import predictor
 

@@ -9,17 +9,17 @@ import itertools
 import time
 from dataclasses import asdict, dataclass, field
 
-from boxsup_dist import storage
 from boxsup_dist.config import PredictionSettings
+from boxsup_dist.data.schema import iter_records
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import mean_iou
 from boxsup_dist.evaluation.evaluate import draw_slices, score_crfs
-from boxsup_dist.evaluation.text_table import format_table
+from boxsup_dist.io import storage
 from boxsup_dist.model.crf import CrfSettings, crf_settings
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.schema import iter_records
-from boxsup_dist.tables import open_table
+from boxsup_dist.reporting.text_table import format_table
 from jobs._cli import run
 from jobs.evaluate import predictor
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from boxsup_dist.schema import VOC_CLASSES
+from boxsup_dist.data.schema import VOC_CLASSES
 from tests.devkit import HEIGHT, WIDTH, jpeg
 
 CATEGORIES = {"person": 1, "airplane": 5, "zebra": 24, "couch": 63}

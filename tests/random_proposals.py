@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from boxsup_dist.schema import Proposals
+from boxsup_dist.data.schema import Proposals
 
 
 def random_superpixels(rng: np.random.Generator, height: int, width: int, num_superpixels: int) -> np.ndarray:

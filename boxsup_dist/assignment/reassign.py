@@ -8,11 +8,11 @@ import pyarrow as pa
 import ray
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, refines
+from boxsup_dist.data.labels import Labels, labels_table
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.labels import Labels, labels_table
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.sources import Mixture
 
 
 def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int) -> pa.Table:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import softmax
 
+from boxsup_dist.data.schema import BACKGROUND
+from boxsup_dist.data.superpixels import front_order, pixel_box
 from boxsup_dist.model.crf import crf_settings, dense_crf
-from boxsup_dist.regions import front_order, pixel_box
-from boxsup_dist.schema import BACKGROUND
 
 STATIC_SHARE = 0.3  # of the votes, that a static label map has; half would outvote the candidates
 NETWORK_SHARE = 0.3  # of the votes, that the network has; 0.2 and 0.5 were no better

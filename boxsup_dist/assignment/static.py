@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, Record
+from boxsup_dist.data.superpixels import front_order, pixel_box
 from boxsup_dist.model.crf import crf_settings, dense_crf
-from boxsup_dist.regions import front_order, pixel_box
-from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, Record
 
 StaticMethod = Literal["grabcut", "wssl"]
 Cut = Callable[[np.ndarray, tuple[int, int, int, int]], np.ndarray]

@@ -1,8 +1,8 @@
 """Builds any stored table with Ray Data: one task makes a shard and writes it, only small facts travel back.
 
-Reads what `make_shard` reads; writes the table that `boxsup_dist.tables` describes. Guarantees: a killed build keeps
-its finished shards and the next call makes the rest; the bytes don't depend on the number of CPUs; memory holds one
-shard a task, whatever the number of images.
+Reads what `make_shard` reads; writes the table that `boxsup_dist.data.tables` describes. Guarantees: a killed build
+keeps its finished shards and the next call makes the rest; the bytes don't depend on the number of CPUs; memory holds
+one shard a task, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from boxsup_dist import storage, tables
+from boxsup_dist.data import tables
+from boxsup_dist.data.tables import ShardInfo, Table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.tables import ShardInfo, Table
 
 
 @dataclass(frozen=True)

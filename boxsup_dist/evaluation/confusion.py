@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from boxsup_dist import storage
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.errors import InputError
-from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.io import storage
 
 CONFUSION = "confusion.json"  # in a run directory
 

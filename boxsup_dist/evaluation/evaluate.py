@@ -16,20 +16,20 @@ import pyarrow as pa
 import ray
 
 from boxsup_dist.config import PredictionSettings
+from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.schema import iter_records
+from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, painter
+from boxsup_dist.data.tables import RowGroup, Table
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError, TableError
 from boxsup_dist.evaluation import units
 from boxsup_dist.evaluation.confusion import iou_per_class, mean_iou
 from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, BoundaryResult, boundary_unit, check_widths
 from boxsup_dist.evaluation.units import LabelMapOf, ScoresOf, UnitResult
-from boxsup_dist.labels import Labels
 from boxsup_dist.model.crf import CrfSettings, LikelyScores, crf_settings
 from boxsup_dist.model.inference import average_log_probs, predict_label_map
 from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.randomness import generator
-from boxsup_dist.schema import iter_records
-from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, painter
-from boxsup_dist.tables import RowGroup, Table
 
 Progress = Callable[[int, int], None]
 

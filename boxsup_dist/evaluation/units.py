@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
+from boxsup_dist.data.sources import Painter
+from boxsup_dist.data.superpixels import decode_image, decode_png
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.model.crf import CrfSettings, LikelyScores
-from boxsup_dist.regions import decode_image, decode_png
-from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
-from boxsup_dist.sources import Painter
 
 LabelMapOf = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> integers (H, W)
 ScoresOf = Callable[[np.ndarray], LikelyScores]

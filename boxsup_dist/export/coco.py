@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from boxsup_dist import rle, storage
-from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.io import storage
 
 
 class CocoImage(NamedTuple):

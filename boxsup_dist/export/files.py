@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from boxsup_dist import storage
+from boxsup_dist.data.palette import encode_palette_png, voc_palette
+from boxsup_dist.data.schema import BACKGROUND
 from boxsup_dist.errors import SettingError
-from boxsup_dist.palette import encode_palette_png, voc_palette
-from boxsup_dist.schema import BACKGROUND
+from boxsup_dist.io import storage
 
 Kind = Literal["label_maps", "overlays", "probabilities"]
 ENDING_OF: dict[Kind, str] = {"label_maps": ".png", "overlays": ".jpg", "probabilities": ".npz"}

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from boxsup_dist import storage
+from boxsup_dist.data.superpixels import IMAGE_FORMATS, decode_image
+from boxsup_dist.data.tables import MANIFEST, RowGroup, Table, open_table
 from boxsup_dist.errors import InputError, RecordError
-from boxsup_dist.regions import IMAGE_FORMATS, decode_image
-from boxsup_dist.tables import MANIFEST, RowGroup, Table, open_table
+from boxsup_dist.io import storage
 
 IMAGES_PER_UNIT = 4
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")

@@ -8,15 +8,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from boxsup_dist import storage
 from boxsup_dist.config import AssignmentSettings
+from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.palette import encode_palette_png
+from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
+from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, painter
+from boxsup_dist.data.superpixels import Segment, decode_superpixels, paint_segments
 from boxsup_dist.export.coco import CocoImage, region
 from boxsup_dist.export.files import output_uri
-from boxsup_dist.labels import Labels
-from boxsup_dist.palette import encode_palette_png
-from boxsup_dist.regions import Segment, decode_superpixels, paint_segments
-from boxsup_dist.schema import IGNORE_INDEX, Record, iter_records
-from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, painter
+from boxsup_dist.io import storage
 
 Undecided = Literal["ignore", "decided"]
 FACTS = ("overlap_cost", "regression_cost", "rank", "proposal_index")

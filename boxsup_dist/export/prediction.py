@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from boxsup_dist import storage
 from boxsup_dist.config import PredictionSettings
+from boxsup_dist.data.superpixels import decode_png
+from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, RecordError, StorageError
 from boxsup_dist.export.coco import CocoImage, class_regions
 from boxsup_dist.export.files import Kind, output_uri, write_outputs
 from boxsup_dist.export.images import Item, read_image
+from boxsup_dist.io import storage
 from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.regions import decode_png
-from boxsup_dist.tables import Table
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from boxsup_dist import storage
 from boxsup_dist.export.files import output_uri
+from boxsup_dist.io import storage
 
 Competition = Literal["comp5", "comp6"]
 """VOC's segmentation competitions: comp5 trained on its images alone, comp6 on any (ImageNet weights are such)."""

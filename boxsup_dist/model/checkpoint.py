@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxsup_dist import storage
 from boxsup_dist.errors import CheckpointError, MissingFileError, WeightsError
+from boxsup_dist.io import storage
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, network_from_state
 
 FORMAT_VERSION = 1

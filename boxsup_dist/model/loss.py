@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 
 # Papandreou, Chen, Murphy, Yuille, ICCV 2015 (WSSL), section 3.2: added to the scores of an image's own classes.
 EM_BACKGROUND_BIAS = 3.0

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from boxsup_dist import storage
 from boxsup_dist.errors import InputError, WeightsError
+from boxsup_dist.io import storage
 
 VGG16_NAME = "deeplab_largefov_vgg16"
 FCN_STRIDES = {"fcn32s_vgg16": 32, "fcn16s_vgg16": 16, "fcn8s_vgg16": 8}

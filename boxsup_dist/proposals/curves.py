@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from boxsup_dist import storage
 from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
 
 Curve = Sequence[Mapping[str, Any]]  # figures at each number of candidates, as quality.figures names them
 # Panels of the picture: key of a curve, column of a published file, title.

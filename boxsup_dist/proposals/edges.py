@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from boxsup_dist.proposals import features, leaves
+from boxsup_dist.proposals import features
+from boxsup_dist.proposals.superpixels import smooth
 
 Detector = Literal["gradient", "hed"]
 _SIGMAS = (1.0, 2.0, 4.0)
@@ -25,7 +26,7 @@ class Boundaries(NamedTuple):
 def gradient_boundaries(image: np.ndarray) -> Boundaries:
     """Length of the Lab gradient at three scales, each multiplied by its scale; `image` is uint8 RGB (H, W, 3)."""
     lab = features.colour_space(image, "lab")
-    strengths = [sigma * _gradient(leaves.smooth(lab, sigma)) for sigma in _SIGMAS]
+    strengths = [sigma * _gradient(smooth(lab, sigma)) for sigma in _SIGMAS]
     mean = np.mean(strengths, 0, dtype=np.float32)
     return Boundaries(*(np.minimum(s / _FULL_GRADIENT, 1) for s in (mean, strengths[-1])))
 

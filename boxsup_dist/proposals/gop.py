@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from boxsup_dist.data.schema import Proposals
+from boxsup_dist.data.superpixels import superpixel_extents
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import edges, features, geodesic, hierarchy, leaves, levels, ranked, ranking
+from boxsup_dist.proposals import assemble, edges, features, geodesic, gop_ranking, hierarchy, near_duplicates
 from boxsup_dist.proposals.oversegment import FULL_CONTRAST, oversegment
-from boxsup_dist.regions import superpixel_extents
-from boxsup_dist.schema import Proposals
+from boxsup_dist.proposals.superpixels import region_graph, smooth
 
 
 class _Background(NamedTuple):
@@ -36,7 +37,7 @@ class _Distance(NamedTuple):
     step: float
     backgrounds: tuple[_Background, ...]
 
-    def weights(self, borders: levels.Borders) -> np.ndarray:
+    def weights(self, borders: gop_ranking.Borders) -> np.ndarray:
         """Weight of every border, float64 (E,)."""
         shares = np.array([self.strength, self.coarse, self.colour])
         return self.step + shares @ np.stack(borders) ** self.power
@@ -90,7 +91,7 @@ def _side(superpixels: np.ndarray, sides: str) -> np.ndarray:
 
 
 def _order_superpixels(
-    superpixels: np.ndarray, near: geodesic.Neighbours, borders: levels.Borders, num_seeds: int
+    superpixels: np.ndarray, near: geodesic.Neighbours, borders: gop_ranking.Borders, num_seeds: int
 ) -> list[np.ndarray]:
     """Orders from all seeds, int64 (T, S), for every distance and background."""
     middle = int(superpixels[superpixels.shape[0] // 2, superpixels.shape[1] // 2])
@@ -107,26 +108,26 @@ def _order_superpixels(
 def gop(image: np.ndarray, settings: GopSettings | None = None, *, image_id: str = "") -> Proposals:
     """Candidate segments of an image, uint8 RGB (H, W, 3), best first; a pure function of image and settings."""
     settings = settings or GopSettings()
-    small = ranked.shrink(image, settings.max_side_px)
+    small = assemble.shrink(image, settings.max_side_px)
     boundaries = edges.gradient_boundaries(small)
-    lab = leaves.smooth(features.colour_space(small, "lab"), 0.8)
+    lab = smooth(features.colour_space(small, "lab"), 0.8)
     superpixels, count = oversegment(
         small, lab, boundaries.mean, settings.min_leaf_px, settings.max_leaves, learned=False
     )
-    graph = leaves.region_graph(superpixels, count)
+    graph = region_graph(superpixels, count)
     near = geodesic.neighbours(graph.pairs, count)
     sizes, extents = np.bincount(superpixels.ravel()), superpixel_extents(superpixels, count)
     colour = _colour_difference(superpixels, sizes, lab, graph.pairs)
-    borders = levels.Borders(graph.strength(boundaries.mean), graph.strength(boundaries.coarse), colour)
+    borders = gop_ranking.Borders(graph.strength(boundaries.mean), graph.strength(boundaries.coarse), colour)
     summed = geodesic.Superpixels(sizes, extents, hierarchy.superpixel_hashes(count), borders.sums(graph.lengths))
     orders = _order_superpixels(superpixels, near, borders, settings.num_seeds)
     parts = [geodesic.find_levels(part, summed, near, settings.level_ratio) for part in orders]
     found = geodesic.join_levels(parts, [len(part) for part in orders])
     best = _rank(found, superpixels.shape)[:_MAX_EXAMINED]
     membership = geodesic.gather_levels(np.concatenate(orders), found.orders[best], found.ends[best])
-    kept = ranking.survivors(membership, sizes, extents, settings.duplicate_jaccard, settings.max_candidates)
-    membership = ranking.take(*membership, kept)
-    return ranked.ranked_proposals(image_id, image.shape[:2], superpixels, count, membership, orders[0][0])
+    kept = near_duplicates.survivors(membership, sizes, extents, settings.duplicate_jaccard, settings.max_candidates)
+    membership = near_duplicates.take(*membership, kept)
+    return assemble.ranked_proposals(image_id, image.shape[:2], superpixels, count, membership, orders[0][0])
 
 
 def _colour_difference(superpixels: np.ndarray, sizes: np.ndarray, lab: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -140,4 +141,4 @@ def _rank(found: geodesic.Levels, shape: tuple[int, int]) -> np.ndarray:
     """The different levels, best first, as indices."""
     _, first, copies = np.unique(found.regions.hashes, return_index=True, return_counts=True)
     regions = geodesic.Regions(*(values[first] for values in found.regions))
-    return first[np.argsort(-levels.density(regions, copies, shape), kind="stable")]
+    return first[np.argsort(-gop_ranking.density(regions, copies, shape), kind="stable")]

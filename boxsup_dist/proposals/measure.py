@@ -18,14 +18,14 @@ import pyarrow as pa
 import ray
 from PIL import Image
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import Proposals, iter_records
+from boxsup_dist.data.superpixels import proposals_from_table
+from boxsup_dist.data.tables import RowGroup, Table, check_paired, encode_shard
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import TableError
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.proposals import quality
-from boxsup_dist.regions import proposals_from_table
-from boxsup_dist.schema import Proposals, iter_records
-from boxsup_dist.tables import RowGroup, Table, check_paired, encode_shard
 
 CURVE_CUTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, quality.ALL)  # holds quality.CUTS
 MASKS_SAMPLED = 200  # candidates of an image that are encoded otherwise, to compare sizes

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from boxsup_dist.data.schema import Proposals
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals.gop import GopSettings, gop
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
 from boxsup_dist.proposals.mcg import McgSettings, detect, identity, mcg
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
-from boxsup_dist.schema import Proposals
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from boxsup_dist.proposals import leaves
+from boxsup_dist.proposals.superpixels import felzenszwalb, overlay, reduce, region_graph, smooth, watershed
 
 FULL_CONTRAST = 60.0  # distance of colours in 0..255 that counts as the strongest border
 
@@ -18,11 +18,11 @@ def oversegment(
     map are good superpixels. Those of colour gradients are worse than Felzenszwalb's regions, so these are taken alone.
     """
     if learned:
-        maps = [leaves.watershed(boundaries), leaves.felzenszwalb(lab, 200, min_px)]
+        maps = [watershed(boundaries), felzenszwalb(lab, 200, min_px)]
     else:
-        maps = [leaves.felzenszwalb(channels, 50, min_px) for channels in (lab, leaves.smooth(image, 0.8))]
-    fine, count = leaves.overlay(maps, lab, min_px)
-    graph = leaves.region_graph(fine, count)
+        maps = [felzenszwalb(channels, 50, min_px) for channels in (lab, smooth(image, 0.8))]
+    fine, count = overlay(maps, lab, min_px)
+    graph = region_graph(fine, count)
     contrast = np.minimum(graph.contrast(lab) / FULL_CONTRAST + graph.strength(boundaries), 1)
-    groups = leaves.reduce(graph, np.bincount(fine.ravel()), contrast, max_superpixels)
+    groups = reduce(graph, np.bincount(fine.ravel()), contrast, max_superpixels)
     return groups[fine].astype(np.uint16), int(groups.max()) + 1

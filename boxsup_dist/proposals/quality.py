@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from boxsup_dist import rle
-from boxsup_dist.regions import decode_png, pixel_box
-from boxsup_dist.schema import IGNORE_INDEX, Proposals, Record
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import IGNORE_INDEX, Proposals, Record
+from boxsup_dist.data.superpixels import decode_png, pixel_box
 
 ALL = sys.maxsize  # the cut that keeps every candidate
 CUTS = (100, 500, 1000, 2000, ALL)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxsup_dist import regions
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data.schema import Proposals
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import features, grouping, hierarchy, leaves, ranked, ranking
-from boxsup_dist.schema import Proposals
+from boxsup_dist.proposals import assemble, features, grouping, hierarchy, near_duplicates
+from boxsup_dist.proposals.superpixels import coarsen, felzenszwalb, overlay, reduce, region_graph, smooth
 
 _FULL_CONTRAST = 60.0  # distance of colours in 0..255 that counts as the strongest border
 
@@ -99,19 +100,19 @@ class _Image:
         self.superpixels, self.count = self._leaves(settings)
         self.sizes = np.bincount(self.superpixels.ravel(), minlength=self.count)
         self.extents = regions.superpixel_extents(self.superpixels, self.count)
-        self.graph = leaves.region_graph(self.superpixels, self.count)
+        self.graph = region_graph(self.superpixels, self.count)
         self.texture = features.texture_histograms(self.superpixels, self.count, self.smooth("lab"))
 
     def _leaves(self, settings: SelectiveSearchSettings) -> tuple[np.ndarray, int]:
         maps = [
-            leaves.felzenszwalb(self.smooth(space), settings.leaf_scale, settings.min_leaf_px)
+            felzenszwalb(self.smooth(space), settings.leaf_scale, settings.min_leaf_px)
             for space in settings.leaf_spaces
         ]
         channels = self.smooth(settings.leaf_spaces[0])
-        fine, count = leaves.overlay(maps, channels, settings.min_leaf_px)
-        graph = leaves.region_graph(fine, count)
+        fine, count = overlay(maps, channels, settings.min_leaf_px)
+        graph = region_graph(fine, count)
         contrast = np.minimum(graph.contrast(channels) / _FULL_CONTRAST, 1)
-        groups = leaves.reduce(graph, np.bincount(fine.ravel()), contrast, settings.max_leaves)
+        groups = reduce(graph, np.bincount(fine.ravel()), contrast, settings.max_leaves)
         return groups[fine].astype(np.uint16), int(groups.max()) + 1
 
     def channels(self, space: str) -> np.ndarray:
@@ -121,7 +122,7 @@ class _Image:
 
     def smooth(self, space: str) -> np.ndarray:
         if space not in self._smooth:
-            self._smooth[space] = leaves.smooth(self.channels(space), 0.8)
+            self._smooth[space] = smooth(self.channels(space), 0.8)
         return self._smooth[space]
 
     def colour(self, space: str) -> np.ndarray:
@@ -137,7 +138,7 @@ class _Image:
     def hierarchy(self, strategy: Strategy) -> hierarchy.Layout:
         groups = np.arange(self.count)
         if strategy.start:
-            groups = leaves.coarsen(self.graph, self.sizes, self.contrast(strategy.space), strategy.start)
+            groups = coarsen(self.graph, self.sizes, self.contrast(strategy.space), strategy.start)
         weights = np.array([float(letter in strategy.similarities) for letter in grouping.SIMILARITIES])
         merges = grouping.group(self._group_features(groups, strategy), weights)
         return hierarchy.lay_out(hierarchy.parents_of_merges(groups, merges), self.count)
@@ -166,14 +167,14 @@ def selective_search(
     linearly with the rank.
     """
     settings = settings or SelectiveSearchSettings()
-    found = _Image(ranked.shrink(image, settings.max_side_px), settings)
+    found = _Image(assemble.shrink(image, settings.max_side_px), settings)
     layouts = [found.hierarchy(Strategy.parse(text)) for text in settings.strategies]
     trees, nodes, positions, _ = hierarchy.unique_nodes(layouts)
     order = np.lexsort((trees, positions))
     membership = hierarchy.gather_members(layouts, trees[order], nodes[order])
-    best = ranking.suppress_duplicates(
+    best = near_duplicates.suppress_duplicates(
         membership, found.sizes, found.extents, settings.duplicate_jaccard, settings.max_candidates
     )
-    membership = ranking.take(*membership, best)
+    membership = near_duplicates.take(*membership, best)
     numbering = layouts[0].order
-    return ranked.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership, numbering)
+    return assemble.ranked_proposals(image_id, image.shape[:2], found.superpixels, found.count, membership, numbering)

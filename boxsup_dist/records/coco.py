@@ -25,12 +25,13 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from boxsup_dist import rle, storage
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, VOC_CLASSES, Record
+from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.errors import InputError, RecordError, SettingError
-from boxsup_dist.records.masks import read_image
+from boxsup_dist.io import storage
+from boxsup_dist.records.files import read_image
 from boxsup_dist.records.reader import Reader, published_images
-from boxsup_dist.regions import encode_png
-from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX, VOC_CLASSES, Record
 
 ClassList = Literal["voc", "all"]
 # COCO's names of VOC's classes, where they differ.

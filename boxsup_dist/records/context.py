@@ -17,14 +17,14 @@ import re
 
 import numpy as np
 
-from boxsup_dist import storage
+from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
+from boxsup_dist.data.superpixels import encode_png
+from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
 from boxsup_dist.records import voc
-from boxsup_dist.records.masks import check_map, read_image, read_mat_field
+from boxsup_dist.records.files import check_map, read_image, read_mat_field
 from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
-from boxsup_dist.regions import encode_png
-from boxsup_dist.schema import BACKGROUND, VOC_CLASSES, Record
-from boxsup_dist.tables import fingerprint
 
 CONTEXT_CLASSES = (
     *VOC_CLASSES, "bag", "bed", "bench", "book", "building", "cabinet", "ceiling", "clothes", "computer", "cup", "door",

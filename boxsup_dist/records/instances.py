@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from boxsup_dist import rle
-from boxsup_dist.regions import superpixel_extents
-from boxsup_dist.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.data.superpixels import superpixel_extents
 
 # A box and its object agree less the smaller it is: VOC's void outline takes two pixels off an object on every side.
 _MIN_IOU = 0.2
@@ -24,7 +24,7 @@ class Objects(NamedTuple):
     class_ids: np.ndarray  # int32 (N,)
 
     def mask(self, index: int) -> bytes:
-        """One object's mask as boxsup_dist.rle encodes it."""
+        """One object's mask as boxsup_dist.data.rle encodes it."""
         return rle.encode(self.object_map == self.numbers[index])
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from boxsup_dist import storage
 from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
 from boxsup_dist.records import coco, sbd, voc
 from boxsup_dist.records.reader import published_images
 

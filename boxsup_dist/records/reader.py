@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from boxsup_dist.schema import VOC_CLASSES, Record
+from boxsup_dist.data.schema import VOC_CLASSES, Record
 
 # Images in each list as its makers published it. COCO's are those of its instances_*.json.
 PUBLISHED = {

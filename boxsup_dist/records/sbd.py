@@ -19,15 +19,15 @@ import functools
 
 import numpy as np
 
-from boxsup_dist import storage
+from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
+from boxsup_dist.data.superpixels import encode_png
+from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.io import storage
 from boxsup_dist.records import voc
+from boxsup_dist.records.files import check_map, read_image, read_mat_field
 from boxsup_dist.records.instances import Objects, make_objects, masks_of_boxes
-from boxsup_dist.records.masks import check_map, read_image, read_mat_field
 from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
-from boxsup_dist.regions import encode_png
-from boxsup_dist.schema import BACKGROUND, VOC_CLASSES, Record
-from boxsup_dist.tables import fingerprint
 
 TRAIN_AUG = "train_aug"
 VOC_ROWS, SBD_ROWS = "train", "aug"  # splits of the rows of train_aug

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from boxsup_dist import storage
+from boxsup_dist.data.palette import voc_palette
+from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.palette import voc_palette
+from boxsup_dist.io import storage
 from boxsup_dist.records.synthetic_scene import Scene, make_scene, tight_box
-from boxsup_dist.schema import IGNORE_INDEX, VOC_CLASSES
 
 NUM_TRAIN, NUM_VAL, SEED = 420, 60, 0
 MARKER, STARTED = "synthetic.json", "synthetic-unfinished.json"

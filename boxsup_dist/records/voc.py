@@ -23,14 +23,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from boxsup_dist import storage
+from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, Record
+from boxsup_dist.data.superpixels import decode_png
+from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.io import storage
+from boxsup_dist.records.files import read_file, read_image, read_mask
 from boxsup_dist.records.instances import find_objects, masks_of_boxes
-from boxsup_dist.records.masks import read_file, read_image, read_mask
 from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
-from boxsup_dist.regions import decode_png
-from boxsup_dist.schema import IGNORE_INDEX, VOC_CLASSES, Record
-from boxsup_dist.tables import fingerprint
 
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 OBJECT_FOLDER = "SegmentationObject"

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from boxsup_dist.config import AugmentSettings
+from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.randomness import generator
-from boxsup_dist.schema import IGNORE_INDEX
 
 
 def augment(

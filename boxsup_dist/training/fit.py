@@ -11,10 +11,10 @@ import ray.train
 from ray.exceptions import OutOfDiskError
 from ray.train.torch import TorchTrainer
 
-from boxsup_dist import storage
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.distributed.room import cause_of, no_room
-from boxsup_dist.sources import Mixture
+from boxsup_dist.data.sources import Mixture
+from boxsup_dist.distributed.out_of_disk import cause_of, no_room
+from boxsup_dist.io import storage
 from boxsup_dist.training.loop import Coordinator, train_loop
 
 

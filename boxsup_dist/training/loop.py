@@ -16,9 +16,9 @@ import ray.train.torch
 import torch
 
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import InputError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.sources import Mixture
 from boxsup_dist.training.worker import EpochTotals, StateDict, TrainWorker, raise_together
 
 

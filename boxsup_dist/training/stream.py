@@ -16,15 +16,15 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
+from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, Painter, painter
+from boxsup_dist.data.superpixels import decode_image
 from boxsup_dist.distributed.session import set_up_ray_data
 from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError, RecordError, decoding
-from boxsup_dist.labels import Labels
-from boxsup_dist.regions import decode_image
-from boxsup_dist.schema import IGNORE_INDEX, Record, iter_records
-from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, Painter, painter
 from boxsup_dist.training.augment import augment
-from boxsup_dist.training.plan import EpochPlan, Slice
+from boxsup_dist.training.order import EpochPlan, Slice
 
 
 @dataclass(frozen=True)

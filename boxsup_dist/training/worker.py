@@ -17,16 +17,16 @@ import torch.distributed as dist
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.data.schema import BACKGROUND
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
 from boxsup_dist.model.networks import NetworkSpec, parameter_groups
 from boxsup_dist.model.transfer import start_network
 from boxsup_dist.randomness import derive_seed
-from boxsup_dist.schema import BACKGROUND
-from boxsup_dist.sources import Mixture
 from boxsup_dist.training.optimizer import lr_factor, make_optimizer
-from boxsup_dist.training.plan import EpochPlan, plan_epoch
+from boxsup_dist.training.order import EpochPlan, plan_epoch
 from boxsup_dist.training.stream import Batch, worker_batches
 
 FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for a share

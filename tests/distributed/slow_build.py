@@ -5,9 +5,9 @@ import time
 
 import numpy as np
 
+from boxsup_dist.data.schema import Record, records_to_table
+from boxsup_dist.data.tables import Table
 from boxsup_dist.distributed.build import ShardContent, build_table
-from boxsup_dist.schema import Record, records_to_table
-from boxsup_dist.tables import Table
 
 NUM_SHARDS = 12
 ROWS = 5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from boxsup_dist import storage
-from boxsup_dist.schema import SCHEMA_VERSION
+from boxsup_dist.data.schema import SCHEMA_VERSION
+from boxsup_dist.io import storage
 from jobs import evaluate, train
 from jobs._cli import clear_errors
 from tests import devkit

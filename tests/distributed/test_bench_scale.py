@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from boxsup_dist import storage
-from boxsup_dist.labels import read_labels
-from boxsup_dist.tables import open_table
+from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.tables import open_table
+from boxsup_dist.io import storage
 from jobs.bench_scale import costs_of, measure_stages
 
 NUM_IMAGES = 60

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from boxsup_dist import tables
+from boxsup_dist.data import tables
+from boxsup_dist.data.schema import records_to_table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.errors import RecordError, SettingError, TableError
-from boxsup_dist.schema import records_to_table
 from tests.distributed import slow_build
 
 REPO = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from boxsup_dist.planning import read_rates
+from boxsup_dist.runs.planning import read_rates
 from jobs import plan
 from jobs._cli import run
 

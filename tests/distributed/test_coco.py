@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from boxsup_dist.data.schema import iter_records
 from boxsup_dist.errors import RecordError, SettingError
 from boxsup_dist.records import coco
-from boxsup_dist.records.shard import build_records
-from boxsup_dist.schema import iter_records
+from boxsup_dist.records.build import build_records
 from jobs import build_records as job
 from tests import coco_set
 from tests.coco_set import annotation

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import iter_records
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records import sbd
-from boxsup_dist.records.shard import build_records
-from boxsup_dist.schema import iter_records
+from boxsup_dist.records.build import build_records
 from jobs import build_records as job
 from tests import devkit, mat_sets
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from boxsup_dist.assignment import static
-from boxsup_dist.assignment.build_static import build_label_maps
+from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import ResourceSettings, SourceSettings, TrainConfig
-from boxsup_dist.coordinator import read_history
+from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.schema import iter_records
+from boxsup_dist.data.superpixels import decode_image, decode_png
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.labels import labels_uri, read_labels
-from boxsup_dist.regions import decode_image, decode_png
-from boxsup_dist.run import open_inputs, train
-from boxsup_dist.schema import iter_records
-from boxsup_dist.tables import open_table
+from boxsup_dist.runs.coordinator import read_history
+from boxsup_dist.runs.train import open_inputs, train
 from tests.distributed import tiny
 
 NUM_MASKED = 6

@@ -14,19 +14,20 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from boxsup_dist import storage, tables
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.coordinator import read_config
+from boxsup_dist.data import tables
+from boxsup_dist.data.labels import Labels, labels_uri
+from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
+from boxsup_dist.data.sources import painter
+from boxsup_dist.data.superpixels import decode_image, decode_png, front_order
 from boxsup_dist.export.labels import export_unit
-from boxsup_dist.labels import Labels, labels_uri
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.regions import decode_image, decode_png, front_order
-from boxsup_dist.run import open_inputs
-from boxsup_dist.schema import IGNORE_INDEX, iter_records
-from boxsup_dist.sources import painter
+from boxsup_dist.runs.coordinator import read_config
+from boxsup_dist.runs.train import open_inputs
 from jobs import export_labels, predict
 from jobs._cli import clear_errors
 from tests.distributed import tiny

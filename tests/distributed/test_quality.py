@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import iter_records
+from boxsup_dist.data.superpixels import decode_png, proposals_from_table
 from boxsup_dist.errors import TableError
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.measure import mask_bytes, measure, measure_row_group
-from boxsup_dist.regions import decode_png, proposals_from_table
-from boxsup_dist.schema import iter_records
 from jobs import proposal_quality
 from jobs._cli import run
 from tests.distributed import tiny

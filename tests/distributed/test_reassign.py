@@ -13,12 +13,12 @@ import torch
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AssignmentSettings
+from boxsup_dist.data.labels import Labels, labels_table
+from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import TableError
-from boxsup_dist.labels import Labels, labels_table
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.sources import Mixture, Source, make_units
 from tests.distributed import tiny
 
 SEED = 11

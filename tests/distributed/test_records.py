@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from boxsup_dist import tables
+from boxsup_dist.data import tables
+from boxsup_dist.data.schema import iter_records
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records import voc
-from boxsup_dist.records.shard import build_records
-from boxsup_dist.schema import iter_records
+from boxsup_dist.records.build import build_records
 from jobs import build_records as build_records_job
 from jobs._cli import run
 from tests import devkit

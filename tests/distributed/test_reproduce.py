@@ -8,8 +8,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from boxsup_dist.model import checkpoint
-from boxsup_dist.recipes import RECIPES
 from boxsup_dist.records.context import CONTEXT_CLASSES
+from boxsup_dist.runs.recipes import RECIPES
 from jobs import reproduce
 from tests.distributed import tiny
 

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from boxsup_dist import storage, tables
-from boxsup_dist.assignment.build_static import build_label_maps
+from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import OptimizerSettings, SourceSettings, TrainConfig
-from boxsup_dist.coordinator import read_history
+from boxsup_dist.data import tables
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import StorageError, TableError
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
-from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.records import voc
-from boxsup_dist.records.shard import build_records
+from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.run import train
-from boxsup_dist.tables import open_table
+from boxsup_dist.runs.coordinator import read_history
+from boxsup_dist.runs.train import train
 from jobs import evaluate, export_labels, export_model, figures, predict, reassign
 from tests.distributed import slow_build, tiny
 from tests.s3_server import FORBIDDEN, S3Server

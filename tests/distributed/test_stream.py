@@ -10,12 +10,12 @@ import pytest
 import ray
 
 from boxsup_dist.assignment.assign import assign_row_group
+from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.schema import IGNORE_INDEX
+from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, Source, make_units
 from boxsup_dist.distributed import session
-from boxsup_dist.labels import Labels
-from boxsup_dist.schema import IGNORE_INDEX
-from boxsup_dist.sources import GRANTED_COLUMNS, Mixture, Source, make_units
 from boxsup_dist.training import stream
-from boxsup_dist.training.plan import plan_epoch
+from boxsup_dist.training.order import plan_epoch
 from boxsup_dist.training.stream import load_slice, worker_batches
 from tests.distributed import tiny
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.tables import open_table
 from jobs import submit
 
 REPO = Path(__file__).parents[2]

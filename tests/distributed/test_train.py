@@ -15,16 +15,16 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from boxsup_dist import storage
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
-from boxsup_dist.coordinator import read_history
+from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, MissingFileError, NonFiniteLossError, RecordError, SettingError, WeightsError
-from boxsup_dist.labels import labels_uri, read_labels
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
-from boxsup_dist.run import train
-from boxsup_dist.schema import VOC_CLASSES
-from boxsup_dist.tables import open_table
-from boxsup_dist.tracking import default_tracking_uri
+from boxsup_dist.runs.coordinator import read_history
+from boxsup_dist.runs.train import train
+from boxsup_dist.tracking.tracker import default_tracking_uri
 from jobs import evaluate, reassign
 from tests.distributed import tiny
 

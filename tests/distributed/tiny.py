@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from boxsup_dist import regions, tables
 from boxsup_dist.config import (
     AssignmentSettings,
     AugmentSettings,
@@ -22,10 +21,12 @@ from boxsup_dist.config import (
     SourceSettings,
     TrainConfig,
 )
-from boxsup_dist.coordinator import bare_network
-from boxsup_dist.records.shard import count_records
-from boxsup_dist.schema import VOC_CLASSES, Proposals, Record, records_to_table
-from boxsup_dist.tables import Table
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data import tables
+from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, records_to_table
+from boxsup_dist.data.tables import Table
+from boxsup_dist.records.build import count_records
+from boxsup_dist.runs.coordinator import bare_network
 
 NUM_TRAIN, NUM_VAL = 14, 5
 ROWS_PER_SHARD, ROW_GROUP_SIZE = 8, 4

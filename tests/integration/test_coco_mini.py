@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import iter_records
+from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.proposals import quality
 from boxsup_dist.records import coco
-from boxsup_dist.records.shard import build_records
-from boxsup_dist.regions import decode_png
-from boxsup_dist.schema import iter_records
+from boxsup_dist.records.build import build_records
 
 
 @pytest.fixture(scope="module")

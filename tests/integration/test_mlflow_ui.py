@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from boxsup_dist.config import OptimizerSettings
-from boxsup_dist.run import train
+from boxsup_dist.runs.train import train
 from jobs._mlflow_server import WAIT_S, Server
 from tests.distributed import tiny
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from boxsup_dist.data.superpixels import decode_image
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import selective_search
 from boxsup_dist.records import voc
-from boxsup_dist.regions import decode_image
 
 NUM_IMAGES = 24
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, iter_records
+from boxsup_dist.data.superpixels import decode_image, decode_png
 from boxsup_dist.records import voc
-from boxsup_dist.records.shard import build_records
-from boxsup_dist.regions import decode_image, decode_png
-from boxsup_dist.schema import IGNORE_INDEX, VOC_CLASSES, iter_records
+from boxsup_dist.records.build import build_records
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from boxsup_dist.config import (
     TrainConfig,
 )
 from boxsup_dist.errors import SettingError
-from boxsup_dist.recipes import RECIPES
+from boxsup_dist.runs.recipes import RECIPES
 
 SOURCE = SourceSettings("records", "box", "proposals")
 CONFIG = TrainConfig("run", (SOURCE,), "val")

@@ -25,24 +25,27 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from boxsup_dist import mlflow_model, regions, storage, tables
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data import tables
+from boxsup_dist.data.labels import Labels, labels_table, read_labels
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.errors import CheckpointError, InputError, RecordError, TableError, WeightsError
-from boxsup_dist.evaluation.report import write_report
-from boxsup_dist.evaluation.text_table import to_html
-from boxsup_dist.examples import draw_examples
 from boxsup_dist.export.images import find_images
 from boxsup_dist.export.images import read_image as read_image_to_predict
 from boxsup_dist.export.labels import export_unit
-from boxsup_dist.labels import Labels, labels_table, read_labels
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint, transfer
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.weights import read_state_dict
 from boxsup_dist.proposals.hed import load_hed
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
-from boxsup_dist.records import archives, coco, masks, voc
+from boxsup_dist.records import archives, coco, files, voc
 from boxsup_dist.records.archives import Archive
-from boxsup_dist.schema import VOC_CLASSES
-from boxsup_dist.sources import Mixture, Source, make_units
+from boxsup_dist.reporting.page import write_report
+from boxsup_dist.reporting.text_table import to_html
+from boxsup_dist.runs.examples import draw_examples
+from boxsup_dist.tracking import models
 from tests import devkit
 from tests.distributed import tiny
 
@@ -147,7 +150,7 @@ def test_the_malicious_file_does_harm_where_it_is_trusted(tmp_path):
 @pytest.fixture
 def saved(tmp_path) -> str:
     network = tiny.build_network()
-    state = CheckpointState(1, 0, 0, network.spec, network.state_dict(), extra={mlflow_model.CLASS_NAMES: ["a"]})
+    state = CheckpointState(1, 0, 0, network.spec, network.state_dict(), extra={models.CLASS_NAMES: ["a"]})
     return checkpoint.save(str(tmp_path / "run"), state)
 
 
@@ -162,7 +165,7 @@ def swap(uri: str, name: str, data: bytes) -> None:
 @pytest.mark.parametrize("name", ["model.pt", "training.pt"])
 def test_a_malicious_checkpoint_runs_nothing(tmp_path, saved, name):
     swap(saved, name, malicious(tmp_path / "ran"))
-    readers: list[Callable[[], object]] = [lambda: checkpoint.load(saved), lambda: mlflow_model._load_pyfunc(saved)]
+    readers: list[Callable[[], object]] = [lambda: checkpoint.load(saved), lambda: models._load_pyfunc(saved)]
     if name == "model.pt":
         spec = tiny.build_network().spec
         readers.append(lambda: checkpoint.load_network(saved))
@@ -296,11 +299,11 @@ def test_no_mlflow_model_reads_a_checkpoint_elsewhere(tmp_path, monkeypatch, sav
 
     model = tmp_path / "model"
     model.mkdir()
-    flavor = f"flavors:\n  python_function:\n    loader_module: {mlflow_model.__name__}\n    data: {data}\n"
+    flavor = f"flavors:\n  python_function:\n    loader_module: {models.__name__}\n    data: {data}\n"
     (model / "MLmodel").write_text(flavor)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda artifact_uri, dst_path: str(model))
     with pytest.raises(InputError, match="leaves its folder; file: models:/m/1; field: data; found: "):
-        mlflow_model.fetch_checkpoint("models:/m/1", str(tmp_path), f"sqlite:///{tmp_path}/mlflow.db")
+        models.fetch_checkpoint("models:/m/1", str(tmp_path), f"sqlite:///{tmp_path}/mlflow.db")
 
 
 MEMBERS = {
@@ -390,7 +393,7 @@ def test_an_absurd_size_is_told_at_once(tmp_path, kind):
     with pytest.raises(RecordError, match=r"the image does not decode; file: .*a.jpg; found: .*3600000000 pixels"):
         voc.read_record(str(tmp_path), "a", "train")
     with pytest.raises(RecordError, match=r"the mask does not decode; file: m; found: .*3600000000 pixels"):
-        masks.read_mask(data, 30, 40, 21, file="m")
+        files.read_mask(data, 30, 40, 21, file="m")
     with pytest.raises(RecordError, match=r"damaged image.*3600000000 pixels"):
         read_image_to_predict(data, turn_by_exif=True, max_pixels=25_000_000)
     assert time.monotonic() - started < 10

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist.assignment.static import METHODS, grabcut, static_label_map
-from boxsup_dist.schema import Record
+from boxsup_dist.data.schema import Record
 
 BOX = (20, 15, 70, 60)
 

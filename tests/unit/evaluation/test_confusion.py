@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation import confusion as metrics
-from boxsup_dist.schema import IGNORE_INDEX
 
 
 def plain_iou(pairs: list[tuple[np.ndarray, np.ndarray]], num_classes: int) -> list[float]:

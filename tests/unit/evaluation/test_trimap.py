@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxsup_dist.data.schema import Record, records_to_table
+from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.errors import RecordError, SettingError
 from boxsup_dist.evaluation import trimap
-from boxsup_dist.regions import encode_png
-from boxsup_dist.schema import Record, records_to_table
 
 VOID = 255
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxsup_dist import storage
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.export.images import IMAGES_PER_UNIT, find_images, read_image
+from boxsup_dist.io import storage
 
 
 @pytest.fixture

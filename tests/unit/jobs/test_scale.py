@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from boxsup_dist import regions
-from boxsup_dist.regions import decode_image
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data.superpixels import decode_image
 from jobs._scale_cost import Cluster, Costs, extrapolate
 from jobs._scale_set import entries, index_of, scene_proposals, scene_record
 from jobs._watch import Sample, kind_of, thirds

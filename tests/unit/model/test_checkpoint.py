@@ -11,8 +11,8 @@ import fsspec
 import pytest
 import torch
 
-from boxsup_dist import storage
 from boxsup_dist.errors import CheckpointError
+from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState, latest, list_checkpoints, load, load_network, save
 from boxsup_dist.model.networks import NetworkSpec, build_from_spec, parameter_groups

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.model.loss import EM_BACKGROUND_BIAS, EM_FOREGROUND_BIAS, expected_labels, segmentation_loss
-from boxsup_dist.schema import IGNORE_INDEX
 
 
 def loop(logits: torch.Tensor, label_maps: torch.Tensor, weights: list[float]) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from boxsup_dist import storage
 from boxsup_dist.errors import CheckpointError, WeightsError
+from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import CheckpointState, save
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec
 from boxsup_dist.model.transfer import start_network

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from boxsup_dist.schema import Proposals
+from boxsup_dist.data.schema import Proposals
 
 
 def blobs(height: int = 60, width: int = 80, seed: int = 0) -> np.ndarray:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxsup_dist.data.superpixels import decode_image
 from boxsup_dist.errors import InputError
 from boxsup_dist.proposals import curves, quality
-from boxsup_dist.regions import decode_image
 
 HEADER = "ncands\tjac_class\tjac_instance\trec_at_0.5\trec_at_0.7\trec_at_0.85\n"
 

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 
-from boxsup_dist import tables
+from boxsup_dist.data import tables
+from boxsup_dist.data.schema import Proposals, Record
+from boxsup_dist.data.superpixels import (
+    decode_superpixels,
+    encode_superpixels,
+    proposals_from_table,
+    proposals_to_table,
+)
 from boxsup_dist.errors import TableError
-from boxsup_dist.proposals.generate import no_proposals
+from boxsup_dist.proposals.build import no_proposals
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
-from boxsup_dist.regions import decode_superpixels, encode_superpixels, proposals_from_table, proposals_to_table
-from boxsup_dist.schema import Proposals, Record
 from tests.unit.proposals.pictures import blobs
 
 

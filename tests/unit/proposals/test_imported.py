@@ -9,11 +9,12 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from boxsup_dist import regions, rle
+from boxsup_dist.data import rle
+from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data.schema import Proposals
 from boxsup_dist.errors import RecordError, SettingError
 from boxsup_dist.proposals import imported
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
-from boxsup_dist.schema import Proposals
 from tests.mat73 import savemat73
 from tests.random_proposals import random_superpixels
 from tests.unit.proposals.pictures import drawn

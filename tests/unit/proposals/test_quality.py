@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import Record
+from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
-from boxsup_dist.regions import encode_png
-from boxsup_dist.schema import Record
 from tests.random_proposals import random_proposals
 from tests.unit.proposals.pictures import blobs, drawn
 

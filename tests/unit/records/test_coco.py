@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import VOC_CLASSES, Record
+from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records import coco
-from boxsup_dist.regions import decode_png
-from boxsup_dist.schema import VOC_CLASSES, Record
 from tests import coco_set, devkit
 from tests.coco_set import annotation
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import context
-from boxsup_dist.regions import decode_png
-from boxsup_dist.schema import VOC_CLASSES
 from tests import devkit, mat_sets
 
 HEIGHT, WIDTH = devkit.HEIGHT, devkit.WIDTH

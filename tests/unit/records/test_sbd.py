@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import sbd, voc
-from boxsup_dist.regions import decode_png
 from tests import devkit, mat_sets
 from tests.mat_sets import DOG, PERSON
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from boxsup_dist import rle
+from boxsup_dist.data import rle
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.superpixels import decode_image, decode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import voc
-from boxsup_dist.regions import decode_image, decode_png
-from boxsup_dist.schema import VOC_CLASSES
 from tests import devkit
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist.config import AugmentSettings
-from boxsup_dist.schema import IGNORE_INDEX
+from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.training.augment import augment
 
 KEY = {"seed": 0, "epoch": 1, "image_id": "test/0"}

@@ -1,0 +1,1 @@
+"""What stages share: the tables and their rows, superpixels, painting, images."""

@@ -1,0 +1,292 @@
+"""Files on local disk or any fsspec store (s3://...), written whole or not at all.
+
+Local files are written to a temporary name, synced and renamed; object stores publish a PUT at its end. What a store
+fails to do is tried again (`remote.py`). Every function may raise StorageError where the URI is not local.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+
+from boxsup_dist.credentials import has_credentials
+from boxsup_dist.errors import InputError, MissingFileError
+from boxsup_dist.io import remote
+
+WILDCARDS = "*?["
+T = TypeVar("T")
+
+
+def is_local(uri: str) -> bool:
+    """True for plain paths and file:// URIs."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str | os.PathLike) -> str:
+    """The URI in a form that means the same on every process: local paths become absolute.
+
+    InputError if it holds credentials: it would be kept in files and shown.
+    """
+    text = os.fspath(uri)
+    _refuse_credentials(text)
+    if is_local(text):
+        return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+    return text.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with path parts added."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def _refuse_credentials(uri: str) -> None:
+    if has_credentials(uri):
+        expected = "none in it; for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+        raise InputError("the URI holds credentials", file=uri, expected=expected)
+
+
+def safe_name(name: str, *, file: object = None, field: str | None = None) -> str:
+    """The name if it is a relative path that stays below its folder. InputError, naming file and field, otherwise."""
+    is_path = all(part not in ("", ".", "..") for part in name.split("/"))
+    if not is_path or any(ord(character) < ord(" ") for character in name):
+        expected = "a relative path without . and .., without control characters"
+        raise InputError("a name that leaves its folder", file=file, field=field, value=name, expected=expected)
+    return name
+
+
+def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    _refuse_credentials(uri)
+    return fsspec.core.url_to_fs(uri) if is_local(uri) else remote.open_store(uri)
+
+
+def _on(uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+    """What `operation(file system, path)` gives."""
+    fs, path = _filesystem(uri)
+    return operation(fs, path) if is_local(uri) else remote.attempt(uri, lambda: operation(fs, path))
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    if is_local(uri):
+        return os.path.exists(absolute(uri))
+    try:
+        _on(uri, lambda fs, path: fs.info(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def list_names(uri: str) -> list[str]:
+    """Sorted base names in a folder; an absent folder is empty."""
+    try:
+        entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(posixpath.basename(entry.rstrip("/")) for entry in entries)
+
+
+def size(uri: str) -> int:
+    """Bytes of a file, or of all files under a folder."""
+    return int(_on(uri, lambda fs, path: fs.du(path)))
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder is there; in an object store, a prefix of names."""
+    return _on(uri, lambda fs, path: fs.isdir(path))
+
+
+def find_files(uri: str) -> list[str]:
+    """Sorted paths of all files below a folder, relative to it; an absent folder is empty."""
+    return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in fs.find(path)))
+
+
+def fixed_part(pattern: str) -> str:
+    """The folder before a pattern's first wildcard."""
+    first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
+    return posixpath.dirname(pattern[:first]) or "/"
+
+
+def glob_files(pattern: str) -> list[str]:
+    """Sorted URIs of the files that match a pattern with *, ?, [...] or **."""
+    root = fixed_part(pattern)
+    _, root_path = _filesystem(root)
+    matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
+    found = sorted(name for name, info in matches.items() if info["type"] == "file")
+    return [join(root, posixpath.relpath(name, root_path)) for name in found]
+
+
+def remove(uri: str) -> None:
+    """Delete a file or a folder with all in it; absent is fine."""
+
+    def delete(fs: fsspec.AbstractFileSystem, path: str) -> None:
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+            if fs.exists(path):  # S3 tells which names it could not delete, s3fs does not
+                raise remote.CutShortError("not all was deleted")
+
+    with suppress(FileNotFoundError):  # somebody else deletes it too
+        _on(uri, delete)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Whole content of a file. MissingFileError if it is not there."""
+
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+        data = fs.cat_file(path)
+        if not is_local(uri) and len(data) != fs.info(path)["size"]:
+            raise remote.CutShortError(f"{len(data)} bytes came")
+        return data
+
+    try:
+        return _on(uri, read)
+    except FileNotFoundError:
+        raise MissingFileError("no such file", file=uri) from None
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file's name is that of a write which was killed."""
+    return re.search(r"\.tmp-[0-9a-f]{32}$", name) is not None
+
+
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    if not is_local(uri):
+        _on(uri, lambda fs, path: fs.pipe_file(path, bytes(data)))
+        return
+    with _replacing(absolute(uri)) as file:
+        file.write(data)
+
+
+def write_file(uri: str, source: Path) -> None:
+    """As write_bytes, with the content of a local file, which need not fit into memory."""
+    if not is_local(uri):
+        _on(uri, lambda fs, path: fs.put_file(str(source), path))
+        return
+    with source.open("rb") as content, _replacing(absolute(uri)) as file:
+        shutil.copyfileobj(content, file)
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+    """A temporary file that takes the place of `path` once it is written."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.tmp-{uuid.uuid4().hex}"
+    try:
+        with Path(temporary).open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def read_json(uri: str) -> Any:
+    """Parsed JSON file. InputError if it is absent or not JSON."""
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        raise InputError("not valid JSON", file=uri, value=str(error)) from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write JSON, indented, atomically."""
+    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+
+
+def encode_parquet(
+    table: pa.Table, row_group_size: int, *, split_bytes: Sequence[str] = (), level: int | None = None
+) -> memoryview:
+    """The table as Parquet bytes with zstd compression of this level, its default if None.
+
+    `split_bytes` are Parquet paths of integer columns whose high and low bytes are compressed apart.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_size,
+        compression="zstd",
+        compression_level=level,
+        use_dictionary=not split_bytes,
+        column_encoding=dict.fromkeys(split_bytes, "BYTE_STREAM_SPLIT") or None,
+    )
+    return memoryview(sink.getvalue())
+
+
+def open_parquet(uri: str) -> pq.ParquetFile:
+    """A Parquet file opened for reading single row groups and columns. MissingFileError if it is not there."""
+    try:
+        source = absolute(uri) if is_local(uri) else pa.PythonFile(_StoredFile(uri), mode="r")
+        return pq.ParquetFile(source, pre_buffer=not is_local(uri))
+    except FileNotFoundError:
+        raise MissingFileError("no such file", file=uri) from None
+    except InputError:  # of the store
+        raise
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
+        raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None
+
+
+def arrow_filesystem(uri: str) -> tuple[FileSystem | None, str]:
+    """PyArrow's file system and path for a library that reads and writes by itself; None is the local one.
+
+    It has the retries of fsspec's package for the store, not ours.
+    """
+    if is_local(uri):
+        return None, absolute(uri)
+    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    return PyFileSystem(FSSpecHandler(fs)), path
+
+
+class _StoredFile(io.RawIOBase):
+    """A file in a store, read by ranges; each comes whole."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._position = uri, 0
+        # Kept: Parquet's reader has threads, and a file system is opened anew for each thread.
+        self._fs, self._path = _filesystem(uri)
+        self._size = int(remote.attempt(uri, lambda: self._fs.info(self._path)["size"]))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = min(self._position, self._size)
+        end = self._size if size is None or size < 0 else min(start + size, self._size)
+        data = remote.attempt(self._uri, lambda: self._range(start, end)) if end > start else b""
+        self._position = end
+        return data
+
+    def _range(self, start: int, end: int) -> bytes:
+        data = self._fs.cat_file(self._path, start=start, end=end)
+        if len(data) != end - start:
+            raise remote.CutShortError(f"{len(data)} of {end - start} bytes came")
+        return data

@@ -1,0 +1,1 @@
+"""How results look: figures, pages and text tables."""

@@ -1,0 +1,248 @@
+"""Pictures of a run as PNG bytes: label maps over the epochs, curves, IoU by class.
+
+Drawn on matplotlib's Agg canvas without pyplot, so nothing global changes and no display is needed. matplotlib is
+imported by what draws: every worker of a run imports this module, and only rank 0 and the driver draw.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boxsup_dist.data.palette import voc_palette
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_INCHES = 2.6
+DPI = 110
+CURVES_ACROSS = 3
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")  # Okabe, Ito
+
+# Panels of the curves figure: title, {key of the history: legend}, factor. IoUs are in percent there, shares 0..1.
+CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
+    ("Training loss", {"train_loss": "loss"}, 1.0),
+    ("Mean IoU (%)", {"mean_iou": "validation", "label_mean_iou": "label maps"}, 1.0),
+    ("Foreground pixels (%)", {"foreground_share": "predicted", "label_foreground_share": "label maps"}, 100.0),
+    ("Boxes whose segment changed (%)", {"share_changed": "changed"}, 100.0),
+    ("Mean cost of the chosen segments", {"mean_cost": "cost"}, 1.0),
+    ("Learning rate", {"lr": "rate"}, 1.0),
+    ("Images per second", {"images_per_s": "rate"}, 1.0),
+)
+STACKED = "seconds"  # a mapping of parts that add up
+
+
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty figure, laid out by matplotlib."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), dpi=DPI, layout="constrained")
+
+
+def shown_palette() -> np.ndarray:
+    """VOC's colour of every class id, uint8 (256, 3), but IGNORE_INDEX is white."""
+    palette = voc_palette()
+    palette[IGNORE_INDEX] = 255
+    return palette
+
+
+def colour(label_map: np.ndarray) -> np.ndarray:
+    """Label map uint8 (H, W) as RGB uint8 (H, W, 3)."""
+    return shown_palette()[label_map]
+
+
+def label_evolution_figure(
+    image: np.ndarray,
+    boxes_xyxy: np.ndarray,
+    class_ids: np.ndarray,
+    label_maps: Sequence[tuple[str, np.ndarray]],
+    prediction: np.ndarray | None,
+    gt_label_map: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+) -> bytes:
+    """One image in a row: with its boxes, its label map at several epochs, the prediction, the ground truth.
+
+    `image` is uint8 (H, W, 3), all maps uint8 (H, W), `boxes_xyxy` (K, 4) may be empty; `label_maps` are (title, map).
+    Ignored pixels are white. A legend names the classes that occur, by number where `class_names` has no name.
+    """
+    panels = [("image and boxes", image), *((title, colour(label_map)) for title, label_map in label_maps)]
+    panels += [
+        (title, colour(label_map))
+        for title, label_map in (("prediction", prediction), ("ground truth", gt_label_map))
+        if label_map is not None
+    ]
+    height = PANEL_INCHES * min(max(image.shape[0] / image.shape[1], 0.4), 1.6)
+    figure = new_figure(PANEL_INCHES * len(panels), height + 0.55)
+    grid = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axes, (title, picture) in zip(grid, panels, strict=True):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    _draw_boxes(grid[0], boxes_xyxy, class_ids)
+    maps = [label_map for _, label_map in label_maps] + [m for m in (prediction, gt_label_map) if m is not None]
+    present = {int(c) for label_map in maps for c in np.unique(label_map)} | {int(c) for c in class_ids}
+    draw_legend(figure, sorted(present - {BACKGROUND}), class_names)
+    return png(figure)
+
+
+def _draw_boxes(axes: Axes, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> None:
+    from matplotlib.patches import Rectangle
+
+    palette = shown_palette() / 255.0
+    for (x0, y0, x1, y1), class_id in zip(boxes_xyxy, class_ids, strict=True):
+        # Pixel i covers i-0.5..i+0.5 in imshow. A white rim keeps dark colours visible on dark images.
+        corner, width, height = (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0
+        for line_width, edge in ((3.0, (1.0, 1.0, 1.0)), (1.6, tuple(palette[class_id]))):
+            axes.add_patch(Rectangle(corner, width, height, fill=False, linewidth=line_width, edgecolor=edge))
+
+
+def draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
+    """Patches below all panels, a class by its number where it has no name."""
+    from matplotlib.patches import Patch
+
+    palette = shown_palette() / 255.0
+    names = [
+        "ignored" if c == IGNORE_INDEX else class_names[c] if c < len(class_names) else f"class {c}" for c in class_ids
+    ]
+    patches = [
+        Patch(facecolor=tuple(palette[c]), edgecolor="#808080", linewidth=0.5, label=name)
+        for c, name in zip(class_ids, names, strict=True)
+    ]
+    if patches:
+        figure.legend(handles=patches, loc="outside lower left", ncols=8, fontsize=8, frameon=False)
+
+
+def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
+    """Curves over epochs of whatever a run's history holds; one mapping an epoch, with the key `epoch`.
+
+    Known keys share panels (CURVES), other numbers get a panel each, the mapping `seconds` becomes stacked bars.
+    Missing and non-finite values have no point; the line goes on at the next one.
+    """
+    panels = _curve_panels(history)
+    has_stack = any(isinstance(row.get(STACKED), Mapping) for row in history)
+    count = max(len(panels) + has_stack, 1)
+    across = min(count, CURVES_ACROSS)
+    figure = new_figure(3.9 * across, 2.7 * math.ceil(count / across))
+    grid = list(np.atleast_1d(figure.subplots(math.ceil(count / across), across)).ravel())
+    epochs = [row.get("epoch", i) for i, row in enumerate(history)]
+    for axes, (title, keys, factor) in zip(grid, panels, strict=False):
+        _draw_curves(axes, epochs, history, keys, factor)
+        finish_axes(axes, title, epochs)
+    if has_stack:
+        _draw_stack(grid[len(panels)], epochs, [row.get(STACKED) or {} for row in history])
+        finish_axes(grid[len(panels)], "Seconds an epoch", epochs)
+    for axes in grid[len(panels) + has_stack :]:
+        axes.set_axis_off()
+    return png(figure)
+
+
+def _curve_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str], float]]:
+    present = {
+        key: None for row in history for key, value in row.items() if key != "epoch" and number(value) is not None
+    }
+    panels = [(t, {k: name for k, name in keys.items() if k in present}, factor) for t, keys, factor in CURVES]
+    known = {key for _, keys, _ in CURVES for key in keys}
+    others = [(key.replace("_", " "), {key: key}, 1.0) for key in present if key not in known]
+    return [panel for panel in panels if panel[1]] + others
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _draw_curves(
+    axes: Axes, epochs: Sequence[int], history: Sequence[Mapping[str, Any]], keys: Mapping[str, str], factor: float
+) -> None:
+    for line_colour, (key, name) in zip(LINE_COLOURS, keys.items(), strict=False):
+        numbers = [number(row.get(key)) for row in history]
+        points = [(e, v * factor) for e, v in zip(epochs, numbers, strict=True) if v is not None]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, color=line_colour, label=name)
+    if len(keys) > 1:
+        axes.legend(fontsize=7, frameon=False)
+
+
+def _draw_stack(axes: Axes, epochs: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
+    base = np.zeros(len(rows))
+    for index, part in enumerate(dict.fromkeys(part for row in rows for part in row)):
+        values = np.array([number(row.get(part)) or 0.0 for row in rows])
+        line_colour = LINE_COLOURS[index % len(LINE_COLOURS)]
+        axes.bar(epochs, values, bottom=base, color=line_colour, label=part.replace("_", " "))
+        base += values
+    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+
+
+def finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
+    """Title, ticks and faint grid of a panel over epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_xlabel("epoch", fontsize=8)
+    axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
+    axes.tick_params(labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def iou_bars_figure(iou: Sequence[float | None], class_names: Sequence[str]) -> bytes:
+    """One bar a class of its IoU in percent, 0..100; a class that is in neither map (nan or None) is marked absent."""
+    assert len(iou) == len(class_names)
+    values = np.array([np.nan if value is None else value for value in iou], np.float64)
+    figure = new_figure(7.0, 0.24 * len(values) + 0.7)
+    axes = figure.subplots()
+    axes.barh(range(len(values)), np.nan_to_num(values), color=LINE_COLOURS[0], height=0.72)
+    for row, value in enumerate(values):
+        text = "absent" if np.isnan(value) else f"{value:.1f}"
+        axes.text(np.nan_to_num(value) + 0.8, row, text, va="center", fontsize=7, color="#444444")
+    axes.set_yticks(range(len(values)), list(class_names), fontsize=8)
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("IoU (%)", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not np.isnan(values).all():
+        mean = float(np.nanmean(values))
+        axes.axvline(mean, color=LINE_COLOURS[1], linewidth=1.2, linestyle="--", label=f"mean {mean:.1f}")
+        axes.legend(fontsize=7, frameon=False, loc="lower right")
+    return png(figure)
+
+
+def trimap_figure(widths_px: Sequence[int], runs: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Mean IoU in percent over the width of the trimap band, inside it and outside, one curve a run.
+
+    `runs` holds by name the lists `inside` and `outside`, a value or None a width.
+    """
+    figure = new_figure(8.2, 3.2)
+    order = np.argsort(widths_px)
+    for axes, side in zip(figure.subplots(1, 2), ("inside", "outside"), strict=True):
+        for index, (name, values) in enumerate(runs.items()):
+            numbers = np.array([np.nan if v is None else v for v in values[side]], np.float64)[order]
+            line_colour = LINE_COLOURS[index % len(LINE_COLOURS)]
+            axes.plot(np.take(widths_px, order), numbers, marker="o", markersize=3, color=line_colour, label=name)
+        axes.set_title(f"Mean IoU {side} the band (%)", fontsize=9, loc="left")
+        axes.set_xlabel("Width of the band (px)", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7, frameon=False)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

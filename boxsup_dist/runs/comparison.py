@@ -1,0 +1,215 @@
+"""What the figures that compare finished runs show, read from their directories and the tables they were trained on.
+
+Label maps are painted as training saw them (`sources.painter`); predictions are of each run's newest checkpoint, made
+here, image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.schema import Record, iter_records
+from boxsup_dist.data.sources import Unit, painter
+from boxsup_dist.data.superpixels import decode_image, decode_png
+from boxsup_dist.data.tables import RowGroup, Table
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.evaluation.confusion import read_confusion
+from boxsup_dist.io import storage
+from boxsup_dist.model import checkpoint
+from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.runs.coordinator import Inputs, read_config, read_history
+from boxsup_dist.runs.examples import epochs_to_show
+from boxsup_dist.runs.train import open_inputs
+
+Panels = list[np.ndarray | None]
+Grid = tuple[list[str], list[Panels]]
+"""Titles of the columns, and for each image its panels."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run directory, and the name that figures call it by."""
+
+    name: str
+    run_dir: str
+    config: TrainConfig
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Its tables, opened and checked."""
+        return open_inputs(self.config)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What is known of each epoch, in order."""
+        found = read_history(self.run_dir)
+        return [found[epoch] for epoch in sorted(found)]
+
+    @property
+    def iou(self) -> dict[str, float | None] | None:
+        """IoU in percent by class of the last evaluation; None without one."""
+        return next((row["iou"] for row in reversed(self.history) if row.get("iou")), None)
+
+    @property
+    def confusion(self) -> np.ndarray | None:
+        """Confusion matrix int64 (C, C) of the last evaluation; None where the run did not keep it."""
+        return read_confusion(self.run_dir)
+
+
+def open_runs(run_dirs: Sequence[str]) -> list[FinishedRun]:
+    """The runs in order, named by their supervision where that tells them apart, else by their folders.
+
+    InputError for a folder without configuration.
+    """
+    if not run_dirs:
+        raise SettingError("no run to draw", field="run_dirs", expected="one run directory or more")
+    uris = [storage.absolute(uri) for uri in run_dirs]
+    configs = [read_config(uri) for uri in uris]
+    choices = [[config.supervision for config in configs], [uri.rpartition("/")[2] for uri in uris], uris]
+    names = next((choice for choice in choices if len(set(choice)) == len(choice)), None)
+    if names is None:
+        raise SettingError("a run is named twice", field="run_dirs", value=list(run_dirs))
+    return [FinishedRun(*values) for values in zip(names, uris, configs, strict=True)]
+
+
+def label_maps_by_epoch(run: FinishedRun, image_ids: Sequence[str], epochs: Sequence[int] = ()) -> Grid | None:
+    """The paper's Figure 3: image, label maps of some epochs (0 is the first), ground truth.
+
+    None for a run whose labels never change. InputError for an epoch without labels.
+    """
+    if not run.inputs.mixture.with_supervision("box"):
+        return None
+    shown = list(epochs) or epochs_to_show(run.config.optimizer.epochs)
+    found = _find_training_images(run, image_ids)
+    rows = [
+        [_picture(record), *(_label_map(run, unit, record, epoch) for epoch in shown), _ground_truth(run, record)]
+        for unit, record in found.values()
+    ]
+    return ["image", *(f"epoch {epoch + 1}" for epoch in shown), "ground truth"], rows
+
+
+def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> Grid:
+    """The paper's Figure 2: image, its label map in the last epoch of every run, ground truth.
+
+    A run that does not train on an image has no panel of it.
+    """
+    found = [_find_training_images(run, image_ids) for run in runs]
+    rows = []
+    for image_id in image_ids:
+        where = [by_id.get(image_id) for by_id in found]
+        if not any(where):
+            raise InputError("no run trains on such an image", field="image_ids", value=image_id)
+        maps: Panels = [
+            None if place is None else _label_map(run, *place, run.config.optimizer.epochs - 1)
+            for run, place in zip(runs, where, strict=True)
+        ]
+        run, (_, record) = next((run, place) for run, place in zip(runs, where, strict=True) if place is not None)
+        rows.append([_picture(record), *maps, _ground_truth(run, record)])
+    return ["image", *(run.name for run in runs), "ground truth"], rows
+
+
+def predictions_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> Grid:
+    """The paper's Figures 5 and 6: validation image, prediction of every run, ground truth.
+
+    InputError if the runs know other classes or have no checkpoint.
+    """
+    records = find_records(_val_records(runs[0]), image_ids)
+    rows: list[Panels] = [[_picture(record)] for record in records.values()]
+    for run in runs:
+        if run.config.network.num_classes != runs[0].config.network.num_classes:
+            raise InputError("the runs know other classes", file=run.run_dir, field="network.num_classes",
+                             value=run.config.network.num_classes,
+                             expected=str(runs[0].config.network.num_classes))  # fmt: skip
+        network = checkpoint.load_network(checkpoint.newest(run.run_dir))
+        for row, record in zip(rows, records.values(), strict=True):
+            row.append(predict_log_probs(network, _picture(record)).argmax(0).astype(np.uint8))
+    for row, record in zip(rows, records.values(), strict=True):
+        row.append(decode_png(record.gt_label_map) if record.gt_label_map else None)
+    return ["image", *(run.name for run in runs), "ground truth"], rows
+
+
+def training_examples(run: FinishedRun, count: int) -> list[str]:
+    """image_id of some training images with boxes, spread over the whole stream."""
+    units = run.inputs.mixture.units
+    found: dict[str, None] = {}
+    for start in np.linspace(0, len(units), count, endpoint=False).astype(int).tolist():
+        # A unit may have none: its images are another source's too, or have no box.
+        following = (image_id for unit in units[start:] for image_id in _with_boxes(unit) if image_id not in found)
+        image_id = next(following, None)
+        if image_id is not None:
+            found[image_id] = None
+    return list(found)
+
+
+def _with_boxes(unit: Unit) -> list[str]:
+    rows = unit.source.records.read(unit.where, ("image_id", "class_ids")).to_pylist()
+    return [rows[row]["image_id"] for row in unit.rows if rows[row]["class_ids"]]
+
+
+def validation_examples(run: FinishedRun, count: int) -> list[str]:
+    """image_id of some validation images, spread over the table."""
+    records = _val_records(run)
+    ids = [row for where in records.row_groups() for row in records.read(where, ("image_id",))["image_id"].to_pylist()]
+    return [ids[i] for i in sorted(set(np.linspace(0, len(ids) - 1, count).round().astype(int).tolist()))]
+
+
+def find_records(records: Table, image_ids: Sequence[str]) -> dict[str, Record]:
+    """Whole records by image_id, in the order of `image_ids`. InputError if one is not in the table."""
+    found: dict[str, Record] = {}
+    for where in records.row_groups():
+        found |= {record.image_id: record for record in _rows(records, where, image_ids)}
+    _check_found(image_ids, found, records.uri)
+    return {image_id: found[image_id] for image_id in image_ids}
+
+
+def _val_records(run: FinishedRun) -> Table:
+    if run.inputs.val_records is None:
+        raise InputError("the run has no validation records", file=run.run_dir, field="val_records")
+    return run.inputs.val_records
+
+
+def _find_training_images(run: FinishedRun, image_ids: Sequence[str]) -> dict[str, tuple[int, Record]]:
+    """Unit index and record of those images that the run trains on, in the order of `image_ids`."""
+    found = {}
+    for index, unit in enumerate(run.inputs.mixture.units):
+        for record in _rows(unit.source.records, unit.where, image_ids, unit.rows):
+            found[record.image_id] = (index, record)
+    return {image_id: found[image_id] for image_id in image_ids if image_id in found}
+
+
+def _rows(records: Table, where: RowGroup, image_ids: Sequence[str], rows: Sequence[int] | None = None) -> list[Record]:
+    """Records of a row group with one of these ids; the other columns are read only where there is one."""
+    ids = records.read(where, ("image_id",))["image_id"].to_pylist()
+    chosen = [row for row in (range(len(ids)) if rows is None else rows) if ids[row] in image_ids]
+    return list(iter_records(records.read(where).take(chosen))) if chosen else []
+
+
+def _check_found(image_ids: Sequence[str], found: Mapping[str, Any], uri: str) -> None:
+    missing = [image_id for image_id in image_ids if image_id not in found]
+    if missing:
+        raise InputError("the table has no such image", file=uri, field="image_ids", value=missing)
+
+
+def _picture(record: Record) -> np.ndarray:
+    assert record.image is not None
+    return decode_image(record.image)
+
+
+def _label_map(run: FinishedRun, unit_index: int, record: Record, epoch: int) -> np.ndarray:
+    unit = run.inputs.mixture.units[unit_index]
+    segments = {}
+    if unit.source.supervision == "box":
+        segments = read_labels(labels_uri(run.run_dir, epoch)).segments(unit_index)
+    return painter(unit, segments, run.inputs.mixture.assignment)(record)
+
+
+def _ground_truth(run: FinishedRun, record: Record) -> np.ndarray | None:
+    """Of a training image only where the run may look at it."""
+    return decode_png(record.gt_label_map) if record.gt_label_map and run.config.measure_labels else None

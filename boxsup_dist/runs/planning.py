@@ -1,0 +1,375 @@
+"""What a training would take on a cluster, before it is rented: hours, storage, memory and cost from measured rates.
+
+The rates are those of one core, one train worker or one actor on one machine, as jobs.calibrate measures them. All else
+is arithmetic that says of each figure what it rests on:
+
+    exact          follows from the settings and the numbers given
+    measured       a rate as it was measured
+    extrapolated   a rate scaled: to images of another size (by pixels), to several workers or actors (they are taken to
+                   add up, but for the cores that they share), to another share of a batch or kind of machine
+    assumed        neither; told where
+
+Not counted: downloads, a cluster's start, gradients on a slow network, and epochs of the warm-up, which are shorter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.io import storage
+
+GIB = 2**30
+VOC_IMAGE_PX = 500 * 375
+# Ray's own share (ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION and ..._MAX_MEMORY_BYTES).
+OBJECT_STORE_SHARE = 0.3
+OBJECT_STORE_MAX_BYTES = 200e9
+BETWEEN_EPOCHS_S = 2.0  # the bound that jobs.bench holds a run to
+ROWS_OF_A_BLOCK = 16  # records.shard.ROW_GROUP_SIZE: a slice of the stream is no longer than a row group
+BLOCKS_OF_A_TASK = 3  # one in the making, two prefetched (training.stream)
+BYTES_OF_A_PIXEL = 4  # RGB and the label map
+LABELS_KEPT = 2  # epochs whose labels and weights are in the object store at once
+STARVED_BELOW = 0.95
+SAME_SIZE = 0.05  # images whose pixels differ by less count as of one size
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one machine was measured to do under one recipe; see jobs.calibrate."""
+
+    recipe: str
+    machine: str
+    """Of what the rates are, in words."""
+    gpu: bool
+    """Whether worker and actor were measured on a GPU."""
+    image_px: float
+    """Mean pixels of the images measured on."""
+    batch_images: int
+    """Images of a training step."""
+    train_images_per_s: float
+    """Of a train worker whose batches are ready."""
+    stream_s_per_image: float
+    """Core seconds to read, decode, paint and augment."""
+    assign_images_per_s: float
+    """Of an actor, network included."""
+    evaluate_images_per_s: float
+    """Of an actor."""
+    proposals_method: str
+    proposals_s_per_image: float
+    """Core seconds."""
+    record_bytes: float
+    """Stored, an image."""
+    proposals_bytes: float
+    """Stored, an image."""
+    label_stored_bytes: float
+    """Of a box, in an epoch's labels file."""
+    label_memory_bytes: float
+    """Of a box, in memory."""
+    weights_bytes: float
+    checkpoint_bytes: float
+    """Weights and the optimizer's state."""
+    process_bytes: float
+    """Resident, of a process that holds the network and computes nothing yet."""
+    train_bytes_per_image: float
+    """What a step adds for each image of its batch; on a GPU in its memory, weights and optimizer apart."""
+
+    def check(self) -> Rates:
+        """Raise InputError for a figure that can't be; returns self."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", "float") and not (
+                isinstance(value, int | float) and math.isfinite(value) and value > 0
+            ):
+                raise InputError("not a rate", field=field.name, value=value, expected="a number above 0")
+        return self
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be trained on."""
+
+    images: int
+    boxes_per_image: float = 2.5
+    image_px: float = VOC_IMAGE_PX
+    val_images: int = 1449
+    supervision: str = "box"
+
+    def check(self) -> Workload:
+        """Raise SettingError on a number that can't be; returns self."""
+        for name, least in (("images", 1), ("boxes_per_image", 0), ("image_px", 1), ("val_images", 0)):
+            _check_least(name, getattr(self, name), least)
+        return self
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of one kind."""
+
+    nodes: int
+    cpus_per_node: int
+    gpus_per_node: int = 0
+    memory_gib_per_node: float = 64.0
+    gpu_memory_gib: float | None = None
+    price_per_node_hour: float | None = None
+
+    def check(self) -> Cluster:
+        """Raise SettingError on a number that can't be; returns self."""
+        for name, least in (("nodes", 1), ("cpus_per_node", 1), ("gpus_per_node", 0), ("memory_gib_per_node", 1)):
+            _check_least(name, getattr(self, name), least)
+        for name in ("gpu_memory_gib", "price_per_node_hour"):
+            if getattr(self, name) is not None:
+                _check_least(name, getattr(self, name), 0)
+        return self
+
+
+def _check_least(name: str, value: float, least: float) -> None:
+    if not (math.isfinite(value) and value >= least):
+        raise SettingError("a setting is out of range", field=name, value=value, expected=f">= {least:g}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a plan."""
+
+    name: str
+    value: float
+    unit: str
+    basis: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures in the order to show them, and what to change before the cluster is rented."""
+
+    figures: tuple[Figure, ...]
+    warnings: tuple[str, ...]
+
+    def value(self, name: str) -> float:
+        """A figure by its name. KeyError if there is none."""
+        return {figure.name: figure.value for figure in self.figures}[name]
+
+
+def read_rates(uri: str, recipe: str) -> Rates:
+    """The rates of a recipe in a file of jobs.calibrate. InputError where it has none."""
+    found = storage.read_json(uri)
+    if not isinstance(found, dict) or recipe not in found:
+        expected = f"one with `{recipe}`; python -m jobs.calibrate {recipe} --out {uri} adds it"
+        raise InputError("no rates of this recipe", file=uri, field="recipe", value=recipe, expected=expected)
+    try:
+        return Rates(**found[recipe]).check()
+    except TypeError:
+        names = ", ".join(field.name for field in fields(Rates))
+        raise InputError("not the rates of this version", file=uri, field=recipe, expected=names) from None
+
+
+def write_rates(uri: str, rates: Rates) -> None:
+    """Add a recipe's rates to a file, or replace them."""
+    found: Mapping[str, Any] = storage.read_json(uri) if storage.exists(uri) else {}
+    storage.write_json(uri, {**found, rates.recipe: asdict(rates.check())})
+
+
+def make_plan(config: TrainConfig, workload: Workload, cluster: Cluster, rates: Rates) -> Plan:
+    """Figures and warnings of a training with this configuration's settings; its sources are not looked at.
+
+    SettingError where the rates say nothing about such a cluster.
+    """
+    workload.check()
+    cluster.check()
+    if rates.gpu and not cluster.gpus_per_node:
+        raise SettingError(
+            "the rates are of a GPU and say nothing of a cluster without one",
+            field="gpus_per_node",
+            value=cluster.gpus_per_node,
+            expected="1 or more, or rates measured on a machine without a GPU",
+        )
+    return _Planner(config, workload, cluster, rates).plan()
+
+
+class _Planner:
+    """The arithmetic of make_plan, part by part."""
+
+    def __init__(self, config: TrainConfig, workload: Workload, cluster: Cluster, rates: Rates) -> None:
+        self.config, self.workload, self.cluster, self.rates = config, workload, cluster, rates
+        self.cpus, self.gpus = cluster.nodes * cluster.cpus_per_node, cluster.nodes * cluster.gpus_per_node
+        self.resources = config.resources.resolve(self.cpus, self.gpus)
+        self.workers, self.actors = self.resources.num_workers, self.resources.num_actors
+        self.batch = config.optimizer.global_batch_size
+        self.epochs = config.optimizer.epochs
+        self.size = workload.image_px / rates.image_px
+        self.warnings: list[str] = []
+
+    def plan(self) -> Plan:
+        self._check_settings()
+        time, storage_figures, memory = self._time(), self._storage(), self._memory()
+        hours = sum(figure.value for figure in time if figure.unit == "h")
+        worst = "extrapolated" if any(f.basis.startswith("extrapolated") for f in time) else "measured"
+        time.append(Figure("all stages", hours, "h", f"{worst}: the sum"))
+        if self.cluster.price_per_node_hour is not None:
+            price = self.cluster.price_per_node_hour
+            basis = f"{worst}: {self.cluster.nodes} nodes at {price:g} an hour, all stages"
+            time.append(Figure("cost", hours * self.cluster.nodes * price, "", basis))
+        return Plan((*self._counts(), *time, *storage_figures, *memory), tuple(self.warnings))
+
+    # -- settings ----------------------------------------------------------------------------------------------------
+
+    def _check_settings(self) -> None:
+        if self.workers > self.batch:
+            self.warnings.append(
+                f"{self.workers} workers for a batch of {self.batch}: the run would be refused; "
+                f"planned with {self.batch} (--num-workers {self.batch})"
+            )
+            self.workers = self.batch
+        try:
+            self.resources.check_room(self.cpus, self.gpus)
+        except SettingError as error:
+            self.warnings.append(f"the run would be refused: {error}")
+        if self.gpus and not self.rates.gpu:
+            self.warnings.append("the rates are of a CPU: a GPU is faster; calibrate on such a machine")
+
+    def _counts(self) -> list[Figure]:
+        steps = math.ceil(self.workload.images / self.batch)
+        return [
+            Figure("workers", self.workers, "", "exact"),
+            Figure("actors", self.actors, "", "exact"),
+            Figure("steps", steps * self.epochs, "", f"exact: {self.epochs} epochs of {steps}"),
+        ]
+
+    def _basis(self, *, by_size: bool, processes: int = 1, reasons: tuple[str, ...] = ()) -> str:
+        """What a figure rests on, from what its rate was scaled by."""
+        scaled = list(reasons)
+        if by_size and abs(self.size - 1) > SAME_SIZE:
+            scaled.append(f"from images of {self.rates.image_px / 1e6:.2f} to {self.workload.image_px / 1e6:.2f} Mpx")
+        if processes > 1:
+            scaled.append(f"from 1 to {processes}")
+        return "extrapolated: " + ", ".join(scaled) if scaled else "measured"
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def train_rate(self) -> float:
+        """Images/s of the training: what the workers can train, the data tasks supply, and the cores do for both."""
+        threads, tasks = self.resources.threads_per_worker, self.resources.stream_tasks_per_worker
+        could_train = self.workers * self.rates.train_images_per_s
+        reserved = (
+            self.workers * self.resources.cpus_per_worker + self.resources.num_actors * self.resources.cpus_per_actor
+        )
+        stream_s = self.rates.stream_s_per_image * self.size
+        data_cpus = max(self.cpus - reserved, 0)
+        supplied = min(max(data_cpus, 1), self.workers * tasks) / stream_s
+        # A worker's threads are busy while it computes, whatever share of a CPU Ray reserves for it.
+        by_cores = self.cpus / (threads / self.rates.train_images_per_s + stream_s)
+        rate = min(could_train, supplied, by_cores)
+        if rate < STARVED_BELOW * could_train:
+            cause = (
+                f"{data_cpus:g} of {self.cpus} CPUs are left for data tasks, {tasks} tasks a worker"
+                if supplied <= by_cores
+                else f"workers and data tasks share {self.cpus} cores"
+            )
+            self.warnings.append(
+                f"Ray Data starves: the workers could train {could_train:.1f} images/s and get {rate:.1f}; {cause}. "
+                "Take more CPUs a node, or fewer and smaller shares (--cpus-per-worker, --cpus-per-actor, "
+                "--stream-tasks-per-worker, --num-workers)"
+            )
+        return rate
+
+    def _pool_rate(self, images_per_s: float) -> float:
+        """Images/s of all actors, as far as there are cores (or GPUs, which an actor each is given) for them."""
+        at_once = self.actors if self.gpus else min(self.actors, self.cpus / self.resources.threads_per_actor)
+        return at_once * images_per_s / self.size
+
+    def _time(self) -> list[Figure]:
+        images, epochs = self.workload.images, self.epochs
+        device = ("from a CPU to a GPU",) if self.gpus and not self.rates.gpu else ()
+        share = math.ceil(self.batch / self.workers)
+        other_share = (f"from {self.rates.batch_images} to {share} images a step",)
+        train_basis = self._basis(
+            by_size=False,
+            processes=self.workers,
+            reasons=device + (other_share if share != self.rates.batch_images else ()),
+        )
+        found = [Figure("train", images * epochs / self.train_rate() / 3600, "h", train_basis)]
+        if self.workload.supervision == "box":
+            core_s = images * self.rates.proposals_s_per_image * self.size
+            basis = self._basis(by_size=True, processes=self.cpus, reasons=())
+            basis += f"; {self.rates.proposals_method}"
+            found.insert(0, Figure("proposals", core_s / self.cpus / 3600, "h", basis))
+            rate = self._pool_rate(self.rates.assign_images_per_s)
+            basis = self._basis(by_size=True, processes=self.actors, reasons=device)
+            found.append(Figure("reassignment", images * epochs / rate / 3600, "h", basis))
+        evaluated = self.workload.val_images * self._evaluations()
+        rate = self._pool_rate(self.rates.evaluate_images_per_s)
+        basis = self._basis(by_size=True, processes=self.actors, reasons=device)
+        found.append(Figure("evaluation", evaluated / rate / 3600, "h", basis))
+        basis = f"assumed: {BETWEEN_EPOCHS_S:g} s an epoch"
+        found.append(Figure("between epochs", BETWEEN_EPOCHS_S * epochs / 3600, "h", basis))
+        return found
+
+    def _evaluations(self) -> int:
+        """How often the run evaluates: every so many epochs and at its end (coordinator)."""
+        every = self.config.evaluate_every
+        return 1 if not every else self.epochs // every + (self.epochs % every > 0)
+
+    # -- storage -----------------------------------------------------------------------------------------------------
+
+    def _storage(self) -> list[Figure]:
+        images, rates = self.workload.images, self.rates
+        by_size = self._basis(by_size=True)
+        with_val = images + self.workload.val_images
+        kept = self.config.keep_checkpoints
+        found = [Figure("records", with_val * rates.record_bytes * self.size / 1e9, "GB", by_size)]
+        if self.workload.supervision == "box":
+            boxes = images * self.workload.boxes_per_image
+            labels = boxes * rates.label_stored_bytes * self.epochs
+            found += [
+                Figure("proposals table", images * rates.proposals_bytes * self.size / 1e9, "GB", by_size),
+                Figure("labels", labels / 1e9, "GB", f"extrapolated: {self.epochs} epochs, from a small file, at most"),
+            ]
+        found.append(Figure("checkpoints", kept * rates.checkpoint_bytes / 1e9, "GB", f"measured: {kept} are kept"))
+        return found
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def _memory(self) -> list[Figure]:
+        rates, nodes = self.rates, self.cluster.nodes
+        workers, actors = math.ceil(self.workers / nodes), math.ceil(self.actors / nodes)
+        tasks = min(workers * self.resources.stream_tasks_per_worker, self.cluster.cpus_per_node)
+        crop_px = self.config.augment.crop_height_px * self.config.augment.crop_width_px
+        block = ROWS_OF_A_BLOCK * crop_px * BYTES_OF_A_PIXEL
+        blocks = workers * self.resources.stream_tasks_per_worker * BLOCKS_OF_A_TASK * block
+        labels = self.workload.images * self.workload.boxes_per_image * rates.label_memory_bytes
+        store = LABELS_KEPT * (rates.weights_bytes + labels) + blocks
+        has = self.cluster.memory_gib_per_node * GIB
+        store_has = min(OBJECT_STORE_SHARE * has, OBJECT_STORE_MAX_BYTES)
+        share = math.ceil(self.batch / self.workers)
+        batch = share * rates.train_bytes_per_image
+        # A worker holds weights, gradients and the optimizer's state; on a GPU there, on a CPU here.
+        state = rates.weights_bytes + rates.checkpoint_bytes
+        on_host = 0.0 if rates.gpu else batch + state
+        processes = (workers + actors + tasks) * rates.process_bytes + workers * on_host
+        if store > store_has:
+            self.warnings.append(
+                f"the object store needs {store / GIB:.1f} GiB a node and Ray gives it {store_has / GIB:.1f} "
+                f"({OBJECT_STORE_SHARE:.0%} of the memory): it would spill to disk; take nodes with more memory"
+            )
+        if processes + store_has > has:
+            self.warnings.append(
+                f"a node's processes need {processes / GIB:.1f} GiB and the object store keeps {store_has / GIB:.1f}, "
+                f"of {has / GIB:.1f}: take fewer workers and actors a node, or more memory"
+            )
+        basis = f"extrapolated: {workers} workers, {actors} actors, {tasks} data tasks a node"
+        found = [
+            Figure("object store, a node", store / GIB, "GiB", "extrapolated: blocks in flight, weights, labels"),
+            Figure("processes, a node", processes / GIB, "GiB", basis),
+        ]
+        if rates.gpu:
+            on_gpu = math.ceil(workers / self.cluster.gpus_per_node) * (batch + state)
+            found.append(Figure("memory of a GPU", on_gpu / GIB, "GiB", f"extrapolated: {share} images a worker"))
+            if self.cluster.gpu_memory_gib is not None and on_gpu > self.cluster.gpu_memory_gib * GIB:
+                self.warnings.append(
+                    f"a batch does not fit: {share} images a worker need {on_gpu / GIB:.1f} GiB of the GPU's "
+                    f"{self.cluster.gpu_memory_gib:g}; take more workers, or a smaller batch or crop"
+                )
+        return found

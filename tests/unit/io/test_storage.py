@@ -1,0 +1,105 @@
+"""Files are whole or absent."""
+
+import os
+
+import pyarrow as pa
+import pytest
+
+from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
+
+
+def test_write_makes_folders_and_reads_back(tmp_path):
+    uri = storage.join(str(tmp_path), "a", "b.bin")
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"two")
+    assert storage.read_bytes(uri) == b"two"
+    assert storage.list_names(str(tmp_path / "a")) == ["b.bin"]
+
+
+@pytest.mark.parametrize("broken_call", ["fsync", "replace"])
+def test_failing_write_leaves_the_old_content_and_no_rest(tmp_path, monkeypatch, broken_call):
+    uri = str(tmp_path / "x.bin")
+    storage.write_bytes(uri, b"old")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, broken_call, fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_bytes(uri, b"new")
+    monkeypatch.undo()
+    assert storage.read_bytes(uri) == b"old"
+    assert storage.list_names(str(tmp_path)) == ["x.bin"]
+
+
+def test_other_stores_by_uri():
+    uri = "memory://storage-test/folder/x.json"
+    storage.write_json(uri, {"a": [1, 2]})
+    assert storage.read_json(uri) == {"a": [1, 2]}
+    assert storage.exists(uri)
+    assert storage.list_names("memory://storage-test/folder") == ["x.json"]
+    storage.remove("memory://storage-test/folder")
+    assert not storage.exists(uri)
+    assert storage.list_names("memory://storage-test/folder") == []
+
+
+@pytest.mark.parametrize("store", ["local", "memory"])
+def test_files_below_a_folder_and_by_pattern(tmp_path, store):
+    root = str(tmp_path / "found") if store == "local" else "memory://storage-test/found"
+    (tmp_path / "big").write_bytes(b"content")
+    storage.write_bytes(storage.join(root, "b.txt"), b"old")
+    storage.write_file(storage.join(root, "a", "c.txt"), tmp_path / "big")
+    assert storage.find_files(root) == ["a/c.txt", "b.txt"]
+    assert storage.glob_files(storage.join(root, "**", "*.txt")) == [
+        storage.join(root, n) for n in ("a/c.txt", "b.txt")
+    ]
+    assert storage.glob_files(storage.join(root, "*")) == [storage.join(root, "b.txt")]  # no folders
+    assert storage.read_bytes(storage.join(root, "a", "c.txt")) == b"content"
+    assert storage.is_folder(root) and not storage.is_folder(storage.join(root, "b.txt"))
+    assert storage.find_files(storage.join(root, "absent")) == []
+    storage.remove(root)
+
+
+def test_a_killed_writes_rest_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *paths: None)  # killed before it
+    storage.write_bytes(str(tmp_path / "x.png"), b"x")
+    (rest,) = storage.list_names(str(tmp_path))
+    assert storage.is_unfinished(rest) and not storage.is_unfinished("x.tmp-1.png")
+
+
+def test_absent_and_damaged_files_are_named(tmp_path):
+    for read in (storage.read_bytes, storage.read_json, storage.open_parquet):
+        with pytest.raises(InputError, match=r"no such file.*absent"):
+            read(str(tmp_path / "absent"))
+    (tmp_path / "bad").write_bytes(b"{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        storage.read_json(str(tmp_path / "bad"))
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        storage.open_parquet(str(tmp_path / "bad"))
+
+
+def test_absolute_keeps_uris_and_anchors_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("x/../y") == str(tmp_path / "y")
+    assert storage.absolute(f"file://{tmp_path}/y") == str(tmp_path / "y")
+    assert storage.absolute("s3://bucket/y/") == "s3://bucket/y"
+
+
+def test_parquet_keeps_row_groups(tmp_path):
+    uri = str(tmp_path / "t.parquet")
+    storage.write_bytes(uri, storage.encode_parquet(pa.table({"a": list(range(10))}), row_group_size=4))
+    file = storage.open_parquet(uri)
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
+    assert file.read_row_group(1)["a"].to_pylist() == [4, 5, 6, 7]
+
+
+def test_size_of_a_file_and_of_a_folder(tmp_path):
+    storage.write_bytes(str(tmp_path / "a" / "x"), b"12345")
+    storage.write_bytes(str(tmp_path / "a" / "deep" / "y"), b"123")
+    assert storage.size(str(tmp_path / "a" / "x")) == 5 and storage.size(str(tmp_path / "a")) >= 8
+
+
+def test_what_lies_below_a_file_is_an_absent_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    assert storage.list_names(str(tmp_path / "file" / "folder")) == []

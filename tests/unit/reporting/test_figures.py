@@ -1,0 +1,118 @@
+"""Figures: the right colours in the right places, and no input that a run can produce breaks them."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.reporting import figures
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((picture == colour).all(axis=2).any())
+
+
+def test_palette_is_vocs() -> None:
+    palette = figures.shown_palette()
+    # As the devkit's own PNG files carry it.
+    assert palette[[0, 1, 2, 3, 8, 15, 20]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [64, 0, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+    ]
+    assert palette[255].tolist() == [255, 255, 255]
+    assert len({tuple(row) for row in palette[:255].tolist()}) == 255
+
+
+def test_palette_equals_that_of_a_devkit_file(shared: Path) -> None:
+    folder = shared / "voc-mini/VOCdevkit/VOC2012/SegmentationClass"
+    stored = Image.open(next(iter(sorted(folder.glob("*.png"))))).getpalette()
+    assert stored is not None
+    np.testing.assert_array_equal(np.reshape(stored, (-1, 3))[:21], figures.shown_palette()[:21])
+
+
+@pytest.mark.parametrize("num_maps", [0, 1, 4])
+@pytest.mark.parametrize("num_boxes", [0, 2])
+@pytest.mark.parametrize("size", [(30, 40), (40, 4), (1, 1)])
+def test_every_panel_is_drawn(num_maps: int, num_boxes: int, size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 77, np.uint8)
+    boxes = np.tile(np.array([[0.0, 0.0, size[1], size[0]]], np.float32), (num_boxes, 1))
+    label_maps = [(f"epoch {i}", np.full(size, i + 1, np.uint8)) for i in range(num_maps)]
+    prediction = np.full(size, 9, np.uint8)
+    ground_truth = np.full(size, 12, np.uint8)
+    class_ids = np.full(num_boxes, 20)
+    png = figures.label_evolution_figure(image, boxes, class_ids, label_maps, prediction, ground_truth, VOC_CLASSES)
+    picture = pixels(png)
+    palette = figures.shown_palette()
+    assert has_colour(picture, (77, 77, 77))
+    for class_id in [*range(1, num_maps + 1), 9, 12]:
+        assert has_colour(picture, tuple(palette[class_id]))
+    without = figures.label_evolution_figure(image, boxes, class_ids, label_maps, prediction)
+    assert pixels(without).shape[1] < picture.shape[1]
+
+
+HISTORIES: dict[str, list[dict[str, Any]]] = {
+    "nothing": [],
+    "one epoch": [{"epoch": 0, "train_loss": 1.0}],
+    "no number at all": [{"epoch": 0, "mean_iou": None, "note": "x"}],
+    "gaps": [{"epoch": e, "train_loss": 1.0, "mean_iou": None if e % 2 else 50.0} for e in range(5)],
+    "not finite": [{"epoch": 0, "train_loss": math.nan, "lr": math.inf}, {"epoch": 1, "train_loss": 1.0}],
+    "resumed in the middle": [{"epoch": e, "label_mean_iou": 10.0 * e} for e in (7, 8)],
+    "unknown keys": [{"epoch": e, "surprise": e, "flag": True, "text": "a"} for e in range(3)],
+    "seconds": [{"epoch": 0, "seconds": {"train": 3.0}}, {"epoch": 1, "seconds": {"train": 3, "evaluate": 1.0}}],
+    "seconds now and then": [{"epoch": 0, "seconds": None}, {"epoch": 1, "seconds": {"a b_c": 1}}],
+    "no epoch key": [{"train_loss": 1.0}, {"train_loss": 0.5}],
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_curves_of_any_history(name: str) -> None:
+    assert pixels(figures.curves_figure(HISTORIES[name])).size > 0
+
+
+def test_curves_draw_what_exists() -> None:
+    few = pixels(figures.curves_figure([{"epoch": 0, "train_loss": 1.0}]))
+    many = pixels(
+        figures.curves_figure([{"epoch": 0, "train_loss": 1.0, "lr": 0.1, "a": 1, "b": 2, "seconds": {"t": 1}}])
+    )
+    assert many.shape[0] > few.shape[0]
+    assert many.shape[1] > few.shape[1]
+
+
+@pytest.mark.parametrize("iou", [[50.0, 100.0, 0.0], [math.nan, 0.5, None], [math.nan] * 3])
+def test_bars_mark_absent_classes(iou: list[float | None]) -> None:
+    assert pixels(figures.iou_bars_figure(iou, ["background", "cat", "a <b> & $c$"])).size > 0
+
+
+def test_trimap_curves_of_several_runs_and_gaps() -> None:
+    runs: dict[str, dict[str, Any]] = {
+        "mask": {"inside": [10.0, 20.0], "outside": [50.0, None]},
+        "box": {"inside": [None, None], "outside": [40.0, 45.0]},
+    }
+    assert pixels(figures.trimap_figure((8, 2), runs)).size > 0
+
+
+def test_no_global_state_of_matplotlib_is_touched() -> None:
+    code = (
+        "import sys; import numpy as np; from boxsup_dist.evaluation import figures;"
+        "figures.curves_figure([{'epoch': 0, 'train_loss': 1.0}]);"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

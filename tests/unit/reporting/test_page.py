@@ -1,0 +1,187 @@
+"""The report: complete, self-contained, and safe with any text."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boxsup_dist.errors import InputError
+from boxsup_dist.evaluation.confusion import write_confusion
+from boxsup_dist.reporting.figures import iou_bars_figure
+from boxsup_dist.reporting.page import MAX_FIGURES, read_history, write_report
+from boxsup_dist.reporting.text_table import format_table, format_value
+
+NASTY = "<script>alert('x')</script> & \"quotes\""
+
+
+class Page(HTMLParser):
+    """Tags, links and text of a page; fails on tags that do not close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def write_run(folder: Path, **files: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "box"
+    write_run(
+        folder,
+        summary={
+            "mean_iou": 58.34,
+            "label_mean_iou": {"first": 61.04, "last": 70.2},
+            "iou": {"background": 90.0, "cat": None, NASTY: 10.0},
+            "warnings": [NASTY],
+            "data": {"records": {"uri": "/data/r", "counts": {"skipped": 2}}},
+            "seconds": {"train": 12.5},
+        },
+        config={"lr": 0.001, "model": {"backbone": "lite0", "empty": {}}, "list": [1, 2], NASTY: NASTY},
+    )
+    rows = [
+        {
+            "epoch": e,
+            "train_loss": 2.0 - e,
+            "mean_iou": 10.0 * e,
+            "foreground_share": 0.1 * e,
+            "seconds": {"train": 2.0},
+        }
+        for e in range(3)
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "figures").mkdir()
+    (folder / "figures" / "labels_a.png").write_bytes(iou_bars_figure([0.5], ["x"]))
+    return folder
+
+
+def test_the_page_holds_all_and_needs_nothing(run: Path) -> None:
+    target = write_report(str(run))
+    assert target == str(run / "report.html")
+    page = Page(Path(target).read_text())
+    for text in (
+        "58.3 %",
+        "61.0 %",
+        "label mean IoU last",
+        "20.0 %",
+        "/data/r",
+        "data",
+        "lite0",
+        "model.backbone",
+        "labels a",
+        "seconds.train",
+    ):
+        assert text in page.text
+    assert page.tags.count("img") == 3
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+
+
+def test_the_confusion_matrix_is_drawn_where_the_run_kept_it(run: Path) -> None:
+    write_confusion(str(run), np.array([[5, 1], [0, 3]]), ("background", "cat"))
+    page = Page(Path(write_report(str(run))).read_text())
+    assert "Confusion" in page.text
+    assert page.tags.count("img") == 4
+
+
+def test_text_is_escaped(run: Path) -> None:
+    page = Page(Path(write_report(str(run))).read_text())
+    assert "script" not in page.tags
+    assert page.text.count(NASTY) >= 3
+
+
+@pytest.mark.parametrize("kept", ["summary.json", "history.jsonl", "config.json", "figures/labels_a.png"])
+def test_any_one_file_is_enough(run: Path, kept: str) -> None:
+    for name in ("summary.json", "history.jsonl", "config.json", "figures/labels_a.png"):
+        if name != kept:
+            (run / name).unlink()
+    Page(Path(write_report(str(run))).read_text())
+
+
+def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to report"):
+        write_report(str(tmp_path))
+    (tmp_path / "summary.json").write_text("[1]")
+    with pytest.raises(InputError, match="not a JSON object"):
+        write_report(str(tmp_path))
+
+
+def test_many_figures_are_named_not_embedded(run: Path) -> None:
+    png = (run / "figures" / "labels_a.png").read_bytes()
+    for index in range(MAX_FIGURES + 3):
+        (run / "figures" / f"x_{index:03d}.png").write_bytes(png)
+    page = Page(Path(write_report(str(run))).read_text())
+    assert page.tags.count("img") == MAX_FIGURES + 2
+    assert "4 more in figures/" in page.text
+
+
+def test_a_report_of_runs_links_to_theirs(run: Path) -> None:
+    write_report(str(run))
+    write_run(run.parent, summary={"mean_iou": {"mask": 60.0, "box": 58.0}})
+    page = Page(Path(write_report(str(run.parent))).read_text())
+    assert page.sources == ["box/report.html"]
+    assert "mean_iou.mask" in page.text
+    assert "mean IoU mask" in page.text
+
+
+def test_history_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    assert read_history(str(path)) == []
+    path.write_text('{"epoch": 0, "a": 1}\n{"epoch": 1, "a": 2}\n\n{"epoch": 1, "a": 3}\n{"epoch": 2, "a"')
+    assert read_history(str(path)) == [{"epoch": 0, "a": 1}, {"epoch": 1, "a": 3}]
+    path.write_text('{"epoch": 0}\nrubbish\n{"epoch": 1}\n')
+    with pytest.raises(InputError, match="line 2"):
+        read_history(str(path))
+
+
+def test_text_table_lines_up_and_keeps_every_value() -> None:
+    rows: list[dict[str, Any]] = [
+        {"run": "mask [bold]", "mean_iou": 0.58344, "images": 12000},
+        {"run": "box", "mean_iou": None, "more": True},
+    ]
+    lines = format_table(rows, "Results").splitlines()
+    assert lines[0] == "Results"
+    assert len({len(line) for line in lines[1:]}) == 1
+    text = "\n".join(lines)
+    for expected in ("mask [bold]", "0.5834", "12,000", " - ", "True", "more"):
+        assert expected in text
+    assert format_table([], "Nothing") == "Nothing"
+
+
+def test_long_rows_are_not_cut() -> None:
+    rows = [{f"column_{i}": "x" * 30 for i in range(9)}]
+    assert format_table(rows).count("x" * 30) == 9
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (float("nan"), "-"), (1234567, "1,234,567"), (0.123456, "0.1235"), (True, "True"), ("a", "a"),
+     (np.float64(0.5), "0.5"), (1e-9, "1e-09")],
+)  # fmt: skip
+def test_cells(value: Any, text: str) -> None:
+    assert format_value(value) == text

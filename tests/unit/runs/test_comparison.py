@@ -1,0 +1,149 @@
+"""What compared figures show, of hand-made runs on tiny tables; no Ray session."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from boxsup_dist.data.labels import Labels, labels_table, labels_uri
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.superpixels import decode_png
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.evaluation.confusion import write_confusion
+from boxsup_dist.io import storage
+from boxsup_dist.model import checkpoint
+from boxsup_dist.model.checkpoint import CheckpointState
+from boxsup_dist.model.networks import NetworkSpec, build_from_spec
+from boxsup_dist.runs import comparison
+from jobs import figures
+from tests.distributed import tiny
+
+IDS = ["tiny/train_00", "tiny/train_09"]
+
+
+def write_labels(run_dir: str, epoch: int) -> None:
+    """Every box takes more superpixels each epoch."""
+    parts = []
+    records = [tiny.make_record(i, "train") for i in range(tiny.NUM_TRAIN)]
+    units = [r for first in range(0, tiny.NUM_TRAIN, 8) for r in (range(first, min(first + 4, tiny.NUM_TRAIN)),
+             range(first + 4, min(first + 8, tiny.NUM_TRAIN))) if len(r)]  # fmt: skip
+    for unit in units:
+        rows = [
+            {"image_id": records[i].image_id, "box_index": box, "class_id": int(class_id), "proposal_index": epoch,
+             "superpixel_ids": list(range(0, 64, 2 - epoch)), "undecided_ids": [], "overlap_cost": 0.0,
+             "regression_cost": 0.0, "rank": 0}
+            for i in unit for box, class_id in enumerate(records[i].class_ids)
+        ]  # fmt: skip
+        parts.append(labels_table(rows))
+    storage.write_bytes(labels_uri(run_dir, epoch), Labels.concatenate(parts).to_parquet())
+
+
+@pytest.fixture(scope="module")
+def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A finished run with masks and one with boxes, without an MLflow run."""
+    folder = tmp_path_factory.mktemp("figures")
+    tiny.write_tables(folder)
+    spec = NetworkSpec("timm:test_resnet", len(VOC_CLASSES), head_channels=8).resolved()
+    found = []
+    for supervision in ("mask", "box"):
+        run_dir = str(folder / supervision)
+        config = tiny.make_config(folder, Path(run_dir), sources=(tiny.make_source(folder, supervision),))
+        storage.write_json(storage.join(run_dir, "config.json"), config.to_dict())
+        torch.manual_seed(0)
+        network = build_from_spec(spec, "none")
+        checkpoint.save(run_dir, CheckpointState(2, 0, 0, spec, network.state_dict()))
+        rows = [{"epoch": e, "train_loss": 2.0 - e, "iou": dict.fromkeys(VOC_CLASSES, 10.0 * e)} for e in range(2)]
+        storage.write_bytes(storage.join(run_dir, "history.jsonl"), "\n".join(map(json.dumps, rows)).encode())
+        storage.write_json(storage.join(run_dir, "summary.json"), {})
+        write_confusion(run_dir, np.eye(21, dtype=np.int64), VOC_CLASSES)
+        found.append(run_dir)
+    for epoch in range(2):
+        write_labels(found[1], epoch)
+    return found
+
+
+def test_runs_are_named_by_what_tells_them_apart(run_dirs: list[str]) -> None:
+    assert [run.name for run in comparison.open_runs(run_dirs)] == ["mask", "box"]
+    with pytest.raises(SettingError, match="named twice"):
+        comparison.open_runs([run_dirs[0], run_dirs[0]])
+    with pytest.raises(SettingError, match="no run"):
+        comparison.open_runs([])
+    with pytest.raises(InputError, match="no such file"):
+        comparison.open_runs(["nowhere"])
+
+
+def test_label_maps_change_over_the_epochs(run_dirs: list[str]) -> None:
+    mask, box = comparison.open_runs(run_dirs)
+    assert comparison.label_maps_by_epoch(mask, IDS) is None
+    grid = comparison.label_maps_by_epoch(box, IDS)
+    assert grid is not None
+    titles, rows = grid
+    assert titles == ["image", "epoch 1", "epoch 2", "ground truth"]
+    assert len(rows) == 2
+    assert not np.array_equal(rows[0][1], rows[0][2])
+    record = tiny.make_record(0, "train")
+    assert record.gt_label_map is not None
+    np.testing.assert_array_equal(rows[0][3], decode_png(record.gt_label_map))
+    chosen = comparison.label_maps_by_epoch(box, IDS, [1])
+    assert chosen is not None and chosen[0] == ["image", "epoch 2", "ground truth"]
+    with pytest.raises(InputError, match="no such file"):
+        comparison.label_maps_by_epoch(box, IDS, [5])
+
+
+def test_label_maps_of_each_supervision(run_dirs: list[str]) -> None:
+    titles, rows = comparison.label_maps_by_run(comparison.open_runs(run_dirs), IDS)
+    assert titles == ["image", "mask", "box", "ground truth"]
+    for row in rows:
+        np.testing.assert_array_equal(row[1], row[3])  # mask supervision is the ground truth
+        assert not np.array_equal(row[1], row[2])
+    with pytest.raises(InputError, match="no run trains on"):
+        comparison.label_maps_by_run(comparison.open_runs(run_dirs), ["tiny/nobody"])
+
+
+def test_the_ground_truth_is_not_opened_where_the_run_may_not(run_dirs: list[str]) -> None:
+    box = comparison.open_runs(run_dirs)[1]
+    blind = replace(box, config=replace(box.config, measure_labels=False))
+    grid = comparison.label_maps_by_epoch(blind, IDS)
+    assert grid is not None and grid[1][0][-1] is None
+
+
+def test_predictions_of_each_run(run_dirs: list[str]) -> None:
+    runs = comparison.open_runs(run_dirs)
+    ids = comparison.validation_examples(runs[0], 3)
+    titles, rows = comparison.predictions_by_run(runs, ids)
+    assert titles == ["image", "mask", "box", "ground truth"]
+    assert len(rows) == 3
+    for row in rows:
+        assert all(panel is not None and panel.shape[:2] == row[0].shape[:2] for panel in row if row[0] is not None)
+        np.testing.assert_array_equal(row[1], row[2])  # of the same weights
+    with pytest.raises(InputError, match="no such image"):
+        comparison.predictions_by_run(runs, ["tiny/nobody"])
+
+
+def test_examples_are_spread_and_have_boxes(run_dirs: list[str]) -> None:
+    run = comparison.open_runs(run_dirs)[1]
+    ids = comparison.training_examples(run, 4)
+    assert len(ids) == len(set(ids)) == 4
+    assert len(comparison.validation_examples(run, 99)) == tiny.NUM_VAL
+
+
+def test_the_job_draws_everything(run_dirs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    figures.main(figures.Settings(tuple(run_dirs), str(tmp_path / "out"), num_images=2))
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert names == ["confusion-box.png", "confusion-mask.png", "curves.png", "iou.png", "label-maps-by-epoch-box.png",
+                     "label-maps-by-run.png", "predictions.png"]  # fmt: skip
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["figures"]["iou.png"] == run_dirs
+    assert "not in MLflow" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes, field", [({"kinds": ("pie",)}, "kinds"), ({"num_images": 0}, "num_images")])
+def test_bad_settings(changes: dict, field: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        figures.main(figures.Settings(("a",), "out", **changes))
+    assert caught.value.field == field

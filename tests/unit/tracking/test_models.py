@@ -1,0 +1,190 @@
+"""MLflow models in a real SQLite store: saved, published, found by URI, and loaded where this package is not."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boxsup_dist.config import NetworkSettings, SourceSettings, TrainConfig
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.errors import CheckpointError, InputError, RecordError, SettingError
+from boxsup_dist.io import storage
+from boxsup_dist.model import checkpoint, export
+from boxsup_dist.model.checkpoint import CheckpointState
+from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec
+from boxsup_dist.tracking import models
+from boxsup_dist.tracking.tracker import RunTracker, read_run
+from jobs import export_model
+from tests.distributed import tiny
+
+SPEC = NetworkSpec("timm:test_resnet", len(VOC_CLASSES), head_channels=8, dropout=0.0).resolved()
+
+
+def make_state() -> CheckpointState:
+    torch.manual_seed(0)
+    network = build_from_spec(SPEC, "none")
+    torch.nn.init.normal_(network.score.weight)
+    return CheckpointState(2, 0, 0, SPEC, network.state_dict())
+
+
+def image_file(height: int = 40, width: int = 60) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def same(first: SegmentationNetwork, state: CheckpointState) -> bool:
+    return all(torch.equal(value, state.model[key]) for key, value in first.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run as a training leaves it, with an MLflow run in a new store: that takes seconds, so all tests share it."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny.write_records(folder / "records", [tiny.make_record(i, "val") for i in range(3)])
+    run_dir = str(folder / "box")
+    config = TrainConfig(
+        run_dir, (SourceSettings(str(folder / "records"), "mask"),), None, network=NetworkSettings("timm:test_resnet")
+    )
+    storage.write_json(storage.join(run_dir, "config.json"), config.to_dict())
+    checkpoint.save(run_dir, make_state())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracker = RunTracker(str(folder), system_metrics=False)
+        tracker.start("export", "box")
+        tracker.end()
+        assert tracker.close(120)
+    values = {"mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()}}
+    storage.write_json(storage.join(run_dir, "summary.json"), values)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("saved") / "model")
+    models.save(folder, make_state(), VOC_CLASSES)
+    return folder
+
+
+def test_it_predicts_label_maps_from_image_bytes(saved: str) -> None:
+    images = [image_file(), image_file(33, 21)]
+    network = models.load_network(storage.join(saved, "data", "epoch-002-step-00000"))
+    expected = [export.network_runner(network)(decode_image(data)).argmax(0) for data in images]
+    for first, second in zip(expected, models.predict(saved, images), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_what_it_says_of_itself(saved: str) -> None:
+    from mlflow.models import Model
+
+    model = Model.load(saved)
+    assert model.metadata[models.CLASS_NAMES] == list(VOC_CLASSES)
+    assert [(c.name, c.type.name) for c in model.signature.inputs] == [("image", "binary")]
+    assert [(c.name, c.type.name) for c in model.signature.outputs] == [("label_map", "binary")]
+    requirements = Path(saved, "requirements.txt").read_text().split()
+    assert all("==" in line for line in requirements)
+    assert f"torch=={torch.__version__.partition('+')[0]}" in [line.partition("+")[0] for line in requirements]
+    assert not list(Path(saved).rglob("*.pkl"))
+
+
+def test_bytes_that_are_no_image_are_named(saved: str) -> None:
+    with pytest.raises(RecordError, match="image of row 1"):
+        models.predict(saved, [image_file(), b"not an image"])
+
+
+def test_it_needs_neither_this_checkout_nor_ray(saved: str, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["ray"] = None
+import mlflow.pyfunc, pandas
+model = mlflow.pyfunc.load_model({saved!r})
+rows = model.predict(pandas.DataFrame({{"image": [open("image.png", "rb").read()]}}))
+import boxsup_dist
+assert boxsup_dist.__file__.startswith({saved!r}), boxsup_dist.__file__
+assert rows["label_map"][0].startswith(b"\\x89PNG")
+"""
+    (tmp_path / "image.png").write_bytes(image_file())
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_model_is_refused(saved: str, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    weights = next(folder.rglob("model.pt"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="damaged"):
+        models.predict(str(folder), [image_file()])
+
+
+def test_the_job_publishes_what_it_has_compared(run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = str(tmp_path / "out")
+    export_model.main(export_model.Settings(run_dir, out, formats=("mlflow",), num_images=2, register="tiny-box"))
+    summary = json.loads(Path(out, "summary.json").read_text())
+    assert summary["formats"]["mlflow"]["share_equal"] == 1.0
+    assert summary["formats"]["mlflow"]["num_images"] == 2
+    assert summary["mlflow_uri"] == "models:/tiny-box/1"
+    assert Path(out, "model", "MLmodel").exists()
+
+    tracking_uri, run_id = read_run(run_dir)
+    for uri in ("models:/tiny-box/1", f"runs:/{run_id}/model"):
+        assert models.is_model_uri(uri)
+        assert same(models.load_network(uri, tracking_uri), make_state())
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    with pytest.raises(InputError, match="no such model"):
+        models.load_network("models:/tiny-box/9", tracking_uri)
+
+    weights = models.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), tracking_uri)
+    assert weights == f"checkpoint:{tmp_path}/start/models-tiny-box-1"
+    assert same(checkpoint.load_network(weights.removeprefix("checkpoint:")), make_state())
+    # The second time it is there already: no store is asked.
+    assert models.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), "sqlite:////no") == weights
+    assert models.fetch_weights("checkpoint:runs/a", "nowhere") == "checkpoint:runs/a"
+    assert models.fetch_weights(None, "nowhere") is None
+
+    newest = checkpoint.latest(run_dir)
+    assert newest is not None and not models.is_model_uri(newest)
+    assert same(models.load_network(newest), make_state())
+
+
+def test_a_model_that_differs_leaves_nothing(run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(folder: str, images: list[bytes]) -> list[np.ndarray]:
+        return [np.full(decode_image(data).shape[:2], 7, np.uint8) for data in images]
+
+    monkeypatch.setattr(models, "predict", other)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="mlflow model does not compute"):
+        export_model.main(export_model.Settings(run_dir, str(out), formats=("mlflow",), register="tiny-other"))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [({"formats": ("tflite",)}, "formats"), ({"formats": ()}, "formats"), ({"num_images": 0}, "num_images"),
+     ({"formats": ("onnx",), "register": "a"}, "formats")],
+)  # fmt: skip
+def test_bad_settings(changes: dict, field: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        export_model.main(export_model.Settings("nowhere", "out", **changes))
+    assert caught.value.field == field
+
+
+def test_a_run_without_an_mlflow_run(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="no MLflow run"):
+        export_model.main(export_model.Settings(str(tmp_path), "out", log=True))
