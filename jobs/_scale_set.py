@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record
+from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
 from boxsup_dist.randomness import generator
 from boxsup_dist.records.reader import Annotation, ListEntry, make_record
 
@@ -107,7 +107,7 @@ def _base(seed: int, number: int) -> Proposals:
     inside = distances <= (sizes * height * width / len(kept) / np.pi)[:, None]
     indptr = np.concatenate([[0], np.cumsum(inside.sum(1))])
     indices = np.nonzero(inside)[1].astype(np.uint16)
-    extents = regions.superpixel_extents(superpixels, len(kept))
+    extents = superpixel_extents(superpixels, len(kept))
     return Proposals(
         image_id="",
         superpixels=superpixels,
@@ -115,5 +115,5 @@ def _base(seed: int, number: int) -> Proposals:
         indptr=indptr,
         indices=indices,
         objectness=np.zeros(NUM_CANDIDATES, np.float32),
-        boxes=regions.union_boxes(extents, indptr, indices).astype(np.uint16),
+        boxes=union_boxes(extents, indptr, indices).astype(np.uint16),
     )

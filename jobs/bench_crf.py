@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.schema import iter_records
-from boxsup_dist.data.superpixels import decode_image
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage

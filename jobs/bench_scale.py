@@ -23,8 +23,9 @@ import ray.train
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import Labels, read_labels, summarise
+from boxsup_dist.data.painting import BOX_COLUMNS, painter
 from boxsup_dist.data.schema import iter_records
-from boxsup_dist.data.sources import BOX_COLUMNS, Mixture, painter
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage

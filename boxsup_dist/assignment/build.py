@@ -11,8 +11,8 @@ import time
 import pyarrow as pa
 
 from boxsup_dist.assignment.static import METHODS, StaticMethod, static_label_map
+from boxsup_dist.data.images import decode_image, encode_png
 from boxsup_dist.data.schema import LABEL_MAPS, iter_records
-from boxsup_dist.data.superpixels import decode_image, encode_png
 from boxsup_dist.data.tables import RowGroup, Table, open_table
 from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.errors import SettingError

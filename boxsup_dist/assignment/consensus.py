@@ -16,8 +16,8 @@ import numpy as np
 
 from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.assignment.select import COST_DIGITS, by_cost
+from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import Proposals
-from boxsup_dist.data.superpixels import pixel_box
 
 NUM_VOTERS = 200  # more change nothing measurable: their weights vanish
 

@@ -34,8 +34,8 @@ from typing import Literal
 
 import numpy as np
 
+from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import BACKGROUND, Proposals
-from boxsup_dist.data.superpixels import pixel_box
 
 CostForm = Literal["image", "centred"]
 

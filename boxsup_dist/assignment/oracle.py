@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from boxsup_dist.assignment.cost import BoxCosts, CostForm, box_iou
+from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import BACKGROUND, Proposals
-from boxsup_dist.data.superpixels import pixel_box
 
 
 def oracle_costs(

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import softmax
 
+from boxsup_dist.data.painting import front_order, pixel_box
 from boxsup_dist.data.schema import BACKGROUND
-from boxsup_dist.data.superpixels import front_order, pixel_box
 from boxsup_dist.model.crf import crf_settings, dense_crf
 
 STATIC_SHARE = 0.3  # of the votes, that a static label map has; half would outvote the candidates

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from boxsup_dist.data.painting import front_order, pixel_box
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, Record
-from boxsup_dist.data.superpixels import front_order, pixel_box
 from boxsup_dist.model.crf import crf_settings, dense_crf
 
 StaticMethod = Literal["grabcut", "wssl"]

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from boxsup_dist.data.painting import Segment
 from boxsup_dist.data.schema import LABELS, check_schema
-from boxsup_dist.data.superpixels import Segment
 from boxsup_dist.errors import TableError
 from boxsup_dist.io import storage
 

@@ -1,43 +1,22 @@
-"""What a run trains on: data sets, the annotation that it may use of each, and the label map this gives a record.
+"""What a run trains on: its data sets, the annotation it may use of each, and the fixed units they are cut into.
 
-Every supervision is one branch of `painter`; nobody else decides which columns of a record may be opened. A source is
-the pair of a records table and a supervision, a mixture all sources of a run in one stream: the paper's "semi" is a
-source with masks beside one with boxes.
+A source is a records table and a supervision. A mixture is all sources of a run in one stream: the paper's "semi" is a
+source with masks beside one with boxes. `data/painting.py` paints the label maps.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 
-from boxsup_dist.config import AssignmentSettings, AugmentSettings, Duplicates, Supervision
-from boxsup_dist.data.schema import Record
-from boxsup_dist.data.superpixels import Segment, decode_png, decode_superpixels, paint_rectangles, paint_segments
+from boxsup_dist.config import AssignmentSettings, AugmentSettings, Supervision
 from boxsup_dist.data.tables import RowGroup, Table, check_paired
-from boxsup_dist.errors import InputError, TableError, decoding
-
-Painter = Callable[[Record], np.ndarray]
-"""Label map uint8 (H, W) of one record."""
-
-Segments = Mapping[str, Sequence[Segment | None]]
-"""By image_id, over box_index: the chosen segment, None where the box has no candidate."""
 
 MAX_CLASS_WEIGHT = 5.0
-BOX_COLUMNS = ("height", "width", "boxes_xyxy", "class_ids", "crowd")
-GRANTED_COLUMNS: dict[Supervision, tuple[str, ...]] = {
-    "mask": ("image_id", "gt_label_map"),
-    "rectangles": ("image_id", *BOX_COLUMNS),
-    "grabcut": ("image_id",),
-    "wssl": ("image_id",),
-    "wssl_em": ("image_id", *BOX_COLUMNS),
-    "box": ("image_id", *BOX_COLUMNS),
-}
-"""Columns of a record that its label map may be made of."""
 
 
 @dataclass(frozen=True)
@@ -115,124 +94,3 @@ def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ..
     weights = np.ones(len(areas))
     weights[found] = np.clip((areas[found].mean() / areas[found]) ** power, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)
     return tuple(weights.tolist())
-
-
-def find_duplicates(
-    records: Sequence[Table], val_records: Table | None, duplicates: Duplicates
-) -> list[frozenset[int]]:
-    """Rows of each table not to train on: images that an earlier table or the validation records have too.
-
-    The same image is the same file, or has one published_name. Raises InputError, naming some, if there are any and
-    `duplicates` is "refuse".
-    """
-    owner: dict[str, str] = {}  # key of an image -> the table that has it
-    if val_records is not None:
-        owner = {key: "val_records" for _, keys in _image_keys(val_records) for key in keys}
-    left_out, shown = [], []
-    for table in records:
-        rows = set()
-        for row, (image_id, keys) in enumerate(_image_keys(table)):
-            others = [owner[key] for key in keys if key in owner]
-            if others:
-                rows.add(row)
-                shown.append(f"{image_id} (also in {others[0]})")
-            for key in keys:
-                owner.setdefault(key, table.uri)
-        left_out.append(frozenset(rows))
-    if duplicates == "refuse" and shown:
-        raise InputError(
-            f"{len(shown)} images are in two tables of this run",
-            field="duplicates",
-            value=shown[:5],
-            expected="images that no other source and no evaluation has, or duplicates drop",
-        )
-    return left_out
-
-
-def _image_keys(table: Table) -> Iterator[tuple[str, list[str]]]:
-    """image_id of every row, and what tells that it is the same image: its bytes, and its name where that says so."""
-    for shard in table.read_shards(("image_id", "image_hash")):
-        for row in shard.to_pylist():
-            name = published_name(row["image_id"])
-            yield row["image_id"], [row["image_hash"]] + ([name] if name else [])
-
-
-def published_name(image_id: str) -> str | None:
-    """One name of an image of VOC or COCO in all their editions; None for a name of another form.
-
-    VOC 2012's 2007_000032 is VOC 2007's 000032; PASCAL-Context and SBD keep VOC's names; COCO 2014's names begin with
-    COCO_train2014_, those of 2017 do not.
-    """
-    source, _, name = image_id.partition("/")
-    if re.fullmatch(r"\d{6}", name) and re.fullmatch(r"voc\d{4}", source):
-        return f"{source[3:]}_{name}"
-    if re.fullmatch(r"\d{4}_\d{6}", name):
-        return name
-    coco = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", name)
-    return coco.group(1) if coco else None
-
-
-def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, decided: bool = False) -> Painter:
-    """What paints the label map of a unit's records from the columns that the supervision grants.
-
-    `segments` are the boxes' choices, needed by `box` alone. `decided` paints undecided and uncovered pixels as they
-    were chosen instead of ignoring them. The label map of `wssl_em` is its boxes: after the warm-up the training step
-    lets the network decide inside them. Raises TableError where a partner table lacks the image or one of its boxes.
-    """
-    supervision = unit.source.supervision
-    if supervision == "mask":
-        return _ground_truth
-    if supervision in ("rectangles", "wssl_em"):
-        return lambda record: paint_rectangles(
-            (record.height, record.width), record.boxes_xyxy, record.class_ids, record.crowd
-        )
-    if supervision == "box":
-        return _segments_painter(unit, segments, assignment, decided)
-    assert unit.source.label_maps is not None
-    stored = unit.source.label_maps.read(unit.where).to_pylist()
-    map_of = {row["image_id"]: row["label_map"] for row in stored}
-    return lambda record: decode_png(_find(map_of, record, "label maps"))
-
-
-def _ground_truth(record: Record) -> np.ndarray:
-    assert record.gt_label_map is not None
-    return decode_png(record.gt_label_map)
-
-
-def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, decided: bool) -> Painter:
-    proposals = unit.source.proposals
-    assert proposals is not None
-    stored = proposals.read(unit.where, ("image_id", "superpixels", "num_superpixels")).to_pylist()
-    map_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
-
-    def paint(record: Record) -> np.ndarray:
-        encoded, count = _find(map_of, record, "proposals")
-        chosen = segments.get(record.image_id, ())
-        if len(chosen) != len(record.boxes_xyxy):
-            raise TableError(
-                "the labels table does not fit the records",
-                field=f"boxes of {record.image_id}",
-                value=len(chosen),
-                expected=str(len(record.boxes_xyxy)),
-            )
-        with decoding(record.image_id, proposals.uri):
-            superpixels = decode_superpixels(encoded)
-        return paint_segments(
-            superpixels,
-            count,
-            record.boxes_xyxy,
-            record.class_ids,
-            record.crowd,
-            chosen,
-            box_margin=assignment.box_margin,
-            ignore_outside=assignment.ignore_outside and not decided,
-            ignore_undecided=not decided,
-        )
-
-    return paint
-
-
-def _find(map_of: Mapping[str, object], record: Record, kind: str):
-    if record.image_id not in map_of:
-        raise TableError(f"the {kind} table lacks an image of the records", value=record.image_id)
-    return map_of[record.image_id]

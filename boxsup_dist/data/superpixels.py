@@ -1,57 +1,21 @@
-"""Superpixel algebra: maps as bytes, segments as superpixel sets, painting label maps.
+"""Superpixels: a map of them as bytes, and proposals as sets of their ids.
 
-A segment is a set of superpixel ids; a label map is painted by one lookup, `lut[superpixels]`: no mask is stored.
+No mask of a proposal is ever drawn: its box, its area and its bytes come from those of its superpixels.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
 
-from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, PROPOSALS, Proposals
+from boxsup_dist.data.schema import PROPOSALS, Proposals
 from boxsup_dist.errors import decoding
 
 _HEADER = struct.Struct("<IIII")
-# Only these are opened: Pillow knows others that start a program (EPS) or look like source code (XBM).
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _MAX_PIXELS = 2**28  # more is no image: foreign bytes read as a size would ask for all the memory
-
-
-class Segment(NamedTuple):
-    """What a box took."""
-
-    superpixel_ids: np.ndarray  # uint16 (n,)
-    undecided_ids: np.ndarray  # uint16 (m,), superpixels whose pixels inside the box are ignored
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """uint8 or uint16 (H, W) as PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def decode_png(data: bytes) -> np.ndarray:
-    """PNG bytes as the stored integers, (H, W); palette images give their indices."""
-    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
-
-
-def decode_image(data: bytes, *, turn_by_exif: bool = False) -> np.ndarray:
-    """An image file's bytes as uint8 RGB (H, W, 3); of 16-bit images the upper 8 bits.
-
-    `turn_by_exif` turns it the way up that its EXIF orientation tells; annotation lies on images as they are stored.
-    """
-    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
-        image = ImageOps.exif_transpose(opened) if turn_by_exif else opened
-        if image.mode.startswith("I"):  # 16-bit grey: convert() would cut everything above 255 off
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
 
 
 def encode_superpixels(superpixels: np.ndarray) -> bytes:
@@ -163,86 +127,3 @@ def union_boxes(extents: np.ndarray, indptr: np.ndarray, indices: np.ndarray) ->
     low = np.minimum.reduceat(members[:, :2], indptr[:-1], axis=0)
     high = np.maximum.reduceat(members[:, 2:], indptr[:-1], axis=0)
     return np.concatenate([low, high], axis=1)
-
-
-def pixel_box(box: np.ndarray, height: int, width: int, *, margin: float | None = 0.0) -> tuple[int, int, int, int]:
-    """Integer box x0, y0, x1, y1 that covers the float box, inside the image; empty for a box beyond its border.
-
-    `margin` moves each side outwards by this share of the box's width or height; None takes in the whole image.
-    """
-    if margin is None:
-        return 0, 0, width, height
-    size, grown = (width, height), margin * (box[2:] - box[:2])
-    x0, y0 = np.clip(np.floor(box[:2] - grown), 0, size).astype(int).tolist()
-    x1, y1 = np.clip(np.ceil(box[2:] + grown), 0, size).astype(int).tolist()
-    return x0, y0, x1, y1
-
-
-def front_order(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Order in which boxes are painted: larger first, so that the smaller of two overlapping ones lies in front."""
-    area = (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
-    return np.argsort(-area, kind="stable")
-
-
-def paint_rectangles(
-    shape: tuple[int, int], boxes_xyxy: np.ndarray, class_ids: np.ndarray, crowd: np.ndarray
-) -> np.ndarray:
-    """Label map uint8 (H, W) with every box filled by its class; crowds are ignored pixels."""
-    label_map = np.full(shape, BACKGROUND, np.uint8)
-    for k in front_order(boxes_xyxy):
-        x0, y0, x1, y1 = pixel_box(boxes_xyxy[k], *shape)
-        label_map[y0:y1, x0:x1] = IGNORE_INDEX if crowd[k] else class_ids[k]
-    return label_map
-
-
-def paint_segments(
-    superpixels: np.ndarray,
-    num_superpixels: int,
-    boxes_xyxy: np.ndarray,
-    class_ids: np.ndarray,
-    crowd: np.ndarray,
-    segments: Sequence[Segment | None],
-    *,
-    box_margin: float | None,
-    ignore_outside: bool,
-    ignore_undecided: bool,
-) -> np.ndarray:
-    """Label map uint8 (H, W) from the chosen segment of every box.
-
-    Larger boxes are painted first: a pixel in two segments belongs to the smaller box. `segments[k]` is what box k
-    took, None where it has no candidate: its box is then ignored, as a crowd's box is. `box_margin` is how far a
-    segment may leave its box (pixel_box). `ignore_outside` ignores the pixels of a box that no segment covers (the
-    paper calls them background), `ignore_undecided` those of a segment's undecided superpixels inside its box.
-    """
-    shape = superpixels.shape
-    label_map = np.full(shape, BACKGROUND, np.uint8)
-    order = front_order(boxes_xyxy)
-    for k in order:
-        if ignore_outside or crowd[k] or segments[k] is None:
-            x0, y0, x1, y1 = pixel_box(boxes_xyxy[k], *shape)
-            label_map[y0:y1, x0:x1] = IGNORE_INDEX
-    for k in order:
-        segment = segments[k]
-        if crowd[k] or segment is None:
-            continue
-        box = pixel_box(boxes_xyxy[k], *shape)
-        reach = pixel_box(boxes_xyxy[k], *shape, margin=box_margin)
-        _paint(label_map, superpixels, num_superpixels, segment.superpixel_ids, reach, class_ids[k])
-        if ignore_undecided:
-            _paint(label_map, superpixels, num_superpixels, segment.undecided_ids, box, IGNORE_INDEX)
-    return label_map
-
-
-def _paint(
-    label_map: np.ndarray,
-    superpixels: np.ndarray,
-    num_superpixels: int,
-    ids: np.ndarray,
-    window: tuple[int, int, int, int],
-    value: int,
-) -> None:
-    """Give the pixels of some superpixels inside a window a value, in place."""
-    x0, y0, x1, y1 = window
-    lut = np.zeros(num_superpixels, bool)
-    lut[ids] = True
-    label_map[y0:y1, x0:x1][lut[superpixels[y0:y1, x0:x1]]] = value

@@ -17,8 +17,9 @@ import ray
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
 from boxsup_dist.data.schema import iter_records
-from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, painter
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.data.tables import RowGroup, Table
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError, TableError

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.evaluation.units import LabelMapOf, compared, image_of

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from boxsup_dist.data.images import decode_image, decode_png
+from boxsup_dist.data.painting import Painter
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
-from boxsup_dist.data.sources import Painter
-from boxsup_dist.data.superpixels import decode_image, decode_png
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.model.crf import CrfSettings, LikelyScores

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from boxsup_dist.data.superpixels import IMAGE_FORMATS, decode_image
+from boxsup_dist.data.images import IMAGE_FORMATS, decode_image
 from boxsup_dist.data.tables import MANIFEST, RowGroup, Table, open_table
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.painting import GRANTED_COLUMNS, Segment, paint_segments, painter
 from boxsup_dist.data.palette import encode_palette_png
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
-from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, painter
-from boxsup_dist.data.superpixels import Segment, decode_superpixels, paint_segments
+from boxsup_dist.data.sources import Mixture
+from boxsup_dist.data.superpixels import decode_superpixels
 from boxsup_dist.export.coco import CocoImage, region
 from boxsup_dist.export.files import output_uri
 from boxsup_dist.io import storage

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.data.superpixels import decode_png
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, RecordError, StorageError
 from boxsup_dist.export.coco import CocoImage, class_regions

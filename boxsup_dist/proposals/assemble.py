@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data.schema import Proposals
+from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
 
 
 def shrink(image: np.ndarray, max_side_px: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def ranked_proposals(
     indices = (np.sort(rows + new_id[indices]) % num_superpixels).astype(np.uint16)
     if superpixels.shape != shape:
         superpixels = _enlarge(superpixels, *shape)
-    extents = regions.superpixel_extents(superpixels, num_superpixels)
+    extents = superpixel_extents(superpixels, num_superpixels)
     return Proposals(
         image_id=image_id,
         superpixels=superpixels,
@@ -56,5 +56,5 @@ def ranked_proposals(
         indptr=indptr,
         indices=indices,
         objectness=np.linspace(1, 0, len(indptr) - 1, endpoint=False, dtype=np.float32),
-        boxes=regions.union_boxes(extents, indptr, indices).astype(np.uint16),
+        boxes=union_boxes(extents, indptr, indices).astype(np.uint16),
     )

@@ -25,8 +25,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from boxsup_dist.data import rle
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data.schema import Proposals
+from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
@@ -112,7 +112,7 @@ def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "
     indptr = np.cumsum([0, *map(len, members)])
     indices = np.concatenate([np.empty(0, np.uint16), *members])
     by_rank = np.linspace(1, 0, len(members), endpoint=False, dtype=np.float32)
-    extents = regions.superpixel_extents(superpixels, len(ids))
+    extents = superpixel_extents(superpixels, len(ids))
     return Proposals(
         image_id=image_id,
         superpixels=superpixels,
@@ -120,7 +120,7 @@ def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "
         indptr=indptr,
         indices=indices,
         objectness=by_rank if found.scores is None else np.array(scores, np.float32),
-        boxes=regions.union_boxes(extents, indptr, indices).astype(np.uint16),
+        boxes=union_boxes(extents, indptr, indices).astype(np.uint16),
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data.schema import Proposals
+from boxsup_dist.data.superpixels import superpixel_extents
 from boxsup_dist.errors import InputError, SettingError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.proposals import (
@@ -157,7 +157,7 @@ class _Image:
             image, self.lab, boundaries.mean, settings.min_leaf_px, settings.max_leaves, learned=settings.edges == "hed"
         )
         self.sizes = np.bincount(self.superpixels.ravel(), minlength=self.count)
-        self.extents = regions.superpixel_extents(self.superpixels, self.count)
+        self.extents = superpixel_extents(self.superpixels, self.count)
         self.graph = region_graph(self.superpixels, self.count)
         self.texture = features.texture_histograms(self.superpixels, self.count, self.lab)
         self.strength = {name: self.graph.strength(map_) for name, map_ in boundaries._asdict().items()}

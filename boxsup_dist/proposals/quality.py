@@ -15,8 +15,9 @@ import numpy as np
 import scipy.sparse
 
 from boxsup_dist.data import rle
+from boxsup_dist.data.images import decode_png
+from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import IGNORE_INDEX, Proposals, Record
-from boxsup_dist.data.superpixels import decode_png, pixel_box
 
 ALL = sys.maxsize  # the cut that keeps every candidate
 CUTS = (100, 500, 1000, 2000, ALL)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data.schema import Proposals
+from boxsup_dist.data.superpixels import superpixel_extents
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import assemble, features, grouping, hierarchy, near_duplicates
 from boxsup_dist.proposals.superpixels import coarsen, felzenszwalb, overlay, reduce, region_graph, smooth
@@ -99,7 +99,7 @@ class _Image:
         self._contrast: dict[str, np.ndarray] = {}
         self.superpixels, self.count = self._leaves(settings)
         self.sizes = np.bincount(self.superpixels.ravel(), minlength=self.count)
-        self.extents = regions.superpixel_extents(self.superpixels, self.count)
+        self.extents = superpixel_extents(self.superpixels, self.count)
         self.graph = region_graph(self.superpixels, self.count)
         self.texture = features.texture_histograms(self.superpixels, self.count, self.smooth("lab"))
 

@@ -26,8 +26,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from boxsup_dist.data import rle
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, VOC_CLASSES, Record
-from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.records.files import read_image

@@ -17,8 +17,8 @@ import re
 
 import numpy as np
 
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
-from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage

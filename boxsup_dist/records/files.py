@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from boxsup_dist.data.images import IMAGE_FORMATS, decode_image, encode_png
 from boxsup_dist.data.schema import IGNORE_INDEX
-from boxsup_dist.data.superpixels import IMAGE_FORMATS, decode_image, encode_png
 from boxsup_dist.errors import MissingFileError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat

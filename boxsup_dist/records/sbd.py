@@ -19,8 +19,8 @@ import functools
 
 import numpy as np
 
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
-from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage

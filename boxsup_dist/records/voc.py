@@ -23,8 +23,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, Record
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage

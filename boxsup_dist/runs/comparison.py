@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.painting import painter
 from boxsup_dist.data.schema import Record, iter_records
-from boxsup_dist.data.sources import Unit, painter
-from boxsup_dist.data.superpixels import decode_image, decode_png
+from boxsup_dist.data.sources import Unit
 from boxsup_dist.data.tables import RowGroup, Table
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.confusion import read_confusion

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.painting import Painter, painter
 from boxsup_dist.data.schema import iter_records
-from boxsup_dist.data.sources import Mixture, Painter, painter
-from boxsup_dist.data.superpixels import decode_image, decode_png
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import RecordError, decoding
 from boxsup_dist.io import storage
 from boxsup_dist.model.inference import predict_log_probs

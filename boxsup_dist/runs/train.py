@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 from boxsup_dist.config import SourceSettings, TrainConfig
-from boxsup_dist.data.sources import Mixture, Source, balanced_weights, find_duplicates, make_units
+from boxsup_dist.data.shared_images import find_duplicates
+from boxsup_dist.data.sources import Mixture, Source, balanced_weights, make_units
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, EventLoop, EventPost

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import boxsup_dist
-from boxsup_dist.data.superpixels import decode_image, decode_png, encode_png
+from boxsup_dist.data.images import decode_image, decode_png, encode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint

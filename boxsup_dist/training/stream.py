@@ -16,10 +16,11 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.painting import GRANTED_COLUMNS, Painter, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
-from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, Painter, painter
-from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed.session import set_up_ray_data
 from boxsup_dist.distributed.shared import fetch
 from boxsup_dist.errors import InputError, RecordError, decoding

@@ -9,9 +9,9 @@ import pytest
 from boxsup_dist.assignment import static
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import ResourceSettings, SourceSettings, TrainConfig
+from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import labels_uri, read_labels
 from boxsup_dist.data.schema import iter_records
-from boxsup_dist.data.superpixels import decode_image, decode_png
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.runs.coordinator import read_history

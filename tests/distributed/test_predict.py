@@ -17,10 +17,10 @@ from pycocotools.coco import COCO
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data import tables
+from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import Labels, labels_uri
+from boxsup_dist.data.painting import front_order, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
-from boxsup_dist.data.sources import painter
-from boxsup_dist.data.superpixels import decode_image, decode_png, front_order
 from boxsup_dist.export.labels import export_unit
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint

@@ -11,8 +11,9 @@ import ray
 
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.painting import GRANTED_COLUMNS
 from boxsup_dist.data.schema import IGNORE_INDEX
-from boxsup_dist.data.sources import GRANTED_COLUMNS, Mixture, Source, make_units
+from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.distributed import session
 from boxsup_dist.training import stream
 from boxsup_dist.training.order import plan_epoch

@@ -21,9 +21,10 @@ from boxsup_dist.config import (
     SourceSettings,
     TrainConfig,
 )
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data import tables
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, records_to_table
+from boxsup_dist.data.superpixels import proposals_to_table, superpixel_extents, union_boxes
 from boxsup_dist.data.tables import Table
 from boxsup_dist.records.build import count_records
 from boxsup_dist.runs.coordinator import bare_network
@@ -71,7 +72,7 @@ def make_record(index: int, split: str, mask: bytes | None = b"") -> Record:
         class_ids=np.array(class_ids, np.int32),
         difficult=np.zeros(len(boxes), bool),
         crowd=np.array([index == 3] + [False] * (len(boxes) - 1)),
-        gt_label_map=regions.encode_png(label_map) if mask == b"" else mask,
+        gt_label_map=encode_png(label_map) if mask == b"" else mask,
         instance_masks=[POISON] * len(boxes),
     )
 
@@ -88,7 +89,7 @@ def make_proposals(record: Record) -> Proposals:
         members.append(cells[y0:y1, x0:x1].ravel())
     indptr = np.cumsum([0, *map(len, members)])
     indices = np.concatenate(members)
-    extents = regions.superpixel_extents(superpixels, rows * columns)
+    extents = superpixel_extents(superpixels, rows * columns)
     return Proposals(
         image_id=record.image_id,
         superpixels=superpixels,
@@ -96,7 +97,7 @@ def make_proposals(record: Record) -> Proposals:
         indptr=indptr,
         indices=indices,
         objectness=np.linspace(1, 0, 60, dtype=np.float32),
-        boxes=regions.union_boxes(extents, indptr, indices).astype(np.uint16),
+        boxes=union_boxes(extents, indptr, indices).astype(np.uint16),
     )
 
 
@@ -123,7 +124,7 @@ def write_records(folder: Path, records: list[Record], classes: tuple[str, ...] 
 
 def write_proposals(folder: Path, table: Table, records: list[Record], damaged: str = "") -> Table:
     """The proposals table of those records; the superpixel map of the image `damaged` does not decode."""
-    parts = [regions.proposals_to_table([make_proposals(r) for r in shard]) for shard in _in_shards(records)]
+    parts = [proposals_to_table([make_proposals(r) for r in shard]) for shard in _in_shards(records)]
     for i, part in enumerate(parts):
         rows = zip(part["image_id"].to_pylist(), part["superpixels"].to_pylist(), strict=True)
         maps = pa.array([b"no map" if image_id == damaged else data for image_id, data in rows], pa.large_binary())

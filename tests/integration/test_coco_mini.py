@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from boxsup_dist.data import rle
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import iter_records
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.proposals import quality
 from boxsup_dist.records import coco
 from boxsup_dist.records.build import build_records

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.data.images import decode_image
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import selective_search
 from boxsup_dist.records import voc

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, iter_records
-from boxsup_dist.data.superpixels import decode_image, decode_png
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data import tables
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.labels import Labels, labels_table, read_labels
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.sources import Mixture, Source, make_units
@@ -352,7 +352,7 @@ def test_a_report_shows_what_data_is_called_and_runs_none_of_it(tmp_path):
     storage.write_json(str(run / "confusion.json"), {"confusion": [[1, 2], [3, 4]], "class_names": [SCRIPT, "b"]})
     for part in ("javascript:alert(1)", SCRIPT.replace("/", ""), "a#b"):
         storage.write_bytes(str(run / part / "report.html"), b"x")
-    figure = regions.encode_png(np.zeros((2, 2), np.uint8))
+    figure = encode_png(np.zeros((2, 2), np.uint8))
     storage.write_bytes(str(run / "figures" / f"{SCRIPT.replace('/', '')}.png"), figure)
     page = storage.read_bytes(write_report(str(run))).decode()
     assert "&lt;script&gt;" in page and "<script" not in page

@@ -8,8 +8,8 @@ import pytest
 from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus, find_undecided
 from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.assignment.select import by_cost
+from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import Proposals
-from boxsup_dist.data.superpixels import pixel_box
 from tests.random_proposals import random_proposals
 
 BOX = np.array([4.0, 3.0, 30.0, 25.0])

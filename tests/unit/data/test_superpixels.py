@@ -9,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxsup_dist.data import superpixels as regions
+from boxsup_dist.data.images import decode_image, decode_png, encode_png
+from boxsup_dist.data.painting import Segment, paint_rectangles, paint_segments, pixel_box
 from boxsup_dist.data.schema import IGNORE_INDEX, PROPOSALS
-from boxsup_dist.data.superpixels import Segment
+from boxsup_dist.data.superpixels import (
+    decode_superpixels,
+    encode_superpixels,
+    proposals_from_table,
+    proposals_to_table,
+    superpixel_extents,
+    union_boxes,
+)
 from tests.random_proposals import proposals_of, random_proposals, random_superpixels
 
 NONE = np.empty(0, np.uint16)
@@ -65,7 +73,7 @@ def test_painting_equals_the_slow_painter(box_margin, ignore_outside, ignore_und
     options = {"box_margin": box_margin, "ignore_outside": ignore_outside, "ignore_undecided": ignore_undecided}
     for seed in range(60):
         superpixels, count, boxes, class_ids, crowd, segments = random_scene(seed)
-        found = regions.paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
+        found = paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
         assert found.dtype == np.uint8
         expected = slow_paint(superpixels, boxes, class_ids, crowd, segments, **options)
         np.testing.assert_array_equal(found, expected, err_msg=f"seed {seed}")
@@ -77,17 +85,17 @@ def test_rectangles_are_segments_of_everything_clipped_to_their_box():
         crowd[:] = False
         segments = [Segment(np.arange(count), NONE)] * len(boxes)
         options = {"box_margin": 0.0, "ignore_outside": False, "ignore_undecided": True}
-        painted = regions.paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
+        painted = paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
         np.testing.assert_array_equal(
-            regions.paint_rectangles(superpixels.shape, boxes, class_ids, crowd), painted, err_msg=f"seed {seed}"
+            paint_rectangles(superpixels.shape, boxes, class_ids, crowd), painted, err_msg=f"seed {seed}"
         )
 
 
 def test_rectangles_of_crowds_are_ignored():
     boxes = np.array([[0, 0, 6, 6], [2, 2, 4, 4]], np.float32)
-    label_map = regions.paint_rectangles((6, 6), boxes, np.array([5, 7]), np.array([True, False]))
+    label_map = paint_rectangles((6, 6), boxes, np.array([5, 7]), np.array([True, False]))
     assert (label_map == 7).sum() == 4 and (label_map == IGNORE_INDEX).sum() == 32
-    label_map = regions.paint_rectangles((6, 6), boxes, np.array([5, 7]), np.array([False, True]))
+    label_map = paint_rectangles((6, 6), boxes, np.array([5, 7]), np.array([False, True]))
     assert (label_map == 5).sum() == 32 and (label_map == IGNORE_INDEX).sum() == 4
 
 
@@ -97,7 +105,7 @@ def test_the_smaller_box_is_in_front_whatever_the_order(order):
     superpixels[2:4, 2:4] = 1
     boxes, class_ids = np.array([[0, 0, 6, 6], [2, 2, 4, 4]], np.float32), np.array([5, 7])
     segments = [Segment(np.array([0, 1]), NONE), Segment(np.array([1]), NONE)]
-    label_map = regions.paint_segments(
+    label_map = paint_segments(
         superpixels,
         2,
         boxes[order],
@@ -114,8 +122,8 @@ def test_the_smaller_box_is_in_front_whatever_the_order(order):
 def test_an_image_without_boxes_is_background():
     none = np.empty((0, 4), np.float32), np.empty(0, int), np.empty(0, bool)
     options = {"box_margin": 0.0, "ignore_outside": True, "ignore_undecided": True}
-    assert not regions.paint_segments(np.zeros((3, 4), np.uint16), 1, *none, [], **options).any()
-    assert not regions.paint_rectangles((3, 4), *none).any()
+    assert not paint_segments(np.zeros((3, 4), np.uint16), 1, *none, [], **options).any()
+    assert not paint_rectangles((3, 4), *none).any()
 
 
 def test_extents_and_unions_equal_the_drawn_masks():
@@ -123,20 +131,20 @@ def test_extents_and_unions_equal_the_drawn_masks():
         rng = np.random.default_rng(seed)
         height, width, count = (int(n) for n in rng.integers((1, 1, 1), (25, 25, 20)))
         proposals = random_proposals(rng, height, width, num_superpixels=count)
-        extents = regions.superpixel_extents(proposals.superpixels, count)
+        extents = superpixel_extents(proposals.superpixels, count)
         for index, extent in enumerate(extents.tolist()):
             rows, columns = np.nonzero(proposals.superpixels == index)
             if len(rows):
                 assert extent == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             else:
                 assert extent == [width, height, 0, 0]
-        boxes = regions.union_boxes(extents, proposals.indptr, proposals.indices)
+        boxes = union_boxes(extents, proposals.indptr, proposals.indices)
         np.testing.assert_array_equal(boxes, proposals.boxes)
 
 
 def test_extents_of_an_empty_window():
-    assert regions.superpixel_extents(np.empty((0, 5), np.uint16), 2).tolist() == [[5, 0, 0, 0]] * 2
-    assert regions.union_boxes(np.empty((0, 4), np.int32), np.array([0]), np.empty(0, np.uint16)).shape == (0, 4)
+    assert superpixel_extents(np.empty((0, 5), np.uint16), 2).tolist() == [[5, 0, 0, 0]] * 2
+    assert union_boxes(np.empty((0, 4), np.int32), np.array([0]), np.empty(0, np.uint16)).shape == (0, 4)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -147,7 +155,7 @@ def test_extents_of_an_empty_window():
 )
 def test_pixel_box_holds_the_pixels_that_the_box_touches(corners, height, width):
     box = np.array([*np.minimum(corners[:2], corners[2:]), *np.maximum(corners[:2], corners[2:])])
-    x0, y0, x1, y1 = regions.pixel_box(box, height, width)
+    x0, y0, x1, y1 = pixel_box(box, height, width)
     y, x = np.mgrid[:height, :width]
     touched = (x + 1 > box[0]) & (x < box[2]) & (y + 1 > box[1]) & (y < box[3])
     found = np.zeros((height, width), bool)
@@ -159,20 +167,20 @@ def test_pixel_box_holds_the_pixels_that_the_box_touches(corners, height, width)
 def test_maps_survive_their_encoding(shape):
     rng = np.random.default_rng(0)
     for array in (rng.integers(0, 256, shape, np.uint8), rng.integers(0, 2**16, shape, np.uint16)):
-        decoded = regions.decode_png(regions.encode_png(array))
+        decoded = decode_png(encode_png(array))
         assert decoded.dtype == array.dtype and (decoded == array).all()
     superpixels = rng.integers(0, 2**16, shape, np.uint16)
     for given_as in (superpixels, superpixels.astype(np.int64)):
-        decoded = regions.decode_superpixels(regions.encode_superpixels(given_as))
+        decoded = decode_superpixels(encode_superpixels(given_as))
         assert decoded.dtype == np.uint16 and (decoded == superpixels).all()
 
 
 def test_bytes_that_are_no_superpixel_map_are_refused():
-    whole = regions.encode_superpixels(np.arange(600, dtype=np.uint16).reshape(20, 30))
-    foreign = regions.encode_png(np.zeros((4, 4), np.uint8))  # its first bytes, read as a size, are many terabytes
+    whole = encode_superpixels(np.arange(600, dtype=np.uint16).reshape(20, 30))
+    foreign = encode_png(np.zeros((4, 4), np.uint8))  # its first bytes, read as a size, are many terabytes
     for bad in (b"", b"abc", whole[:-3], whole[:9], foreign, b"\1" + whole[1:]):
         with pytest.raises(OSError, match="not an encoded superpixel map"):
-            regions.decode_superpixels(bad)
+            decode_superpixels(bad)
 
 
 @pytest.mark.parametrize("counts", [[5], [0], [3, 0, 4], [0, 0], []])
@@ -184,11 +192,11 @@ def test_proposals_survive_their_table(counts, chunked):
         else proposals_of(np.zeros((4, 5), np.uint16), 1, [], f"test/{i}")
         for i, n in enumerate(counts)
     ]
-    table = regions.proposals_to_table(before)
+    table = proposals_to_table(before)
     assert table.schema == PROPOSALS
     if chunked and counts:
         table = pa.concat_tables([table, table]).slice(len(counts))
-    after = regions.proposals_from_table(table)
+    after = proposals_from_table(table)
     assert len(after) == len(before)
     for old, new in zip(before, after, strict=True):
         assert (new.image_id, new.num_superpixels, len(new)) == (old.image_id, old.num_superpixels, len(old))
@@ -199,9 +207,9 @@ def test_proposals_survive_their_table(counts, chunked):
 
 def test_rows_of_a_proposals_table_can_be_taken_one_by_one():
     before = [random_proposals(np.random.default_rng(i), 9, 11, image_id=str(i)) for i in range(4)]
-    table = regions.proposals_to_table(before)
+    table = proposals_to_table(before)
     for i, old in enumerate(before):
-        (new,) = regions.proposals_from_table(table.slice(i, 1))
+        (new,) = proposals_from_table(table.slice(i, 1))
         assert new.image_id == old.image_id and (new.indices == old.indices).all() and (new.indptr == old.indptr).all()
 
 
@@ -216,9 +224,9 @@ GREY = COLOURS[..., 0]
 
 
 def test_colour_and_alpha_images():
-    assert (regions.decode_image(encode(Image.fromarray(COLOURS))) == COLOURS).all()
+    assert (decode_image(encode(Image.fromarray(COLOURS))) == COLOURS).all()
     with_alpha = np.concatenate([COLOURS, GREY[..., None]], axis=2)
-    assert (regions.decode_image(encode(Image.fromarray(with_alpha))) == COLOURS).all()
+    assert (decode_image(encode(Image.fromarray(with_alpha))) == COLOURS).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
@@ -227,13 +235,13 @@ def test_grey_images_have_three_equal_channels(mode):
         image = Image.fromarray(GREY.astype(np.uint16) * 256 + 77)
     else:
         image = Image.fromarray(GREY).convert(mode)
-    decoded = regions.decode_image(encode(image))
+    decoded = decode_image(encode(image))
     assert decoded.dtype == np.uint8 and (decoded == GREY[..., None]).all() and decoded.shape == (6, 9, 3)
 
 
 def test_one_bit_images():
     bits = GREY > 127
-    assert (regions.decode_image(encode(Image.fromarray(bits))) == 255 * bits[..., None]).all()
+    assert (decode_image(encode(Image.fromarray(bits))) == 255 * bits[..., None]).all()
 
 
 def test_palette_images_give_colours_and_palette_masks_give_indices():
@@ -241,11 +249,11 @@ def test_palette_images_give_colours_and_palette_masks_give_indices():
     palette = np.random.default_rng(1).integers(0, 256, (256, 3), np.uint8)
     image = Image.fromarray(indices).convert("P")
     image.putpalette(palette.tobytes())
-    assert (regions.decode_image(encode(image)) == palette[indices]).all()
-    assert (regions.decode_png(encode(image)) == indices).all()
+    assert (decode_image(encode(image)) == palette[indices]).all()
+    assert (decode_png(encode(image)) == indices).all()
 
 
 def test_cmyk_jpegs_keep_their_colours():
     smooth = np.full((16, 16, 3), (200, 80, 30), np.uint8)
-    decoded = regions.decode_image(encode(Image.fromarray(smooth).convert("CMYK"), "JPEG"))
+    decoded = decode_image(encode(Image.fromarray(smooth).convert("CMYK"), "JPEG"))
     assert decoded.shape == (16, 16, 3) and np.abs(decoded.astype(int) - smooth).max() <= 6

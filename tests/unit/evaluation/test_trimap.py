@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import Record, records_to_table
-from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.errors import RecordError, SettingError
 from boxsup_dist.evaluation import trimap
 

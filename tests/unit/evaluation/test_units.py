@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import Record, records_to_table
-from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.evaluation import units
 

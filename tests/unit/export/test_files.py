@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.palette import encode_palette_png, voc_palette
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export import coco, files, submission
 from boxsup_dist.io import storage

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from boxsup_dist.data import superpixels as regions
-from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.data.images import decode_image
+from boxsup_dist.data.superpixels import proposals_from_table, proposals_to_table
 from jobs._scale_cost import Cluster, Costs, extrapolate
 from jobs._scale_set import entries, index_of, scene_proposals, scene_record
 from jobs._watch import Sample, kind_of, thirds
@@ -63,7 +63,7 @@ def test_images_have_five_boxes_on_average_and_are_of_their_proposals():
 
 def test_proposals_survive_their_table():
     found = scene_proposals(0, "scale/0000007")
-    (back,) = regions.proposals_from_table(regions.proposals_to_table([found]))
+    (back,) = proposals_from_table(proposals_to_table([found]))
     assert np.array_equal(back.indices, found.indices) and np.array_equal(back.superpixels, found.superpixels)
 
 

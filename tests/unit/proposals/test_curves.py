@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxsup_dist.data.superpixels import decode_image
+from boxsup_dist.data.images import decode_image
 from boxsup_dist.errors import InputError
 from boxsup_dist.proposals import curves, quality
 

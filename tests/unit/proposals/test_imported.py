@@ -10,8 +10,8 @@ import scipy.io
 import scipy.sparse
 
 from boxsup_dist.data import rle
-from boxsup_dist.data import superpixels as regions
 from boxsup_dist.data.schema import Proposals
+from boxsup_dist.data.superpixels import proposals_from_table, proposals_to_table
 from boxsup_dist.errors import RecordError, SettingError
 from boxsup_dist.proposals import imported
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
@@ -87,7 +87,7 @@ def check(found: Proposals, masks: np.ndarray) -> None:
         rows, columns = np.nonzero(mask)
         assert found.boxes[j].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert (np.diff(found.objectness) <= 0).all()
-    stored = regions.proposals_from_table(regions.proposals_to_table([found]))[0]
+    stored = proposals_from_table(proposals_to_table([found]))[0]
     assert (drawn(stored) == masks).all()
 
 

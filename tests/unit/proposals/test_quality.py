@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from boxsup_dist.data import rle
+from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import Record
-from boxsup_dist.data.superpixels import encode_png
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
 from tests.random_proposals import random_proposals

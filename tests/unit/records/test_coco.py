@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from boxsup_dist.data import rle
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import VOC_CLASSES, Record
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records import coco
 from tests import coco_set, devkit

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import VOC_CLASSES
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import context
 from tests import devkit, mat_sets

@@ -6,7 +6,7 @@ import pytest
 import scipy.io
 
 from boxsup_dist.data import rle
-from boxsup_dist.data.superpixels import decode_png
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import sbd, voc
 from tests import devkit, mat_sets

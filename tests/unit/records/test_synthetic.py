@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.palette import voc_palette
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.records import synthetic, voc
 from boxsup_dist.records.synthetic_scene import FILL_RANGE, OBJECTS, fill_ratio, tight_box

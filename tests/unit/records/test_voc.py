@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from boxsup_dist.data import rle
+from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.schema import VOC_CLASSES
-from boxsup_dist.data.superpixels import decode_image, decode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import voc
 from tests import devkit

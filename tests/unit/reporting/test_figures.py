@@ -111,7 +111,7 @@ def test_trimap_curves_of_several_runs_and_gaps() -> None:
 
 def test_no_global_state_of_matplotlib_is_touched() -> None:
     code = (
-        "import sys; import numpy as np; from boxsup_dist.evaluation import figures;"
+        "import sys; import numpy as np; from boxsup_dist.reporting import figures;"
         "figures.curves_figure([{'epoch': 0, 'train_loss': 1.0}]);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.labels import Labels, labels_table, labels_uri
 from boxsup_dist.data.schema import VOC_CLASSES
-from boxsup_dist.data.superpixels import decode_png
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.io import storage

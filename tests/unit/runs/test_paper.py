@@ -2,7 +2,7 @@
 
 import pytest
 
-from boxsup_dist.data.sources import GRANTED_COLUMNS
+from boxsup_dist.data.painting import GRANTED_COLUMNS
 from boxsup_dist.errors import SettingError
 from boxsup_dist.runs.paper import RECIPE_OF_SCALE, TABLES, find_row, make_configs
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from boxsup_dist.config import NetworkSettings, SourceSettings, TrainConfig
+from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.schema import VOC_CLASSES
-from boxsup_dist.data.superpixels import decode_image
 from boxsup_dist.errors import CheckpointError, InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint, export
