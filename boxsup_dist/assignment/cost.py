@@ -50,7 +50,7 @@ class BoxCosts:
     prior: np.ndarray | float = 0.0  # float64 (M,), rank_weight * log(rank)
 
     def total(self, regression_weight: float) -> np.ndarray:
-        """overlap + lambda * regression + prior, float64 (M,)."""
+        """Overlap + lambda * regression + prior, float64 (M,)."""
         return self.overlap + regression_weight * self.regression + self.prior
 
 
@@ -71,7 +71,7 @@ def _segment_sums(values: np.ndarray, proposals: Proposals) -> np.ndarray:
 
 
 def _background_margin(log_probs: np.ndarray, class_id: int, limit: float | None = None) -> np.ndarray:
-    """d = log p(background) - log p(c), float64 (H, W), within +-limit."""
+    """D = log p(background) - log p(c), float64 (H, W), within +-limit."""
     # In float32 the difference of two log-probabilities would be rounded, and near ties decided by that.
     margin = np.subtract(log_probs[BACKGROUND], log_probs[class_id], dtype=np.float64)
     return margin if limit is None else np.clip(margin, -limit, limit)

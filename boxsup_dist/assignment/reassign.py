@@ -17,7 +17,8 @@ from boxsup_dist.model.networks import SegmentationNetwork
 
 def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int) -> pa.Table:
     """Labels of one unit, an Arrow table. During the warm-up neither network nor image is touched,
-    unless it refines."""
+    unless it refines.
+    """
     unit, settings = mixture.units[index], mixture.assignment
     assert unit.source.proposals is not None
     warm_up, refine = epoch < settings.warmup_epochs, refines(settings, epoch)

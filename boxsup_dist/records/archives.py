@@ -175,7 +175,7 @@ class _Room:
 
 
 def _unzip(file: Path, folder: Path) -> None:
-    """extractall would write members with .. or absolute paths elsewhere in the folder: here they are refused.
+    """Extractall would write members with .. or absolute paths elsewhere in the folder: here they are refused.
 
     It writes no more of a member than the declared size that is counted here.
     """

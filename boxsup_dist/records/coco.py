@@ -315,7 +315,7 @@ def _box(bbox: Any, height: int, width: int) -> np.ndarray:
 
 
 def _mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
-    """bool (H, W) of polygons or run lengths; None where there is no segmentation."""
+    """Bool (H, W) of polygons or run lengths; None where there is no segmentation."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):
