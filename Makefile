@@ -32,7 +32,7 @@ types: $(READY)
 
 bench: $(READY)
 	$(PY) -m jobs.bench
-	$(PY) -m jobs.bench_memory
+	$(PY) -m jobs.bench.memory
 
 clean-env:
 	rm -rf .venv

@@ -21,8 +21,8 @@ from boxsup_dist.proposals.mcg import McgSettings
 from boxsup_dist.records import coco, context, sbd, voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.paper import AUG, COCO, COCO80, CONTEXT_TRAIN, CONTEXT_VAL, TRAIN, VAL, VOC07
-from jobs._cli import run
 
 BOXES = (TRAIN, AUG, COCO, COCO80, VOC07)  # data sets that may give boxes
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.assignment.static import StaticMethod
 from boxsup_dist.io import storage
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 
 @dataclass(frozen=True)

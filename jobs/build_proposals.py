@@ -17,7 +17,7 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.proposals import build
 from boxsup_dist.proposals.methods import METHODS
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 DEFAULT_METHOD = "selective_search"
 

@@ -15,7 +15,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.records import build, coco, context, sbd, voc
 from boxsup_dist.records.coco import ClassList
 from boxsup_dist.records.reader import Reader
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 
 @dataclass(frozen=True)

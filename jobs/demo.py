@@ -20,9 +20,9 @@ from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.records.voc import open_splits
 from boxsup_dist.reporting.page import write_report
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.recipes import RECIPES
 from boxsup_dist.runs.train import train
-from jobs._cli import run
 
 SUPERVISIONS: tuple[Supervision, ...] = ("mask", "rectangles", "box")
 

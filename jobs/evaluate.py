@@ -24,8 +24,8 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import make_pool, read_config
-from jobs._cli import run
 
 
 @dataclass(frozen=True)

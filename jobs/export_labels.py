@@ -21,9 +21,9 @@ from boxsup_dist.export.files import keep_identity
 from boxsup_dist.export.labels import Undecided, export_unit
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import read_config
 from boxsup_dist.runs.train import open_inputs
-from jobs._cli import run
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from boxsup_dist.model import checkpoint, export
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.export import Comparison, InputType
 from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import read_config
 from boxsup_dist.tracking import models
 from boxsup_dist.tracking.tracker import read_run
-from jobs._cli import run
 
 Format = Literal["mlflow", "onnx", "torch"]
 FILES: dict[Format, str] = {"mlflow": "model", "onnx": "model.onnx", "torch": "model.pt2"}

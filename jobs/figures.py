@@ -31,10 +31,10 @@ from boxsup_dist.reporting.comparison_figures import (
     iou_comparison_figure,
 )
 from boxsup_dist.runs import comparison
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.comparison import FinishedRun
 from boxsup_dist.runs.coordinator import make_pool
 from boxsup_dist.tracking.tracker import add_artifacts, read_run
-from jobs._cli import run
 from jobs.evaluate import load_run
 
 Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]

@@ -14,7 +14,7 @@ import torch
 from boxsup_dist.errors import WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.proposals import hed, hed_weights
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 
 @dataclass(frozen=True)

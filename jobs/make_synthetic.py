@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.records import synthetic
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 
 @dataclass(frozen=True)

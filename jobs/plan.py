@@ -15,9 +15,9 @@ import tyro
 from boxsup_dist.config import ResourceSettings, Supervision
 from boxsup_dist.errors import SettingError
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.planning import VOC_IMAGE_PX, Cluster, Plan, Workload, make_plan, read_rates
 from boxsup_dist.runs.recipes import RECIPES
-from jobs._cli import run
 
 
 @dataclass(frozen=True)

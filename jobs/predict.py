@@ -31,9 +31,9 @@ from boxsup_dist.model.crf import crf_settings
 from boxsup_dist.model.networks import build_from_spec
 from boxsup_dist.model.trained import TrainedNetwork, load_trained
 from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import read_config
 from boxsup_dist.tracking import models
-from jobs._cli import run
 
 
 @dataclass(frozen=True)

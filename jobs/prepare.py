@@ -17,7 +17,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.records import archives
 from boxsup_dist.records.inventory import Count, take_inventory
 from boxsup_dist.reporting.text_table import format_table
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 Name = Literal["voc2012", "sbd", "coco2014", "coco2017", "voc2007", "context"]
 

@@ -14,7 +14,7 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.proposals.curves import curves_figure, read_published
 from boxsup_dist.proposals.measure import measure
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import make_pool
 from boxsup_dist.runs.train import open_inputs
-from jobs._cli import run
 from jobs.evaluate import load_run
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import os
+import pkgutil
 import shlex
 import sys
 import time
@@ -33,7 +34,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from boxsup_dist.credentials import has_credentials
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
-from jobs._cli import clear_errors
+from boxsup_dist.runs.command_line import clear_errors
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Besides what .gitignore names.
@@ -114,7 +115,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
             expected = "none: all who see the processes or the cluster's jobs can read them"
             raise SettingError("an argument holds credentials", field="command", value=word, expected=expected)
     if command and command[:2] == ["python", "-m"] and settings.upload:
-        names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+        names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
         name = command[2].removeprefix("jobs.") if len(command) > 2 else ""
         if name not in names:
             raise SettingError("no such job", field="command", value=name, expected=", ".join(names))

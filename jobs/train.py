@@ -15,8 +15,8 @@ import tyro
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.runs.command_line import clear_errors
 from boxsup_dist.runs.recipes import RECIPES
-from jobs._cli import clear_errors
 
 
 @dataclass(frozen=True)

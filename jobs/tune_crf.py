@@ -20,7 +20,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.model.crf import CrfSettings, crf_settings
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.reporting.text_table import format_table
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 from jobs.evaluate import predictor
 
 

@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from jobs._mlflow_server import free_port
+from jobs.drill.mlflow_server import free_port
 
 BUCKET, FORBIDDEN = "boxsup-test", "forbidden"
 WAIT_S = 60.0

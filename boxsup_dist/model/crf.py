@@ -25,7 +25,7 @@ class CrfSettings:
 
 # What the CRF of a prediction leaves out: labels that no pixel gives this probability and no pixel finds likeliest, and
 # the iterations after one that changed the likeliest label of no more than this share of the pixels. The published CRF,
-# and dense_crf unless told, has all labels and always all iterations; jobs.bench_crf measures what each gives. The
+# and dense_crf unless told, has all labels and always all iterations; jobs.bench crf measures what each gives. The
 # lattices take a fifth of the plain one's time, whatever the labels.
 MIN_PROB, SETTLED = 0.5, 1e-4
 

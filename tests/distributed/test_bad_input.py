@@ -9,8 +9,8 @@ import pytest
 
 from boxsup_dist.data.schema import SCHEMA_VERSION
 from boxsup_dist.io import storage
+from boxsup_dist.runs.command_line import clear_errors
 from jobs import evaluate, train
-from jobs._cli import clear_errors
 from tests import devkit
 from tests.distributed import tiny
 

@@ -1,11 +1,11 @@
-"""The whole of jobs.bench_scale on a few images: every stage runs, and a second call keeps all of it."""
+"""The whole of jobs.bench.scale on a few images: every stage runs, and a second call keeps all of it."""
 
 from __future__ import annotations
 
 from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.io import storage
-from jobs.bench_scale import costs_of, measure_stages
+from jobs.bench.scale import costs_of, measure_stages
 
 NUM_IMAGES = 60
 

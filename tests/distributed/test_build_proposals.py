@@ -22,8 +22,8 @@ from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.proposals.mcg import McgSettings
 from boxsup_dist.proposals.methods import METHODS
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
+from boxsup_dist.runs.command_line import run
 from jobs import build_proposals as build_proposals_job
-from jobs._cli import run
 from tests.unit.proposals.pictures import blobs
 
 REPO = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.planning import read_rates
 from jobs import plan
-from jobs._cli import run
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""What Ray and Ray Train raise where there is no room for an object; jobs/drill.py makes it happen on a full disk."""
+"""What Ray and Ray Train raise where there is no room for an object; jobs/drill makes it happen on a full disk."""
 
 import pytest
 from ray.exceptions import OutOfDiskError, RayTaskError
@@ -7,7 +7,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from boxsup_dist.distributed.out_of_disk import no_room
 from boxsup_dist.errors import NoRoomError
-from jobs._cli import clear_errors
+from boxsup_dist.runs.command_line import clear_errors
 
 FULL = OutOfDiskError("Local disk is full")
 IN_A_TASK = RayTaskError("load", "Traceback ...", FULL).as_instanceof_cause()

@@ -26,10 +26,10 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.runs.command_line import clear_errors
 from boxsup_dist.runs.coordinator import read_config
 from boxsup_dist.runs.train import open_inputs
 from jobs import export_labels, predict
-from jobs._cli import clear_errors
 from tests.distributed import tiny
 
 BAD = ("cut.jpg", "notes.txt")

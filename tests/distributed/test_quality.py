@@ -14,8 +14,8 @@ from boxsup_dist.data.superpixels import proposals_from_table
 from boxsup_dist.errors import TableError
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.measure import mask_bytes, measure, measure_row_group
+from boxsup_dist.runs.command_line import run
 from jobs import proposal_quality
-from jobs._cli import run
 from tests.distributed import tiny
 
 

@@ -12,8 +12,8 @@ from boxsup_dist.data.schema import iter_records
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
+from boxsup_dist.runs.command_line import run
 from jobs import build_records as build_records_job
-from jobs._cli import run
 from tests import devkit
 
 REPO = Path(__file__).parents[2]

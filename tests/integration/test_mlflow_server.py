@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from boxsup_dist.tracking.tracker import RunTracker
-from jobs._mlflow_server import WAIT_S, Server, free_port
+from jobs.drill.mlflow_server import WAIT_S, Server, free_port
 
 PROMPT_S = 5.0  # a caller that waited for the server would take longer: its requests time out after 10 s each
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from boxsup_dist.config import OptimizerSettings
 from boxsup_dist.runs.train import train
-from jobs._mlflow_server import WAIT_S, Server
+from jobs.drill.mlflow_server import WAIT_S, Server
 from tests.distributed import tiny
 
 WINDOW = (1600, 1400)

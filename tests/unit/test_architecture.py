@@ -47,6 +47,7 @@ RAY_FILES = {
     "boxsup_dist.runs.coordinator",
     "boxsup_dist.runs.train",
     "boxsup_dist.runs.comparison",
+    "boxsup_dist.runs.command_line",
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
 # wrapped functions, and have no effect.

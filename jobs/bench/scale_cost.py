@@ -1,4 +1,4 @@
-"""What jobs.bench_scale measured on one machine, told for clusters of other sizes: plain arithmetic, no measurement."""
+"""What jobs.bench.scale measured on one machine, told for clusters of other sizes: plain arithmetic, no measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak memory of each stage on N and on 4 N images, side by side: python -m jobs.bench_memory [--out DIR].
+"""Peak memory of each stage on N and on 4 N images, side by side: python -m jobs.bench.memory [--out DIR].
 
 A stage whose memory grew with the number of images would need about four times as much on the larger table. Measured is
 the private memory (resident less shared) of the job and all its Ray processes, sampled while it runs.
@@ -20,10 +20,10 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import bare_network
 from boxsup_dist.runs.recipes import demo
-from jobs._cli import run
-from jobs._watch import MIB, private_bytes
+from jobs.bench.watch import MIB, private_bytes
 
 SAMPLE_EVERY_S = 0.1
 GROWTH = 4

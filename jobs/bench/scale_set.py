@@ -1,4 +1,4 @@
-"""A data set of any number of images for jobs.bench_scale: small images, candidates as many as of photographs.
+"""A data set of any number of images for jobs.bench.scale: small images, candidates as many as of photographs.
 
 Everything is a function of (seed, index). A few base scenes hold the work: a superpixel map and unions of neighbouring
 superpixels whose sizes are spread as MCG's. An image is a base, mirrored or not, with its candidates in another order,

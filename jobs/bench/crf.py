@@ -1,4 +1,4 @@
-"""The CRF of predictions against the plain one, side by side: python -m jobs.bench_crf --run-dir R --records T.
+"""The CRF of predictions against the plain one, side by side: python -m jobs.bench.crf --run-dir R --records T.
 
 The plain one is pydensecrf's inference over all labels with all its iterations. The predictions' leaves out labels that
 are likely nowhere, and ends once the label map has settled; a row without the latter shows what each of them gives.
@@ -25,7 +25,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.crf import MIN_PROB, SETTLED, CrfSettings, LikelyScores, crf_settings, likely_labels, mean_field
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.reporting.text_table import format_table
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 GOAL_RATIO, GOAL_EQUAL = 2.5, 0.999
 

@@ -1,4 +1,4 @@
-"""What jobs.bench_scale and jobs.bench_actors run: the tables of the synthetic set, and a run with a tiny network."""
+"""What jobs.bench.scale and jobs.bench.actors run: the tables of the synthetic set, and a run with a tiny network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader
 from boxsup_dist.runs.coordinator import bare_network
 from boxsup_dist.runs.recipes import mini
-from jobs._scale_set import SOURCE, entries, scene_proposals, scene_record
+from jobs.bench.scale_set import SOURCE, entries, scene_proposals, scene_record
 
 CROP_PX = 65
 GLOBAL_BATCH_SIZE = 20

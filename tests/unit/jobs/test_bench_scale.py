@@ -1,4 +1,4 @@
-"""The synthetic set of jobs.bench_scale, how its watch sums up, and what its costs mean on more GPUs."""
+"""The synthetic set of jobs.bench.scale, how its watch sums up, and what its costs mean on more GPUs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.superpixels import proposals_from_table, proposals_to_table
-from jobs._scale_cost import Cluster, Costs, extrapolate
-from jobs._scale_set import entries, index_of, scene_proposals, scene_record
-from jobs._watch import Sample, kind_of, thirds
+from jobs.bench.scale_cost import Cluster, Costs, extrapolate
+from jobs.bench.scale_set import entries, index_of, scene_proposals, scene_record
+from jobs.bench.watch import Sample, kind_of, thirds
 
 # Four images of two bases: the second time in another order and mirrored otherwise.
 IDS = ["scale/0000000", "scale/0000001", "scale/0000064", "scale/0000065"]

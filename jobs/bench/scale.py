@@ -1,4 +1,4 @@
-"""Full scale without the network: python -m jobs.bench_scale [--num-images N] [--out DIR].
+"""Full scale without the network: python -m jobs.bench.scale [--num-images N] [--out DIR].
 
 N small synthetic images with candidates as many as of photographs go through ingest, opening, reassignment, the
 hand-over of the labels and the stream of one epoch, each by the code that real data go through, with a tiny network.
@@ -30,13 +30,13 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import make_pool
 from boxsup_dist.runs.train import open_inputs
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
-from jobs._cli import run
-from jobs._scale_cost import Cluster, Costs, extrapolate
-from jobs._scale_run import (
+from jobs.bench.scale_cost import Cluster, Costs, extrapolate
+from jobs.bench.scale_run import (
     check_positive,
     choose_all,
     make_config,
@@ -44,8 +44,8 @@ from jobs._scale_run import (
     store_proposals,
     store_records,
 )
-from jobs._scale_set import index_of
-from jobs._watch import Watch
+from jobs.bench.scale_set import index_of
+from jobs.bench.watch import Watch
 
 COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
 GPUS = (8, 64, 512)

@@ -29,13 +29,13 @@ from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import checkpoint_name, latest
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import read_history
 from boxsup_dist.tracking.tracker import flatten, make_client
-from jobs._cli import run
-from jobs._drill_cluster import NODE_MEMORY, Command, Raylets, raylets
-from jobs._drill_disk import Hoards, SmallDisk, may_mount, small_disk
-from jobs._mlflow_server import Server
-from jobs._scale_run import store_proposals, store_records
+from jobs.bench.scale_run import store_proposals, store_records
+from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
+from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
+from jobs.drill.mlflow_server import Server
 
 NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
 CHECKPOINT_EVERY_STEPS = 4

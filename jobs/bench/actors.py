@@ -1,4 +1,4 @@
-"""Reassignment by one actor and by two, in turns, on the same row groups: python -m jobs.bench_actors [--out DIR]."""
+"""Reassignment by one actor and by two, in turns, on the same row groups: python -m jobs.bench.actors [--out DIR]."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.coordinator import bare_network
 from boxsup_dist.runs.train import open_inputs
-from jobs._cli import run
-from jobs._scale_run import (
+from jobs.bench.scale_run import (
     check_positive,
     choose_all,
     make_config,

@@ -1,0 +1,1 @@
+"""Measurements of what the design claims: python -m jobs.bench [NAME]."""
