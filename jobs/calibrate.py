@@ -40,9 +40,9 @@ from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.planning import Rates, write_rates
 from boxsup_dist.runs.recipes import RECIPES
-from boxsup_dist.runs.train import open_inputs
 from boxsup_dist.training.optimizer import make_optimizer
 from boxsup_dist.training.order import Slice
 from boxsup_dist.training.stream import load_slice

@@ -18,10 +18,10 @@ from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.records.voc import open_splits
-from boxsup_dist.reporting.page import write_report
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.recipes import RECIPES
+from boxsup_dist.runs.report import write_report
 from boxsup_dist.runs.train import train
 
 SUPERVISIONS: tuple[Supervision, ...] = ("mask", "rectangles", "box")

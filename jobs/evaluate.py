@@ -6,26 +6,19 @@ Test-time options: --scales 0.8 1 1.2 --flip --crf deeplab_vgg --tile-px 513.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
 
-import ray
-
-from boxsup_dist.config import PredictionSettings, TrainConfig
+from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.evaluate import evaluate, to_summary
 from boxsup_dist.io import storage
-from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import make_pool, read_config
+from boxsup_dist.runs.networks import predictor
 
 
 @dataclass(frozen=True)
@@ -48,44 +41,6 @@ class Settings:
     """Members of the pool; 0: one a GPU, or one a CPU core."""
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     """Test-time options; the default is a plain forward pass."""
-
-
-class Predictor(NamedTuple):
-    """A pool and the weights of the checkpoint that its members shall use."""
-
-    pool: NetworkPool
-    weights: ray.ObjectRef
-    version: str  # URI of the checkpoint
-
-
-@contextmanager
-def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int, records: Table) -> Iterator[Predictor]:
-    """The pool of a run's network, for records of its classes; ends with the block. InputError if they don't fit."""
-    config, uri = load_run(run_dir, checkpoint_uri, num_actors)
-    if len(records.classes) != config.network.num_classes:
-        raise SettingError(
-            "the records are labelled with other classes than the network's",
-            file=records.uri,
-            field="classes",
-            value=len(records.classes),
-            expected=str(config.network.num_classes),
-        )
-    weights = ray.put(dict(checkpoint.load(uri).model))
-    pool = make_pool(config)
-    try:
-        yield Predictor(pool, weights, uri)
-    finally:
-        pool.close()
-
-
-def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
-    """A run's configuration, fitted to the running session, and the checkpoint to use. Raises InputError."""
-    config = read_config(run_dir)
-    resources = replace(config.resources, num_actors=num_actors, gpus_per_actor=0.0)
-    size = session.total_cpus(), session.total_gpus()
-    resources = resources.resolve(*size)
-    resources.check_room(*size, with_training=False)
-    return replace(config, resources=resources), checkpoint.newest(checkpoint_uri or run_dir)
 
 
 def _open_records(settings: Settings) -> Table:

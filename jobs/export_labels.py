@@ -22,8 +22,8 @@ from boxsup_dist.export.labels import Undecided, export_unit
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import read_config
-from boxsup_dist.runs.train import open_inputs
+from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.kept_config import read_config
 
 
 @dataclass(frozen=True)

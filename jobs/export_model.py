@@ -25,7 +25,7 @@ from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.export import Comparison, InputType
 from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import read_config
+from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.tracking import models
 from boxsup_dist.tracking.tracker import read_run
 

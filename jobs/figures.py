@@ -33,9 +33,8 @@ from boxsup_dist.reporting.comparison_figures import (
 from boxsup_dist.runs import comparison
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.comparison import FinishedRun
-from boxsup_dist.runs.coordinator import make_pool
+from boxsup_dist.runs.networks import load_run, make_pool
 from boxsup_dist.tracking.tracker import add_artifacts, read_run
-from jobs.evaluate import load_run
 
 Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
 KINDS: tuple[Kind, ...] = ("label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves")

@@ -32,7 +32,7 @@ from boxsup_dist.model.networks import build_from_spec
 from boxsup_dist.model.trained import TrainedNetwork, load_trained
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import read_config
+from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.tracking import models
 
 

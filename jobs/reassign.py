@@ -16,9 +16,8 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import make_pool
-from boxsup_dist.runs.train import open_inputs
-from jobs.evaluate import load_run
+from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.networks import load_run, make_pool
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from boxsup_dist.config import TrainConfig
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table, to_html, to_markdown
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.paper import TABLES, Row, Scale, find_row, make_configs
-from boxsup_dist.runs.train import open_inputs, train
+from boxsup_dist.runs.train import train
 from boxsup_dist.tracking.tracker import RunTracker, git_revision
 
 EXPERIMENT = "boxsup"

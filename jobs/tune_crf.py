@@ -21,7 +21,7 @@ from boxsup_dist.model.crf import CrfSettings, crf_settings
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from jobs.evaluate import predictor
+from boxsup_dist.runs.networks import predictor
 
 
 @dataclass(frozen=True)

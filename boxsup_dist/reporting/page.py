@@ -1,8 +1,6 @@
-"""One self-contained HTML page of a run, written from the files of its directory.
+"""One self-contained HTML page of a run: no scripts, no links to the outside, readable in light and dark.
 
-Reads what is there of RUN/summary.json, history.jsonl (one JSON an epoch), config.json, confusion.json and
-figures/*.png, and draws whatever keys it finds; IoUs are in percent there, shares 0..1. Writes RUN/report.html: no
-scripts, no links to the outside, readable in light and dark.
+It draws whatever keys it finds; IoUs are in percent there, shares 0..1.
 """
 
 from __future__ import annotations
@@ -15,12 +13,6 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
-from boxsup_dist.errors import InputError
-from boxsup_dist.evaluation.confusion import CONFUSION
-from boxsup_dist.io import storage
-from boxsup_dist.reporting.comparison_figures import confusion_figure
 from boxsup_dist.reporting.figures import curves_figure, iou_bars_figure
 from boxsup_dist.reporting.text_table import format_value
 
@@ -49,55 +41,6 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 figure { margin: 0 0 1.2rem; } img { max-width: 100%; background: #fff; border-radius: 6px; padding: 6px; }
 summary { cursor: pointer; }
 """
-
-
-def write_report(run_uri: str) -> str:
-    """Write RUN/report.html and return its URI. InputError if the directory has no file of a run."""
-    uri = storage.absolute(run_uri)
-    summary = _read_mapping(storage.join(uri, "summary.json"))
-    config = _read_mapping(storage.join(uri, "config.json"))
-    history = read_history(storage.join(uri, "history.jsonl"))
-    names = [name for name in storage.list_names(storage.join(uri, "figures")) if name.endswith(".png")]
-    if not (summary or config or history or names):
-        raise InputError("nothing to report", file=uri, expected="summary.json, history.jsonl, config.json or figures/")
-    figures = [(name, storage.read_bytes(storage.join(uri, "figures", name))) for name in names[:MAX_FIGURES]]
-    parts = [name for name in storage.list_names(uri) if storage.exists(storage.join(uri, name, REPORT))]
-    kept = _read_mapping(storage.join(uri, CONFUSION))
-    confusion = confusion_figure(np.array(kept["confusion"]), kept["class_names"]) if kept else None
-    page = render_report(uri, summary, history, config, figures, names[MAX_FIGURES:], parts, confusion)
-    target = storage.join(uri, REPORT)
-    storage.write_bytes(target, page.encode())
-    return target
-
-
-def read_history(uri: str) -> list[dict[str, Any]]:
-    """The epochs of a history file in order, the last of each where a resumed run wrote one again; [] without file.
-
-    A killed run may leave half a line at the end: it is passed over.
-    """
-    if not storage.exists(uri):
-        return []
-    rows: dict[Any, dict[str, Any]] = {}
-    lines = storage.read_bytes(uri).decode(errors="replace").splitlines()
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
-            if number < len(lines) - 1:
-                raise InputError("not valid JSON", file=uri, field=f"line {number + 1}", value=line[:80]) from None
-            row = None
-        if isinstance(row, dict):
-            rows[row.get("epoch", number)] = row
-    return [rows[key] for key in sorted(rows)]
-
-
-def _read_mapping(uri: str) -> dict[str, Any]:
-    if not storage.exists(uri):
-        return {}
-    value = storage.read_json(uri)
-    if not isinstance(value, dict):
-        raise InputError("not a JSON object", file=uri, value=type(value).__name__, expected="an object")
-    return value
 
 
 def render_report(

@@ -25,9 +25,10 @@ from boxsup_dist.evaluation.confusion import read_confusion
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_log_probs
-from boxsup_dist.runs.coordinator import Inputs, read_config, read_history
 from boxsup_dist.runs.examples import epochs_to_show
-from boxsup_dist.runs.train import open_inputs
+from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.inputs import Inputs, open_inputs
+from boxsup_dist.runs.kept_config import read_config
 
 Panels = list[np.ndarray | None]
 Grid = tuple[list[str], list[Panels]]

@@ -14,8 +14,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -23,78 +21,20 @@ import torch
 
 from boxsup_dist.assignment.assign import repeats
 from boxsup_dist.assignment.reassign import reassign
-from boxsup_dist.config import NetworkSettings, TrainConfig
+from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import Labels, labels_uri, read_labels, summarise
-from boxsup_dist.data.sources import Mixture
-from boxsup_dist.data.tables import Table
 from boxsup_dist.distributed.events import EventPost
-from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.rates import StageRates
-from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
 from boxsup_dist.io import storage
-from boxsup_dist.model.networks import SegmentationNetwork, build_network
 from boxsup_dist.runs.examples import draw_examples, store_figures
+from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.inputs import Inputs
+from boxsup_dist.runs.networks import make_pool
 
 NUM_EXAMPLE_GROUPS = 2
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' is told as a warning
-
-History = dict[int, dict[str, Any]]
-
-
-def read_config(run_dir: str) -> TrainConfig:
-    """The configuration that a run keeps. InputError without one, SettingError for that of another version."""
-    uri = storage.join(storage.absolute(run_dir), "config.json")
-    values = storage.read_json(uri)
-    try:
-        return TrainConfig.from_dict(values)
-    except SettingError as error:
-        raise SettingError(error.problem, file=uri, value=error.value) from None
-
-
-def read_history(run_dir: str) -> History:
-    """What is known of each epoch so far."""
-    uri = storage.join(run_dir, "history.jsonl")
-    if not storage.exists(uri):
-        return {}
-    entries = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
-    return {entry["epoch"]: entry for entry in entries}
-
-
-def bare_network(settings: NetworkSettings) -> SegmentationNetwork:
-    """The network without first weights: they come from training."""
-    return build_network(
-        settings.name,
-        settings.num_classes,
-        output_stride=settings.output_stride,
-        head=settings.head,
-        dropout=settings.dropout,
-        weights="none",
-    )
-
-
-def make_pool(config: TrainConfig, **options: Any) -> NetworkPool:
-    """The actor pool that the configuration describes; `options` are others of NetworkPool."""
-    resources = config.resources
-    return NetworkPool(
-        partial(bare_network, config.network),
-        num_actors=resources.num_actors,
-        num_cpus=resources.cpus_per_actor,
-        num_gpus=resources.gpus_per_actor,
-        threads=resources.threads_per_actor,
-        **options,
-    )
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The opened tables of a run and the names of its classes."""
-
-    mixture: Mixture
-    val_records: Table | None
-    class_names: tuple[str, ...]
-    can_measure_labels: bool
 
 
 class Coordinator:

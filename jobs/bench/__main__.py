@@ -39,8 +39,9 @@ from boxsup_dist.records.synthetic import scene_of, write_synthetic
 from boxsup_dist.records.synthetic_scene import tight_box
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.recipes import mini
-from boxsup_dist.runs.train import open_inputs, train
+from boxsup_dist.runs.train import train
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.stream import Batch
 from boxsup_dist.training.worker import TrainWorker

@@ -12,8 +12,8 @@ from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import bare_network
-from boxsup_dist.runs.train import open_inputs
+from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.networks import bare_network
 from jobs.bench.scale_run import (
     check_positive,
     choose_all,

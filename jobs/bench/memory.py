@@ -21,7 +21,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import bare_network
+from boxsup_dist.runs.networks import bare_network
 from boxsup_dist.runs.recipes import demo
 from jobs.bench.watch import MIB, private_bytes
 

@@ -31,8 +31,8 @@ from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import make_pool
-from boxsup_dist.runs.train import open_inputs
+from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.networks import make_pool
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
 from jobs.bench.scale_cost import Cluster, Costs, extrapolate

@@ -26,7 +26,7 @@ from boxsup_dist.proposals.build import propose_shard
 from boxsup_dist.proposals.methods import Method
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader
-from boxsup_dist.runs.coordinator import bare_network
+from boxsup_dist.runs.networks import bare_network
 from boxsup_dist.runs.recipes import mini
 from jobs.bench.scale_set import SOURCE, entries, scene_proposals, scene_record
 

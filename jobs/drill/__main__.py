@@ -30,7 +30,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import checkpoint_name, latest
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.coordinator import read_history
+from boxsup_dist.runs.history import read_history
 from boxsup_dist.tracking.tracker import flatten, make_client
 from jobs.bench.scale_run import store_proposals, store_records
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets

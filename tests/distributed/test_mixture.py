@@ -14,8 +14,9 @@ from boxsup_dist.data.labels import labels_uri, read_labels
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.runs.coordinator import read_history
-from boxsup_dist.runs.train import open_inputs, train
+from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.train import train
 from tests.distributed import tiny
 
 NUM_MASKED = 6

@@ -27,8 +27,8 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import clear_errors
-from boxsup_dist.runs.coordinator import read_config
-from boxsup_dist.runs.train import open_inputs
+from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.kept_config import read_config
 from jobs import export_labels, predict
 from tests.distributed import tiny
 

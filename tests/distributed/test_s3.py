@@ -24,7 +24,7 @@ from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.runs.coordinator import read_history
+from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.train import train
 from jobs import evaluate, export_labels, export_model, figures, predict, reassign
 from tests.distributed import slow_build, tiny

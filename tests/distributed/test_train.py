@@ -22,7 +22,7 @@ from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, MissingFileError, NonFiniteLossError, RecordError, SettingError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
-from boxsup_dist.runs.coordinator import read_history
+from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.train import train
 from boxsup_dist.tracking.tracker import default_tracking_uri
 from jobs import evaluate, reassign

@@ -27,7 +27,7 @@ from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, records_to_t
 from boxsup_dist.data.superpixels import proposals_to_table, superpixel_extents, union_boxes
 from boxsup_dist.data.tables import Table
 from boxsup_dist.records.build import count_records
-from boxsup_dist.runs.coordinator import bare_network
+from boxsup_dist.runs.networks import bare_network
 
 NUM_TRAIN, NUM_VAL = 14, 5
 ROWS_PER_SHARD, ROW_GROUP_SIZE = 8, 4

@@ -21,7 +21,6 @@ MAY_IMPORT["config"] = MAY_IMPORT["io"] = BASE
 MAY_IMPORT["data"] = {"io", "config", *BASE}
 MAY_IMPORT["model"] = MAY_IMPORT["distributed"] = MAY_IMPORT["reporting"] = {"data", *MAY_IMPORT["data"]}
 MAY_IMPORT |= {part: {"model", "distributed", *MAY_IMPORT["model"]} for part in {*STAGES, "tracking"}}
-MAY_IMPORT["reporting"] = {"evaluation", *MAY_IMPORT["reporting"]}  # a file name, until runs/layout has it
 MAY_IMPORT["runs"] = {*STAGES, "tracking", "reporting", *MAY_IMPORT["tracking"]}
 # Third-party packages of the parts that everybody imports.
 FEW_PACKAGES: dict[str, set[str]] = {
@@ -48,6 +47,8 @@ RAY_FILES = {
     "boxsup_dist.runs.train",
     "boxsup_dist.runs.comparison",
     "boxsup_dist.runs.command_line",
+    "boxsup_dist.runs.console",
+    "boxsup_dist.runs.networks",
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
 # wrapped functions, and have no effect.

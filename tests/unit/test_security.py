@@ -42,9 +42,9 @@ from boxsup_dist.proposals.hed import load_hed
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
 from boxsup_dist.records import archives, coco, files, voc
 from boxsup_dist.records.archives import Archive
-from boxsup_dist.reporting.page import write_report
 from boxsup_dist.reporting.text_table import to_html
 from boxsup_dist.runs.examples import draw_examples
+from boxsup_dist.runs.report import write_report
 from boxsup_dist.tracking import models
 from tests import devkit
 from tests.distributed import tiny

@@ -13,8 +13,9 @@ import pytest
 from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.reporting.figures import iou_bars_figure
-from boxsup_dist.reporting.page import MAX_FIGURES, read_history, write_report
+from boxsup_dist.reporting.page import MAX_FIGURES
 from boxsup_dist.reporting.text_table import format_table, format_value
+from boxsup_dist.runs.report import read_history, write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 

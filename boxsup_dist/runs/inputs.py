@@ -1,0 +1,119 @@
+"""The tables that a run reads: opened, checked against its supervision and against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from boxsup_dist.config import SourceSettings, TrainConfig
+from boxsup_dist.data.shared_images import find_duplicates
+from boxsup_dist.data.sources import Mixture, Source, balanced_weights, make_units
+from boxsup_dist.data.tables import Table, open_table
+from boxsup_dist.errors import SettingError
+from boxsup_dist.io import storage
+from boxsup_dist.model.weights import absolute_spec
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The opened tables of a run and the names of its classes."""
+
+    mixture: Mixture
+    val_records: Table | None
+    class_names: tuple[str, ...]
+    can_measure_labels: bool
+
+
+def with_absolute_uris(config: TrainConfig) -> TrainConfig:
+    """The same run, and the same configuration to compare with, from any working directory."""
+
+    def absolute(uri: str | None) -> str | None:
+        return None if uri is None else storage.absolute(uri)
+
+    sources = [
+        replace(
+            source,
+            records=storage.absolute(source.records),
+            proposals=absolute(source.proposals),
+            label_maps=absolute(source.label_maps),
+        )
+        for source in config.sources
+    ]
+    return replace(
+        config,
+        run_dir=storage.absolute(config.run_dir),
+        network=replace(config.network, weights=absolute_spec(config.network.weights)),
+        sources=tuple(sources),
+        val_records=absolute(config.val_records),
+    )
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open and check the tables against the supervision."""
+    sources = [_open_source(settings) for settings in config.sources]
+    val_records = open_table(config.val_records, "records") if config.val_records else None
+    if val_records is not None and val_records.counts.get("with_mask", 0) == 0:
+        raise SettingError("no record has a mask to evaluate with", file=val_records.uri, field="val_records")
+    classes = sources[0].records.classes
+    for source in sources:
+        if source.records.classes != classes:
+            raise SettingError(
+                "the sources are labelled with different classes",
+                file=source.records.uri,
+                field="classes",
+                value=len(source.records.classes),
+                expected=f"those of {sources[0].records.uri}",
+            )
+    if config.network.num_classes != len(classes):
+        raise SettingError(
+            "these records are labelled with other classes",
+            field="network.num_classes",
+            value=config.network.num_classes,
+            expected=str(len(classes)),
+        )
+    left_out = find_duplicates([source.records for source in sources], val_records, config.duplicates)
+    power = config.optimizer.class_balance
+    weights = balanced_weights(sources, power) if power else None
+    mixture = Mixture(make_units(sources, left_out), config.assignment, config.augment, config.seed, weights)
+    measurable = mixture.with_supervision("rectangles", "grabcut", "wssl", "box")
+    can_measure = any(mixture.units[i].source.records.counts.get("with_mask", 0) > 0 for i in measurable)
+    return Inputs(mixture, val_records, classes, config.measure_labels and can_measure)
+
+
+def _open_source(settings: SourceSettings) -> Source:
+    records = open_table(settings.records, "records")
+    partners = {}
+    for name, uri in (("proposals", settings.proposals), ("label_maps", settings.label_maps)):
+        partners[name] = open_table(uri, name) if uri is not None else None
+    with_mask = records.counts.get("with_mask", 0)
+    if settings.supervision == "mask" and with_mask < records.num_rows:
+        raise SettingError(
+            "mask supervision needs a ground-truth mask in every record",
+            file=records.uri,
+            field="supervision",
+            value=f"{with_mask} of {records.num_rows} records have one",
+            expected="all, or another supervision",
+        )
+    found = partners["label_maps"]
+    if found is not None and settings.supervision not in ("box", found.settings["method"]):
+        raise SettingError(
+            "the label maps were made by another method",
+            file=found.uri,
+            field="supervision",
+            value=settings.supervision,
+            expected=found.settings["method"],
+        )
+    return Source(records, settings.supervision, **partners)
+
+
+def tables_by_name(inputs: Inputs) -> dict[str, Table]:
+    """Every table of the run by its part in it: "training", for one of several sources "training 2"."""
+    found: dict[str, Table | None] = {}
+    for number, source in enumerate(inputs.mixture.sources, 1):
+        suffix = f" {number}" if number > 1 else ""
+        found |= {
+            f"training{suffix}": source.records,
+            f"proposals{suffix}": source.proposals,
+            f"label maps{suffix}": source.label_maps,
+        }
+    found["evaluation"] = inputs.val_records
+    return {name: table for name, table in found.items() if table is not None}
