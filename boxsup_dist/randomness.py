@@ -1,6 +1,7 @@
-"""Random numbers as pure functions of what they are for: (seed, epoch, image_id, ...) and nothing else.
+"""Random numbers that are a pure function of a key: (seed, epoch, image_id, ...).
 
-No generator is shared or carried along, so the numbers are the same on any worker, in any order and after a restart.
+There is no shared generator and no state. The same key gives the same numbers on every worker, in every order of calls
+and after a restart. A key is any sequence of integers and strings; `1` and `"1"` are different parts.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import numpy as np
 
 
 def derive_seed(*key: int | str) -> int:
-    """A 63-bit seed from integers and strings; other keys give independent seeds."""
+    """Return the seed of a key, 0 <= seed < 2**63; different keys give independent seeds."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def draw_integer(below: int, *key: int | str) -> int:
-    """A uniform integer in 0..below-1 for this key."""
+    """Return the uniform integer of a key, 0 <= integer < below."""
     return derive_seed(*key) % below
 
 
 def generator(*key: int | str) -> np.random.Generator:
-    """A numpy generator for this key."""
+    """Return a new NumPy generator, seeded by a key."""
     return np.random.default_rng(derive_seed(*key))

@@ -14,8 +14,7 @@ from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import labels_table
-from boxsup_dist.data.schema import Proposals, Record, iter_records
-from boxsup_dist.data.superpixels import proposals_from_row
+from boxsup_dist.data.schema import Proposals, Record, iter_records, proposals_from_row
 from boxsup_dist.errors import RecordError, decoding
 
 LogProbs = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> float32 (C, H, W)

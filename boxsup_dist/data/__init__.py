@@ -1,1 +1,1 @@
-"""What stages share: the tables and their rows, superpixels, painting, images."""
+"""What all stages share: tables and their rows, images, superpixels, masks, and how label maps are painted."""

@@ -1,17 +1,19 @@
-"""The VOC colour map: how label maps are shown, and the palette of the mask PNGs in a VOC devkit."""
+"""The VOC colour map: the colours in which label maps are shown, and the palette of a VOC devkit's mask PNGs."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
-def voc_palette() -> np.ndarray:
-    """uint8 (256, 3): the devkit's colour of every class id (its VOCcolormap); 255, the void, is (224, 224, 192).
+def voc_palette() -> NDArray[np.uint8]:
+    """Return the RGB colour of every class id, (256, 3), as the VOC devkit's VOCcolormap.m computes it.
 
-    The bits of an id are dealt to red, green, blue in turn, the lowest ones to the highest colour bits.
+    The lowest three bits of the class id become the highest bit of red, green and blue, the next three bits the second
+    highest, and so on. The void, 255, is (224, 224, 192).
     """
     ids = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
@@ -23,8 +25,8 @@ def voc_palette() -> np.ndarray:
     return colours
 
 
-def encode_palette_png(label_map: np.ndarray) -> bytes:
-    """Label map uint8 (H, W) as the bytes of a palette PNG in VOC's colours; regions.decode_png gives it back."""
+def encode_palette_png(label_map: NDArray[np.uint8]) -> bytes:
+    """Encode a label map (H, W) as a palette PNG in VOC's colours; `images.decode_png` returns the same integers."""
     image = Image.fromarray(label_map)
     image.putpalette(voc_palette().tobytes())
     buffer = io.BytesIO()

@@ -1,7 +1,12 @@
-"""Masks as COCO run lengths: columns one below the other, runs of 0 and 1 in turn, the first of 0 (it may be empty).
+"""Masks as COCO's run lengths.
 
-The compressed form writes each run as the difference to the run two before it (from the fourth run on), five bits a
-character, the lowest first, as the characters from "0" on; 32 marks that another character follows, 16 the sign.
+The pixels are read column by column. Runs of 0 and of 1 alternate; the first run is of 0 and may be empty. The
+compressed form is a string (https://github.com/cocodataset/cocoapi, common/maskApi.c, rleToString):
+
+- from the fourth run on, a run is stored as its difference to the run two places before it;
+- a number is cut into groups of five bits, the lowest group first;
+- a group is the character of code 48 + bits; 32 is added when another group follows;
+- bit 16 of the last group is the sign.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from boxsup_dist.errors import RecordError
@@ -16,31 +22,34 @@ from boxsup_dist.errors import RecordError
 _FIRST, _CONTINUES, _SIGN, _BITS = 48, 32, 16, 5
 
 
-def encode(mask: np.ndarray) -> bytes:
-    """The compressed counts of a bool or uint8 mask (H, W)."""
-    return coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
+def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> bytes:
+    """Encode a mask (H, W) as compressed run lengths."""
+    counts: bytes = coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
+    return counts
 
 
-def decode(counts: bytes | str | Sequence[int], height: int, width: int) -> np.ndarray:
-    """Mask bool (height, width) of counts, compressed or plain numbers.
+def decode(counts: bytes | str | Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
+    """Decode run lengths, compressed or plain numbers, to a mask (height, width).
 
-    RecordError unless they are counts of exactly so many pixels: pycocotools would give whatever the memory holds.
+    Raises:
+        RecordError: unless the runs cover exactly height * width pixels. This check is why pycocotools is not used:
+            it would return whatever the memory holds.
     """
     runs = _uncompress(counts) if isinstance(counts, bytes | str) else counts
     if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != height * width:
         shown = counts if len(counts) <= 20 else counts[:20]
         raise RecordError(
-            "not the run lengths of such a mask",
+            "the run lengths do not fit the mask",
             field="counts",
             value=shown,
-            expected=f"runs of {width} x {height} pixels together",
+            expected=f"runs that add up to {width} x {height} pixels",
         )
     values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return values.reshape(width, height).T
 
 
 def _uncompress(counts: bytes | str) -> list[int]:
-    """Run lengths; a wrong character or a cut end gives runs that don't fit."""
+    """Return plain run lengths; a wrong character or a cut end gives runs that do not fit the mask."""
     runs: list[int] = []
     value = shift = 0
     for character in counts if isinstance(counts, bytes) else counts.encode():

@@ -1,7 +1,10 @@
-"""The tables (records, proposals, labels, label maps): their columns, and rows as plain objects with numpy arrays.
+"""The schemas of the stored tables (records, proposals, labels, label maps), and a row as a plain object.
 
-Boxes are xyxy, 0-based and half-open: pixel columns x0..x1-1 and rows y0..y1-1 lie inside.
-Shape letters: K boxes, P proposals, S superpixels, H, W.
+`Record` and `Proposals` are the rows that the stages compute with; the conversions between rows and Arrow tables stand
+beside them. Rows of the labels table are `painting.Segment`, see `labels.py`.
+
+Boxes are xyxy, 0-based and half-open: pixel columns x0..x1-1 and rows y0..y1-1 lie inside. Shape letters here and in
+the whole package: N batch, C classes, K boxes, P proposals, S superpixels, H height, W width.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from boxsup_dist.errors import TableError
+from boxsup_dist.data.superpixels import decode_superpixels, encode_superpixels
+from boxsup_dist.errors import TableError, decoding
 
 SCHEMA_VERSION = 3
-IGNORE_INDEX = 255  # a pixel outside loss and metrics; VOC's void
+IGNORE_INDEX = 255  # label of a pixel that loss and metrics leave out; VOC's void
 BACKGROUND = 0
 
 VOC_CLASSES = (
@@ -24,7 +29,7 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-# Images and maps use large_binary: plain binary columns overflow their 32-bit offsets at 2 GiB a chunk.
+# Images and maps are large_binary: a plain binary column overflows its 32-bit offsets at 2 GiB per chunk.
 RECORDS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -79,15 +84,24 @@ SCHEMAS = {"records": RECORDS, "proposals": PROPOSALS, "labels": LABELS, "label_
 
 
 def check_schema(found: pa.Schema, kind: str, *, file: object) -> None:
-    """Raise TableError unless `found` has exactly the columns and types of the table `kind`."""
+    """Check that a schema has exactly the columns of a kind of table, with their types.
+
+    Args:
+        found: the schema to check.
+        kind: a key of SCHEMAS.
+        file: where the schema was read; named by the error.
+
+    Raises:
+        TableError: if a column is missing, has another type or is unknown.
+    """
     expected = SCHEMAS[kind]
     for field in expected:
         index = found.get_field_index(field.name)
         if index < 0:
-            raise TableError(f"{kind} table lacks a column", file=file, field=field.name, expected=str(field.type))
+            raise TableError(f"the {kind} table lacks a column", file=file, field=field.name, expected=str(field.type))
         if found.field(index).type != field.type:
             raise TableError(
-                f"{kind} table has a column of another type",
+                f"the {kind} table has a column of another type",
                 file=file,
                 field=field.name,
                 value=str(found.field(index).type),
@@ -95,12 +109,15 @@ def check_schema(found: pa.Schema, kind: str, *, file: object) -> None:
             )
     extra = set(found.names) - set(expected.names)
     if extra:
-        raise TableError(f"{kind} table has unknown columns", file=file, value=sorted(extra))
+        raise TableError(f"the {kind} table has unknown columns", file=file, value=sorted(extra))
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image and its annotation. Columns that were not read are None."""
+    """One image and its annotation: a row of the records table.
+
+    A column that was not read has an empty value: None, "", 0 or an array of no boxes.
+    """
 
     image_id: str
     source: str
@@ -108,22 +125,22 @@ class Record:
     image: bytes | None  # the original file's bytes, never re-encoded
     height: int
     width: int
-    boxes_xyxy: np.ndarray  # float32 (K, 4)
-    class_ids: np.ndarray  # int32 (K,), 1..C-1
-    difficult: np.ndarray  # bool (K,)
-    crowd: np.ndarray  # bool (K,)
-    gt_label_map: bytes | None = None  # PNG, uint8 (H, W)
-    # K masks as boxsup_dist.data.rle encodes them, where objects are told apart; empty for a box without an object
+    boxes_xyxy: NDArray[np.float32]  # (K, 4)
+    class_ids: NDArray[np.int32]  # (K,), 1..C-1
+    difficult: NDArray[np.bool_]  # (K,)
+    crowd: NDArray[np.bool_]  # (K,)
+    gt_label_map: bytes | None = None  # PNG of uint8 (H, W); None: no ground-truth mask
+    # K masks encoded by rle.encode, an empty mask for a box without an object; None: objects are not told apart
     instance_masks: list[bytes] | None = None
 
 
 def image_hash(image: bytes) -> str:
-    """What tells two image files apart: the first 16 bytes of their SHA-256, in hex."""
+    """Return the first 16 bytes of an image file's SHA-256, in hex; equal files have equal hashes."""
     return hashlib.sha256(image).hexdigest()[:32]
 
 
 def records_to_table(records: Sequence[Record]) -> pa.Table:
-    """Arrow table of the records schema, one row a record."""
+    """Convert records to an Arrow table of the records schema, one row per record."""
     rows = [
         {
             "image_id": r.image_id,
@@ -146,7 +163,7 @@ def records_to_table(records: Sequence[Record]) -> pa.Table:
 
 
 def iter_records(table: pa.Table) -> Iterator[Record]:
-    """Rows of a records table (all columns or some of them) as Record objects."""
+    """Yield the rows of a records table that was read with all or some of its columns."""
     for row in table.to_pylist():
         yield Record(
             image_id=row["image_id"],
@@ -166,22 +183,79 @@ def iter_records(table: pa.Table) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Proposals:
-    """All candidate segments of one image: unions of superpixels, best first.
+    """All proposals of one image, best first: a row of the proposals table.
 
-    Proposal j consists of the superpixels `indices[indptr[j]:indptr[j + 1]]` (sorted, never empty).
+    Proposal j is the union of the superpixels `indices[indptr[j]:indptr[j + 1]]`, sorted, at least one.
     """
 
     image_id: str
-    superpixels: np.ndarray  # uint16 (H, W), ids 0..S-1
+    superpixels: NDArray[np.uint16]  # (H, W), ids 0..S-1
     num_superpixels: int
-    indptr: np.ndarray  # int64 (P + 1,)
-    indices: np.ndarray  # uint16 (indptr[-1],)
-    objectness: np.ndarray  # float32 (P,), falling
-    boxes: np.ndarray  # uint16 (P, 4), tight boxes xyxy half-open
+    indptr: NDArray[np.int64]  # (P + 1,)
+    indices: NDArray[np.uint16]  # (indptr[-1],)
+    objectness: NDArray[np.float32]  # (P,), falling
+    boxes: NDArray[np.uint16]  # (P, 4), tight, xyxy half-open
 
     def __len__(self) -> int:
+        """Return the number of proposals, P."""
         return len(self.indptr) - 1
 
-    def members(self, proposal_index: int) -> np.ndarray:
-        """Superpixel ids of one proposal, uint16."""
+    def members(self, proposal_index: int) -> NDArray[np.uint16]:
+        """Return the superpixel ids of one proposal, sorted."""
         return self.indices[self.indptr[proposal_index] : self.indptr[proposal_index + 1]]
+
+
+def proposals_to_table(proposals: Sequence[Proposals]) -> pa.Table:
+    """Convert proposals to an Arrow table of the proposals schema, one row per image."""
+    offsets = np.cumsum([0] + [len(p) for p in proposals])
+    objectness = np.concatenate([p.objectness for p in proposals] or [np.empty(0)]).astype(np.float32)
+    boxes = np.concatenate([p.boxes for p in proposals] or [np.empty((0, 4))]).astype(np.uint16)
+    starts = pa.array(offsets, pa.int32())
+    bases = np.cumsum([0] + [len(p.indices) for p in proposals])[:-1]  # of each image's ids among those of all images
+    inner = np.concatenate([[0]] + [p.indptr[1:] + base for p, base in zip(proposals, bases, strict=True)])
+    values = np.concatenate([p.indices for p in proposals] or [np.empty(0, np.uint16)]).astype(np.uint16)
+    membership = pa.LargeListArray.from_arrays(
+        pa.array(offsets, pa.int64()), pa.LargeListArray.from_arrays(pa.array(inner, pa.int64()), pa.array(values))
+    )
+    columns = {
+        "image_id": [p.image_id for p in proposals],
+        "superpixels": [encode_superpixels(p.superpixels) for p in proposals],
+        "num_superpixels": [p.num_superpixels for p in proposals],
+        "membership": membership,
+        "objectness": pa.ListArray.from_arrays(starts, pa.array(objectness)),
+        "proposal_boxes": pa.ListArray.from_arrays(starts, pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4)),
+    }
+    return pa.table(columns, schema=PROPOSALS)
+
+
+def proposals_from_table(table: pa.Table, max_candidates: int | None = None) -> list[Proposals]:
+    """Convert all rows of a proposals table; arguments and errors as for `proposals_from_row`."""
+    return [proposals_from_row(table, row, max_candidates) for row in range(table.num_rows)]
+
+
+def proposals_from_row(table: pa.Table, row: int, max_candidates: int | None = None) -> Proposals:
+    """Convert one row of a proposals table.
+
+    Args:
+        table: rows of a proposals table, with all columns.
+        row: index of the row in `table`.
+        max_candidates: keep only that many, the best ones; None keeps all.
+
+    Raises:
+        RecordError: if the row's superpixel map does not decode; the error names the image.
+    """
+    image_id = table.column("image_id")[row].as_py()
+    nested = table.column("membership")[row].values
+    offsets = nested.offsets.to_numpy()[: None if max_candidates is None else max_candidates + 1]
+    kept = len(offsets) - 1
+    with decoding(image_id):
+        superpixels = decode_superpixels(table.column("superpixels")[row].as_py())
+    return Proposals(
+        image_id=image_id,
+        superpixels=superpixels,
+        num_superpixels=table.column("num_superpixels")[row].as_py(),
+        indptr=(offsets - offsets[0]).astype(np.int64),
+        indices=nested.values.to_numpy()[offsets[0] : offsets[-1]],
+        objectness=np.asarray(table.column("objectness")[row].as_py(), np.float32)[:kept],
+        boxes=np.asarray(table.column("proposal_boxes")[row].as_py(), np.uint16).reshape(-1, 4)[:kept],
+    )

@@ -1,4 +1,7 @@
-"""Images that two tables share: the same file, or one published name in several editions of a data set."""
+"""Images that two tables of a run share, so that no image is trained on twice or both trained on and measured.
+
+Two images are the same if their files are equal, or if both have the same published name (`published_name`).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,18 @@ from boxsup_dist.errors import InputError
 def find_duplicates(
     records: Sequence[Table], val_records: Table | None, duplicates: Duplicates
 ) -> list[frozenset[int]]:
-    """Rows of each table not to train on: images that an earlier table or the validation records have too.
+    """Find the rows of each records table whose image an earlier table or the validation records also have.
 
-    The same image is the same file, or has one published_name. Raises InputError, naming some, if there are any and
-    `duplicates` is "refuse".
+    Args:
+        records: records tables of the training sources, in the order of the run.
+        val_records: records that the run evaluates on; None without an evaluation.
+        duplicates: the setting `duplicates`: "drop" returns the rows, "refuse" raises if there are any.
+
+    Returns:
+        For each table of `records` the row numbers to leave out of training, counted over the whole table.
+
+    Raises:
+        InputError: if `duplicates` is "refuse" and two tables share an image; the message names up to five.
     """
     owner: dict[str, str] = {}  # key of an image -> the table that has it
     if val_records is not None:
@@ -34,16 +45,16 @@ def find_duplicates(
         left_out.append(frozenset(rows))
     if duplicates == "refuse" and shown:
         raise InputError(
-            f"{len(shown)} images are in two tables of this run",
+            f"{len(shown)} images are in two tables of this run: remove them from one, or set duplicates to drop",
             field="duplicates",
             value=shown[:5],
-            expected="images that no other source and no evaluation has, or duplicates drop",
+            expected="each image in one source only, and in no evaluation",
         )
     return left_out
 
 
 def _image_keys(table: Table) -> Iterator[tuple[str, list[str]]]:
-    """image_id of every row, and what tells that it is the same image: its bytes, and its name where that says so."""
+    """Yield for every row its image_id and the keys of its image: the file's hash and, if it has one, its name."""
     for shard in table.read_shards(("image_id", "image_hash")):
         for row in shard.to_pylist():
             name = published_name(row["image_id"])
@@ -51,10 +62,10 @@ def _image_keys(table: Table) -> Iterator[tuple[str, list[str]]]:
 
 
 def published_name(image_id: str) -> str | None:
-    """One name of an image of VOC or COCO in all their editions; None for a name of another form.
+    """Return the name by which every edition of VOC or COCO knows an image, None for any other image.
 
-    VOC 2012's 2007_000032 is VOC 2007's 000032; PASCAL-Context and SBD keep VOC's names; COCO 2014's names begin with
-    COCO_train2014_, those of 2017 do not.
+    VOC 2012's 2007_000032 is VOC 2007's 000032. PASCAL-Context and SBD use VOC's names. COCO 2014 puts COCO_train2014_
+    before the number that is COCO 2017's name.
     """
     source, _, name = image_id.partition("/")
     if re.fullmatch(r"\d{6}", name) and re.fullmatch(r"voc\d{4}", source):

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxsup_dist.data.images import decode_image
-from boxsup_dist.data.schema import Proposals, Record, iter_records
-from boxsup_dist.data.superpixels import proposals_to_table
+from boxsup_dist.data.schema import Proposals, Record, iter_records, proposals_to_table
 from boxsup_dist.data.tables import RowGroup, ShardInfo, Table, open_table
 from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.errors import InputError, RecordError

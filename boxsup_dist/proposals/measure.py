@@ -19,8 +19,7 @@ import ray
 from PIL import Image
 
 from boxsup_dist.data import rle
-from boxsup_dist.data.schema import Proposals, iter_records
-from boxsup_dist.data.superpixels import proposals_from_table
+from boxsup_dist.data.schema import Proposals, iter_records, proposals_from_table
 from boxsup_dist.data.tables import RowGroup, Table, check_paired, encode_shard
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import TableError

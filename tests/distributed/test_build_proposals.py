@@ -13,8 +13,7 @@ import torch
 
 from boxsup_dist.data import rle, tables
 from boxsup_dist.data.images import encode_png
-from boxsup_dist.data.schema import Record, iter_records, records_to_table
-from boxsup_dist.data.superpixels import proposals_from_table
+from boxsup_dist.data.schema import Record, iter_records, proposals_from_table, records_to_table
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import RecordError, SettingError, TableError, WeightsError
 from boxsup_dist.proposals import hed

@@ -9,8 +9,7 @@ import pytest
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import decode_png
-from boxsup_dist.data.schema import iter_records
-from boxsup_dist.data.superpixels import proposals_from_table
+from boxsup_dist.data.schema import iter_records, proposals_from_table
 from boxsup_dist.errors import TableError
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.measure import mask_bytes, measure, measure_row_group

@@ -23,8 +23,8 @@ from boxsup_dist.config import (
 )
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import encode_png
-from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, records_to_table
-from boxsup_dist.data.superpixels import proposals_to_table, superpixel_extents, union_boxes
+from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, proposals_to_table, records_to_table
+from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
 from boxsup_dist.data.tables import Table
 from boxsup_dist.records.build import count_records
 from boxsup_dist.runs.networks import bare_network

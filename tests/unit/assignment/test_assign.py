@@ -13,8 +13,7 @@ from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.images import decode_image, encode_png
 from boxsup_dist.data.painting import pixel_box
-from boxsup_dist.data.schema import LABELS, Record, records_to_table
-from boxsup_dist.data.superpixels import proposals_from_table, proposals_to_table
+from boxsup_dist.data.schema import LABELS, Record, proposals_from_table, proposals_to_table, records_to_table
 from boxsup_dist.runs.recipes import RECIPES
 from tests.random_proposals import random_proposals
 

@@ -12,10 +12,9 @@ from boxsup_dist.config import AssignmentSettings, AugmentSettings, Supervision
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.painting import GRANTED_COLUMNS, Segment, painter
-from boxsup_dist.data.schema import LABEL_MAPS, Proposals, Record, iter_records, records_to_table
+from boxsup_dist.data.schema import LABEL_MAPS, Proposals, Record, iter_records, proposals_to_table, records_to_table
 from boxsup_dist.data.shared_images import find_duplicates, published_name
 from boxsup_dist.data.sources import Mixture, Source, balanced_weights, make_units
-from boxsup_dist.data.superpixels import proposals_to_table
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, TableError
 

@@ -11,15 +11,8 @@ from PIL import Image
 
 from boxsup_dist.data.images import decode_image, decode_png, encode_png
 from boxsup_dist.data.painting import Segment, paint_rectangles, paint_segments, pixel_box
-from boxsup_dist.data.schema import IGNORE_INDEX, PROPOSALS
-from boxsup_dist.data.superpixels import (
-    decode_superpixels,
-    encode_superpixels,
-    proposals_from_table,
-    proposals_to_table,
-    superpixel_extents,
-    union_boxes,
-)
+from boxsup_dist.data.schema import IGNORE_INDEX, PROPOSALS, proposals_from_table, proposals_to_table
+from boxsup_dist.data.superpixels import decode_superpixels, encode_superpixels, superpixel_extents, union_boxes
 from tests.random_proposals import proposals_of, random_proposals, random_superpixels
 
 NONE = np.empty(0, np.uint16)

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 
 from boxsup_dist.data import tables
-from boxsup_dist.data.schema import Proposals, Record
-from boxsup_dist.data.superpixels import (
-    decode_superpixels,
-    encode_superpixels,
-    proposals_from_table,
-    proposals_to_table,
-)
+from boxsup_dist.data.schema import Proposals, Record, proposals_from_table, proposals_to_table
+from boxsup_dist.data.superpixels import decode_superpixels, encode_superpixels
 from boxsup_dist.errors import TableError
 from boxsup_dist.proposals.build import no_proposals
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search

@@ -10,8 +10,7 @@ import scipy.io
 import scipy.sparse
 
 from boxsup_dist.data import rle
-from boxsup_dist.data.schema import Proposals
-from boxsup_dist.data.superpixels import proposals_from_table, proposals_to_table
+from boxsup_dist.data.schema import Proposals, proposals_from_table, proposals_to_table
 from boxsup_dist.errors import RecordError, SettingError
 from boxsup_dist.proposals import imported
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
