@@ -1,7 +1,7 @@
-"""The labels of one epoch: which segment every box took, in the order of the run's mixture.
+"""The labels table of one epoch: the segment that was chosen for every box, in the order of the run's mixture.
 
-A labels table is one small Parquet file. Its metadata keeps where the rows of each unit (row group of a source) begin,
-so that a task that works on one unit takes its slice without a search.
+A labels table is one small Parquet file. Its metadata stores where the rows of each unit (a row group of a source)
+begin, so a task that works on one unit takes its slice without a search.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from boxsup_dist.data.painting import Segment
 from boxsup_dist.data.schema import LABELS, check_schema
 from boxsup_dist.errors import TableError
 from boxsup_dist.io import storage
 
-JOINED_AT_ONCE = 64  # tables of a few boxes each: thousands of them hold several times what they say
+# Tables of a few boxes each, joined at once. Unjoined, thousands of them take several times the memory of their rows.
+JOINED_AT_ONCE = 64
 _OFFSETS = b"unit_offsets"
 
 
@@ -29,12 +32,12 @@ _OFFSETS = b"unit_offsets"
 class Labels:
     """All boxes of a mixture with their chosen segments."""
 
-    table: pa.Table
-    offsets: np.ndarray  # int64 (G + 1,): rows offsets[u]:offsets[u + 1] belong to unit u of the mixture
+    table: pa.Table  # of the labels schema
+    offsets: NDArray[np.int64]  # (units + 1,): rows offsets[u]:offsets[u + 1] belong to unit u of the mixture
 
     @classmethod
     def concatenate(cls, parts: Iterable[pa.Table]) -> Labels:
-        """Labels from one table a unit, in order; that of a unit without boxes to assign is empty."""
+        """Join one table per unit, in the order of the units; the table of a unit without boxes to assign is empty."""
         offsets, joined, waiting = [0], [labels_table([])], list[pa.Table]()
         for part in parts:
             offsets.append(offsets[-1] + part.num_rows)
@@ -45,12 +48,12 @@ class Labels:
         return cls(pa.concat_tables([*joined, *waiting]).combine_chunks(), np.asarray(offsets))
 
     def segments(self, unit_index: int) -> dict[str, list[Segment | None]]:
-        """image_id -> chosen segment by box index (None: no candidate), for one unit."""
+        """Return the chosen segments of one unit, as `segments_by_box`."""
         start, stop = self.offsets[unit_index : unit_index + 2]
         return segments_by_box(self.table.slice(start, stop - start))
 
     def to_parquet(self) -> bytes:
-        """The table as the bytes of one Parquet file."""
+        """Return the bytes of the labels file, which `read_labels` reads."""
         metadata = {_OFFSETS: json.dumps(self.offsets.tolist()).encode()}
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
@@ -58,26 +61,36 @@ class Labels:
 
 
 def labels_uri(run_dir: str, epoch: int) -> str:
-    """Where a run keeps the labels that an epoch was trained on."""
+    """Return the path of the labels that an epoch was trained on; `epoch` counts from 0."""
     return storage.join(run_dir, "labels", f"epoch-{epoch:03d}.parquet")
 
 
 def read_labels(uri: str) -> Labels:
-    """Read a labels file. TableError if it is not one."""
+    """Read a labels file.
+
+    Raises:
+        TableError: if the file is damaged or not a labels table.
+        MissingFileError: if there is no such file.
+    """
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
+    except (ValueError, TypeError, AttributeError) as error:  # the last two come from Ray's types in a foreign file
         raise TableError("not a readable labels file", file=uri, value=str(error)) from None
     check_schema(table.schema, "labels", file=uri)
     metadata = table.schema.metadata or {}
     if _OFFSETS not in metadata:
-        raise TableError("labels table lacks its unit offsets", file=uri, field=_OFFSETS.decode())
-    # Parquet names the items of lists otherwise; the cast makes the table, and its file, what they were.
+        raise TableError("the labels table lacks its unit offsets", file=uri, field=_OFFSETS.decode())
+    # Parquet gives the items of lists other names; the cast restores the schema, so the file is written as it was.
     return Labels(table.cast(LABELS).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
 
 
 def segments_by_box(labels: pa.Table) -> dict[str, list[Segment | None]]:
-    """Rows of a labels table as image_id -> chosen segment by box index, None without one."""
+    """Group the rows of a labels table by image.
+
+    Returns:
+        The chosen segments of every image_id, indexed by box_index; None for a box without a candidate. An image
+        without boxes has no entry.
+    """
     segments: dict[str, list[Segment | None]] = {}
     columns = [labels.column(name).to_pylist() for name in ("image_id", "box_index", "proposal_index")]
     chosen, undecided = _lists(labels, "superpixel_ids"), _lists(labels, "undecided_ids")
@@ -88,15 +101,25 @@ def segments_by_box(labels: pa.Table) -> dict[str, list[Segment | None]]:
     return segments
 
 
-def _lists(table: pa.Table, name: str) -> list[np.ndarray]:
-    """A column of lists as one array a row, without a copy."""
+def _lists(table: pa.Table, name: str) -> list[NDArray[np.uint16]]:
+    """Return one array per row of a column of lists, without a copy."""
     column = table.column(name).combine_chunks()
     offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
     return [values[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
 def summarise(labels: Labels, previous: Labels | None) -> dict[str, float]:
-    """Mean costs, share of boxes without a candidate, and share whose candidate differs from the previous epoch's."""
+    """Summarise an epoch's labels.
+
+    Args:
+        labels: the labels of the epoch.
+        previous: the labels of the epoch before, of the same boxes; None for the first epoch.
+
+    Returns:
+        `share_without_candidate`, 0 if there is no box; `mean_overlap_cost` and `mean_regression_cost` over the boxes
+        with a candidate, absent if there is none; `share_changed`, the share of boxes with another candidate than in
+        `previous`, absent without `previous`.
+    """
     table = labels.table
     proposal = table.column("proposal_index").to_numpy()
     found = proposal >= 0
@@ -110,6 +133,6 @@ def summarise(labels: Labels, previous: Labels | None) -> dict[str, float]:
     return summary
 
 
-def labels_table(rows: list[dict]) -> pa.Table:
-    """Arrow table of the labels schema."""
+def labels_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Convert rows, one per box with the columns of schema.LABELS as keys, to an Arrow table of that schema."""
     return pa.Table.from_pylist(rows, schema=LABELS)

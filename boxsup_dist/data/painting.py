@@ -1,36 +1,45 @@
-"""Label maps: what each supervision paints, and which columns of a record it may open for that.
+"""Label maps: what each supervision paints, and which columns of a record it may read.
 
-Every supervision is one branch of `painter`; nobody else decides which columns of a record may be opened. A segment is
-a set of superpixel ids, painted by one lookup, `lut[superpixels]`: no mask is stored.
+Only this file decides which columns of a record a supervision reads (GRANTED_COLUMNS) and what it paints (`painter`).
+A segment is a set of superpixel ids and is painted by one lookup, `lut[superpixels]`, so no mask is stored.
+
+To add a supervision:
+
+1. Add its name to `Supervision` in config.py; if it needs a partner table, add it to `SourceSettings.check` there.
+2. Grant its columns in GRANTED_COLUMNS.
+3. Return its painter in `painter`: a function from a Record to a label map, uint8 (H, W).
+4. Add what it paints to EXPECTED in tests/unit/data/test_painting.py; the tests there then cover it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.config import AssignmentSettings, Supervision
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, Record
 from boxsup_dist.data.sources import Unit
 from boxsup_dist.data.superpixels import decode_superpixels
+from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import TableError, decoding
 
 
 class Segment(NamedTuple):
-    """What a box took."""
+    """The segment that was chosen for one box."""
 
-    superpixel_ids: np.ndarray  # uint16 (n,)
-    undecided_ids: np.ndarray  # uint16 (m,), superpixels whose pixels inside the box are ignored
+    superpixel_ids: NDArray[np.uint16]  # (n,)
+    undecided_ids: NDArray[np.uint16]  # (m,), superpixels whose pixels inside the box are ignored
 
 
-Painter = Callable[[Record], np.ndarray]
-"""Label map uint8 (H, W) of one record."""
+Painter = Callable[[Record], NDArray[np.uint8]]
+"""Paints the label map (H, W) of one record."""
 
 Segments = Mapping[str, Sequence[Segment | None]]
-"""By image_id, over box_index: the chosen segment, None where the box has no candidate."""
+"""image_id -> chosen segment by box_index; None for a box without a candidate."""
 
 BOX_COLUMNS = ("height", "width", "boxes_xyxy", "class_ids", "crowd")
 GRANTED_COLUMNS: dict[Supervision, tuple[str, ...]] = {
@@ -41,15 +50,24 @@ GRANTED_COLUMNS: dict[Supervision, tuple[str, ...]] = {
     "wssl_em": ("image_id", *BOX_COLUMNS),
     "box": ("image_id", *BOX_COLUMNS),
 }
-"""Columns of a record that its label map may be made of."""
+"""Columns of a record that the label map of each supervision may be made of."""
 
 
 def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, decided: bool = False) -> Painter:
-    """What paints the label map of a unit's records from the columns that the supervision grants.
+    """Return the painter of a unit's records; it reads only the columns that the unit's supervision grants.
 
-    `segments` are the boxes' choices, needed by `box` alone. `decided` paints undecided and uncovered pixels as they
-    were chosen instead of ignoring them. The label map of `wssl_em` is its boxes: after the warm-up the training step
-    lets the network decide inside them. Raises TableError where a partner table lacks the image or one of its boxes.
+    The label map of `wssl_em` is filled boxes: after the warm-up the training step lets the network decide inside them.
+
+    Args:
+        unit: the unit whose records will be painted; its partner table is read here.
+        segments: the chosen segments of the unit's boxes; used by the supervision `box` only.
+        assignment: the settings `box_margin` and `ignore_outside` of the run; used by `box` only.
+        decided: paint undecided and uncovered pixels with their chosen label instead of ignoring them. Training ignores
+            them; measuring and exporting the labels may want them decided.
+
+    Returns:
+        A function that raises TableError if the partner table lacks the record's image or one of its boxes, and
+        RecordError if the image's superpixel map does not decode.
     """
     supervision = unit.source.supervision
     if supervision == "mask":
@@ -60,13 +78,13 @@ def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, d
         )
     if supervision == "box":
         return _segments_painter(unit, segments, assignment, decided)
-    assert unit.source.label_maps is not None
-    stored = unit.source.label_maps.read(unit.where).to_pylist()
-    map_of = {row["image_id"]: row["label_map"] for row in stored}
-    return lambda record: decode_png(_find(map_of, record, "label maps"))
+    label_maps = unit.source.label_maps
+    assert label_maps is not None
+    map_of = {row["image_id"]: row["label_map"] for row in label_maps.read(unit.where).to_pylist()}
+    return lambda record: decode_png(_find(map_of, record, label_maps))
 
 
-def _ground_truth(record: Record) -> np.ndarray:
+def _ground_truth(record: Record) -> NDArray[np.uint8]:
     assert record.gt_label_map is not None
     return decode_png(record.gt_label_map)
 
@@ -77,12 +95,12 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
     stored = proposals.read(unit.where, ("image_id", "superpixels", "num_superpixels")).to_pylist()
     map_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
 
-    def paint(record: Record) -> np.ndarray:
-        encoded, count = _find(map_of, record, "proposals")
+    def paint(record: Record) -> NDArray[np.uint8]:
+        encoded, count = _find(map_of, record, proposals)
         chosen = segments.get(record.image_id, ())
         if len(chosen) != len(record.boxes_xyxy):
             raise TableError(
-                "the labels table does not fit the records",
+                "labels and records differ in the number of boxes: use labels that were made from these records",
                 field=f"boxes of {record.image_id}",
                 value=len(chosen),
                 expected=str(len(record.boxes_xyxy)),
@@ -104,16 +122,30 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
     return paint
 
 
-def _find(map_of: Mapping[str, object], record: Record, kind: str):
+def _find(map_of: Mapping[str, Any], record: Record, partner: Table) -> Any:
     if record.image_id not in map_of:
-        raise TableError(f"the {kind} table lacks an image of the records", value=record.image_id)
+        raise TableError(
+            f"the {partner.kind} table lacks an image of the records: build it from these records",
+            file=partner.uri,
+            field="image_id",
+            value=record.image_id,
+        )
     return map_of[record.image_id]
 
 
-def pixel_box(box: np.ndarray, height: int, width: int, *, margin: float | None = 0.0) -> tuple[int, int, int, int]:
-    """Integer box x0, y0, x1, y1 that covers the float box, inside the image; empty for a box beyond its border.
+def pixel_box(
+    box: NDArray[np.floating], height: int, width: int, *, margin: float | None = 0.0
+) -> tuple[int, int, int, int]:
+    """Return the smallest box of whole pixels that covers a box, clipped to the image.
 
-    `margin` moves each side outwards by this share of the box's width or height; None takes in the whole image.
+    Args:
+        box: (4,) xyxy, 0-based and half-open.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        margin: move each side outwards by this share of the box's width or height; None returns the whole image.
+
+    Returns:
+        x0, y0, x1, y1, half-open; a box beyond the image's border gives a box without pixels.
     """
     if margin is None:
         return 0, 0, width, height
@@ -123,16 +155,22 @@ def pixel_box(box: np.ndarray, height: int, width: int, *, margin: float | None 
     return x0, y0, x1, y1
 
 
-def front_order(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Order in which boxes are painted: larger first, so that the smaller of two overlapping ones lies in front."""
+def front_order(boxes_xyxy: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Return the indices of boxes (K, 4) in the order of painting: larger boxes first, so smaller ones lie in front."""
     area = (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
     return np.argsort(-area, kind="stable")
 
 
 def paint_rectangles(
-    shape: tuple[int, int], boxes_xyxy: np.ndarray, class_ids: np.ndarray, crowd: np.ndarray
-) -> np.ndarray:
-    """Label map uint8 (H, W) with every box filled by its class; crowds are ignored pixels."""
+    shape: tuple[int, int],
+    boxes_xyxy: NDArray[np.floating],
+    class_ids: NDArray[np.integer],
+    crowd: NDArray[np.bool_],
+) -> NDArray[np.uint8]:
+    """Paint a label map of `shape` (H, W): every box (K, 4) is filled with its class (K,), a crowd's with IGNORE_INDEX.
+
+    A pixel in two boxes belongs to the smaller one. Without boxes all is background.
+    """
     label_map = np.full(shape, BACKGROUND, np.uint8)
     for k in front_order(boxes_xyxy):
         x0, y0, x1, y1 = pixel_box(boxes_xyxy[k], *shape)
@@ -141,23 +179,29 @@ def paint_rectangles(
 
 
 def paint_segments(
-    superpixels: np.ndarray,
+    superpixels: NDArray[np.uint16],
     num_superpixels: int,
-    boxes_xyxy: np.ndarray,
-    class_ids: np.ndarray,
-    crowd: np.ndarray,
+    boxes_xyxy: NDArray[np.floating],
+    class_ids: NDArray[np.integer],
+    crowd: NDArray[np.bool_],
     segments: Sequence[Segment | None],
     *,
     box_margin: float | None,
     ignore_outside: bool,
     ignore_undecided: bool,
-) -> np.ndarray:
-    """Label map uint8 (H, W) from the chosen segment of every box.
+) -> NDArray[np.uint8]:
+    """Paint a label map (H, W) from the chosen segment of every box. Without boxes all is background.
 
-    Larger boxes are painted first: a pixel in two segments belongs to the smaller box. `segments[k]` is what box k
-    took, None where it has no candidate: its box is then ignored, as a crowd's box is. `box_margin` is how far a
-    segment may leave its box (pixel_box). `ignore_outside` ignores the pixels of a box that no segment covers (the
-    paper calls them background), `ignore_undecided` those of a segment's undecided superpixels inside its box.
+    Args:
+        superpixels: (H, W), ids 0..num_superpixels-1.
+        num_superpixels: S.
+        boxes_xyxy: (K, 4). Larger boxes are painted first: a pixel in two segments belongs to the smaller box.
+        class_ids: (K,).
+        crowd: (K,); the box of a crowd is ignored.
+        segments: the chosen segment of each box; a box without a candidate (None) is ignored.
+        box_margin: how far a segment may leave its box, as the `margin` of `pixel_box`; the rest is cut off.
+        ignore_outside: ignore the pixels of a box that no segment covers. The paper makes them background.
+        ignore_undecided: ignore the pixels of a segment's undecided superpixels inside its box.
     """
     shape = superpixels.shape
     label_map = np.full(shape, BACKGROUND, np.uint8)
@@ -179,14 +223,14 @@ def paint_segments(
 
 
 def _paint(
-    label_map: np.ndarray,
-    superpixels: np.ndarray,
+    label_map: NDArray[np.uint8],
+    superpixels: NDArray[np.uint16],
     num_superpixels: int,
-    ids: np.ndarray,
+    ids: NDArray[np.uint16],
     window: tuple[int, int, int, int],
     value: int,
 ) -> None:
-    """Give the pixels of some superpixels inside a window a value, in place."""
+    """Set the pixels of the superpixels `ids` inside a window x0, y0, x1, y1 to `value`, in place."""
     x0, y0, x1, y1 = window
     lut = np.zeros(num_superpixels, bool)
     lut[ids] = True

@@ -208,8 +208,8 @@ class Proposals:
 def proposals_to_table(proposals: Sequence[Proposals]) -> pa.Table:
     """Convert proposals to an Arrow table of the proposals schema, one row per image."""
     offsets = np.cumsum([0] + [len(p) for p in proposals])
-    objectness = np.concatenate([p.objectness for p in proposals] or [np.empty(0)]).astype(np.float32)
-    boxes = np.concatenate([p.boxes for p in proposals] or [np.empty((0, 4))]).astype(np.uint16)
+    objectness = np.concatenate([p.objectness for p in proposals] or [np.empty(0, np.float32)]).astype(np.float32)
+    boxes = np.concatenate([p.boxes for p in proposals] or [np.empty((0, 4), np.uint16)]).astype(np.uint16)
     starts = pa.array(offsets, pa.int32())
     bases = np.cumsum([0] + [len(p.indices) for p in proposals])[:-1]  # of each image's ids among those of all images
     inner = np.concatenate([[0]] + [p.indptr[1:] + base for p, base in zip(proposals, bases, strict=True)])

@@ -1,7 +1,8 @@
-"""What a run trains on: its data sets, the annotation it may use of each, and the fixed units they are cut into.
+"""The mixture of a run: its sources, and the fixed units into which the work on them is cut.
 
-A source is a records table and a supervision. A mixture is all sources of a run in one stream: the paper's "semi" is a
-source with masks beside one with boxes. `data/painting.py` paints the label maps.
+A source is a records table and the supervision that training may take from it. A mixture is all sources of a run in one
+stream; the paper's semi-supervision is a source with masks beside a source with boxes. `painting.py` makes the label
+maps of each supervision.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ MAX_CLASS_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class Source:
-    """One data set and the supervision that it gives; partner tables where the supervision needs them.
+    """One records table, its supervision, and the partner tables that the supervision needs.
 
-    TableError if a partner table was made from other records.
+    Raises:
+        TableError: if a partner table was made from other records.
     """
 
     records: Table
@@ -38,35 +40,40 @@ class Source:
 
 
 class Unit(NamedTuple):
-    """A row group of a source: the fixed slice that work is cut into."""
+    """One row group of a source: the fixed slice that a task works on."""
 
     source: Source
     where: RowGroup
-    rows: tuple[int, ...]  # that training uses; others are images which another source has too
+    rows: tuple[int, ...]  # rows to train on; the others are images that another source also has
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """All sources of a run; its units, in their order, are what plans and labels count."""
+    """All sources of a run as one sequence of units; the order of an epoch and the labels refer to a unit by index."""
 
     units: tuple[Unit, ...]
     assignment: AssignmentSettings
     augment: AugmentSettings
     seed: int
-    class_weights: tuple[float, ...] | None = None  # of a pixel in the loss, by its class
+    class_weights: tuple[float, ...] | None = None  # weight of a pixel in the loss, by class id; None: all 1
 
     @property
     def sources(self) -> list[Source]:
-        """Each source once, in order."""
+        """Every source once, in the order of the units."""
         return list({id(unit.source): unit.source for unit in self.units}.values())
 
     def with_supervision(self, *supervisions: Supervision) -> list[int]:
-        """Indices of the units whose source has one of these supervisions."""
+        """Return the indices of the units whose source has one of these supervisions."""
         return [i for i, unit in enumerate(self.units) if unit.source.supervision in supervisions]
 
 
 def make_units(sources: Sequence[Source], left_out: Sequence[frozenset[int]] = ()) -> tuple[Unit, ...]:
-    """Units of all sources in table order; `left_out[i]` are the rows of source i's whole table not to train on."""
+    """Cut sources into units, in the order of the sources and of the rows of their tables.
+
+    Args:
+        sources: the sources of a run.
+        left_out: for each source the rows not to train on, counted over its whole table; empty: train on all rows.
+    """
     units = []
     for index, source in enumerate(sources):
         skipped = left_out[index] if left_out else frozenset()
@@ -79,10 +86,18 @@ def make_units(sources: Sequence[Source], left_out: Sequence[frozenset[int]] = (
 
 
 def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ...]:
-    """Weight of each class, background 1: (mean over classes of the areas of their boxes / that of the class) ** power.
+    """Compute the weight of each class in the loss: (mean area of the classes / area of the class) ** power.
 
-    Boxes are known under every supervision, so that all of them get the same weights. They lie within a factor of
-    MAX_CLASS_WEIGHT; a class without a box has weight 1.
+    The area of a class is the summed area of its boxes, and the mean is over the classes that have a box. Boxes are
+    known under every supervision, so every supervision gets the same weights.
+
+    Args:
+        sources: the sources of a run; all have the classes of the first.
+        power: 0 weighs all classes equally, 1 in inverse proportion to their area.
+
+    Returns:
+        One weight per class id, clipped to 1 / MAX_CLASS_WEIGHT .. MAX_CLASS_WEIGHT; 1 for background and for a class
+        without a box.
     """
     areas = np.zeros(len(sources[0].records.classes))
     for source in sources:

@@ -27,5 +27,5 @@ def test_plain_counts_run_down_the_columns():
 
 @pytest.mark.parametrize("counts", [[1, 2], [7], [3, -3, 6], [1.5, 4.5], [], b"", "", b"~", b"zzz", "1", b"52"])
 def test_what_is_no_mask_of_the_size_is_refused(counts):
-    with pytest.raises(RecordError, match=r"not the run lengths.*counts.*3 x 2 pixels"):
+    with pytest.raises(RecordError, match=r"run lengths do not fit.*counts.*3 x 2 pixels"):
         rle.decode(counts, 2, 3)

@@ -164,7 +164,7 @@ def test_the_box_of_a_crowd_or_without_a_candidate_is_ignored(tmp_path, crowd, s
 
 def test_tables_that_do_not_belong_together_are_an_error(tmp_path):
     source = make_source(tmp_path / "a", "box", [make_record()])
-    with pytest.raises(TableError, match="does not fit"):
+    with pytest.raises(TableError, match="differ in the number of boxes"):
         paint(source, {"a": [None, None]})
     other = make_source(tmp_path / "b", "box", [make_record("b")])
     with pytest.raises(TableError, match="made from other records"):

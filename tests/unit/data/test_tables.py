@@ -155,5 +155,5 @@ def test_a_table_without_rows_is_refused_with_the_reasons(tmp_path):
     tables.begin(uri, "records", {})
     info = tables.write_shard(uri, 0, records_to_table([]), "records", row_group_size=2)
     info = replace(info, problems=[{"image_id": "a", "problem": "truncated"}])
-    with pytest.raises(TableError, match=r"no usable row.*truncated"):
+    with pytest.raises(TableError, match=r"no row is usable.*truncated"):
         tables.publish(uri, "records", {}, [info])

@@ -240,7 +240,7 @@ def test_wrong_files_name_file_field_value_and_what_was_expected(savemat, tmp_pa
         ('[{"segmentation": [[1, 2]], "score": 1}]', "no mask of the image's size"),
         ('[{"segmentation": {"size": [37, 23], "counts": [851]}, "score": 1}]', r"size.*\[37, 23\].*\[23, 37\]"),
         ('[{"segmentation": {"size": [23, 37], "counts": null}, "score": 1}]', "no run lengths"),
-        ('[{"segmentation": {"size": [23, 37], "counts": [850]}, "score": 1}]', "not the run lengths"),
+        ('[{"segmentation": {"size": [23, 37], "counts": [850]}, "score": 1}]', "run lengths do not fit"),
     ],
 )
 def test_wrong_results_are_refused(tmp_path, text, match):
