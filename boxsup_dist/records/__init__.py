@@ -1,1 +1,1 @@
-"""Readers of data sets and the job that writes them as one records table."""
+"""Records: readers of the data sets, the synthetic data set, and the build of a records table from a reader."""

@@ -1,11 +1,10 @@
-"""The archives of the data sets: where their makers give them out, how they are checked and unpacked.
+"""The archives of the data sets: where they are published, and how one is checked and unpacked.
 
-    ROOT/NAME             an archive that the user put there
-    ROOT/NAME.unpacked    written last: the archive is unpacked whole; delete it to unpack again
-    ROOT/VOCdevkit, ROOT/benchmark_RELEASE, ROOT/coco, ROOT/context    what comes out, as the readers want it
+    ROOT/NAME             an archive that the user downloaded; this program downloads nothing
+    ROOT/NAME.unpacked    written last: the archive is unpacked completely; delete it to unpack again
+    ROOT/VOCdevkit, ROOT/benchmark_RELEASE, ROOT/coco, ROOT/context    the unpacked files, as the readers expect them
 
-Nothing is downloaded: some pages ask who you are. Nothing of an archive is written outside the root, nor more than
-its size makes likely and the disk has room for.
+An archive writes nothing outside the root, and no more bytes than MAX_RATIO and the free disk space allow.
 """
 
 from __future__ import annotations
@@ -25,33 +24,33 @@ from boxsup_dist.errors import InputError
 
 State = Literal["absent", "here", "unpacked"]
 
-# What an archive may unpack to. Those of images hold them as they are; COCO's annotations shrink to a third, label maps
-# further, but whole data sets of them stay below the spare bytes.
+# An archive may unpack to MAX_RATIO times its size and SPARE_BYTES. Photographs do not compress, and COCO's annotations
+# compress to a third. Label maps compress more, but those of a whole data set stay below SPARE_BYTES.
 MAX_RATIO, SPARE_BYTES = 10, 8 * 2**30
-_MEMBER_BYTES = 4096  # that a member takes at least: millions of empty ones fill a disk too
-_MAX_READ_BYTES = 2**20  # of a tar at once; members are copied in pieces, and only an absurd header is longer
+_MEMBER_BYTES = 4096  # counted for every member at least: millions of empty files fill a disk too
+_MAX_READ_BYTES = 2**20  # of a tar at once; tarfile reads members in smaller pieces, so only an absurd header asks more
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One file that a data set is given out as."""
+    """One published archive file of a data set."""
 
     url: str
-    md5: str | None  # None: not known
-    folder: str = ""  # where it is unpacked, in the root
-    remark: str = ""
+    md5: str | None  # None: not published
+    folder: str = ""  # folder under the root to unpack into
+    remark: str = ""  # shown to the user
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the archive file: the last part of its URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
 class Published:
-    """A data set as its makers give it out."""
+    """A data set as its authors publish it."""
 
-    page: str
+    page: str  # web page with the conditions of use
     archives: tuple[Archive, ...]
 
 
@@ -112,7 +111,7 @@ DATA_SETS = {
 
 
 def state(root: Path, archive: Archive) -> State:
-    """Whether an archive of the root is unpacked, waits to be, or is not there."""
+    """Return whether an archive is unpacked in the root, lies there still packed ("here"), or is absent."""
     if _marker(root, archive).exists():
         return "unpacked"
     return "here" if (root / archive.name).is_file() else "absent"
@@ -123,17 +122,20 @@ def _marker(root: Path, archive: Archive) -> Path:
 
 
 def unpack(root: Path, archive: Archive) -> None:
-    """Check an archive that lies in the root and unpack it there; a killed call is simply made again.
+    """Check an archive that lies in the root and unpack it there. After a killed call, call it again.
 
-    Raises InputError: another checksum than published, damaged, a member that would be written outside the root, or
-    more bytes than _Room allows, before the member that is too large is written.
+    Raises:
+        InputError: if the checksum is not the published one, the archive is damaged, a member would be written outside
+            the archive's folder, or the archive unpacks to more bytes than allowed; the member that is too large is
+            not written.
     """
     if not hasattr(tarfile, "data_filter"):
-        raise InputError("this Python can't unpack safely", value=sys.version.split()[0], expected="3.11.4 or newer")
+        problem = "this version of Python can't unpack archives safely: use a newer one"
+        raise InputError(problem, value=sys.version.split()[0], expected="3.11.4 or newer")
     file, folder = root / archive.name, root / archive.folder
     found = _md5(file)
     if archive.md5 is not None and found != archive.md5:
-        problem = "not the published file: load it down again"
+        problem = "not the published file: download it again"
         raise InputError(problem, file=file, field="md5", value=found, expected=archive.md5)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -160,24 +162,22 @@ class _Room:
         self.used = 0
 
     def take(self, num_bytes: int) -> None:
-        """For one more member; InputError if it is too much."""
+        """Count one more member of `num_bytes`; raise InputError if the total exceeds the limit or the free disk."""
         self.used += max(num_bytes, _MEMBER_BYTES)
         if self.used > self.limit:
+            problem = "the archive unpacks to too much: download it again"
             expected = f"<= {self.limit}, {MAX_RATIO} times the archive and {SPARE_BYTES}"
-            raise InputError(
-                "the archive unpacks to too much", file=self.file, field="bytes", value=self.used, expected=expected
-            )
+            raise InputError(problem, file=self.file, field="bytes", value=self.used, expected=expected)
         if self.used > self.free:
+            problem = "the disk has no room for the archive: delete files, or unpack it elsewhere"
             expected = f"<= {self.free}, free on the disk"
-            raise InputError(
-                "no room for the archive", file=self.file, field="bytes", value=self.used, expected=expected
-            )
+            raise InputError(problem, file=self.file, field="bytes", value=self.used, expected=expected)
 
 
 def _unzip(file: Path, folder: Path) -> None:
-    """Extractall would write members with .. or absolute paths elsewhere in the folder: here they are refused.
+    """Unpack a ZIP. A member with `..` or an absolute path is refused; extractall would write it elsewhere in `folder`.
 
-    It writes no more of a member than the declared size that is counted here.
+    extractall writes at most the declared size of a member, which is what `_Room` counts.
     """
     room = _Room(file, folder)
     with zipfile.ZipFile(file) as opened:
@@ -190,7 +190,7 @@ def _unzip(file: Path, folder: Path) -> None:
 
 
 class _Reader(io.BufferedReader):
-    """A tar's bytes, which tarfile reads in small pieces, but for a header as long as it says it is."""
+    """The bytes of a tar. tarfile reads them in small pieces, except for a header, however long it claims to be."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_READ_BYTES:
@@ -199,14 +199,14 @@ class _Reader(io.BufferedReader):
 
 
 def _untar(file: Path, folder: Path) -> None:
-    """A tar, or a tar packed by gzip. Its sizes stand between its members: each is counted before it is written."""
+    """Unpack a tar, plain or compressed with gzip; every member's size is counted before the member is written."""
     room = _Room(file, folder)
 
     def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        if member.issparse():  # its pieces may be more than its size
+        if member.issparse():  # its pieces may add up to more than its size
             raise tarfile.SpecialFileError(member)
         room.take(member.size)
-        return tarfile.data_filter(member, path)  # refuses absolute paths, .., links and devices outside
+        return tarfile.data_filter(member, path)  # refuses absolute paths, .., devices, links to the outside
 
     with file.open("rb") as packed:
         is_gzip = packed.read(2) == b"\x1f\x8b"

@@ -1,13 +1,15 @@
-"""Reader of COCO's instance annotations: `instances_*.json` files, each with the folder of its images.
+"""Reader of COCO's instance annotations: files `instances_*.json`, each with a folder of images.
 
     images       id, file_name, height, width
     categories   id, name
-    annotations  image_id, category_id, iscrowd, bbox [x, y, width, height] from the image's corner, and segmentation:
-                 polygons [x, y, x, y, ...], of which the union counts, or run lengths {size, counts}, compressed or not
+    annotations  image_id, category_id, iscrowd, bbox, segmentation
 
-A file is read once, by `read_index`; `read_record` then needs only what the index holds of its image. Boxes are those
-of the annotations. Label maps are painted larger objects first, so that the smaller of two lies in front; crowds are
-ignored pixels behind every object. What can't be used raises RecordError (one image) or InputError (the file).
+A `bbox` is [x, y, width, height], from the image's upper left corner. A `segmentation` is a list of polygons
+[x, y, x, y, ...], which are united, or run lengths {size, counts}, compressed or not.
+
+`read_index` reads a file once; `read_record` needs only the index's entry of its image. A record has the boxes of the
+annotations. Its label map is painted from their masks: crowds first, as ignored pixels, then objects, larger ones
+first, so the smaller of two lies in front. An image that can't be used raises RecordError, a bad file InputError.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from boxsup_dist.data import rle
@@ -34,44 +37,44 @@ from boxsup_dist.records.files import read_image
 from boxsup_dist.records.reader import Reader, published_images
 
 ClassList = Literal["voc", "all"]
-# COCO's names of VOC's classes, where they differ.
+# COCO's names of VOC's classes, if they differ.
 _VOC_NAMES = {
     "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "potted plant": "pottedplant",
     "dining table": "diningtable", "tv": "tvmonitor",
 }  # fmt: skip
-_NOT_CHOSEN = 0  # class of a category that is left out
-_CLAMP_PX = 1.0  # polygons and boxes may end a rounding error outside
+_NOT_CHOSEN = 0  # class id of a category that is left out
+_CLAMP_PX = 1.0  # rounding leaves some polygons and boxes a little outside the image; boxes are clipped
 
 
 @dataclass
 class CocoImage:
-    """What the annotation file says of one image: its annotations of the chosen classes as they stand there."""
+    """One image of an annotation file, with its annotations of the chosen classes as the file has them."""
 
     file_name: str
     height: int
     width: int
     annotations: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)  # annotations whose box has no area, told for the user
+    left_out: list[str] = field(default_factory=list)  # one sentence per annotation whose box has no area
 
     @property
     def name(self) -> str:
-        """The file name without its suffix, which COCO keeps unique."""
+        """The file name without its suffix; COCO keeps it unique."""
         return PurePosixPath(self.file_name).stem
 
 
 @dataclass(frozen=True)
 class CocoIndex:
-    """An annotation file sorted by image, in the file's order of images."""
+    """The content of an annotation file by image, in the file's order of images."""
 
     images: list[CocoImage]
-    classes: tuple[str, ...]  # background and the chosen ones
-    class_of: dict[int, int]  # class id of every category id, 0 for one that is not chosen
-    fingerprint: str  # of the file's content
+    classes: tuple[str, ...]  # background, then the chosen classes
+    class_of: dict[int, int]  # category id -> class id, 0 for a category that is not chosen
+    fingerprint: str  # hash of the file's content
 
 
 @dataclass(frozen=True)
 class CocoEntry:
-    """An image with where it lies and which split it belongs to."""
+    """An image with its folder and split: an `Entry` of the reader."""
 
     image: CocoImage
     folder: str
@@ -79,12 +82,12 @@ class CocoEntry:
 
     @property
     def name(self) -> str:
-        """The image's own name."""
+        """The image's own name: its file name without the suffix."""
         return self.image.name
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Annotations that are left out."""
+        """One sentence per annotation of the image that the record will not have."""
         return self.image.left_out
 
 
@@ -97,17 +100,25 @@ def open_splits(
     only_with_objects: bool = False,
     source: str = "coco",
 ) -> Reader:
-    """Reader of one or several annotation files, each with its folder of images, one table in the files' order.
+    """Return the reader of one or several annotation files, whose images form one table in the order of the files.
 
-    `split` names them, joined by `+` (train2014+val2014), and is only a name. `classes` and `only_with_objects` are
-    those of read_index. Raises InputError if the files have other categories than the first or share images,
-    SettingError unless there are as many folders and names as files.
+    Args:
+        annotations: paths or URIs of the annotation files.
+        images: the folder of images of each file.
+        split: the split name of each file, joined by `+` (train2014+val2014).
+        classes: as `read_index`.
+        only_with_objects: as `read_index`.
+        source: name of the data set in the image ids.
+
+    Raises:
+        SettingError: if the number of folders or of split names is not the number of files.
+        InputError: if a file is bad, has other categories than the first file, or shares images with another file.
     """
     splits = split.split("+")
     for name, values in (("coco_images", images), ("split", splits)):
         if len(values) != len(annotations):
-            expected = f"{len(annotations)}, one for each file of annotations"
-            raise SettingError("another number than of files", field=name, value=len(values), expected=expected)
+            expected = f"{len(annotations)}, one per annotation file"
+            raise SettingError("not one value per annotation file", field=name, value=len(values), expected=expected)
     entries: list[CocoEntry] = []
     indexes = []
     for file, folder, name in zip(
@@ -118,7 +129,7 @@ def open_splits(
         indexes.append(replace(index, images=[]))
         if (index.classes, index.class_of) != (indexes[0].classes, indexes[0].class_of):
             raise InputError(
-                "other categories than the first file's",
+                "the file has other categories than the first file: build one table per file",
                 file=file,
                 field="categories",
                 value=sorted(index.class_of),
@@ -141,12 +152,19 @@ def _read_entry(class_of: Mapping[int, int], source: str, entry: CocoEntry) -> R
 
 
 def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool = False) -> CocoIndex:
-    """Read an annotation file, keeping VOC's 20 classes or all categories of the file in the order of their ids.
+    """Read an annotation file.
 
-    Images without an object of those classes are kept unless `only_with_objects`. Annotations whose box has no area
-    inside the image (COCO has a few) are left out and named. Raises InputError: no JSON, a list or field missing or of
-    another type, an id or file name twice, an annotation of an unknown image, VOC classes that the file lacks,
-    a file name that leaves the folder of images.
+    An annotation whose box has no area inside the image is left out and named in `CocoImage.left_out`; COCO has a few.
+
+    Args:
+        file: path or URI of the file.
+        classes: "voc" keeps VOC's 20 classes, "all" keeps all categories of the file, in the order of their ids.
+        only_with_objects: leave out the images without an object of the chosen classes.
+
+    Raises:
+        InputError: if the file is no JSON; a list or field is missing or has another type; an id or file name occurs
+            twice; an annotation belongs to no image of the file; "voc" is asked and a class of VOC is missing; or a
+            file name leaves the folder of images.
     """
     data = storage.read_bytes(file)
     try:
@@ -163,11 +181,11 @@ def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool
     for item in _items(content, "annotations", {"image_id": int, "category_id": int}, file):
         if item["image_id"] not in images:
             raise InputError(
-                "an annotation of an image that the file does not list",
+                "an annotation belongs to an image that the file does not list",
                 file=file,
                 field=f"{_name(item)}, image_id",
                 value=item["image_id"],
-                expected="the id of an image",
+                expected="the id of one of the file's images",
             )
         _add(images[item["image_id"]], item, class_of)
     kept = [image for image in images.values() if image.annotations or not only_with_objects]
@@ -177,7 +195,7 @@ def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool
 
 
 def _items(content: Any, key: str, fields: Mapping[str, type], file: str) -> list[dict[str, Any]]:
-    """A list of the file whose items have these fields."""
+    """Return the list `key` of the file; raise InputError unless every item has these fields with these types."""
     items = content.get(key) if isinstance(content, dict) else None
     if not isinstance(items, list):
         raise InputError("not an annotation file of COCO instances", file=file, field=key, expected="a list")
@@ -186,7 +204,13 @@ def _items(content: Any, key: str, fields: Mapping[str, type], file: str) -> lis
             value = item.get(name) if isinstance(item, dict) else None
             if not isinstance(value, kind):
                 where = f"{key}[{number}].{name}"
-                raise InputError("wrong or missing value", file=file, field=where, value=value, expected=kind.__name__)
+                raise InputError(
+                    "a value is missing or has another type",
+                    file=file,
+                    field=where,
+                    value=value,
+                    expected=kind.__name__,
+                )
     return items
 
 
@@ -210,11 +234,14 @@ def _choose_classes(
 def _refuse_repeated(values: Sequence[Any], name: str, file: str) -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        raise InputError("the same value twice", file=file, field=name, value=repeated[:5])
+        raise InputError("a value that must be unique occurs twice", file=file, field=name, value=repeated[:5])
 
 
 def _add(image: CocoImage, annotation: dict[str, Any], class_of: Mapping[int, int]) -> None:
-    """Add an annotation unless its class is not chosen or its box has no area; unknown categories are told later."""
+    """Add an annotation to its image unless its class is not chosen or its box has no area.
+
+    An unknown category is added too; `read_record` reports it.
+    """
     if class_of.get(annotation["category_id"]) == _NOT_CHOSEN:
         return
     bbox: Any = annotation.get("bbox")
@@ -241,11 +268,20 @@ def _name(annotation: Mapping[str, Any]) -> str:
 def read_record(
     images_folder: str, image: CocoImage, split: str, class_of: Mapping[int, int], *, source: str = "coco"
 ) -> Record:
-    """One image with its boxes, its instance masks and the label map painted of them, all checked.
+    """Read and check one image with its boxes, its instance masks and the label map painted from them.
 
-    The record's id is `source/NAME`, the image's file name without suffix. A record has no masks if one of its
-    annotations has none. Raises RecordError: image absent, damaged or of another size than the file says, unknown
-    category, box or polygon more than 1 px outside, what is no box, polygon or run lengths of the image's size.
+    If one annotation has no segmentation, the record has neither instance masks nor a label map.
+
+    Args:
+        images_folder: path or URI of the folder of images.
+        image: the image's entry in the index.
+        split: split name of the record.
+        class_of: class id of every category id, from the index.
+        source: name of the data set; the record's image_id is `source/NAME` with the image's name.
+
+    Raises:
+        RecordError: if the image is missing, damaged or has another size than the file says; a category is unknown;
+            a box or polygon reaches more than 1 px beyond the image; or a value is no box, polygon or run lengths.
     """
     file = storage.join(images_folder, image.file_name)
     data, height, width = read_image(file)
@@ -258,7 +294,7 @@ def read_record(
             expected=stated,
         )
     boxes, class_ids, crowd = [], [], []
-    masks: list[np.ndarray | None] = []
+    masks: list[NDArray[np.bool_] | None] = []
     for annotation in image.annotations:
         try:
             class_ids.append(_class_id(annotation, class_of))
@@ -303,29 +339,32 @@ def _is_crowd(annotation: Mapping[str, Any]) -> bool:
     return bool(value)
 
 
-def _box(bbox: Any, height: int, width: int) -> np.ndarray:
-    """float64 (4,) xyxy, 0-based half-open, inside the image."""
+def _box(bbox: Any, height: int, width: int) -> NDArray[np.float64]:
+    """Convert a bbox to a box (4,) xyxy, 0-based and half-open, clipped to the image."""
     if not _is_numbers(bbox, 4):
         raise RecordError("the box is not four numbers", field="bbox", value=bbox, expected="[x, y, width, height]")
-    box = np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]])
+    box = np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]], np.float64)
     limits = (width, height, width, height)
     if (box < -_CLAMP_PX).any() or (box > np.add(limits, _CLAMP_PX)).any():
         raise RecordError("the box lies outside the image", field="bbox", value=bbox, expected=f"in {width} x {height}")
     return np.clip(box, 0, limits)
 
 
-def _mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
-    """Bool (H, W) of polygons or run lengths; None where there is no segmentation."""
+def _mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_] | None:
+    """Draw the mask (H, W) of polygons or run lengths; None if there is no segmentation."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):
         for polygon in segmentation:
             _check_polygon(polygon, height, width)
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))).astype(bool)
+        drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+        return np.asarray(drawn, bool)
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     if not isinstance(counts, list | str):
         expected = "polygons or {size, counts}"
-        raise RecordError("no mask", field="segmentation", value=str(segmentation)[:60], expected=expected)
+        raise RecordError(
+            "the segmentation is no mask", field="segmentation", value=str(segmentation)[:60], expected=expected
+        )
     if segmentation.get("size") != [height, width]:
         found, expected = segmentation.get("size"), str([height, width])
         raise RecordError("the mask has another size", field="segmentation.size", value=found, expected=expected)
@@ -334,7 +373,7 @@ def _mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
 
 def _check_polygon(polygon: Any, height: int, width: int) -> None:
     if not _is_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
-        expected = "x, y of three points or more"
+        expected = "x, y, x, y, ... of three points or more"
         raise RecordError("not a polygon", field="segmentation", value=str(polygon)[:60], expected=expected)
     points = np.array(polygon, np.float64).reshape(-1, 2)
     if (points < -_CLAMP_PX).any() or (points > (width + _CLAMP_PX, height + _CLAMP_PX)).any():
@@ -344,9 +383,12 @@ def _check_polygon(polygon: Any, height: int, width: int) -> None:
 
 
 def paint_masks(
-    shape: tuple[int, int], masks: Sequence[np.ndarray], class_ids: Sequence[int], crowd: Sequence[bool]
-) -> np.ndarray:
-    """Label map uint8 (H, W) of instance masks, bool (H, W): crowds behind, then larger objects before smaller ones."""
+    shape: tuple[int, int], masks: Sequence[NDArray[np.bool_]], class_ids: Sequence[int], crowd: Sequence[bool]
+) -> NDArray[np.uint8]:
+    """Paint the label map of `shape` (H, W) from K instance masks (H, W).
+
+    Crowds are painted first, as ignored pixels, then objects, larger ones first: the smaller of two lies in front.
+    """
     label_map = np.full(shape, BACKGROUND, np.uint8)
     for k in sorted(range(len(masks)), key=lambda k: (not crowd[k], -int(masks[k].sum()))):
         label_map[masks[k]] = IGNORE_INDEX if crowd[k] else class_ids[k]

@@ -1,13 +1,13 @@
-"""Reader of PASCAL-Context: whole scenes of VOC 2010 labelled with 459 names, of which 59 are classes.
+"""Reader of PASCAL-Context: whole scenes of VOC 2010, labelled with 459 names of which 59 are classes.
 
     CONTEXT/trainval/ID.mat        LabelMap (H, W), values 1..459
-    CONTEXT/labels.txt             the names, one a line: "1: accordion"
+    CONTEXT/labels.txt             the names, one per line: "1: accordion"
     VOC2010/JPEGImages/ID.jpg      the images
-    VOC2010/ImageSets/Main/S.txt   train (4,998) and val (5,105)
+    VOC2010/ImageSets/Main/S.txt   the lists: train (4,998 images) and val (5,105)
 
-As in the usual protocol the 59 most frequent names are classes 1..59, VOC's 20 first, and all others are background,
-class 0. Records have no boxes and no instance masks: the data set marks regions of stuff as well as objects and tells
-no two objects apart, so a box made of it would hold whatever is connected. It is there to train and measure with masks.
+By the usual protocol, classes 1..59 are the 59 most frequent names, VOC's 20 first; all other names are background,
+class 0. Records have masks but no boxes and no instance masks: the data set labels regions of stuff as well as objects
+and does not tell two objects apart, so a box drawn round a region would hold several objects.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import functools
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
@@ -32,15 +33,22 @@ CONTEXT_CLASSES = (
     "platform", "sign", "plate", "road", "rock", "shelves", "sidewalk", "sky", "snow", "bedcloth", "track", "tree",
     "truck", "wall", "water", "window", "wood",
 )  # fmt: skip
-# What labels.txt calls classes that the list of 59 names otherwise.
+# Names in labels.txt of the classes that the list of 59 spells differently.
 _LABEL_NAMES = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 _LINE = re.compile(r"\s*(\d+)\s*:\s*(\S.*)")
 
 
 def open_splits(context_root: str, voc_root: str, split: str, *, source: str = "context") -> Reader:
-    """Reader of `train` or `val` of VOC 2010's ImageSets/Main, a list file, or several of them joined by `+`.
+    """Return the reader of splits of PASCAL-Context.
 
-    Raises InputError for a bad root, list or labels.txt, or if the splits share images.
+    Args:
+        context_root: path or URI of the data set, see `find_maps`.
+        voc_root: path or URI of the VOC 2010 devkit, which has the images and lists.
+        split: `train` or `val`, the lists of ImageSets/Main; a list file; or several of them joined by `+`.
+        source: name of the data set in the image ids.
+
+    Raises:
+        InputError: if a root, a list or labels.txt is bad, or if the splits share images.
     """
     devkit, folder = voc.find_root(voc_root), find_maps(context_root)
     entries = []
@@ -48,7 +56,7 @@ def open_splits(context_root: str, voc_root: str, split: str, *, source: str = "
         in_main = part if "/" in part or part.endswith(".txt") else f"Main/{part}"
         entries += [ListEntry(image_id, voc.list_name(part)) for image_id in voc.read_split(devkit, in_main)]
     voc.refuse_shared(entries)
-    class_of = read_labels(_find_labels(context_root))
+    class_of = read_label_names(_find_labels(context_root))
     return Reader(
         source=source,
         split="+".join(map(voc.list_name, split.split("+"))),
@@ -61,7 +69,11 @@ def open_splits(context_root: str, voc_root: str, split: str, *, source: str = "
 
 
 def find_maps(context_root: str) -> str:
-    """The folder of the .mat files: `trainval` in the root, or the root itself."""
+    """Find the folder of the .mat files: `trainval` in the root, or the root itself.
+
+    Raises:
+        InputError: if there is none.
+    """
     root = storage.absolute(context_root)
     folder = storage.join(root, "trainval")
     if storage.exists(folder):
@@ -77,10 +89,17 @@ def _find_labels(context_root: str) -> str:
     return next((file for file in files if storage.exists(file)), files[0])
 
 
-def read_labels(file: str) -> np.ndarray:
-    """Class id of every number of labels.txt, uint8 (largest number + 1,): 0 for names outside the 59, and for 0.
+def read_label_names(file: str) -> NDArray[np.uint8]:
+    """Read labels.txt, and return the class id of each of its numbers.
 
-    Blanks in names don't count. Raises InputError: file absent, a line of another form, a number twice, a class absent.
+    Spaces in names are ignored.
+
+    Returns:
+        (largest number + 1,): 0 for a name that is none of the 59 classes, and for the number 0.
+
+    Raises:
+        InputError: if the file is missing, a line is not of the form NUMBER: NAME, a number occurs twice or a class is
+            missing.
     """
     numbers: dict[str, int] = {}
     for count, line in enumerate(storage.read_bytes(file).decode("utf-8-sig", errors="replace").splitlines(), start=1):
@@ -89,7 +108,7 @@ def read_labels(file: str) -> np.ndarray:
         match = _LINE.fullmatch(line)
         if match is None or int(match[1]) in numbers.values() or not 1 <= int(match[1]) < 2**16:
             expected = "NUMBER: NAME, each number once"
-            raise InputError("not a list of labels", file=file, field=f"line {count}", value=line, expected=expected)
+            raise InputError("not a list of names", file=file, field=f"line {count}", value=line, expected=expected)
         numbers["".join(match[2].split())] = int(match[1])
     wanted = {name: _LABEL_NAMES.get(name, name) for name in CONTEXT_CLASSES[1:]}
     absent = [label for name, label in wanted.items() if label not in numbers and name not in numbers]
@@ -101,17 +120,26 @@ def read_labels(file: str) -> np.ndarray:
     return class_of
 
 
-def _read_entry(folder: str, devkit: str, class_of: np.ndarray, source: str, entry: ListEntry) -> Record:
+def _read_entry(folder: str, devkit: str, class_of: NDArray[np.uint8], source: str, entry: ListEntry) -> Record:
     return read_record(folder, devkit, *entry, class_of, source=source)
 
 
 def read_record(
-    folder: str, devkit: str, image_id: str, split: str, class_of: np.ndarray, *, source: str = "context"
+    folder: str, devkit: str, image_id: str, split: str, class_of: NDArray[np.uint8], *, source: str = "context"
 ) -> Record:
-    """One image of the devkit with its label map, and without boxes.
+    """Read one image of the devkit with its ground-truth mask, without boxes.
 
-    `class_of` is that of read_labels. Raises RecordError: file absent or damaged, a map of another size than the image
-    or with a number that labels.txt does not have.
+    Args:
+        folder: the folder of the .mat files.
+        devkit: VOC 2010's year folder.
+        image_id: VOC's name of the image.
+        split: split name of the record.
+        class_of: class id of each number in the maps, from `read_label_names`.
+        source: name of the data set in the record's image_id.
+
+    Raises:
+        RecordError: if a file is missing or damaged, or if the map has another size than the image or a number that is
+            above those of labels.txt.
     """
     image = _, height, width = read_image(storage.join(devkit, "JPEGImages", image_id + ".jpg"))
     file = storage.join(folder, image_id + ".mat")

@@ -1,4 +1,7 @@
-"""Reads and checks image files and ground-truth masks, as PNG or MATLAB files, whatever data set they come from."""
+"""Reading and checking the files of any data set: images, and ground-truth masks as PNG or MATLAB files.
+
+A file that can't be used raises RecordError, which names the file.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from boxsup_dist.data.images import IMAGE_FORMATS, decode_image, encode_png
@@ -16,12 +20,16 @@ from boxsup_dist.errors import MissingFileError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
 
-# What Pillow raises for truncated, damaged and foreign files.
+# Pillow raises these for truncated, damaged and foreign files.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def read_file(file: str, expected: str | None = None) -> bytes:
-    """Whole content of a file; RecordError, with what was expected, if it is missing."""
+    """Read a whole file.
+
+    Raises:
+        RecordError: if the file is missing; its text says what was `expected` there.
+    """
     try:
         return storage.read_bytes(file)
     except MissingFileError:
@@ -29,7 +37,14 @@ def read_file(file: str, expected: str | None = None) -> bytes:
 
 
 def read_image(file: str) -> tuple[bytes, int, int]:
-    """An image file's bytes and the height and width that they decode to; RecordError if missing or damaged."""
+    """Read an image file and decode it once, as a check.
+
+    Returns:
+        The unchanged bytes of the file, and the height and width of the decoded image.
+
+    Raises:
+        RecordError: if the file is missing or does not decode.
+    """
     data = read_file(file)
     try:
         height, width = decode_image(data).shape[:2]
@@ -39,10 +54,20 @@ def read_image(file: str) -> tuple[bytes, int, int]:
 
 
 def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: object) -> bytes:
-    """A mask file's bytes as PNG bytes whose stored values are class ids 0..num_classes-1 or 255 (void).
+    """Check a mask file, and return it as an 8-bit PNG of class ids 0..num_classes-1 and 255 (void).
 
-    Palette and 8-bit grey PNGs are kept byte for byte; deeper grey ones become 8-bit. Raises RecordError if the file
-    does not decode, is a colour image, has another size than the image (height, width) or other values.
+    Args:
+        data: bytes of the mask file.
+        height: of the image that the mask belongs to, in pixels.
+        width: of the image, in pixels.
+        num_classes: C, background included.
+        file: name of the mask file, for the error.
+
+    Returns:
+        The same bytes if the file is a palette or 8-bit grey PNG; a 16-bit grey PNG is encoded again with 8 bits.
+
+    Raises:
+        RecordError: if the file does not decode, is no palette or grey PNG, has another size or other values.
     """
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
@@ -54,19 +79,28 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
         raise RecordError("the mask has no class indices", file=file, value=mode, expected="a palette or grey PNG")
     if values.shape != (height, width):
         size = f"{values.shape[1]} x {values.shape[0]}"
-        raise RecordError("mask and image differ in size", file=file, value=size, expected=f"{width} x {height}")
+        expected = f"{width} x {height}, the image's size"
+        raise RecordError("mask and image differ in size", file=file, value=size, expected=expected)
     found = np.unique(values)
     bad = found[((found >= num_classes) & (found != IGNORE_INDEX)) | (found < 0)]
     if len(bad):
         expected = f"0..{num_classes - 1} or {IGNORE_INDEX}"
         raise RecordError(
-            "the mask holds values that are no class", file=file, value=bad[:5].tolist(), expected=expected
+            "the mask holds values that are no class id", file=file, value=bad[:5].tolist(), expected=expected
         )
     return data if mode in ("P", "L") else encode_png(values.astype(np.uint8))
 
 
 def read_mat_field(file: str, *names: str) -> Any:
-    """What a MATLAB file holds in a variable, or in a field of a variable that is a struct. RecordError if nothing."""
+    """Read one value of a MATLAB file.
+
+    Args:
+        file: path or URI of the file.
+        names: name of a variable; if the variable is a struct, followed by the name of a field.
+
+    Raises:
+        RecordError: if the file is missing, is no MATLAB file or has no such value.
+    """
     try:
         value: Any = read_mat(read_file(file))
     except RecordError as error:
@@ -82,8 +116,20 @@ def read_mat_field(file: str, *names: str) -> Any:
     return value
 
 
-def check_map(values: Any, height: int, width: int, largest: int, *, file: str, field: str) -> np.ndarray:
-    """A MATLAB matrix as uint16 (height, width) of whole numbers 0..largest; RecordError if it is anything else."""
+def check_map(values: Any, height: int, width: int, largest: int, *, file: str, field: str) -> NDArray[np.uint16]:
+    """Check that a value of a MATLAB file is a matrix (height, width) of whole numbers 0..largest, and convert it.
+
+    Args:
+        values: the value, of any type.
+        height: of the image that the map belongs to, in pixels.
+        width: of the image, in pixels.
+        largest: largest allowed number, below 2**16.
+        file: name of the MATLAB file, for the error.
+        field: name of the value in the file, for the error.
+
+    Raises:
+        RecordError: if it is anything else.
+    """
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "uifb":
         raise RecordError("not a matrix of numbers", file=file, field=field, value=type(values).__name__)
     if values.shape != (height, width):
@@ -93,5 +139,7 @@ def check_map(values: Any, height: int, width: int, largest: int, *, file: str, 
     known = (values >= 0) & (values <= largest) & (values == np.floor(values))
     if not known.all():
         found = np.unique(values[~known])[:5].tolist()
-        raise RecordError("values that mean nothing", file=file, field=field, value=found, expected=f"0..{largest}")
+        raise RecordError(
+            "the map holds unknown values", file=file, field=field, value=found, expected=f"whole numbers 0..{largest}"
+        )
     return values.astype(np.uint16)

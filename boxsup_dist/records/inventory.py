@@ -1,7 +1,7 @@
-"""Counts what a folder holds of every data set: images, and how many of them have boxes, masks and instance masks.
+"""The inventory of a folder of data sets: per split the images, and how many have boxes, masks and instance masks.
 
-Lists, names of files and COCO's annotation files are read, no image and no mask: it tells quickly what is there, while
-only the records job tells whether every file is good.
+It reads lists, file names and COCO's annotation files, but no image and no mask, so it takes seconds. Whether every
+file is good is checked when the records table is built.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from boxsup_dist.io import storage
 from boxsup_dist.records import coco, sbd, voc
 from boxsup_dist.records.reader import published_images
 
-_DEPTH = 3  # folders between the given one and a data set's own
-_MAIN_LISTS = ("train", "val", "trainval", "test")  # ImageSets/Main has a list a class besides
+_DEPTH = 3  # levels of folders below the given one in which data sets are searched
+_MAIN_LISTS = ("train", "val", "trainval", "test")  # the other lists of ImageSets/Main are of single classes
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,26 @@ class Count:
     folder: str
     split: str
     images: int
-    absent: int  # on the list, without an image file
+    absent: int  # images of the list without a file
     boxes: int
     masks: int
     instances: int
-    published: int | None  # on the list as published, where that is known
+    published: int | None  # images of the published list; None: unknown
 
 
 def take_inventory(root: str) -> list[Count]:
-    """Every split of every data set in a folder. InputError if there is none, or for a bad list or annotation file."""
+    """Count every split of every data set in a folder, a path or URI.
+
+    Raises:
+        InputError: if the folder holds no data set, or a list or annotation file is bad.
+    """
     roots = _find(storage.absolute(root), _DEPTH)
     devkits = {folder.rsplit("/", 1)[-1]: folder for kind, folder in roots if kind is _count_voc}
     counts: list[Count] = []
     for kind, folder in roots:
         counts += kind(folder, devkits)
     if not counts:
-        expected = "a VOC devkit, SBD, COCO or PASCAL-Context in it"
+        expected = "a folder that holds a VOC devkit, SBD, COCO or PASCAL-Context"
         raise InputError("no data set found", file=storage.absolute(root), expected=expected)
     return counts
 
@@ -50,7 +54,7 @@ _Counter = Callable[[str, dict[str, str]], Iterator[Count]]
 
 
 def _find(folder: str, depth: int) -> list[tuple[_Counter, str]]:
-    """Data sets in a folder, each with the function that counts it."""
+    """Find the data sets in a folder, each with the function that counts it."""
     names = set(storage.list_names(folder))
     if {"JPEGImages", "ImageSets"} <= names:
         return [(_count_voc, folder)]
@@ -67,7 +71,7 @@ def _find(folder: str, depth: int) -> list[tuple[_Counter, str]]:
 
 
 def _names(*parts: str) -> set[str]:
-    """Names in a folder without their suffixes."""
+    """Return the file names in a folder, without their suffixes."""
     return {name.rpartition(".")[0] for name in storage.list_names(storage.join(*parts))}
 
 
@@ -100,7 +104,7 @@ def _count_voc(root: str, devkits: dict[str, str]) -> Iterator[Count]:
 
 
 def _count_sbd(root: str, devkits: dict[str, str]) -> Iterator[Count]:
-    """The splits of SBD's own, and train_aug where the same folder holds VOC 2012."""
+    """Count SBD's own splits, and train_aug if the inventory's folder also holds VOC 2012."""
     images, masks, instances = _names(root, "img"), _names(root, "cls"), _names(root, "inst")
     lists = {name: sbd.read_ids(root, name) for name in ("train", "val") if name in _names(root)}
     for name, ids in lists.items():
@@ -135,7 +139,7 @@ def _instance_files(root: str) -> list[str]:
 
 
 def _count_coco(root: str, devkits: dict[str, str]) -> Iterator[Count]:
-    """All categories; an image without annotations has no boxes, and its mask is background."""
+    """Count with all categories. An image without annotations counts as one with a mask, all background."""
     for file in _instance_files(root):
         name = file.removeprefix("instances_").removesuffix(".json")
         index = coco.read_index(storage.join(root, "annotations", file), "all")
@@ -155,7 +159,7 @@ def _count_coco(root: str, devkits: dict[str, str]) -> Iterator[Count]:
 
 
 def _count_context(root: str, devkits: dict[str, str]) -> Iterator[Count]:
-    """The lists of VOC 2010 where the same folder holds it, else only the label maps."""
+    """Count the lists of VOC 2010 if the inventory's folder also holds it, else only the label maps."""
     masks = _names(root, "trainval")
     devkit = devkits.get("VOC2010")
     if devkit is None:

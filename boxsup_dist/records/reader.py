@@ -1,6 +1,9 @@
-"""What every data set gives the job that stores records: a list of images and a function that reads one of them.
+"""`Reader`: what a data set gives to build.py, a list of images and a function that reads one image as a Record.
 
-Besides it what several readers share: the published numbers of images, annotations and the record made of them.
+The other names here are shared by the readers: published numbers of images, `Annotation`, and `make_record`.
+
+To add a data set, write records/NAME.py with a function `open_splits(...) -> Reader`, and test it in
+tests/unit/records/test_NAME.py.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import VOC_CLASSES, Record
 
-# Images in each list as its makers published it. COCO's are those of its instances_*.json.
+# Number of images in each list, as published. COCO's lists are its files instances_*.json.
 PUBLISHED = {
     "voc2007/Main/trainval": 5011,
     "voc2007/Main/test": 4952,
@@ -38,45 +42,45 @@ PUBLISHED = {
 
 
 def published_images(names: Sequence[str]) -> int | None:
-    """Images that these lists of PUBLISHED have together as published; None if one of them is not known."""
+    """Return the number of images that these lists have together, as published; None if PUBLISHED lacks one of them."""
     counts = [PUBLISHED.get(name) for name in names]
     return sum(count for count in counts if count is not None) if None not in counts else None
 
 
 class Entry(Protocol):
-    """One image of a data set and all that its reader needs to know of it."""
+    """One image of a data set: all that the reader's `read` needs to read it."""
 
     @property
     def name(self) -> str:
-        """The image's own name, which problems are told by."""
+        """The image's own name; problems are reported under it."""
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Annotations that will be left out, told for the user."""
+        """One sentence for the user per annotation of the image that the record will not have."""
 
 
 class ListEntry(NamedTuple):
-    """An image of a list of ids."""
+    """An image of a list of image ids."""
 
     name: str
     split: str
 
     @property
     def left_out(self) -> Sequence[str]:
-        """None: lists tell nothing of annotations."""
+        """Empty: a list of ids says nothing about annotations."""
         return ()
 
 
 class Annotation(NamedTuple):
-    """The objects of an image; K may be 0."""
+    """The K annotated objects of an image; K may be 0."""
 
-    boxes_xyxy: np.ndarray  # float32 (K, 4)
-    class_ids: np.ndarray  # int32 (K,)
-    difficult: np.ndarray  # bool (K,)
+    boxes_xyxy: NDArray[np.float32]  # (K, 4), 0-based half-open
+    class_ids: NDArray[np.int32]  # (K,), 1..C-1
+    difficult: NDArray[np.bool_]  # (K,)
 
     @classmethod
     def nothing(cls) -> Annotation:
-        """Of an image whose objects nobody marked."""
+        """Return the annotation of an image without annotated objects."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
 
 
@@ -89,7 +93,17 @@ def make_record(
     gt_label_map: bytes | None,
     instance_masks: list[bytes] | None,
 ) -> Record:
-    """The record of an image (bytes, height, width) of a data set that knows no crowds; its id is `source/name`."""
+    """Make the record of an image of a data set without crowds; its image_id is `source/name`.
+
+    Args:
+        name: the image's own name.
+        split: split of the data set.
+        source: name of the data set.
+        image: bytes, height and width of the image, as `files.read_image` returns them.
+        annotation: the image's K boxes.
+        gt_label_map: PNG of the ground-truth mask; None: none.
+        instance_masks: K masks encoded by `rle.encode`; None: objects are not told apart.
+    """
     data, height, width = image
     return Record(
         image_id=f"{source}/{name}",
@@ -111,14 +125,14 @@ def make_record(
 class Reader:
     """One or several splits of a data set, ready to be read image by image.
 
-    `read` must be picklable and small, as every task gets it: what belongs to an image is in its entry. It raises
-    RecordError for an image that can't be used.
+    `read` reads the image of an entry and raises RecordError if the image can't be used. It is pickled into every task,
+    so it must be small: what belongs to one image is in its entry.
     """
 
-    source: str  # name of the data set in the image ids
+    source: str  # name of the data set, first part of the image ids
     split: str  # name of the split, or several joined by +
-    identity: dict[str, Any]  # JSON values that tell this content from another, kept in the manifest
-    entries: Sequence[Any]  # Entry objects, one an image, in the table's order
+    identity: dict[str, Any]  # JSON values that distinguish this content from any other; stored in the manifest
+    entries: Sequence[Any]  # Entry objects, one per image, in the order of the table's rows
     read: Callable[[Any], Record]
     classes: tuple[str, ...] = field(default=VOC_CLASSES)  # background first
-    published: int | None = None  # images that the split has as published, where that is known
+    published: int | None = None  # number of images of the split, as published; None: unknown

@@ -1,16 +1,17 @@
 """Reader of the Semantic Boundaries Dataset (SBD) and of train_aug, VOC 2012's training set enlarged by it.
 
-    dataset/img/ID.jpg     the image, one of VOC's
-    dataset/cls/ID.mat     GTcls.Segmentation, class ids 0..20 in VOC's order; there is no void
-    dataset/inst/ID.mat    GTinst.Segmentation, object numbers 0..N, and GTinst.Categories, the class of each
-    dataset/train.txt, val.txt
+    dataset/img/ID.jpg           the image, which is one of VOC's
+    dataset/cls/ID.mat           GTcls.Segmentation: class ids 0..20 in VOC's order, without void
+    dataset/inst/ID.mat          GTinst.Segmentation: object numbers 0..M; GTinst.Categories: the class of each object
+    dataset/train.txt, val.txt   the lists
 
-The root is the folder `dataset`, or one that holds it (benchmark_RELEASE). With a VOC devkit beside it, images and
-boxes are VOC's (JPEGImages, Annotations); without one the images are SBD's and the boxes the tight ones of its objects.
+The root is the folder `dataset` or one that holds it (benchmark_RELEASE). With a VOC devkit, images and boxes are VOC's
+(JPEGImages, Annotations). Without one, images are SBD's and boxes are the tight boxes of its objects.
 
-train_aug = VOC 2012's train, then what SBD's train and val add to it, without VOC's val: 10,582 images as published.
-Images of VOC's train have VOC's own masks and are told by the split `train`, the others have SBD's and the split `aug`.
-The split `aug` is those others alone, 9,118 images: the paper's semi-supervision has masks of the former only.
+The split train_aug is VOC 2012's train followed by the images of SBD's train and val that are in neither VOC's train
+nor VOC's val: 10,582 images. Rows of VOC's train have VOC's masks and the split name `train`; the other rows have SBD's
+masks and the split name `aug`. The split aug is only those other rows, 9,118 images: in the paper's semi-supervision
+only VOC's train has masks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
@@ -30,14 +32,21 @@ from boxsup_dist.records.instances import Objects, make_objects, masks_of_boxes
 from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
 
 TRAIN_AUG = "train_aug"
-VOC_ROWS, SBD_ROWS = "train", "aug"  # splits of the rows of train_aug
+VOC_ROWS, SBD_ROWS = "train", "aug"  # split names of the rows of train_aug
 
 
 def open_splits(sbd_root: str, split: str, *, voc_root: str | None = None, source: str | None = None) -> Reader:
-    """Reader of SBD's `train`, `val`, a list file, several of them joined by `+`, `train_aug` or `aug` (need voc_root).
+    """Return the reader of splits of SBD.
 
-    `source` names the data set in the image ids; by default VOC's year folder where voc_root is given (the images are
-    VOC's), else sbd. Raises InputError for a bad root or list, or if the splits share images.
+    Args:
+        sbd_root: path or URI of the data set, see `find_root`.
+        split: `train`, `val` or a list file, or several of them joined by `+`; or `train_aug` or `aug`.
+        voc_root: a VOC devkit to take images and boxes from; train_aug and aug need VOC 2012's.
+        source: name of the data set in the image ids; by default VOC's year folder in lower case if `voc_root` is
+            given (the images are VOC's), else sbd.
+
+    Raises:
+        InputError: if a root or list is bad, or if the splits share images.
     """
     root = find_root(sbd_root)
     devkit = None if voc_root is None else voc.find_root(voc_root)
@@ -45,7 +54,8 @@ def open_splits(sbd_root: str, split: str, *, voc_root: str | None = None, sourc
     read = functools.partial(_read_entry, root, devkit, name, split == TRAIN_AUG)
     if split in (TRAIN_AUG, SBD_ROWS):
         if devkit is None:
-            raise InputError("train_aug is made with the lists of VOC 2012", field="voc_root", expected="its devkit")
+            problem = f"the split {split} needs the lists of VOC 2012: set voc_root"
+            raise InputError(problem, field="voc_root", expected="VOC 2012's devkit")
         own, others = (voc.read_split(devkit, f"Segmentation/{part}") for part in ("train", "val"))
         entries = train_aug(own, others, read_ids(root, "train"), read_ids(root, "val"))
         entries = [entry for entry in entries if split == TRAIN_AUG or entry.split == SBD_ROWS]
@@ -64,7 +74,11 @@ def open_splits(sbd_root: str, split: str, *, voc_root: str | None = None, sourc
 
 
 def find_root(sbd_root: str) -> str:
-    """The folder that holds img, cls and inst: `sbd_root`, or `dataset` or `benchmark_RELEASE/dataset` in it."""
+    """Find the folder that holds img, cls and inst: `sbd_root`, or `dataset` or `benchmark_RELEASE/dataset` in it.
+
+    Raises:
+        InputError: if there is none.
+    """
     root = storage.absolute(sbd_root)
     for parts in ((), ("dataset",), ("benchmark_RELEASE", "dataset")):
         folder = storage.join(root, *parts)
@@ -74,7 +88,11 @@ def find_root(sbd_root: str) -> str:
 
 
 def read_ids(root: str, split: str) -> list[str]:
-    """Image ids of SBD's list `train` or `val`, or of any list file. InputError if there is none or it is bad."""
+    """Read the image ids of SBD's list `train` or `val`, or of a list file (a path that ends in .txt).
+
+    Raises:
+        InputError: if the list is missing or bad.
+    """
     own = storage.join(root, f"{split}.txt")
     if split.endswith(".txt") or not storage.exists(own):
         own = storage.absolute(split)
@@ -85,7 +103,7 @@ def read_ids(root: str, split: str) -> list[str]:
 
 
 def train_aug(voc_train: list[str], voc_val: list[str], sbd_train: list[str], sbd_val: list[str]) -> list[ListEntry]:
-    """VOC's train in its own order, then the sorted images of SBD that are in neither of VOC's lists."""
+    """Make the list train_aug: VOC's train in its order, then, sorted, SBD's images that neither VOC list has."""
     added = sorted({*sbd_train, *sbd_val} - {*voc_train, *voc_val})
     return [*(ListEntry(i, VOC_ROWS) for i in voc_train), *(ListEntry(i, SBD_ROWS) for i in added)]
 
@@ -98,10 +116,19 @@ def _read_entry(root: str, devkit: str | None, source: str, augmented: bool, ent
 
 
 def read_record(root: str, image_id: str, split: str, *, devkit: str | None = None, source: str = "sbd") -> Record:
-    """One image with SBD's class mask and instance masks; image and boxes are VOC's where its year folder is given.
+    """Read one image with SBD's class mask and instance masks.
 
-    Instance masks are matched to VOC's boxes by masks_of_boxes. Raises RecordError: file absent or damaged, a map of
-    another size than the image or with values that are no class or object, a bad annotation of VOC.
+    Args:
+        root: the folder that holds img, cls and inst.
+        image_id: VOC's name of the image.
+        split: split name of the record.
+        devkit: VOC's year folder, to take the image and its boxes from; `masks_of_boxes` matches SBD's objects to
+            the boxes. None: the image is SBD's, and the boxes are those of its objects.
+        source: name of the data set in the record's image_id.
+
+    Raises:
+        RecordError: if a file is missing or damaged, a map has another size than the image or holds values that are
+            no class or object, or VOC's annotation is bad.
     """
     folders = (root, "img") if devkit is None else (devkit, "JPEGImages")
     image = _, height, width = read_image(storage.join(*folders, image_id + ".jpg"))
@@ -118,8 +145,8 @@ def read_record(root: str, image_id: str, split: str, *, devkit: str | None = No
     return make_record(image_id, split, source, image, annotation, encode_png(label_map), masks)
 
 
-def _read_classes(root: str, image_id: str, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W) of class ids."""
+def _read_classes(root: str, image_id: str, height: int, width: int) -> NDArray[np.uint8]:
+    """Read the class ids (H, W)."""
     file = storage.join(root, "cls", image_id + ".mat")
     values = read_mat_field(file, "GTcls", "Segmentation")
     largest = len(VOC_CLASSES) - 1
@@ -127,14 +154,16 @@ def _read_classes(root: str, image_id: str, height: int, width: int) -> np.ndarr
 
 
 def _read_objects(root: str, image_id: str, height: int, width: int) -> Objects:
-    """The objects that have a pixel."""
+    """Read the objects that have a pixel."""
     file = storage.join(root, "inst", image_id + ".mat")
     categories = read_mat_field(file, "GTinst", "Categories")
     class_ids = np.ravel(categories) if isinstance(categories, np.ndarray) else np.zeros(0)
     if not np.isin(class_ids, np.arange(1, len(VOC_CLASSES))).all():
         expected = f"1..{len(VOC_CLASSES) - 1}"
         value = class_ids[:10].tolist()
-        raise RecordError("an object of no class", file=file, field="GTinst.Categories", value=value, expected=expected)
+        raise RecordError(
+            "an object of unknown class", file=file, field="GTinst.Categories", value=value, expected=expected
+        )
     values = read_mat_field(file, "GTinst", "Segmentation")
     object_map = check_map(values, height, width, len(class_ids), file=file, field="GTinst.Segmentation")
     numbers = np.setdiff1d(object_map, [BACKGROUND])

@@ -1,10 +1,11 @@
-"""Writes the synthetic data set as a VOC devkit, so that the very reader of real data reads it.
+"""The synthetic data set, written as a VOC devkit so that the reader of VOC reads it.
 
     ROOT/VOC2012/JPEGImages, Annotations, SegmentationClass, SegmentationObject, ImageSets/Segmentation/{train,val}.txt
-    ROOT/VOC2012/synthetic.json    settings, written last: the data set is whole
+    ROOT/VOC2012/synthetic.json    the settings, written last: the data set is whole
 
-Masks are palette PNGs with a void band (255) along every outline, boxes the tight boxes of what is visible, as in VOC.
-Every image is a pure function of (seed, split, index): a larger data set begins with the images of a smaller one.
+As in VOC, masks are palette PNGs with a void band (255) along every outline, and a box is tight round the visible part
+of its object. Every image is a pure function of (seed, split, index), so a larger data set begins with the images of a
+smaller one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
@@ -28,8 +30,8 @@ from boxsup_dist.records.synthetic_scene import Scene, make_scene, tight_box
 
 NUM_TRAIN, NUM_VAL, SEED = 420, 60, 0
 MARKER, STARTED = "synthetic.json", "synthetic-unfinished.json"
-_VERSION = 2  # raise it when the scenes change, so that old data sets are written again
-_DIFFICULT_BELOW = 0.6  # visible share
+_VERSION = 2  # raise it when the scenes change: data sets of an older version are then replaced
+_DIFFICULT_BELOW = 0.6  # an object with a smaller visible share is marked difficult
 
 
 def write_synthetic(
@@ -40,10 +42,23 @@ def write_synthetic(
     *,
     on_image: Callable[[], None] | None = None,
 ) -> str:
-    """Write the data set unless the same one is whole already; returns its year folder, ROOT/VOC2012.
+    """Write the data set, unless it is there already with the same settings.
 
-    A half-written or differently set one is replaced. `on_image` is called after every image. Raises InputError if
-    the folder holds anything else, SettingError for a number of images below 1.
+    An unfinished synthetic data set, or one with other settings, is replaced.
+
+    Args:
+        root: folder, on this machine, that will hold VOC2012.
+        num_train: number of images of the split train.
+        num_val: number of images of the split val.
+        seed: seed of all scenes.
+        on_image: called after every image that was written.
+
+    Returns:
+        The year folder, ROOT/VOC2012.
+
+    Raises:
+        SettingError: if a number of images is below 1.
+        InputError: if ROOT/VOC2012 holds another data set.
     """
     splits = {"train": num_train, "val": num_val}
     for name, count in splits.items():
@@ -56,7 +71,8 @@ def write_synthetic(
         return str(folder)
     if folder.exists():
         if not marker.exists() and not started.exists() and any(folder.iterdir()):
-            raise InputError("the folder holds another data set", file=folder, expected="a new or empty folder")
+            problem = "the folder holds another data set: choose another folder"
+            raise InputError(problem, file=folder, expected="a new or empty folder")
         shutil.rmtree(folder)
     storage.write_json(str(started), settings)
     for split, count in splits.items():
@@ -71,24 +87,24 @@ def write_synthetic(
 
 
 def image_name(split: str, index: int) -> str:
-    """The id of an image, as in train_00012."""
+    """Return the name of an image, such as train_00012."""
     return f"{split}_{index:05d}"
 
 
 def scene_of(seed: int, split: str, index: int) -> Scene:
-    """The scene of one image of the data set."""
+    """Make the scene of one image; the same arguments give the same scene."""
     return make_scene(np.random.default_rng([seed, zlib.crc32(split.encode()), index]))
 
 
-def label_map_of(scene: Scene) -> np.ndarray:
-    """uint8 (H, W) of class ids with a void band two pixels wide along every instance's outline."""
+def label_map_of(scene: Scene) -> NDArray[np.uint8]:
+    """Return the label map (H, W) of a scene, with a void band two pixels wide along every instance's outline."""
     class_ids = np.array([0, *(VOC_CLASSES.index(name) for name in scene.names)], np.uint8)
     void = ndimage.maximum_filter(scene.instances, 3) != ndimage.minimum_filter(scene.instances, 3)
     return np.where(void, IGNORE_INDEX, class_ids[scene.instances]).astype(np.uint8)
 
 
 def annotation_of(scene: Scene, image_id: str) -> bytes:
-    """The devkit's XML: boxes 1-based with both ends inside."""
+    """Return the devkit's XML of a scene, with boxes 1-based and both ends inside."""
     height, width = scene.instances.shape
     root = ET.Element("annotation")
     for tag, text in (("folder", "VOC2012"), ("filename", f"{image_id}.jpg"), ("segmented", "1")):
@@ -122,7 +138,7 @@ def _write_image(folder: Path, image_id: str, scene: Scene) -> None:
     _write(folder / "SegmentationObject" / f"{image_id}.png", _palette_png(objects))
 
 
-def _palette_png(values: np.ndarray) -> bytes:
+def _palette_png(values: NDArray[np.uint8]) -> bytes:
     image = Image.fromarray(values).convert("P")
     image.putpalette(voc_palette().tobytes())
     buffer = io.BytesIO()
@@ -131,6 +147,6 @@ def _palette_png(values: np.ndarray) -> bytes:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Plain write: the marker alone tells that the data set is whole."""
+    """Write a file plainly, not atomically: only MARKER says that the data set is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)

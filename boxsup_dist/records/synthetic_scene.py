@@ -1,11 +1,11 @@
-"""One synthetic scene: textured objects of six non-rectangular shapes among distractors, with its exact instance map.
+"""One synthetic scene: textured objects of six shapes among distractors, with its exact instance map.
 
-Neither colour, texture nor position gives a class away: each class prefers a hue and a kind of texture but shares both
-with the others, with the distractors (convex shapes of no class) and with the background; the outline tells them apart.
-Objects consist of parts that differ and take on some of the colour behind them, so that bottom-up grouping does not
-simply find them.
-Objects cover 45 to 75 % of their box before they hide each other, with a mean near the 57 % of VOC's own objects, so
-that training on filled rectangles is as fair a baseline here as it is there.
+A class is told by its outline only. Each class prefers a hue and a kind of texture, but shares both with other classes,
+with the distractors (convex shapes of no class) and with the background; it may lie anywhere. Objects have parts that
+look different, and take on some of the colour behind them, so bottom-up grouping does not find them easily.
+
+An object covers 45 to 75 % of its box before others hide parts of it. The mean is near the 57 % of VOC's objects, so
+training on filled rectangles is as strong a baseline here as on VOC.
 """
 
 from __future__ import annotations
@@ -15,44 +15,46 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 FILL_RANGE = (0.45, 0.75)  # share of its box that a whole object covers
-_MIN_VISIBLE = 0.55  # of an object's pixels, after the frame's edge and other objects took theirs
-_LONG_SIDE_PX = (160, 240)
-_OBJECT_SIZE = (0.36, 1.0)  # longer side of a whole object over that of the image
+_MIN_VISIBLE = 0.55  # share of an object's pixels that the frame and other objects must leave visible
+_LONG_SIDE_PX = (160, 240)  # least and greatest longer side of an image
+_OBJECT_SIZE = (0.36, 1.0)  # longer side of a whole object, as a share of the image's longer side
 _NUM_DISTRACTORS = (1, 3)
-_HUE_SD = 1 / 30  # spread of a class's hue, in turns; neighbours are 1/6 apart
-_OWN_KIND_P = 0.95  # chance of a class's own kind of texture
-_OWN_PART_P = 0.85  # chance that a part has a texture of the object's class
-_LURE_P = 0.35  # chance that a distractor has a texture of some class, not just any
-_GROUND_KINDS_P = (0.3, 0.06, 0.1, 0.04, 0.44, 0.06)  # how often a ground is of each kind of texture
-_MAX_CAMOUFLAGE = 0.65  # how far an object's colours may go towards what it hides
-_PARTS_P = (0.2, 0.4, 0.4)  # chance of 0, 1, 2 parts of an object that look otherwise
-_TRIES = 25
+_HUE_SD = 1 / 30  # standard deviation of a class's hue, in turns; neighbouring classes are 1/6 apart
+_OWN_KIND_P = 0.95  # probability that a texture of a class is of the class's own kind
+_OWN_PART_P = 0.85  # probability that a part of an object has a texture of the object's class
+_LURE_P = 0.35  # probability that a distractor has a texture of some class
+_GROUND_KINDS_P = (0.3, 0.06, 0.1, 0.04, 0.44, 0.06)  # probability of each of KINDS as the texture of a ground
+_MAX_CAMOUFLAGE = 0.65  # largest share of the colour behind it that an object takes on
+_PARTS_P = (0.2, 0.4, 0.4)  # probability that an object has 0, 1 or 2 parts that look different
+_TRIES = 25  # places tried for an object before it is left out
 
-Outline = tuple[np.ndarray, np.ndarray | None]  # polygon (n, 2) in about [-1, 1], and a hole
+FloatArray = NDArray[np.floating]
+Outline = tuple[FloatArray, FloatArray | None]  # polygon (n, 2) in about [-1, 1], and a hole
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is in it. Instance k has the value k + 1 in `instances`; 0 is background."""
+    """An image and the instances in it. Instance k has the value k + 1 in `instances`; 0 is background."""
 
-    image: np.ndarray  # uint8 (H, W, 3)
-    instances: np.ndarray  # uint8 (H, W)
-    names: list[str]  # class of every instance
-    visible: list[float]  # share of every instance's outline that is neither hidden nor cut off
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    instances: NDArray[np.uint8]  # (H, W)
+    names: list[str]  # class name of every instance
+    visible: list[float]  # share of every instance's area that is neither hidden nor cut off
 
 
-def _polar(radius: np.ndarray) -> np.ndarray:
+def _polar(radius: FloatArray) -> FloatArray:
     angles = np.linspace(0, 2 * np.pi, len(radius), endpoint=False)
     return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
 def _cross(rng: np.random.Generator) -> Outline:
     a, b = rng.uniform(0.3, 0.48, 2)
-    shift = rng.uniform(-0.35, 0.1)  # the arms' crossing lies off the middle
+    shift = rng.uniform(-0.35, 0.1)  # the arms cross off the middle
     x = [-b, b, b, 1, 1, b, b, -b, -b, -1, -1, -b]
     y = [-1, -1, shift - a, shift - a, shift + a, shift + a, 1, 1, shift + a, shift + a, shift - a, shift - a]
     return np.stack([x, y], axis=1).astype(float), None
@@ -88,12 +90,12 @@ def _star(rng: np.random.Generator) -> Outline:
 
 
 def _convex(rng: np.random.Generator) -> Outline:
-    """A distractor: triangle, box, trapezoid or ellipse."""
+    """Draw the outline of a distractor: a triangle, box, trapezoid or ellipse."""
     corners = int(rng.choice([3, 4, 4, 40]))
     return _polar(np.ones(corners) * rng.uniform(0.75, 1, corners if corners < 5 else 1)), None
 
 
-# Class, outline, preferred kind of texture. The preferred hue is the class's place on the colour circle.
+# Per class its outline and its preferred kind of texture. Its preferred hue is its place on the colour circle.
 OBJECTS: dict[str, tuple[Callable[[np.random.Generator], Outline], str]] = {
     "aeroplane": (_cross, "gradient"),
     "bicycle": (_ring, "stripes"),
@@ -105,41 +107,45 @@ OBJECTS: dict[str, tuple[Callable[[np.random.Generator], Outline], str]] = {
 KINDS = ("gradient", "stripes", "speckle", "checks", "clouds", "dots")
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> np.ndarray:
-    """Smooth noise (H, W), about zero mean and unit deviation, with features of `cell_px`."""
+def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> FloatArray:
+    """Draw smooth noise (H, W), of about zero mean and unit deviation, with features of `cell_px` pixels."""
     height, width = shape
     grid = rng.normal(size=(int(height / cell_px) + 3, int(width / cell_px) + 3)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _pattern(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
-    """A texture's value in 0..1, (H, W)."""
+def _pattern(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -> FloatArray:
+    """Draw a texture of one of KINDS as values in 0..1, (H, W)."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 13)
     u = x * np.cos(angle) + y * np.sin(angle) + 1.2 * _noise(rng, shape, 24)
     v = y * np.cos(angle) - x * np.sin(angle) + 1.2 * _noise(rng, shape, 24)
+    value: FloatArray
     if kind == "gradient":
-        return (u - u.min()) / (np.ptp(u) + 1e-6)
-    if kind == "stripes":
-        return 0.5 + 0.5 * np.sin(2 * np.pi * u / period)
-    if kind == "checks":
-        return 0.5 + 0.5 * np.sign(np.sin(np.pi * u / period) * np.sin(np.pi * v / period))
-    if kind == "dots":
-        return (np.cos(2 * np.pi * u / period) + np.cos(2 * np.pi * v / period) > rng.uniform(0.3, 0.9)).astype(float)
-    if kind == "speckle":
-        return (_noise(rng, shape, rng.uniform(2, 3.5)) > rng.uniform(-0.3, 0.6)).astype(float)
-    octaves = sum(_noise(rng, shape, cell) * weight for cell, weight in ((28, 0.5), (12, 0.3), (5, 0.2)))
-    return np.clip(0.5 + 0.6 * octaves, 0, 1)
+        value = (u - u.min()) / (np.ptp(u) + 1e-6)
+    elif kind == "stripes":
+        value = 0.5 + 0.5 * np.sin(2 * np.pi * u / period)
+    elif kind == "checks":
+        value = 0.5 + 0.5 * np.sign(np.sin(np.pi * u / period) * np.sin(np.pi * v / period))
+    elif kind == "dots":
+        waves = np.cos(2 * np.pi * u / period) + np.cos(2 * np.pi * v / period)
+        value = (waves > rng.uniform(0.3, 0.9)).astype(float)
+    elif kind == "speckle":
+        value = (_noise(rng, shape, rng.uniform(2, 3.5)) > rng.uniform(-0.3, 0.6)).astype(float)
+    else:  # clouds
+        octaves = sum(_noise(rng, shape, cell) * weight for cell, weight in ((28, 0.5), (12, 0.3), (5, 0.2)))
+        value = np.clip(0.5 + 0.6 * octaves, 0, 1)
+    return value
 
 
-def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+def _colour(hue: float, saturation: float, value: float) -> FloatArray:
     return np.array(colorsys.hsv_to_rgb(hue % 1, np.clip(saturation, 0, 1), np.clip(value, 0, 1))) * 255
 
 
 def _texture(
     rng: np.random.Generator, shape: tuple[int, int], hue: float, saturation: float, kind: str, contrast: float
-) -> np.ndarray:
-    """Colours float (H, W, 3) of a two-coloured texture, its colours `contrast` apart in brightness."""
+) -> FloatArray:
+    """Draw a texture of two colours (H, W, 3), which are `contrast` apart in brightness."""
     value = rng.uniform(0.35, 0.85)
     step = contrast * (1 if value < 0.6 else -1)
     first = _colour(hue, saturation, value)
@@ -148,15 +154,15 @@ def _texture(
     return first * (1 - weight) + second * weight
 
 
-def _class_texture(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """A texture as the class has it: near its own hue, mostly of its own kind."""
+def _class_texture(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> FloatArray:
+    """Draw a texture (H, W, 3) of a class: near the class's hue, mostly of its kind."""
     hue = list(OBJECTS).index(name) / len(OBJECTS) + rng.normal(0, _HUE_SD)
     kind = OBJECTS[name][1] if rng.random() < _OWN_KIND_P else str(rng.choice(KINDS))
     return _texture(rng, shape, hue, rng.uniform(0.3, 0.8), kind, rng.uniform(0.12, 0.3))
 
 
-def _coat(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """Colours float (H, W, 3) of an object: its class's texture, and mostly one or two parts that look otherwise."""
+def _coat(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> FloatArray:
+    """Draw the colours (H, W, 3) of an object: a texture of its class and up to two parts that look different."""
     coat = _class_texture(rng, name, shape)
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     for _ in range(int(rng.choice([0, 1, 2], p=_PARTS_P))):
@@ -167,15 +173,15 @@ def _coat(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> np.nda
     return coat
 
 
-def _lure(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Colours float (H, W, 3) of a distractor: some of them look like a class."""
+def _lure(rng: np.random.Generator, shape: tuple[int, int]) -> FloatArray:
+    """Draw the colours (H, W, 3) of a distractor; some distractors look like a class."""
     if rng.random() < _LURE_P:
         return _class_texture(rng, str(rng.choice(list(OBJECTS))), shape)
     return _texture(rng, shape, rng.random(), rng.uniform(0.05, 0.6), str(rng.choice(KINDS)), rng.uniform(0.1, 0.3))
 
 
-def _background(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """One to three textured grounds with wavy borders, float (H, W, 3)."""
+def _background(rng: np.random.Generator, shape: tuple[int, int]) -> FloatArray:
+    """Draw one to three textured grounds with wavy borders, (H, W, 3)."""
     canvas = np.zeros((*shape, 3))
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     level = y / shape[0] + rng.normal(0, 0.3) * x / shape[1] + 0.06 * _noise(rng, shape, 40)
@@ -188,9 +194,9 @@ def _background(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _rasterise(
-    outline: Outline, size_px: float, centre: np.ndarray, rng: np.random.Generator, shape: tuple
-) -> np.ndarray:
-    """Mask bool (H, W) of the outline: its box `size_px` on the longer side, turned, stretched, a bit uneven."""
+    outline: Outline, size_px: float, centre: FloatArray, rng: np.random.Generator, shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Draw the mask (H, W) of an outline: turned, stretched, a bit uneven, its box `size_px` on the longer side."""
     angle = rng.normal(0, np.deg2rad(20))
     turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
     stretch = np.array([rng.choice([-1, 1]), 1]) * rng.uniform(0.75, 1.25, 2)
@@ -206,28 +212,28 @@ def _rasterise(
     return np.asarray(mask)
 
 
-def _densify(polygon: np.ndarray, per_edge: int = 12) -> np.ndarray:
-    """The same polygon with points along its edges, so that they can be bent."""
+def _densify(polygon: FloatArray, per_edge: int = 12) -> FloatArray:
+    """Add points along the edges of a polygon, so that the edges can be bent."""
     if len(polygon) > 24:
         return polygon
     t = np.arange(per_edge)[:, None] / per_edge
     return np.concatenate([a + t * (b - a) for a, b in zip(polygon, np.roll(polygon, -1, axis=0), strict=True)])
 
 
-def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 half-open around the true pixels of bool (H, W); the mask must not be empty."""
+def tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the box x0, y0, x1, y1, half-open, of the true pixels of a mask (H, W) that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def fill_ratio(mask: np.ndarray) -> float:
-    """Share of its tight box that a mask covers."""
+def fill_ratio(mask: NDArray[np.bool_]) -> float:
+    """Return the share of its tight box that a mask (H, W) covers; the mask must not be empty."""
     x0, y0, x1, y1 = tight_box(mask)
     return float(mask.sum()) / ((x1 - x0) * (y1 - y0))
 
 
-def _object_mask(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """A place for an object: its mask inside the frame, bool (H, W), and its pixels before the frame cut it."""
+def _object_mask(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], int]:
+    """Draw an object's place: its mask (H, W) inside the frame, and its number of pixels before the frame cut it."""
     margin = max(shape)
     wide = (shape[0] + 2 * margin, shape[1] + 2 * margin)
     while True:
@@ -238,8 +244,8 @@ def _object_mask(rng: np.random.Generator, name: str, shape: tuple[int, int]) ->
             return mask[margin : margin + shape[0], margin : margin + shape[1]], int(mask.sum())
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, name: str | None) -> None:
-    """Paint an object, or a distractor where `name` is None, with its soft shadow over the canvas, in place."""
+def _paint(rng: np.random.Generator, canvas: FloatArray, mask: NDArray[np.bool_], name: str | None) -> None:
+    """Paint an object, or for None a distractor, and its soft shadow over the canvas, in place."""
     shadow = ndimage.shift(mask.astype(np.float32), rng.uniform(-6, 6, 2), order=0)
     canvas *= (1 - rng.uniform(0, 0.35) * ndimage.gaussian_filter(shadow, 3))[..., None]
     x0, y0, x1, y1 = tight_box(mask)
@@ -252,18 +258,19 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, name:
     canvas[y0:y1, x0:x1][inside] = colours[inside]
 
 
-def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Uneven light, blur and sensor noise: uint8 (H, W, 3)."""
+def _photograph(rng: np.random.Generator, canvas: FloatArray) -> NDArray[np.uint8]:
+    """Add uneven light, blur and sensor noise, and convert to uint8 (H, W, 3)."""
     shape = canvas.shape[:2]
     light = np.clip(rng.uniform(0.8, 1.15) * (1 + 0.12 * _noise(rng, shape, max(shape) / 2)), 0.5, 1.4)
-    blurred = ndimage.gaussian_filter(canvas * light[..., None], (*[rng.uniform(0.4, 0.9)] * 2, 0))
+    blurred: FloatArray = ndimage.gaussian_filter(canvas * light[..., None], (*[rng.uniform(0.4, 0.9)] * 2, 0))
     return np.clip(blurred + rng.normal(0, rng.uniform(2, 7), canvas.shape), 0, 255).astype(np.uint8)
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: 1 to 4 objects and 1 to 3 distractors in random order of depth.
+    """Draw a scene of 1 to 4 objects and 1 to 3 distractors, in random order of depth.
 
-    An object of which less than 55 % would stay visible, or that would hide so much of another, is not placed.
+    An object or distractor is placed so that at least 55 % of every object stays visible; after 25 failed tries it is
+    left out. A scene that ends without an object is drawn again.
     """
     long_side = int(rng.integers(_LONG_SIDE_PX[0], _LONG_SIDE_PX[1] + 1))
     sides = (long_side, int(long_side * rng.uniform(0.65, 1)))
@@ -294,8 +301,8 @@ def make_scene(rng: np.random.Generator) -> Scene:
     return Scene(_photograph(rng, canvas), owner, names, visible)
 
 
-def _place(rng: np.random.Generator, layer: str | None, shape: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """Mask of an object or, for None, of a distractor, and its whole number of pixels."""
+def _place(rng: np.random.Generator, layer: str | None, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], int]:
+    """Draw the mask (H, W) of an object or, for None, of a distractor, and count its pixels before the frame cut it."""
     if layer is not None:
         return _object_mask(rng, layer, shape)
     centre = rng.uniform(0, 1, 2) * (shape[1], shape[0])

@@ -1,16 +1,16 @@
-"""Reader of PASCAL VOC devkits, 2007 and 2012 layouts, and of anything written like one.
+"""Reader of PASCAL VOC devkits, in the layout of 2007 and 2012, and of any data set in that layout.
 
-    JPEGImages/ID.jpg             the image; its bytes go into the record unchanged (grey, CMYK and EXIF ones too:
-                                  regions.decode_image makes RGB of them, without turning by EXIF, as the boxes lie)
-    Annotations/ID.xml            boxes: 1-based, both ends inside, so (xmin-1, ymin-1, xmax, ymax) is ours
-    SegmentationClass/ID.png      optional mask of class indices, 255 = void
-    SegmentationClassAug/ID.png   the same from SBD, used where the former has no mask
-    SegmentationObject/ID.png     optional mask of object numbers 1, 2, ..., 255 = void: the instance masks
-    ImageSets/Segmentation/S.txt  ids of split S, else ImageSets/Main/S.txt
+    JPEGImages/ID.jpg             the image; its bytes go into the record unchanged, whatever its colour mode and EXIF
+    Annotations/ID.xml            the boxes, 1-based with both ends inside: (xmin-1, ymin-1, xmax, ymax) is 0-based and
+                                  half-open; they refer to the stored image, not rotated by EXIF
+    SegmentationClass/ID.png      optional: class ids, 255 is void
+    SegmentationClassAug/ID.png   optional: the same from SBD, read if SegmentationClass has no mask of the image
+    SegmentationObject/ID.png     optional: object numbers 1, 2, ..., 255 is void; they give the instance masks
+    ImageSets/Segmentation/S.txt  image ids of split S; if missing, ImageSets/Main/S.txt
 
-VOC 2007 is read by its lists Main/trainval and Main/test. VOC 2012's Segmentation/test comes without annotations:
-`images_only` makes records without boxes and masks, for prediction, whatever else the devkit holds of those images.
-A root is a path or any fsspec URI. What can't be used raises RecordError (one image) or InputError (root, list).
+VOC 2007 is read by its lists Main/trainval and Main/test. VOC 2012's Segmentation/test has no annotations: with
+`images_only` a record has no boxes and no masks, which is enough for prediction. A root is a path or any fsspec URI.
+An image that can't be used raises RecordError; a bad root or list raises InputError.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, Record
@@ -35,14 +36,20 @@ from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_recor
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 OBJECT_FOLDER = "SegmentationObject"
 LIST_FOLDERS = ("Segmentation", "Main")
-_CLAMP_PX = 1.0  # VOC's own rounding leaves some boxes one pixel outside
+_CLAMP_PX = 1.0  # VOC's rounding leaves some boxes one pixel outside the image; they are clipped
 
 
 def open_splits(voc_root: str, split: str, *, source: str | None = None, images_only: bool = False) -> Reader:
-    """Reader of a devkit's split, as read_split takes it, or of several joined by `+` (each row names its own).
+    """Return the reader of splits of a devkit.
 
-    `source` names the data set in the image ids; by default the year folder in lower case (voc2012). Raises InputError
-    for a bad root or list, or if the splits share images.
+    Args:
+        voc_root: path or URI of the devkit, see `find_root`.
+        split: a split, see `read_split`, or several joined by `+`; every row of the table keeps the name of its split.
+        source: name of the data set in the image ids; by default the year folder in lower case (voc2012).
+        images_only: make records without boxes and masks, and ignore all annotations.
+
+    Raises:
+        InputError: if the root or a list is bad, or if the splits share images.
     """
     root = find_root(voc_root)
     year = root.rsplit("/", 1)[-1].lower()
@@ -64,19 +71,26 @@ def _read_entry(root: str, source: str, images_only: bool, entry: ListEntry) -> 
 
 
 def list_name(split: str) -> str:
-    """What records call a split: Main/trainval and DIR/trainval.txt are trainval."""
+    """Return the split name that records get: `trainval` for Main/trainval and for DIR/trainval.txt."""
     return split.rsplit("/", 1)[-1].removesuffix(".txt")
 
 
 def refuse_shared(entries: Sequence[ListEntry]) -> None:
-    """Raise InputError if splits that are to be joined share images."""
+    """Raise InputError if an image is in two of the splits that are joined."""
     repeated = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if repeated:
-        raise InputError("the splits share images", field="split", value=repeated[:5], expected="disjoint lists")
+        problem = "the splits share images: join splits that have no image in common"
+        raise InputError(problem, field="split", value=repeated[:5], expected="disjoint lists")
 
 
 def find_root(voc_root: str) -> str:
-    """The year folder (it holds JPEGImages): `voc_root` itself or the only year in it (VOCdevkit, or its parent)."""
+    """Find the year folder, which holds JPEGImages: `voc_root` itself, or the only year in it.
+
+    `voc_root` may also be VOCdevkit or the folder that holds VOCdevkit.
+
+    Raises:
+        InputError: if there is no year folder, or more than one.
+    """
     root = storage.absolute(voc_root)
     if storage.exists(storage.join(root, "JPEGImages")):
         return root
@@ -95,18 +109,27 @@ def find_root(voc_root: str) -> str:
 
 
 def read_split(voc_root: str, split: str) -> list[str]:
-    """Image ids of a split, in the list's order.
+    """Read the image ids of a split, in the order of its list.
 
-    `split` is the name of a list in ImageSets/Segmentation or else ImageSets/Main, `Main/trainval` or
-    `Segmentation/trainval` where both have it, or the path of a list file. A second column, as the class lists of Main
-    have it, is a flag: images flagged -1 (class absent) are left out. Raises InputError if there is no such list, it is
-    empty, holds an id twice or is not a list of ids.
+    Args:
+        voc_root: path or URI of the devkit, see `find_root`.
+        split: name of a list of ImageSets/Segmentation or, if it has none of that name, of ImageSets/Main;
+            `Segmentation/NAME` or `Main/NAME` to choose; or the path or URI of a list file that ends in .txt.
+
+    Raises:
+        InputError: if there is no such list or the list is bad, see `read_list`.
     """
     return read_list(_find_list(find_root(voc_root), split))
 
 
 def read_list(file: str) -> list[str]:
-    """Image ids of a list file, as read_split describes it."""
+    """Read the image ids of a list file: one ID per line, or an ID and a flag, as in the class lists of Main.
+
+    An image with the flag -1 (the class is absent) is left out.
+
+    Raises:
+        InputError: if the file is missing, names no image, names one twice, or has a line of another form.
+    """
     ids = []
     text = storage.read_bytes(file).decode("utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -158,11 +181,22 @@ def read_record(
     source: str = "voc",
     images_only: bool = False,
 ) -> Record:
-    """One image with its boxes and, where there are any, its masks, all checked.
+    """Read and check one image with its boxes and, where the devkit has them, its masks.
 
-    `voc_root` is the year folder itself. The record's id is `source/image_id`, unique over data sets. Size comes from
-    the decoded image, whatever the XML says. Raises RecordError: file absent, image that does not decode, XML that does
-    not parse or has no object, unknown class, box of no area or more than 1 px outside (less is clamped), bad mask.
+    The size comes from the decoded image; the size in the XML is ignored.
+
+    Args:
+        voc_root: the year folder itself.
+        image_id: the image's name in the devkit.
+        split: split name of the record.
+        classes: names of the classes, background first.
+        source: name of the data set; the record's image_id is `source/image_id`.
+        images_only: read no boxes and no masks.
+
+    Raises:
+        RecordError: if a file is missing, the image does not decode, the XML does not parse or has no object, a class
+            is unknown, a box has no area or reaches more than 1 px beyond the image (less is clipped), or a mask is
+            bad.
     """
     image = _, height, width = read_image(storage.join(voc_root, "JPEGImages", image_id + ".jpg"))
     annotation, mask, instance_masks = Annotation.nothing(), None, None
@@ -184,10 +218,12 @@ def _find_mask(
     return None
 
 
-def _read_instances(voc_root: str, image_id: str, annotation: Annotation, label_map: np.ndarray) -> list[bytes] | None:
-    """The mask of each box, by masks_of_boxes; None where the devkit tells no objects apart."""
+def _read_instances(
+    voc_root: str, image_id: str, annotation: Annotation, label_map: NDArray[np.uint8]
+) -> list[bytes] | None:
+    """Return the mask of each box, see `masks_of_boxes`; None if the devkit has no object map of the image."""
     height, width = label_map.shape
-    # Objects may have any number but that of void.
+    # An object may have any number except void's.
     data = _find_mask(voc_root, (OBJECT_FOLDER,), image_id, height, width, IGNORE_INDEX)
     if data is None:
         return None
@@ -198,10 +234,21 @@ def _read_instances(voc_root: str, image_id: str, annotation: Annotation, label_
 def read_annotation(
     voc_root: str, image_id: str, height: int, width: int, classes: Sequence[str] = VOC_CLASSES
 ) -> Annotation:
-    """The objects of Annotations/ID.xml, at least one; height and width are the image's. RecordError as read_record."""
+    """Read the objects of Annotations/ID.xml, at least one.
+
+    Args:
+        voc_root: the year folder itself.
+        image_id: the image's name in the devkit.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        classes: names of the classes, background first.
+
+    Raises:
+        RecordError: as `read_record`.
+    """
     file = storage.join(voc_root, "Annotations", image_id + ".xml")
     try:
-        objects = ET.fromstring(read_file(file, "an annotation, or the setting images_only")).findall("object")
+        objects = ET.fromstring(read_file(file, "an annotation; or set images_only")).findall("object")
     except ET.ParseError as error:
         raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
     if not objects:
@@ -219,8 +266,8 @@ def read_annotation(
     return Annotation(np.array(boxes, np.float32), np.array(class_ids, np.int32), np.array(difficult, bool))
 
 
-def _read_box(item: ET.Element, height: int, width: int, *, file: str, field: str) -> np.ndarray:
-    """float32 (4,), 0-based half-open, inside the image."""
+def _read_box(item: ET.Element, height: int, width: int, *, file: str, field: str) -> NDArray[np.float32]:
+    """Read the box (4,) xyxy of an object, 0-based and half-open, clipped to the image."""
     texts = [item.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
     try:
         values = [float(text or "") for text in texts]

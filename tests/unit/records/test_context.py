@@ -68,7 +68,7 @@ def test_vocs_classes_come_first_and_the_59_are_the_published_ones(shared):
 
 
 def test_every_class_is_found_among_459_names(roots):
-    class_of = context.read_labels(str(roots[0] / "labels.txt"))
+    class_of = context.read_label_names(str(roots[0] / "labels.txt"))
     assert class_of.shape == (460,) and class_of.dtype == np.uint8
     assert sorted(class_of[class_of > 0]) == list(range(1, 60))
     assert class_of[[0, number("other 0"), number("cloth"), number("bedclothes")]].tolist() == [
@@ -79,9 +79,9 @@ def test_every_class_is_found_among_459_names(roots):
 @pytest.mark.parametrize(
     ("values", "variable", "match"),
     [
-        (np.full((HEIGHT, WIDTH), 460, np.uint16), "LabelMap", r"mean nothing.*a\.mat.*LabelMap.*\[460\].*0\.\.459"),
-        (np.full((HEIGHT, WIDTH), 1.5), "LabelMap", r"mean nothing.*\[1\.5\]"),
-        (np.full((HEIGHT, WIDTH), np.nan), "LabelMap", "mean nothing"),
+        (np.full((HEIGHT, WIDTH), 460, np.uint16), "LabelMap", r"unknown values.*a\.mat.*LabelMap.*\[460\].*0\.\.459"),
+        (np.full((HEIGHT, WIDTH), 1.5), "LabelMap", r"unknown values.*\[1\.5\]"),
+        (np.full((HEIGHT, WIDTH), np.nan), "LabelMap", "unknown values"),
         (np.zeros((WIDTH, HEIGHT), np.uint16), "LabelMap", "another size.*30 x 40.*40 x 30"),
         (np.zeros((HEIGHT, WIDTH), np.uint16), "Labels", r"lacks a value.*LabelMap; found: \['Labels'\]"),
     ],
@@ -97,8 +97,8 @@ def test_bad_maps_are_told(roots, values, variable, match):
     ("text", "match"),
     [
         ("1: accordion\n", r"lacks names of classes.*labels\.txt.*aeroplane"),
-        ("accordion\n", r"not a list of labels.*line 1; found: 'accordion'"),
-        ("1: a\n1: b\n", "not a list of labels.*line 2"),
+        ("accordion\n", r"not a list of names.*line 1; found: 'accordion'"),
+        ("1: a\n1: b\n", "not a list of names.*line 2"),
         (None, r"no such file.*labels\.txt"),
     ],
 )

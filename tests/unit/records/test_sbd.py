@@ -71,11 +71,11 @@ _CLASS_21 = np.full((HEIGHT, WIDTH), 21, np.uint8)
 _ZEROS = np.zeros((HEIGHT, WIDTH), np.uint8)
 BAD = {
     "no image": ({"image": None}, r"missing file.*a\.jpg"),
-    "class 21": ({"classes": _CLASS_21}, r"mean nothing.*cls/a\.mat.*GTcls.*\[21\].*0\.\.20"),
+    "class 21": ({"classes": _CLASS_21}, r"unknown values.*cls/a\.mat.*GTcls.*\[21\].*0\.\.20"),
     "class map turned": ({"classes": _TURNED}, r"another size.*cls.*30 x 40.*40 x 30"),
     "object map turned": ({"objects": _TURNED}, r"another size.*30 x 40.*40 x 30"),
-    "object without class": ({"categories": (DOG,), "classes": _ZEROS}, r"mean nothing.*inst.*\[2\].*0\.\.1"),
-    "class 0 of object": ({"categories": (DOG, 0)}, r"of no class.*GTinst.Categories.*1\.\.20"),
+    "object without class": ({"categories": (DOG,), "classes": _ZEROS}, r"unknown values.*inst.*\[2\].*0\.\.1"),
+    "class 0 of object": ({"categories": (DOG, 0)}, r"of unknown class.*GTinst.Categories.*1\.\.20"),
 }
 
 
