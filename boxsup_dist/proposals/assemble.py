@@ -1,16 +1,18 @@
-"""What every native method begins and ends with: an image of bounded size, and ranked segments as Proposals."""
+"""The first and the last step of every native method: shrink a large image, and make Proposals of ranked segments."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
+from boxsup_dist.proposals.membership import Membership
 
 
-def shrink(image: np.ndarray, max_side_px: int) -> np.ndarray:
-    """The image, uint8 RGB (H, W, 3), with its longer side at most max_side_px."""
+def shrink(image: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
+    """Shrink an RGB image (H, W, 3) so that its longer side has at most `max_side_px` pixels."""
     height, width = image.shape[:2]
     factor = max_side_px / max(height, width)
     if factor >= 1:
@@ -19,26 +21,32 @@ def shrink(image: np.ndarray, max_side_px: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
-def _enlarge(superpixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Nearest-neighbour enlargement; every id is kept."""
+def _enlarge(superpixels: NDArray[np.uint16], height: int, width: int) -> NDArray[np.uint16]:
+    """Enlarge a superpixel map by nearest neighbour; every id is kept."""
     rows = np.arange(height) * superpixels.shape[0] // height
     columns = np.arange(width) * superpixels.shape[1] // width
-    return superpixels[rows[:, None], columns]
+    enlarged: NDArray[np.uint16] = superpixels[rows[:, None], columns]
+    return enlarged
 
 
 def ranked_proposals(
     image_id: str,
     shape: tuple[int, int],
-    superpixels: np.ndarray,
+    superpixels: NDArray[np.uint16],
     num_superpixels: int,
-    membership: tuple[np.ndarray, np.ndarray],
-    numbering: np.ndarray,
+    membership: Membership,
+    numbering: NDArray[np.integer],
 ) -> Proposals:
-    """Proposals from segments in their order, best first; objectness falls linearly with the rank.
+    """Make Proposals of segments that are ordered best first; the objectness falls linearly with the rank.
 
-    `superpixels` may be smaller than the image's `shape` (H, W); `membership` is indptr (P + 1,) and superpixel ids.
-    `numbering` is all superpixels, (S,), in the order of their new ids: the depth-first order of a hierarchy, in which
-    the superpixels of most segments are a few runs, compresses best.
+    Args:
+        image_id: id of the image.
+        shape: (H, W) of the image.
+        superpixels: superpixel map of the image or of the image shrunk; it is enlarged to `shape`.
+        num_superpixels: S.
+        membership: the P segments, best first.
+        numbering: (S,), all superpixel ids in the order of their new ids. The depth-first order of a hierarchy
+            compresses best: the superpixels of most segments are then a few runs of ids.
     """
     new_id = np.empty(num_superpixels, np.uint16)
     new_id[numbering] = np.arange(num_superpixels)

@@ -1,43 +1,48 @@
-"""Combinatorial grouping: neighbouring regions of a hierarchy, joined (Arbelaez et al., CVPR 2014, section 5).
+"""Combinatorial grouping: joins neighbouring regions of a hierarchy (Arbelaez et al., CVPR 2014, section 5).
 
 A binary hierarchy is split from its root: every step replaces one region of the current partition by its two children.
-The candidates that a step adds are the two children, and every pair and triplet of neighbouring regions of the new
-partition that holds one of them. Their areas, borders and hashes are sums over their parts: no mask is drawn.
+A step adds as candidates the two children, and every pair and triplet of neighbouring regions of the new partition that
+holds one of them. Areas, borders and hashes of a candidate are sums over its parts, so no mask is drawn.
+
+Shapes: R regions at the start, M = 2 R - 1 nodes of the hierarchy, E pairs of neighbours, P candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.proposals.hierarchy import Layout, superpixel_hashes
 
-MAX_PARTS = 3  # 4-tuples add next to nothing
+_Integer = TypeVar("_Integer", bound=np.integer)
+MAX_PARTS = 3  # candidates of four parts add almost nothing
 
 
 class Combinations(NamedTuple):
-    """Candidates of one hierarchy: connected sets of up to three regions of one partition; no set twice."""
+    """The candidates of one hierarchy: connected sets of up to three regions of one partition, every set once."""
 
-    nodes: np.ndarray  # int32 (P, 3), nodes of the hierarchy, -1 where there are fewer parts
-    steps: np.ndarray  # int32 (P,), splits after which the candidate appears; 0 the whole image
-    outer: np.ndarray  # float32 (P,), mean boundary strength between the candidate and what is around it
-    inner: np.ndarray  # float32 (P,), mean boundary strength between its parts, of a region between its two children
-    length: np.ndarray  # float32 (P,), pixels of the border around it, without the image's own
+    nodes: NDArray[np.int32]  # (P, 3), the nodes of its parts; -1: fewer parts
+    steps: NDArray[np.int32]  # (P,), number of splits after which it appears; 0 for the whole image
+    outer: NDArray[np.float32]  # (P,), mean boundary strength along its border
+    inner: NDArray[np.float32]  # (P,), mean boundary strength between its parts; of one part, between its children
+    length: NDArray[np.float32]  # (P,), pixels of its border, without the image's own border
 
 
 class _Partition(NamedTuple):
-    """Regions of the current partition, one a slot, and the borders between them."""
+    """The regions of the current partition, one per slot, and the borders between them."""
 
-    node: np.ndarray  # int32 (K,)
-    length: np.ndarray  # float32 (K, K), 0 where two regions do not meet
-    strength: np.ndarray  # float32 (K, K), summed along the border
+    node: NDArray[np.int32]  # (slots,)
+    length: NDArray[np.float32]  # (slots, slots), pixels of the border; 0: the regions are no neighbours
+    strength: NDArray[np.float32]  # (slots, slots), summed boundary strength along the border
 
 
 @numba.njit(cache=True)
-def _parents(merges: np.ndarray) -> np.ndarray:
+def _parents(merges: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the parent (M,) of every node; the root is its own parent."""
     num_nodes = 2 * len(merges) + 1
     parents = np.arange(num_nodes)
     for i in range(len(merges)):
@@ -46,8 +51,13 @@ def _parents(merges: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _borders(merges: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray) -> np.ndarray:
-    """Of every node length and summed strength of the border around it, then of that between its two children."""
+def _borders(
+    merges: NDArray[np.int32], pairs: NDArray[np.int32], lengths: NDArray[np.float64], contrast: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the borders of every node, (M, 4).
+
+    The columns are length and summed strength of the border around it, then of the border between its two children.
+    """
     parents = _parents(merges)
     out = np.zeros((len(parents), 4))
     for e in range(len(pairs)):
@@ -55,7 +65,7 @@ def _borders(merges: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, contras
         border = np.array([lengths[e], lengths[e] * contrast[e]])
         out[a, :2] += border
         out[b, :2] += border
-        while a != b:  # up to the node that joins them; parents have larger numbers
+        while a != b:  # climb to the node that joins them; parents have larger numbers
             a, b = parents[min(a, b)], max(a, b)
         out[a, 2:] += border
     for i in range(len(merges)):
@@ -66,11 +76,15 @@ def _borders(merges: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, contras
 
 @numba.njit(cache=True)
 def _partition(
-    merges: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, num_slots: int
+    merges: NDArray[np.int32],
+    pairs: NDArray[np.int32],
+    lengths: NDArray[np.float64],
+    contrast: NDArray[np.float64],
+    num_slots: int,
 ) -> _Partition:
-    """The partition when so many regions are left."""
+    """Return the partition of `num_slots` regions."""
     parents = _parents(merges)
-    num_made = len(parents) + 1 - num_slots  # nodes that exist by then
+    num_made = len(parents) + 1 - num_slots  # nodes that exist in this partition or before it
     slot = np.full(num_made, -1)
     node = np.empty(num_slots, np.int32)
     count = 0
@@ -94,9 +108,16 @@ def _partition(
 
 @numba.njit(cache=True)
 def _emit(
-    out: Combinations, count: int, step: int, a: int, b: int, c: int, partition: _Partition, borders: np.ndarray
+    out: Combinations,
+    count: int,
+    step: int,
+    a: int,
+    b: int,
+    c: int,
+    partition: _Partition,
+    borders: NDArray[np.float64],
 ) -> int:
-    """Store the union of the slots a, b, c (-1: none) as candidate `count`, if there is room for it; count + 1."""
+    """Store the union of the slots a, b and c (-1: none) as candidate `count`, if `out` has room; return count + 1."""
     if count >= len(out.steps):
         return count + 1
     node, length, strength = partition
@@ -129,9 +150,9 @@ def _emit_with(
     num_slots: int,
     max_parts: int,
     partition: _Partition,
-    borders: np.ndarray,
+    borders: NDArray[np.float64],
 ) -> int:
-    """Store all sets that hold slot `a` and not its sibling; with it they were candidates of an earlier step."""
+    """Store all sets that hold slot `a` but not its sibling; sets with both are candidates of an earlier step."""
     length = partition.length
     near = np.empty(num_slots, np.int64)
     num_near = 0
@@ -153,7 +174,7 @@ def _emit_with(
 
 @numba.njit(cache=True)
 def _join(a: int, b: int, new: int, last: int, partition: _Partition) -> None:
-    """Merge slot b into slot a as region `new`, and move slot `last` to the freed place."""
+    """Merge slot b into slot a as region `new`, and move slot `last` to slot b."""
     node, length, strength = partition
     node[a] = new
     for values in (length, strength):
@@ -171,9 +192,13 @@ def _join(a: int, b: int, new: int, last: int, partition: _Partition) -> None:
 
 @numba.njit(cache=True)
 def _combine(
-    out: Combinations, merges: np.ndarray, limits: np.ndarray, partition: _Partition, borders: np.ndarray
+    out: Combinations,
+    merges: NDArray[np.int32],
+    limits: NDArray[np.int64],
+    partition: _Partition,
+    borders: NDArray[np.float64],
 ) -> int:
-    """Store the sets of two and three parts, and count them; the partition ends as one region."""
+    """Store the sets of two and three parts, and return their number; merges the partition down to one region."""
     num_nodes, count = 2 * len(merges) + 1, 0
     slot = np.full(num_nodes, -1)
     slot[partition.node] = np.arange(len(partition.node))
@@ -187,17 +212,18 @@ def _combine(
         num_slots -= 1
         _join(a, b, new, num_slots, partition)
         slot[new] = a
-        slot[partition.node[b]] = b  # after the above: what moved to b may be the new region itself
+        slot[partition.node[b]] = b  # after the line above, because the new region itself may have moved to b
     return count
 
 
 def _room(num_candidates: int) -> Combinations:
+    """Return uninitialised memory for `num_candidates` candidates."""
     floats = [np.empty(num_candidates, np.float32) for _ in range(3)]
     return Combinations(np.empty((num_candidates, MAX_PARTS), np.int32), np.empty(num_candidates, np.int32), *floats)
 
 
-def _singles(merges: np.ndarray, borders: np.ndarray, max_step: int) -> Combinations:
-    """The nodes that appear up to a step."""
+def _singles(merges: NDArray[np.int32], borders: NDArray[np.float64], max_step: int) -> Combinations:
+    """Return the nodes that appear up to a step, as candidates of one part."""
     parents = _parents(merges)
     steps = len(parents) - parents
     steps[-1] = 0
@@ -210,20 +236,27 @@ def _singles(merges: np.ndarray, borders: np.ndarray, max_step: int) -> Combinat
 
 
 def combine(
-    merges: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, max_steps: Sequence[int]
+    merges: NDArray[np.int32],
+    pairs: NDArray[np.int32],
+    lengths: NDArray[np.float64],
+    contrast: NDArray[np.float64],
+    max_steps: Sequence[int],
 ) -> Combinations:
-    """All candidates of a binary hierarchy over R regions.
+    """Make all candidates of a binary hierarchy over R regions.
 
-    `merges` is int32 (R - 1, 2), merge i making region R + i; `pairs`, `lengths` and `contrast` (E,) are the
-    neighbouring regions, the pixels along their border and its mean boundary strength. `max_steps` says up to which
-    step candidates of one, two and three parts are made; falling numbers.
+    Args:
+        merges: (R - 1, 2); merge i joins two regions to region R + i.
+        pairs: (E, 2), neighbouring regions.
+        lengths: (E,), pixels along the border of each pair.
+        contrast: (E,), mean boundary strength along the border.
+        max_steps: last step that makes candidates of one, of two and of three parts; the numbers must not rise.
     """
     limits = np.array([*max_steps, *[0] * (MAX_PARTS - len(max_steps))])
     assert len(limits) == MAX_PARTS and (np.diff(limits) <= 0).all()
     borders = _borders(merges, pairs, lengths, contrast)
     num_slots = min(int(limits[1]), len(merges)) + 1
     sets = _room(0)
-    for _ in range(2):  # the first time to count them
+    for _ in range(2):  # the first pass counts them
         partition = _partition(merges, pairs, lengths, contrast, num_slots)
         count = _combine(sets, merges, limits, partition, borders)
         sets = sets if len(sets.steps) == count else _room(count)
@@ -234,24 +267,31 @@ def combine(
 class Pool(NamedTuple):
     """The different candidates of several hierarchies over the same superpixels, in the order of their steps."""
 
-    trees: np.ndarray  # int64 (P,), the hierarchy of each; where several hold it, the one with fewest steps
-    nodes: np.ndarray  # int32 (P, 3), its nodes there, -1 where there are fewer parts
-    parts: np.ndarray  # int64 (P,)
-    steps: np.ndarray  # int32 (P,); these and the following as in Combinations
-    outer: np.ndarray  # float32 (P,)
-    inner: np.ndarray  # float32 (P,)
-    length: np.ndarray  # float32 (P,)
-    copies: np.ndarray  # int64 (P,), hierarchies that hold the same set
-    areas: np.ndarray  # int64 (P,), pixels
-    boxes: np.ndarray  # int32 (P, 4) xyxy
+    trees: NDArray[np.int64]  # (P,), its hierarchy; if several hold it, the one with the fewest steps
+    nodes: NDArray[np.int32]  # (P, 3), its nodes there; -1: fewer parts
+    parts: NDArray[np.int64]  # (P,), number of its parts, 1 to 3
+    steps: NDArray[np.int32]  # (P,); this and the next three as in Combinations
+    outer: NDArray[np.float32]  # (P,)
+    inner: NDArray[np.float32]  # (P,)
+    length: NDArray[np.float32]  # (P,)
+    copies: NDArray[np.int64]  # (P,), number of hierarchies that hold it
+    areas: NDArray[np.int64]  # (P,), pixels
+    boxes: NDArray[np.int32]  # (P, 4), tight
 
 
 def pool_together(
-    layouts: Sequence[Layout], combinations: Sequence[Combinations], sizes: np.ndarray, extents: np.ndarray
+    layouts: Sequence[Layout],
+    combinations: Sequence[Combinations],
+    sizes: NDArray[np.int64],
+    extents: NDArray[np.int32],
 ) -> Pool:
-    """The candidates of all hierarchies, every set once.
+    """Collect the candidates of all hierarchies, every set of superpixels once.
 
-    `sizes` (S,) and `extents` (S, 4) are pixels and boxes of the superpixels.
+    Args:
+        layouts: the hierarchies.
+        combinations: the candidates of each hierarchy.
+        sizes: (S,), pixels of every superpixel.
+        extents: (S, 4), tight box of every superpixel.
     """
     hashes = superpixel_hashes(len(sizes))
     pairs = list(zip(layouts, combinations, strict=True))
@@ -279,13 +319,15 @@ def pool_together(
     )
 
 
-def _sums(of_nodes: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """Sums of a quantity over the nodes of each candidate; -1 adds nothing."""
-    return np.append(of_nodes, of_nodes.dtype.type(0))[nodes].sum(1, dtype=of_nodes.dtype)
+def _sums(of_nodes: NDArray[_Integer], nodes: NDArray[np.int32]) -> NDArray[_Integer]:
+    """Sum a quantity of the nodes (M,) over the nodes (P, parts) of each candidate; -1 adds nothing."""
+    sums: NDArray[_Integer] = np.append(of_nodes, of_nodes.dtype.type(0))[nodes].sum(1, dtype=of_nodes.dtype)
+    return sums
 
 
-def _union_boxes(of_nodes: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    boxes = of_nodes[nodes[:, 0]]
+def _union_boxes(of_nodes: NDArray[np.int32], nodes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the tight box (P, 4) of each candidate from the boxes (M, 4) of the nodes."""
+    boxes: NDArray[np.int32] = of_nodes[nodes[:, 0]]
     for i in range(1, nodes.shape[1]):
         others = of_nodes[np.where(nodes[:, i] >= 0, nodes[:, i], nodes[:, 0])]
         boxes[:, :2] = np.minimum(boxes[:, :2], others[:, :2])

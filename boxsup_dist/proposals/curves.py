@@ -1,7 +1,7 @@
-"""Quality curves: published ones, read from text files, and the picture of ours beside them.
+"""Quality curves: the published ones, read from text files, and the figure that shows ours beside them.
 
-A published file, SET_METHOD.txt (`COCO_val2014_MCG.txt`), has a line of column names and a line for each number of
-candidates: ncands, jac_class, jac_instance, rec_at_0.5, rec_at_0.7, rec_at_0.85.
+A published file is named SET_METHOD.txt (`COCO_val2014_MCG.txt`). Its first line names the columns: ncands, jac_class,
+jac_instance, rec_at_0.5, rec_at_0.7, rec_at_0.85. Each further line has the metrics at one number of candidates.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
 
-Curve = Sequence[Mapping[str, Any]]  # figures at each number of candidates, as quality.figures names them
-# Panels of the picture: key of a curve, column of a published file, title.
+Curve = Sequence[Mapping[str, Any]]  # per number of candidates the metrics that quality.metrics returns
+# Panels of the figure: key of a curve, column of a published file, title.
 PANELS = (
     ("mean_jaccard_instance", "jac_instance", "Best Jaccard, mean over objects"),
     ("mean_jaccard_class", "jac_class", "Best Jaccard by pixels, mean over classes"),
@@ -29,7 +28,18 @@ PANELS = (
 
 
 def read_published(folder: str, data_set: str) -> dict[str, Curve]:
-    """Published curves of a data set (`COCO_val2014`) by method; InputError if there is none or one is unreadable."""
+    """Read the published curves of a data set.
+
+    Args:
+        folder: path or URI of the folder of the text files.
+        data_set: beginning of the file names, for example `COCO_val2014`.
+
+    Returns:
+        The curve of each method.
+
+    Raises:
+        InputError: if there is no file of the data set, or one is unreadable.
+    """
     names = [n for n in storage.list_names(folder) if n.startswith(f"{data_set}_") and n.endswith(".txt")]
     if not names:
         raise InputError("no published curves here", file=folder, expected=f"files {data_set}_METHOD.txt")
@@ -50,9 +60,16 @@ def _read_curve(file: str) -> Curve:
 
 
 def curves_figure(name: str, ours: Curve, published: Mapping[str, Curve], data_set: str = "") -> bytes:
-    """PNG of every measure against the number of candidates: ours as a thick line, published ones thin.
+    """Draw every metric against the number of candidates: our curve thick, published curves thin.
 
-    A published curve of a single point is a cross.
+    Args:
+        name: name of our method, for the legend.
+        ours: our curve.
+        published: published curves by method; a curve of one point is drawn as a cross.
+        data_set: name of their data set, for the legend.
+
+    Returns:
+        A PNG file.
     """
     figure = Figure(figsize=(11.5, 6.4), dpi=110, layout="constrained")
     axes_of = list(figure.subplots(2, 3).ravel())
@@ -71,7 +88,7 @@ def curves_figure(name: str, ours: Curve, published: Mapping[str, Curve], data_s
     axes_of[-1].legend(handles[::-1], labels[::-1], loc="center left", fontsize=8, frameon=False)
     axes_of[-1].set_axis_off()
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -1,43 +1,47 @@
-"""Colour spaces, and the colour and texture histograms of superpixels (Uijlings et al. 2013, section 3.2)."""
+"""Colour spaces, and the colour and texture histograms of superpixels (Uijlings et al., IJCV 2013, section 3.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from skimage import color
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
 _DIRECTIONS = 8
-# The square root of a gradient component spreads the many weak ones; 64 grey levels per pixel and more share a bin.
+# The square root spreads the many weak gradients over the bins; 64 grey levels per pixel and more share the last bin.
 _TEXTURE_BINS_PER_ROOT = TEXTURE_BINS / 8
 _LAB_SCALE = np.array([2.55, 1.275, 1.275], np.float32)
 _LAB_SHIFT = np.array([0, 127, 127], np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _lab(image: np.ndarray) -> np.ndarray:
-    return color.rgb2lab(image).astype(np.float32) * _LAB_SCALE + _LAB_SHIFT
+def _lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    lab: NDArray[np.float32] = color.rgb2lab(image).astype(np.float32) * _LAB_SCALE + _LAB_SHIFT
+    return lab
 
 
-def _normalised(image: np.ndarray) -> np.ndarray:
+def _normalised(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     rgb = image.astype(np.float32)
     total = rgb.sum(-1) + 1
     return np.stack([rgb[..., 0] / total * 255, rgb[..., 1] / total * 255, total / 3], -1)
 
 
-def _hsv(image: np.ndarray) -> np.ndarray:
+def _hsv(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(Image.fromarray(image).convert("HSV"), np.float32)
 
 
-def _position(image: np.ndarray) -> np.ndarray:
+def _position(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     height, width = image.shape[:2]
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     return np.stack([rows * (255 / height), columns * (255 / width)], -1)
 
 
-COLOUR_SPACES = {
+COLOUR_SPACES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
     "rgb": lambda image: image.astype(np.float32),
     "lab": _lab,
     "ab": lambda image: np.clip(_lab(image)[..., 1:] * 2 - 127, 0, 255),
@@ -45,24 +49,26 @@ COLOUR_SPACES = {
     "hue": lambda image: _hsv(image)[..., :1],
     "rgi": _normalised,  # normalised red and green, intensity
     "grey": lambda image: (image.astype(np.float32) @ _LUMA)[..., None],
-    "position": _position,  # not a colour, but compared like one: keeps regions compact
+    "position": _position,  # not a colour but compared like one; it keeps regions compact
 }
 
 
-def colour_space(image: np.ndarray, name: str) -> np.ndarray:
-    """The image in a colour space of COLOUR_SPACES, float32 (H, W, D), every channel within 0..255."""
+def colour_space(image: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+    """Convert an RGB image (H, W, 3) to a colour space of COLOUR_SPACES, (H, W, D), every channel within 0..255."""
     return COLOUR_SPACES[name](image)
 
 
 @numba.njit(cache=True)
-def _normalise(histograms: np.ndarray) -> np.ndarray:
+def _normalise(histograms: NDArray[np.float32]) -> NDArray[np.float32]:
     for s in range(len(histograms)):
         histograms[s] /= max(histograms[s].sum(), 1)
     return histograms
 
 
 @numba.njit(cache=True)
-def _colour(superpixels: np.ndarray, channels: np.ndarray, num_superpixels: int) -> np.ndarray:
+def _colour(
+    superpixels: NDArray[np.uint16], channels: NDArray[np.float32], num_superpixels: int
+) -> NDArray[np.float32]:
     height, width, depth = channels.shape
     out = np.zeros((num_superpixels, depth * COLOUR_BINS), np.float32)
     for y in range(height):
@@ -73,13 +79,24 @@ def _colour(superpixels: np.ndarray, channels: np.ndarray, num_superpixels: int)
     return _normalise(out)
 
 
-def colour_histograms(superpixels: np.ndarray, num_superpixels: int, channels: np.ndarray) -> np.ndarray:
-    """L1-normalised histograms of 25 bins a channel, float32 (S, 25 D), of `channels`, float32 (H, W, D) in 0..255."""
-    return _colour(superpixels, channels, num_superpixels)
+def colour_histograms(
+    superpixels: NDArray[np.uint16], num_superpixels: int, channels: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the colour histogram of every superpixel, L1-normalised, with 25 bins per channel: (S, 25 D).
+
+    Args:
+        superpixels: superpixel map (H, W).
+        num_superpixels: S.
+        channels: the image in a colour space, (H, W, D), 0..255.
+    """
+    histograms: NDArray[np.float32] = _colour(superpixels, channels, num_superpixels)
+    return histograms
 
 
 @numba.njit(cache=True)
-def _texture(superpixels: np.ndarray, channels: np.ndarray, num_superpixels: int) -> np.ndarray:
+def _texture(
+    superpixels: NDArray[np.uint16], channels: NDArray[np.float32], num_superpixels: int
+) -> NDArray[np.float32]:
     height, width, depth = channels.shape
     out = np.zeros((num_superpixels, depth * _DIRECTIONS * TEXTURE_BINS), np.float32)
     half = np.float32(np.sqrt(0.5))
@@ -98,9 +115,17 @@ def _texture(superpixels: np.ndarray, channels: np.ndarray, num_superpixels: int
     return _normalise(out)
 
 
-def texture_histograms(superpixels: np.ndarray, num_superpixels: int, channels: np.ndarray) -> np.ndarray:
-    """L1-normalised histograms of the gradient in 8 directions, 10 bins each per channel, float32 (S, 80 D).
+def texture_histograms(
+    superpixels: NDArray[np.uint16], num_superpixels: int, channels: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the texture histogram of every superpixel, L1-normalised: (S, 80 D).
 
-    `channels` is float32 (H, W, D) in 0..255, smoothed with a Gaussian of about 1 pixel.
+    It has 10 bins for the gradient in each of 8 directions, per channel.
+
+    Args:
+        superpixels: superpixel map (H, W).
+        num_superpixels: S.
+        channels: the image in a colour space, (H, W, D), 0..255, smoothed with a Gaussian of about 1 pixel.
     """
-    return _texture(superpixels, channels, num_superpixels)
+    histograms: NDArray[np.float32] = _texture(superpixels, channels, num_superpixels)
+    return histograms

@@ -1,8 +1,11 @@
-"""Geodesic distances between superpixels, and their level sets (Kraehenbuehl and Koltun, ECCV 2014).
+"""Geodesic distances between superpixels, and their critical levels (Kraehenbuehl and Koltun, ECCV 2014).
 
-A distance is the smallest sum of border weights on a way from superpixel to superpixel. Superpixels in order of their
-distance from a seed grow a region around it; where its contour lies on strong boundaries, the level is critical.
-All properties of the regions are running sums: no mask is drawn.
+The geodesic distance of two superpixels is the smallest sum of border weights along a path between them. The
+superpixels, in order of their distance from a seed, grow a region around the seed; each size of the region is a level.
+A level is critical if its contour lies on stronger boundaries than those of the levels of similar area. All properties
+of the regions are running sums, so no mask is drawn.
+
+Shapes: E pairs of neighbours, T orders, L levels, N regions, Q sums along a border.
 """
 
 from __future__ import annotations
@@ -13,18 +16,19 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Neighbours(NamedTuple):
-    """Every superpixel's neighbours: those of s are entries indptr[s] to indptr[s + 1]."""
+    """The neighbours of every superpixel: those of superpixel s are the entries indptr[s]:indptr[s + 1]."""
 
-    indptr: np.ndarray  # int64 (S + 1,)
-    others: np.ndarray  # int64 (2 E,)
-    pair: np.ndarray  # int64 (2 E,), the pair of the graph that an entry belongs to
+    indptr: NDArray[np.int64]  # (S + 1,)
+    others: NDArray[np.int64]  # (2 E,), the neighbour
+    pair: NDArray[np.int64]  # (2 E,), index of the pair in the graph
 
 
-def neighbours(pairs: np.ndarray, num_superpixels: int) -> Neighbours:
-    """Neighbour lists of a graph, `pairs` int (E, 2)."""
+def neighbours(pairs: NDArray[np.int32], num_superpixels: int) -> Neighbours:
+    """Return the neighbour lists of a graph with the pairs (E, 2)."""
     both = np.concatenate([pairs, pairs[:, ::-1]]).astype(np.int64)
     order = np.lexsort((both[:, 1], both[:, 0]))
     indptr = np.searchsorted(both[order, 0], np.arange(num_superpixels + 1))
@@ -32,8 +36,11 @@ def neighbours(pairs: np.ndarray, num_superpixels: int) -> Neighbours:
 
 
 @numba.njit(cache=True)
-def distances(sources: np.ndarray, near: Neighbours, weights: np.ndarray) -> np.ndarray:
-    """Geodesic distance of every superpixel from the nearest of `sources`, float64 (S,); `weights` (E,) per pair."""
+def distances(sources: NDArray[np.int64], near: Neighbours, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the geodesic distance (S,) of every superpixel from the nearest source, by the weights (E,) of the pairs.
+
+    A superpixel that no path reaches has an infinite distance.
+    """
     out = np.full(len(near.indptr) - 1, np.inf)
     heap = [(0.0, sources[0]) for _ in range(0)]
     for source in sources:
@@ -52,11 +59,13 @@ def distances(sources: np.ndarray, near: Neighbours, weights: np.ndarray) -> np.
 
 
 @numba.njit(cache=True)
-def place_seeds(first: int, num_seeds: int, near: Neighbours, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Seeds by farthest point sampling: each is the superpixel farthest from all before it, `first` being the first.
+def place_seeds(
+    first: int, num_seeds: int, near: Neighbours, weights: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Place seeds by farthest point sampling: after `first`, each is the superpixel farthest from all before it.
 
-    Returns the seeds, int64 (N,), N <= num_seeds as no superpixel is taken twice, and the distances from each,
-    float64 (N, S).
+    Returns:
+        The seeds (N,), N <= num_seeds because no superpixel is taken twice, and the distances from each seed (N, S).
     """
     num_seeds = min(num_seeds, len(near.indptr) - 1)
     seeds = np.empty(num_seeds, np.int64)
@@ -67,39 +76,40 @@ def place_seeds(first: int, num_seeds: int, near: Neighbours, weights: np.ndarra
         seeds[k] = seed
         maps[k] = distances(seeds[k : k + 1], near, weights)
         nearest = np.minimum(nearest, maps[k])
-        nearest[seed] = -1.0  # of superpixels at distance 0 from each other one may be a seed before the next is far
+        nearest[seed] = -1.0  # below every distance, also below the 0 of other superpixels: it is not taken again
         seed = int(np.argmax(nearest))
     return seeds, maps
 
 
 class Superpixels(NamedTuple):
-    """What regions of superpixels add up."""
+    """The quantities of superpixels that regions add up."""
 
-    sizes: np.ndarray  # int64 (S,) pixels
-    extents: np.ndarray  # int32 (S, 4) xyxy half-open
-    hashes: np.ndarray  # uint64 (S,), of which a region's sum tells it from others
-    borders: np.ndarray  # float64 (E, Q), sums along each pair's border: its pixels, the boundary strength, and others
+    sizes: NDArray[np.int64]  # (S,), pixels
+    extents: NDArray[np.int32]  # (S, 4), tight boxes
+    hashes: NDArray[np.uint64]  # (S,), see hierarchy.superpixel_hashes
+    borders: NDArray[np.float64]  # (E, Q), sums along each pair's border: its pixels, the boundary strength, and others
 
 
 class Regions(NamedTuple):
     """Properties of N regions."""
 
-    areas: np.ndarray  # float64 (N,) pixels
-    boxes: np.ndarray  # int32 (N, 4) xyxy half-open
-    hashes: np.ndarray  # uint64 (N,), sums
-    outer: np.ndarray  # float64 (N, Q), the sums of the borders along the contour, without the image's own border
-    inner: np.ndarray  # float64 (N, Q), the sums of all borders inside
+    areas: NDArray[np.float64]  # (N,), pixels
+    boxes: NDArray[np.int32]  # (N, 4), tight
+    hashes: NDArray[np.uint64]  # (N,), sums modulo 2^64
+    outer: NDArray[np.float64]  # (N, Q), sums of the borders along the contour, without the image's own border
+    inner: NDArray[np.float64]  # (N, Q), sums of all borders inside
 
 
 @numba.njit(cache=True)
 def _empty_regions(count: int, num_sums: int) -> Regions:
+    """Return uninitialised memory for `count` regions."""
     areas, boxes, hashes = np.empty(count), np.empty((count, 4), np.int32), np.empty(count, np.uint64)
     return Regions(areas, boxes, hashes, np.empty((count, num_sums)), np.empty((count, num_sums)))
 
 
 @numba.njit(cache=True)
-def grow(order: np.ndarray, superpixels: Superpixels, near: Neighbours, out: Regions) -> None:
-    """Fill `out` with the regions of the first 1, 2, ... S superpixels of an order, int (S,)."""
+def grow(order: NDArray[np.int64], superpixels: Superpixels, near: Neighbours, out: Regions) -> None:
+    """Fill `out` with the regions of the first 1, 2, ..., S superpixels of an order (S,)."""
     sizes, extents, hashes, borders = superpixels
     inside = np.zeros(len(order), np.bool_)
     area, total_hash, box = 0.0, np.uint64(0), extents[order[0]].copy()
@@ -123,11 +133,15 @@ def grow(order: np.ndarray, superpixels: Superpixels, near: Neighbours, out: Reg
 
 
 @numba.njit(cache=True)
-def critical_levels(values: np.ndarray, areas: np.ndarray, ratio: float) -> np.ndarray:
-    """Places k where values[k] is the largest of all that have an area within a factor `ratio` of areas[k], int64."""
+def critical_levels(values: NDArray[np.float64], areas: NDArray[np.float64], ratio: float) -> NDArray[np.int64]:
+    """Return the indices k where values[k] is the largest value whose area is within a factor `ratio` of areas[k].
+
+    `values` and `areas` are (S,), and areas rise.
+    """
     count = len(values)
     out, found = np.empty(count, np.int64), 0
-    # Places of the window that no later one surpasses, the greatest value first: a sliding maximum in linear time.
+    # The queue holds the indices of the window that no later one exceeds, the largest value first: a sliding maximum
+    # in linear time.
     queue, head, tail, high = np.empty(count, np.int64), 0, 0, 0
     for k in range(count):
         while high < count and areas[high] <= areas[k] * ratio:
@@ -145,20 +159,20 @@ def critical_levels(values: np.ndarray, areas: np.ndarray, ratio: float) -> np.n
 
 
 class Levels(NamedTuple):
-    """Critical levels of several orders of the superpixels: the first `ends` superpixels of order `orders`."""
+    """Critical levels of several orders: level i is the first `ends[i]` superpixels of order `orders[i]`."""
 
-    orders: np.ndarray  # int64 (L,)
-    ends: np.ndarray  # int64 (L,)
-    regions: Regions  # N = L
+    orders: NDArray[np.int64]  # (L,)
+    ends: NDArray[np.int64]  # (L,)
+    regions: Regions  # of the levels, N = L
 
 
 @numba.njit(cache=True)
-def find_levels(orders: np.ndarray, superpixels: Superpixels, near: Neighbours, ratio: float) -> Levels:
-    """Critical levels of every order, int (T, S), by the mean boundary strength along the contour."""
+def find_levels(orders: NDArray[np.int64], superpixels: Superpixels, near: Neighbours, ratio: float) -> Levels:
+    """Find the critical levels of every order (T, S), by the mean boundary strength along the contour."""
     num_orders, num_superpixels = orders.shape
     num_sums = superpixels.borders.shape[1]
     grown = _empty_regions(num_superpixels, num_sums)
-    found = _empty_regions(orders.size, num_sums)  # memory that is never written to takes no place
+    found = _empty_regions(orders.size, num_sums)  # memory that is never written to takes no space
     which, ends = np.empty(orders.size, np.int64), np.empty(orders.size, np.int64)
     values, count = np.empty(num_superpixels), 0
     for t in range(num_orders):
@@ -183,7 +197,7 @@ def find_levels(orders: np.ndarray, superpixels: Superpixels, near: Neighbours, 
 
 
 def join_levels(parts: Sequence[Levels], num_orders: Sequence[int]) -> Levels:
-    """Levels of several sets of orders as levels of all orders, set after set; `num_orders` is each set's T."""
+    """Join the levels of several sets of orders, numbering the orders set after set; `num_orders` has each set's T."""
     starts = np.cumsum([0, *num_orders])
     orders = np.concatenate([part.orders + start for part, start in zip(parts, starts, strict=False)])
     ends = np.concatenate([part.ends for part in parts])
@@ -192,8 +206,10 @@ def join_levels(parts: Sequence[Levels], num_orders: Sequence[int]) -> Levels:
 
 
 @numba.njit(cache=True)
-def gather_levels(orders: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Membership of the levels orders[rows, :ends]: indptr int64 (P + 1,) and superpixel ids uint16, in any order."""
+def gather_levels(
+    orders: NDArray[np.int64], rows: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    """Return the membership (indptr, indices) of P levels: segment j is the superpixels `orders[rows[j], :ends[j]]`."""
     indptr = np.zeros(len(rows) + 1, np.int64)
     indptr[1:] = np.cumsum(ends)
     indices = np.empty(indptr[-1], np.uint16)

@@ -1,8 +1,10 @@
-"""The order of GOP's candidates: a learned log-linear model of how densely objects' best ones lie among alike ones.
+"""The ranking of GOP's candidates: a learned log-linear model of the density of useful candidates.
 
-Fitted by Poisson regression on the candidates of the even images of a COCO and a VOC sample, before any suppression; an
-object weighs its best Jaccard index (one of VOC four times), shared by all candidates within 0.02 of it. The terms are
-those left of many after dropping the least significant, one at a time, while images left out of the fit lost nothing.
+The density says how densely the best candidates of objects lie among candidates with the same properties. The weights
+were fitted by Poisson regression on all candidates of the even images of a sample of COCO and one of VOC, before any
+suppression of near-duplicates. An object weighs its best Jaccard index (an object of VOC four times), shared by all
+candidates within 0.02 of that index. Of many terms, the least significant was dropped one at a time, as long as images
+outside the fit lost nothing; these are left.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.proposals.geodesic import Regions
 
-# Term and its weight in the logarithm of the density.
+# Weight of each term in the logarithm of the density.
 _WEIGHTS = {
     "touched": -0.77,
     "size cubed": 0.66,
@@ -30,22 +33,25 @@ _WEIGHTS = {
 
 
 class Borders(NamedTuple):
-    """What parts neighbouring superpixels, 0 to about 1, mean along each pair's border; all float64 (E,)."""
+    """The differences of neighbouring superpixels, 0 to about 1, for each of E pairs; all arrays are (E,)."""
 
-    strength: np.ndarray  # boundary map
-    coarse: np.ndarray  # coarse boundary map
-    colour: np.ndarray  # difference of the superpixels' mean colours
+    strength: NDArray[np.float64]  # mean of the boundary map along the border
+    coarse: NDArray[np.float64]  # mean of the coarse boundary map along the border
+    colour: NDArray[np.float64]  # distance of the superpixels' mean colours
 
-    def sums(self, lengths: np.ndarray) -> np.ndarray:
-        """Pixels along the borders, `lengths` (E,), and the three added up over them: float64 (E, 4)."""
-        return np.stack([np.ones_like(lengths), *self], 1) * lengths[:, None]
+    def sums(self, lengths: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the pixels of each border, `lengths` (E,), and the three values summed over them, (E, 4)."""
+        sums: NDArray[np.float64] = np.stack([np.ones_like(lengths), *self], 1) * lengths[:, None]
+        return sums
 
 
-def density(regions: Regions, copies: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Logarithm of the density of useful candidates, up to a constant: float64 (N,).
+def density(regions: Regions, copies: NDArray[np.integer], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the logarithm (N,) of the density of useful candidates, up to a constant; higher is better.
 
-    `regions` have the sums of `Borders.sums`; `copies`, int (N,), counts the levels that are this region; `shape` is
-    the image's (H, W).
+    Args:
+        regions: N regions whose borders have the sums of `Borders.sums`.
+        copies: (N,), number of levels that are this region.
+        shape: (H, W) of the superpixel map.
     """
     height, width = shape
     x0, y0, x1, y1 = regions.boxes.T
@@ -67,9 +73,10 @@ def density(regions: Regions, copies: np.ndarray, shape: tuple[int, int]) -> np.
         "inner colour": inner_colour,
         "inner strength squared": inner_strength**2,
     }
-    return np.stack([_WEIGHTS[name] * values for name, values in terms.items()]).sum(0)
+    total: NDArray[np.float64] = np.stack([_WEIGHTS[name] * values for name, values in terms.items()]).sum(0)
+    return total
 
 
-def _means(sums: np.ndarray) -> np.ndarray:
-    """Means along the borders, (N, 3), of sums (N, 4) that begin with the borders' pixels; 0 where there is none."""
+def _means(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means (N, 3) along borders from sums (N, 4) that begin with the number of pixels; 0 without pixels."""
     return np.where(sums[:, :1] > 0.5, sums[:, 1:] / np.maximum(sums[:, :1], 1), 0)

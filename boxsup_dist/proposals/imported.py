@@ -1,17 +1,16 @@
-"""Published proposal files of other programs, one an image, in the encoding of all proposals.
+"""Import of proposals: files that other programs wrote, one per image, converted to the encoding of all proposals.
 
-Format, file, and what is in it:
+    format  file     content
+    mcg     ID.mat   MCG, SCG: superpixels (H, W); labels, a cell with the superpixel ids of each proposal; scores
+    gop     ID.mat   superpixels, transposed (W, H); indicator_matrix (superpixels, proposals) of 0 and 1
+    rigor   ID.mat   as gop, but superpixels (H, W)
+    lpo     ID.mat   cells with several superpixel maps (H, W) and the labels of each; the maps are overlaid into one
+    rle     ID.json  COCO's results, a list of {segmentation: {size, counts}, score}; a superpixel is the set of pixels
+                     that lie in the same masks
 
-    mcg    ID.mat   MCG, SCG: superpixels (H, W); labels, a cell of superpixel ids a proposal; scores. `bboxes`, which
-                    has other rows, is not read.
-    gop    ID.mat   superpixels transposed, (W, H); indicator_matrix (superpixels, proposals) of 0 and 1
-    rigor  ID.mat   as gop, but superpixels (H, W)
-    lpo    ID.mat   cells of several superpixel maps (H, W) and of their labels: the maps are laid over one another
-    rle    ID.json  COCO's results, a list of {segmentation: {size, counts}, score}: the superpixels are the pixels that
-                    lie in the same masks
-
-In MATLAB files ids start at 1, and all may stand in a struct `proposals`. A proposal without a pixel is left out.
-Candidates are ordered by falling score, equal ones as in the file; without scores they keep its order.
+In MATLAB files superpixel ids start at 1, and all variables may stand in a struct `proposals`. MCG's variable `bboxes`
+is not read, because its rows are others. A proposal without a pixel is left out. Proposals are ordered by falling
+score, equal scores in the order of the file; without scores they keep the order of the file.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals
@@ -32,6 +32,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
 
 Format = Literal["mcg", "gop", "rigor", "lpo", "rle"]
+_Integer = TypeVar("_Integer", bound=np.integer)
 MAX_SUPERPIXELS = 2**16  # ids are uint16
 
 
@@ -57,18 +58,25 @@ class ImportedSettings:
 
 
 class Found(NamedTuple):
-    """What a file holds of one image."""
+    """The P proposals of a file, as the file has them."""
 
-    superpixels: np.ndarray  # (H, W) of any ids
-    members: Sequence[np.ndarray]  # ids of each proposal; some may own no pixel
-    scores: np.ndarray | None  # float64 (P,)
+    superpixels: NDArray[np.int64] | NDArray[np.uint16]  # (H, W), any ids
+    members: Sequence[NDArray[np.integer]]  # superpixel ids of each proposal; some may have no pixel
+    scores: NDArray[np.float64] | None  # (P,)
 
 
-def import_proposals(image: np.ndarray, settings: ImportedSettings, *, image_id: str) -> Proposals:
-    """The candidates that a file holds of an image, uint8 RGB (H, W, 3).
+def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, image_id: str) -> Proposals:
+    """Read the proposals of an image from its file.
 
-    Raises InputError for an id that would name a file outside the folder; RecordError: file missing, unreadable, not of
-    this format, of another size than the image, or with more superpixels than 16 bits count.
+    Args:
+        image: RGB (H, W, 3); only its size is used.
+        settings: folder and format of the files.
+        image_id: id of the image; its part after the source names the file.
+
+    Raises:
+        InputError: if the id would name a file outside the folder.
+        RecordError: if the file is missing, unreadable, of another format or of another size than the image, or if it
+            has more than 2**16 superpixels.
     """
     suffix = ".json" if settings.format == "rle" else ".mat"
     name = storage.safe_name(image_id.split("/", 1)[-1], field="image_id")
@@ -97,9 +105,18 @@ def import_proposals(image: np.ndarray, settings: ImportedSettings, *, image_id:
 
 
 def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "") -> Proposals:
-    """Proposals with superpixel ids 0..S-1, sorted members, no empty candidate, best first."""
+    """Convert the proposals of a file: superpixel ids 0..S-1, sorted members, no empty proposal, best first.
+
+    Args:
+        found: the proposals as the file has them.
+        max_candidates: keep only that many, the best ones; None keeps all.
+        image_id: id of the image.
+
+    Raises:
+        RecordError: if the scores are bad or there are more than 2**16 superpixels.
+    """
     ids, superpixels = _compact(found.superpixels)
-    members: list[np.ndarray] = []
+    members: list[NDArray[np.uint16]] = []
     scores: list[float] = []
     for j in _order(found.scores, len(found.members)):
         if len(members) == max_candidates:
@@ -124,28 +141,28 @@ def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "
     )
 
 
-def _order(scores: np.ndarray | None, count: int) -> np.ndarray:
-    """Indices of `count` proposals by falling score, equal ones and those without scores as they stand."""
+def _order(scores: NDArray[np.float64] | None, count: int) -> NDArray[np.intp]:
+    """Return the indices of `count` proposals by falling score; equal and missing scores keep the file's order."""
     if scores is None:
         return np.arange(count)
     if len(scores) != count or not np.isfinite(scores).all():
         raise RecordError(
-            "not a score for each proposal", field="scores", value=len(scores), expected=f"{count} numbers"
+            "the scores are not one number per proposal", field="scores", value=len(scores), expected=f"{count} numbers"
         )
     return np.argsort(-scores, kind="stable")
 
 
-def _compact(superpixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that occur, rising, and the map of their places among them, uint16 (H, W)."""
+def _compact(superpixels: NDArray[_Integer]) -> tuple[NDArray[_Integer], NDArray[np.uint16]]:
+    """Renumber a map (H, W): return the ids that occur, sorted, and the map of their indices in that list."""
     ids, places = np.unique(superpixels, return_inverse=True)
     if len(ids) > MAX_SUPERPIXELS:
-        expected = f"<= {MAX_SUPERPIXELS}; in masks, a smaller max_candidates leaves fewer"
+        expected = f"<= {MAX_SUPERPIXELS}; for the format rle, set a smaller max_candidates"
         raise RecordError("too many superpixels", field="superpixels", value=len(ids), expected=expected)
     return ids, places.reshape(superpixels.shape).astype(np.uint16)
 
 
 def _fields(data: bytes) -> dict[str, Any]:
-    """The variables of a MATLAB file, or the fields of its struct `proposals`."""
+    """Read the variables of a MATLAB file, or the fields of its struct `proposals`."""
     variables = read_mat(data)
     inner = variables.get("proposals")
     return inner if isinstance(inner, dict) else variables
@@ -157,15 +174,15 @@ def _field(fields: dict[str, Any], name: str) -> Any:
     return fields[name]
 
 
-def _numbers(values: Any, name: str) -> np.ndarray:
-    """The array itself; RecordError if it is none or holds no numbers."""
+def _numbers(values: Any, name: str) -> NDArray[Any]:
+    """Return a value that is an array of numbers; raise RecordError if it is anything else."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif":
-        raise RecordError("no numbers", field=name, value=type(values).__name__)
+        raise RecordError("not an array of numbers", field=name, value=type(values).__name__)
     return values
 
 
-def _integers(values: Any, name: str, lowest: int, highest: int) -> np.ndarray:
-    """int64 array of the same shape; RecordError if a value is no integer of that range."""
+def _integers(values: Any, name: str, lowest: int, highest: int) -> NDArray[np.int64]:
+    """Convert an array of numbers; raise RecordError if one is no integer from `lowest` to `highest`."""
     numbers = _numbers(values, name)
     if not ((numbers >= lowest) & (numbers <= highest) & (numbers == np.floor(numbers))).all():
         found = [float(numbers.min()), float(numbers.max())]
@@ -173,15 +190,16 @@ def _integers(values: Any, name: str, lowest: int, highest: int) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def _superpixel_map(values: Any) -> np.ndarray:
-    """int64 (H, W); 0 is a pixel without superpixel, ids may be absent."""
+def _superpixel_map(values: Any) -> NDArray[np.int64]:
+    """Convert a superpixel map (H, W); 0 is a pixel without superpixel, and some ids may not occur."""
     return _integers(values, "superpixels", 0, _numbers(values, "superpixels").size)
 
 
-def _label_lists(labels: Any, superpixels: np.ndarray) -> list[np.ndarray]:
-    """Superpixel ids of each proposal, 1 to the largest of the map."""
+def _label_lists(labels: Any, superpixels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Convert the superpixel ids of each proposal, 1 to the largest id of the map."""
     if not isinstance(labels, list):
-        raise RecordError("no cell with the superpixels of each proposal", field="labels", value=type(labels).__name__)
+        problem = "not a cell with the superpixels of each proposal"
+        raise RecordError(problem, field="labels", value=type(labels).__name__)
     return [_integers(item, "labels", 1, int(superpixels.max(initial=0))).ravel() for item in labels]
 
 
@@ -200,7 +218,7 @@ def _read_rigor(fields: dict[str, Any]) -> Found:
     largest = int(superpixels.max(initial=0))
     first = 0 if (superpixels == 0).any() and largest < len(indicator) else 1  # GOP's own library counts from 0
     if largest - first >= len(indicator):
-        expected = f"{largest - first + 1} rows, one a superpixel"
+        expected = f"{largest - first + 1} rows, one per superpixel"
         raise RecordError("too few rows", field="indicator_matrix", value=indicator.shape, expected=expected)
     return Found(superpixels, [np.flatnonzero(column) + first for column in indicator.T], None)
 
@@ -213,16 +231,18 @@ def _read_gop(fields: dict[str, Any]) -> Found:
 def _read_lpo(fields: dict[str, Any]) -> Found:
     maps, labels = _field(fields, "superpixels"), _field(fields, "labels")
     if not isinstance(maps, list) or not isinstance(labels, list) or len(maps) != len(labels) or not maps:
-        raise RecordError("not as many cells of labels as superpixel maps", field="superpixels, labels")
+        raise RecordError("the cells differ in length: one of labels per superpixel map", field="superpixels, labels")
     maps = [_superpixel_map(item) for item in maps]
     if len({item.shape for item in maps}) > 1:
-        raise RecordError("maps of several sizes", field="superpixels", value=[item.shape for item in maps])
+        raise RecordError(
+            "the superpixel maps differ in size", field="superpixels", value=[item.shape for item in maps]
+        )
     overlay = np.zeros(maps[0].shape, np.int64)
     for item in maps:
         overlay = _compact(overlay * (int(item.max(initial=0)) + 1) + item)[1].astype(np.int64)
-    members: list[np.ndarray] = []
+    members: list[NDArray[np.int64]] = []
     for item, part in zip(maps, labels, strict=True):
-        id_of = np.zeros(int(overlay.max(initial=0)) + 1, np.int64)  # this map's id of every piece of the overlay
+        id_of = np.zeros(int(overlay.max(initial=0)) + 1, np.int64)  # id in this map of every piece of the overlay
         id_of[overlay] = item
         members += [np.flatnonzero(np.isin(id_of, ids)) for ids in _label_lists(part, item)]
     return Found(overlay, members, None)
@@ -237,37 +257,47 @@ _READERS: dict[str, Callable[[dict[str, Any]], Found]] = {
 
 
 def _read_rle(data: bytes, shape: tuple[int, ...], max_candidates: int | None) -> Found:
-    """The best `max_candidates` masks, cut into the pieces that lie in the same ones."""
+    """Read the best `max_candidates` masks, and make superpixels of the pixels that lie in the same masks."""
     try:
         results = json.loads(data)
     except ValueError as error:
         raise RecordError("not valid JSON", value=str(error)) from None
     if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
-        raise RecordError("no list of results", value=type(results).__name__, expected="[{segmentation, score}, ...]")
+        raise RecordError(
+            "not a list of results", value=type(results).__name__, expected="[{segmentation, score}, ...]"
+        )
     scores = [item.get("score") for item in results]
     if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
-        raise RecordError("a result without score", field="score", expected="a number for each mask")
+        raise RecordError("a result has no score", field="score", expected="a number for each mask")
     order = _order(np.array(scores, np.float64), len(scores))
     masks = [(_decode_mask(results[j].get("segmentation"), shape), scores[j]) for j in order]
     return from_masks(*zip(*[pair for pair in masks if pair[0].any()][:max_candidates], strict=True), shape=shape)
 
 
-def _decode_mask(segmentation: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _decode_mask(segmentation: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     size = segmentation.get("size") if isinstance(segmentation, dict) else segmentation
     if size != list(shape):
         raise RecordError(
-            "no mask of the image's size", field="segmentation.size", value=size, expected=str(list(shape))
+            "the mask has another size than the image", field="segmentation.size", value=size, expected=str(list(shape))
         )
     counts = segmentation.get("counts")
     if not isinstance(counts, list | str):
-        raise RecordError("no run lengths", field="segmentation.counts", value=type(counts).__name__)
+        raise RecordError("the counts are no run lengths", field="segmentation.counts", value=type(counts).__name__)
     return rle.decode(counts, *shape)
 
 
-def from_masks(masks: Sequence[np.ndarray] = (), scores: Sequence[float] = (), *, shape: tuple[int, ...]) -> Found:
-    """Bool masks (H, W) as unions of the pieces of the image whose pixels lie in the same masks."""
+def from_masks(
+    masks: Sequence[NDArray[np.bool_]] = (), scores: Sequence[float] = (), *, shape: tuple[int, ...]
+) -> Found:
+    """Convert masks to unions of superpixels; a superpixel is the set of pixels that lie in the same masks.
+
+    Args:
+        masks: P masks (H, W).
+        scores: P scores.
+        shape: (H, W) of the image.
+    """
     numbers = np.random.default_rng(0).integers(2**64, size=len(masks), dtype=np.uint64)
-    total = np.zeros(shape, np.uint64)  # the sum of a pixel's masks' random numbers tells which they are
+    total = np.zeros(shape, np.uint64)  # per pixel the sum of its masks' random numbers: equal sums, the same masks
     for mask, number in zip(masks, numbers, strict=True):
         total[mask] += number
     pieces = _compact(total)[1]

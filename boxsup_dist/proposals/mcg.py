@@ -1,8 +1,12 @@
 """MCG: combinatorial grouping on diverse hierarchies (after Arbelaez, Pont-Tuset, Barron, Marques, Malik; CVPR 2014).
 
-A boundary map and colours give one superpixel map; several hierarchies over it, each comparing regions by other
-properties, are split from their roots, and the regions and small sets of neighbouring regions that appear are ranked.
-As all hierarchies share the superpixels, their contours need no alignment, and every candidate is a set of superpixels.
+1. A boundary map and colours give one superpixel map (oversegment.py).
+2. Several hierarchies are built over it, each comparing regions by other properties (grouping.py).
+3. Each hierarchy is split from its root; the regions that appear, and small sets of neighbouring regions, are the
+   candidates (combining.py).
+4. A small learned model ranks the candidates (mcg_ranking.py), and near-duplicates are dropped (near_duplicates.py).
+
+The hierarchies share the superpixels, so their contours need no alignment, and every candidate is a set of superpixels.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents
@@ -33,7 +38,7 @@ from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
 from boxsup_dist.proposals.superpixels import region_graph, smooth
 
-_MAX_EXAMINED = 30_000  # candidates that go into the suppression of near-duplicates
+_MAX_EXAMINED = 30_000  # candidates that are examined for near-duplicates
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,12 @@ class McgSettings:
 
 
 def identity(settings: McgSettings) -> dict[str, Any]:
-    """What a build is known by: the settings, with the weights' content for their path; WeightsError if unreadable.
+    """Return the JSON values by which a build is known: the settings, with a hash of the weight file for its path.
 
-    So the same file in another place is the same build, and another file in the same place is not.
+    The same file in another place is the same build, and another file in the same place is another build.
+
+    Raises:
+        WeightsError: if the weight file can't be read.
     """
     values = asdict(settings)
     if settings.hed_weights is not None:
@@ -138,8 +146,12 @@ def identity(settings: McgSettings) -> dict[str, Any]:
     return values
 
 
-def detect(images: Sequence[np.ndarray], settings: McgSettings) -> list[edges.Boundaries]:
-    """Boundary maps of images, uint8 RGB (H, W, 3), at the size that they are segmented at."""
+def detect(images: Sequence[NDArray[np.uint8]], settings: McgSettings) -> list[edges.Boundaries]:
+    """Compute the boundary maps of RGB images (H, W, 3), at the size at which `mcg` segments them.
+
+    Raises:
+        WeightsError: if HED's weights can't be loaded.
+    """
     images = [assemble.shrink(image, settings.max_side_px) for image in images]
     if settings.edges == "gradient":
         return [edges.gradient_boundaries(image) for image in images]
@@ -148,9 +160,9 @@ def detect(images: Sequence[np.ndarray], settings: McgSettings) -> list[edges.Bo
 
 
 class _Image:
-    """Superpixels of one image and what its hierarchies compare, each computed once."""
+    """The superpixels of one image and the features that its hierarchies compare, each computed once."""
 
-    def __init__(self, image: np.ndarray, boundaries: edges.Boundaries, settings: McgSettings) -> None:
+    def __init__(self, image: NDArray[np.uint8], boundaries: edges.Boundaries, settings: McgSettings) -> None:
         self.image, self.boundaries = image, boundaries
         self.lab = smooth(features.colour_space(image, "lab"), 0.8)
         self.superpixels, self.count = oversegment(
@@ -161,11 +173,11 @@ class _Image:
         self.graph = region_graph(self.superpixels, self.count)
         self.texture = features.texture_histograms(self.superpixels, self.count, self.lab)
         self.strength = {name: self.graph.strength(map_) for name, map_ in boundaries._asdict().items()}
-        self.colour: dict[str, np.ndarray] = {}
+        self.colour: dict[str, NDArray[np.float32]] = {}
 
-    def merges(self, tree: Tree) -> np.ndarray:
-        """The hierarchy as merges, int32 (S - 1, 2)."""
-        nothing = np.zeros((self.count, 1), np.float32)  # what does not count is not averaged in every merge either
+    def merges(self, tree: Tree) -> NDArray[np.int32]:
+        """Build a hierarchy as merges (S - 1, 2)."""
+        nothing = np.zeros((self.count, 1), np.float32)  # an unused feature must not be averaged at every merge
         colour = self._colour(tree.space) if tree.space else nothing
         texture = self.texture if "t" in tree.similarities else nothing
         found = grouping.RegionFeatures(
@@ -174,7 +186,7 @@ class _Image:
         )  # fmt: skip
         return grouping.group(found, tree.weights())
 
-    def _colour(self, space: str) -> np.ndarray:
+    def _colour(self, space: str) -> NDArray[np.float32]:
         if space not in self.colour:
             channels = features.colour_space(self.image, space)
             self.colour[space] = features.colour_histograms(self.superpixels, self.count, channels)
@@ -182,15 +194,22 @@ class _Image:
 
 
 def mcg(
-    image: np.ndarray,
+    image: NDArray[np.uint8],
     settings: McgSettings | None = None,
     *,
     boundaries: edges.Boundaries | None = None,
     image_id: str = "",
 ) -> Proposals:
-    """Candidate segments of an image, uint8 RGB (H, W, 3), best first; a pure function of image and settings.
+    """Propose segments of an image, best first; a pure function of image and settings.
 
-    `boundaries` are what `detect` finds, None to compute them here. WeightsError if HED's weights can't be loaded.
+    Args:
+        image: RGB (H, W, 3).
+        settings: None takes the defaults.
+        boundaries: boundary maps of the image from `detect`; None computes them here.
+        image_id: id of the image.
+
+    Raises:
+        WeightsError: if HED's weights can't be loaded.
     """
     settings = settings or McgSettings()
     if boundaries is None:
@@ -214,6 +233,6 @@ def mcg(
         image.shape[:2],
         found.superpixels,
         found.count,
-        near_duplicates.take(*membership, kept),
+        membership.take(kept),
         layouts[0].order,
     )

@@ -1,20 +1,25 @@
-"""The order of MCG's candidates, in two passes.
+"""The ranking of MCG's candidates, in two passes.
 
-The first goes by the steps of the hierarchies, pairs and triplets later, strong borders earlier, and says which of a
-hundred thousand are looked at. The second is a learned log-linear model of how densely the best candidates of objects
-lie among candidates of like properties, which spreads a budget over object sizes by itself. Near-duplicates are
-suppressed in that order, so it was fitted to what such a suppression leaves: Poisson regression on the even images of a
-COCO and a VOC sample, with both boundary detectors; an object weighs 1, shared by its best candidates.
-`jobs.proposal_quality` tells even and odd images apart.
+The first pass chooses which of about a hundred thousand candidates are examined. It orders them by the step after which
+they appear; pairs and triplets come later, candidates with a strong border earlier.
+
+The second pass is a learned log-linear model of the density of useful candidates: how densely the best candidates of
+objects lie among candidates with the same properties. This density spreads a budget over object sizes by itself.
+
+Near-duplicates are suppressed in the order of the second pass, so its model was fitted to the candidates that are left
+after such a suppression: by Poisson regression, on the even images of a sample of COCO and one of VOC, with both
+boundary detectors. An object weighs 1, shared by its best candidates. `jobs.proposal_quality` reports even and odd
+images separately.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.proposals.combining import Pool
 
-# Term and its weight in the logarithm of the density.
+# Weight of each term in the logarithm of the density.
 _WEIGHTS = {
     "step": 0.96,
     "step squared": -0.38,
@@ -40,22 +45,24 @@ _WEIGHTS = {
 }
 
 
-def first_order(pool: Pool) -> np.ndarray:
-    """Candidates by the steps they appear after, int64 (P,)."""
+def first_order(pool: Pool) -> NDArray[np.intp]:
+    """Return the indices (P,) of the candidates in the order of the first pass."""
     later = np.array([0, 2, 3])[pool.parts - 1] - 0.2 * np.log(pool.copies)
     return np.argsort(np.log1p(pool.steps) + later - pool.outer, kind="stable")
 
 
-def by_density(pool: Pool, chosen: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Candidates `chosen` from the pool, int64 (N,), densest first; `shape` is the image's (H, W)."""
-    some = Pool(*(values[chosen] for values in pool))
+def by_density(pool: Pool, chosen: NDArray[np.intp], shape: tuple[int, int]) -> NDArray[np.intp]:
+    """Return the indices `chosen` of candidates in the order of the second pass, for a superpixel map of `shape`."""
+    some = Pool._make(values[chosen] for values in pool)
     return chosen[np.argsort(-density(some, shape), kind="stable")]
 
 
-def density(pool: Pool, shape: tuple[int, int]) -> np.ndarray:
-    """Logarithm of the density of useful candidates at every candidate of the pool, float32 (P,).
+def density(pool: Pool, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the logarithm (P,) of the density of useful candidates, up to a constant; higher is better.
 
-    `shape` is the image's (H, W).
+    Args:
+        pool: P candidates.
+        shape: (H, W) of the superpixel map.
     """
     height, width = shape
     x0, y0, x1, y1 = pool.boxes.T.astype(np.float32)
@@ -64,7 +71,7 @@ def density(pool: Pool, shape: tuple[int, int]) -> np.ndarray:
     step = np.log1p(pool.steps.astype(np.float32)) / 5
     pair, triplet = (pool.parts == 2).astype(np.float32), (pool.parts == 3).astype(np.float32)
     touched = (x0 <= 0).astype(np.float32) + (y0 <= 0) + (x1 >= width) + (y1 >= height)
-    terms = {
+    terms: dict[str, NDArray[np.floating] | NDArray[np.bool_]] = {
         "step": step,
         "step squared": step**2,
         "pair": pair,

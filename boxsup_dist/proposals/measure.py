@@ -154,11 +154,11 @@ def mask_bytes(proposals: Proposals) -> dict[str, float]:
 def report(total: Measured, proposals: Table) -> dict[str, Any]:
     """What was measured of a proposals table, as JSON values."""
     counts = [np.array(part, np.int64) for part in total.num_candidates]
-    curve = quality.figures(total.tallies.sum(0), np.concatenate(counts), CURVE_CUTS)
+    curve = quality.metrics(total.tallies.sum(0), np.concatenate(counts), CURVE_CUTS)
     wanted = [name for name, cut in zip(curve, CURVE_CUTS, strict=True) if cut in quality.CUTS]
     halves = {}
     for half, name in enumerate(HALVES):
-        found = quality.figures(total.tallies[half], counts[half], CURVE_CUTS)
+        found = quality.metrics(total.tallies[half], counts[half], CURVE_CUTS)
         halves[name] = {cut: found[cut] for cut in wanted}
     times_ms = [ms for shard in proposals.shards for ms in shard.row_ms]
     return {

@@ -1,4 +1,14 @@
-"""Proposal methods by name: what `jobs.build_proposals --method` can choose."""
+"""The proposal methods by name, which are the choices of `jobs.build_proposals --method`.
+
+To add a method:
+
+1. Write a function `propose(image, settings, *, image_id) -> Proposals` in a file of this folder. `image` is RGB, uint8
+   (H, W, 3). The result depends on nothing but the image and the settings. `assemble.ranked_proposals` makes Proposals
+   of a superpixel map and of segments that are ordered best first.
+2. Write a frozen dataclass of its settings, JSON values with a docstring each, that checks itself in `__post_init__`.
+3. Register both in METHODS.
+4. Test it in tests/unit/proposals/; test_native_methods.py has the properties that every method must have.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +17,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.errors import SettingError
+from boxsup_dist.proposals.edges import Boundaries
 from boxsup_dist.proposals.gop import GopSettings, gop
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
 from boxsup_dist.proposals.mcg import McgSettings, detect, identity, mcg
@@ -18,17 +30,16 @@ from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, sele
 
 @dataclass(frozen=True)
 class Method:
-    """propose(image, settings, image_id=...), a pure function of an RGB image, uint8 (H, W, 3), and frozen settings.
-
-    The settings are JSON values. For native methods the id is only a name; an import finds its file by it. `detect`, if
-    there is one, computes the boundaries of several images together, for `propose` to be given as `boundaries`.
-    `identity` gives the settings as the JSON values that tell one build from another.
-    """
+    """One proposal method."""
 
     propose: Callable[..., Proposals]
+    """propose(image, settings, image_id=...), and with `detect` also boundaries=..."""
     settings_type: type
-    detect: Callable[[Sequence[np.ndarray], Any], list] | None = None
+    """The frozen dataclass of the method's settings."""
+    detect: Callable[[Sequence[NDArray[np.uint8]], Any], list[Boundaries]] | None = None
+    """detect(images, settings): the boundaries of several images, computed together faster than one by one."""
     identity: Callable[[Any], dict[str, Any]] = asdict
+    """identity(settings): JSON values that distinguish a build with these settings from any other."""
 
 
 METHODS = {
@@ -40,14 +51,22 @@ METHODS = {
 
 
 def find_method(name: str, settings: Any = None) -> tuple[Method, Any]:
-    """The method and its settings, the defaults if None. SettingError for an unknown name or another's settings."""
+    """Find a method and complete its settings.
+
+    Args:
+        name: a key of METHODS.
+        settings: the method's settings; None takes the defaults.
+
+    Raises:
+        SettingError: if there is no such method, or the settings are another method's or out of range.
+    """
     if name not in METHODS:
         raise SettingError("no such proposal method", field="method", value=name, expected=" or ".join(METHODS))
     method = METHODS[name]
     settings = method.settings_type() if settings is None else settings
     if not isinstance(settings, method.settings_type):
         raise SettingError(
-            "settings of another method",
+            f"these are not the settings of the method {name}",
             field="settings",
             value=type(settings).__name__,
             expected=method.settings_type.__name__,

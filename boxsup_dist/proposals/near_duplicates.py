@@ -1,4 +1,7 @@
-"""The order of candidates: best first, near-duplicates last."""
+"""Near-duplicates among candidates: the candidates that overlap a better one too much are dropped or moved to the end.
+
+The overlap is the Jaccard index, the shared pixels over the pixels of the union.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import math
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
-_WORD = 64  # superpixels in a word of a candidate's bits
+from boxsup_dist.proposals.membership import Membership
+
+_WORD = 64  # superpixels per word of a candidate's bits
 
 
 @numba.njit(cache=True)
 def _describe(
-    indptr: np.ndarray, indices: np.ndarray, sizes: np.ndarray, extents: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every candidate the superpixels as bits, uint64 (P, S / 64), the pixels (P,) and the tight box (P, 4)."""
+    indptr: NDArray[np.int64], indices: NDArray[np.uint16], sizes: NDArray[np.int64], extents: NDArray[np.int32]
+) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.int32]]:
+    """Return every candidate's superpixels as bits (P, S / 64), its number of pixels (P,) and its tight box (P, 4)."""
     count = len(indptr) - 1
     bits = np.zeros((count, (len(sizes) + _WORD - 1) // _WORD), np.uint64)
     areas = np.zeros(count, np.float64)
@@ -31,21 +37,21 @@ def _describe(
 
 
 @numba.njit(cache=True)
-def _boxes_allow(a: np.ndarray, b: np.ndarray, shared: float) -> bool:
-    """Whether two boxes have so many pixels in common."""
+def _boxes_allow(a: NDArray[np.int32], b: NDArray[np.int32], shared: float) -> bool:
+    """Return whether two boxes have at least `shared` pixels in common."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
-    return width > 0 and height > 0 and width * height >= shared
+    return bool(width > 0 and height > 0 and width * height >= shared)
 
 
 @numba.njit(cache=True)
-def _holds(whole: np.ndarray, part: np.ndarray, sizes: np.ndarray, may_lack: float) -> bool:
-    """Whether no more than `may_lack` pixels of the superpixels `part` are outside `whole`, both as bits."""
+def _holds(whole: NDArray[np.uint64], part: NDArray[np.uint64], sizes: NDArray[np.int64], may_lack: float) -> bool:
+    """Return whether at most `may_lack` pixels of the superpixels `part` lie outside `whole`; both are bits."""
     for w in range(len(part)):
         lacking = part[w] & ~whole[w]
         while lacking != 0:
             lowest = lacking & (~lacking + np.uint64(1))
-            may_lack -= sizes[_WORD * w + math.frexp(float(lowest))[1] - 1]  # a power of two: its exponent is exact
+            may_lack -= sizes[_WORD * w + math.frexp(float(lowest))[1] - 1]  # exact for a power of two
             if may_lack < 0:
                 return False
             lacking ^= lowest
@@ -54,13 +60,18 @@ def _holds(whole: np.ndarray, part: np.ndarray, sizes: np.ndarray, may_lack: flo
 
 @numba.njit(cache=True)
 def _survivors(
-    indptr: np.ndarray, indices: np.ndarray, sizes: np.ndarray, extents: np.ndarray, limit: float, max_kept: int
-) -> np.ndarray:
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.uint16],
+    sizes: NDArray[np.int64],
+    extents: NDArray[np.int32],
+    limit: float,
+    max_kept: int,
+) -> NDArray[np.int64]:
     bits, areas, boxes = _describe(indptr, indices, sizes, extents)
     kept = np.empty(min(len(areas), max_kept), np.int64)
     count = 0
-    # Kept candidates in lists by the logarithm of their area to the base 1 / limit: as the smaller area over the larger
-    # bounds the Jaccard index, near-duplicates lie in one list or in two neighbouring ones.
+    # Kept candidates stand in lists by the logarithm of their area to the base 1 / limit. The Jaccard index is at most
+    # the smaller area over the larger, so near-duplicates are in one list or in two neighbouring lists.
     group = np.empty(len(areas), np.int64)
     for j in range(len(areas)):
         group[j] = 1 + int(np.log(areas[j]) / -np.log(limit)) if 0 < limit < 1 else 1
@@ -74,7 +85,7 @@ def _survivors(
             place = newest[g]
             while place >= 0 and not is_duplicate:
                 other = kept[place]
-                needed = limit / (1 + limit) * (areas[j] + areas[other])  # pixels shared at that Jaccard index
+                needed = limit / (1 + limit) * (areas[j] + areas[other])  # shared pixels at this Jaccard index
                 if _boxes_allow(boxes[j], boxes[other], needed):
                     is_duplicate = _holds(bits[j], bits[other], sizes, areas[other] - np.floor(needed) - 1)
                 place = older[place]
@@ -87,32 +98,41 @@ def _survivors(
 
 
 def survivors(
-    membership: tuple[np.ndarray, np.ndarray], sizes: np.ndarray, extents: np.ndarray, limit: float, max_kept: int
-) -> np.ndarray:
-    """Greedy suppression: the first max_kept candidates that are no near-duplicates, int64 indices.
+    membership: Membership,
+    sizes: NDArray[np.int64],
+    extents: NDArray[np.int32],
+    limit: float,
+    max_kept: int,
+) -> NDArray[np.int64]:
+    """Suppress near-duplicates greedily, and return the indices of the first `max_kept` survivors, in their order.
 
-    Candidates come best first, as membership: indptr (P + 1,), and superpixel ids in any order; `sizes` and `extents`
-    are the superpixels' pixels, int64 (S,), and boxes (S, 4). A candidate is a near-duplicate if its Jaccard index with
-    an earlier one that is none exceeds `limit`.
+    A candidate is a near-duplicate if its Jaccard index with an earlier survivor exceeds `limit`.
+
+    Args:
+        membership: the P candidates, best first; without candidates the result is empty.
+        sizes: (S,), pixels of every superpixel.
+        extents: (S, 4), tight box of every superpixel.
+        limit: largest allowed Jaccard index, 0 to 1.
+        max_kept: stop after this many survivors.
     """
     indptr, indices = membership
     if len(indptr) == 1:
         return np.empty(0, np.int64)
-    return _survivors(indptr, indices, sizes, extents.astype(np.int32), limit, max_kept)
+    kept: NDArray[np.int64] = _survivors(indptr, indices, sizes, extents.astype(np.int32), limit, max_kept)
+    return kept
 
 
 def suppress_duplicates(
-    membership: tuple[np.ndarray, np.ndarray], sizes: np.ndarray, extents: np.ndarray, limit: float, max_candidates: int
-) -> np.ndarray:
-    """The first `max_candidates` after moving near-duplicates behind all others; arguments as those of `survivors`."""
-    is_kept = np.zeros(len(membership[0]) - 1, bool)
+    membership: Membership,
+    sizes: NDArray[np.int64],
+    extents: NDArray[np.int32],
+    limit: float,
+    max_candidates: int,
+) -> NDArray[np.int64]:
+    """Move near-duplicates behind all other candidates, and return the indices of the first `max_candidates`.
+
+    The arguments are those of `survivors`.
+    """
+    is_kept = np.zeros(len(membership.indptr) - 1, bool)
     is_kept[survivors(membership, sizes, extents, limit, max_candidates)] = True
     return np.argsort(~is_kept, kind="stable")[:max_candidates]
-
-
-def take(indptr: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The chosen rows of a membership, in their order: indptr and superpixel ids."""
-    lengths = indptr[rows + 1] - indptr[rows]
-    out = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    source = np.arange(out[-1]) + np.repeat(indptr[rows] - out[:-1], lengths)
-    return out, indices[source]

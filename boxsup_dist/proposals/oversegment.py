@@ -1,21 +1,37 @@
-"""The superpixels of MCG and GOP: where colours and a boundary map part an image, joined until few enough are left."""
+"""The superpixels of MCG and GOP: an image cut by its colours and a boundary map, then joined to few enough regions."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.proposals.superpixels import felzenszwalb, overlay, reduce, region_graph, smooth, watershed
 
-FULL_CONTRAST = 60.0  # distance of colours in 0..255 that counts as the strongest border
+FULL_CONTRAST = 60.0  # distance of colours, channels in 0..255, that counts as the strongest border
 
 
 def oversegment(
-    image: np.ndarray, lab: np.ndarray, boundaries: np.ndarray, min_px: int, max_superpixels: int, *, learned: bool
-) -> tuple[np.ndarray, int]:
-    """Superpixels of an image, uint8 RGB (H, W, 3): ids uint16 (H, W) and their count.
+    image: NDArray[np.uint8],
+    lab: NDArray[np.float32],
+    boundaries: NDArray[np.float32],
+    min_px: int,
+    max_superpixels: int,
+    *,
+    learned: bool,
+) -> tuple[NDArray[np.uint16], int]:
+    """Make the superpixels of an image.
 
-    `lab` is the image in Lab, smoothed, and `boundaries` a boundary map, both float32. The basins of a learned boundary
-    map are good superpixels. Those of colour gradients are worse than Felzenszwalb's regions, so these are taken alone.
+    Args:
+        image: RGB (H, W, 3).
+        lab: the image in Lab, smoothed, (H, W, 3).
+        boundaries: boundary map (H, W), 0 to 1.
+        min_px: superpixels of fewer pixels are joined to a neighbour.
+        max_superpixels: neighbours are joined until at most this many are left.
+        learned: whether the boundary map is a learned one. The basins of a learned map are good superpixels. Those of
+            colour gradients are worse than Felzenszwalb's regions, so only Felzenszwalb's regions are used then.
+
+    Returns:
+        Superpixel map (H, W) and the number of superpixels.
     """
     if learned:
         maps = [watershed(boundaries), felzenszwalb(lab, 200, min_px)]

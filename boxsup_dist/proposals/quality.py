@@ -1,8 +1,12 @@
-"""Proposal quality: how well the best candidate of each ground-truth object covers it. No mask of a candidate is drawn.
+"""Proposal quality: how well the best candidate of each ground-truth object covers it.
 
-The figures are those of MCG's benchmark (Pont-Tuset et al., section 5), so published curves compare: the Jaccard index
-of an object's best candidate, averaged over objects (instance level) or, with all pixels of a class taken together,
-over classes (class level), and the share of objects whose best index reaches a threshold.
+The metrics are those of MCG's benchmark (Pont-Tuset et al., section 5), so published curves can be compared:
+
+- the Jaccard index of an object's best candidate, averaged over objects (instance level);
+- the same with all pixels of a class taken together, averaged over classes (class level);
+- recall: the share of objects whose best Jaccard index reaches a threshold.
+
+Pixels are counted per superpixel, so no mask of a candidate is drawn.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import decode_png
@@ -22,31 +27,37 @@ from boxsup_dist.data.schema import IGNORE_INDEX, Proposals, Record
 ALL = sys.maxsize  # the cut that keeps every candidate
 CUTS = (100, 500, 1000, 2000, ALL)
 THRESHOLDS = (0.5, 0.7, 0.85)
-_OBJECTS, _JACCARD, _SHARED, _UNION, _RECALL = 0, 1, 2, 3, 4  # sums of a tally; then one recall a threshold
+_OBJECTS, _JACCARD, _SHARED, _UNION, _RECALL = 0, 1, 2, 3, 4  # the sums of a tally; from 4 on one per threshold
 
 
 class Overlaps(NamedTuple):
-    """Each object with its best candidate, at each cut; all float64 (K, len(cuts))."""
+    """Each of K objects with its best candidate, at each cut; all arrays are (K, cuts)."""
 
-    jaccard: np.ndarray
-    shared_px: np.ndarray
-    union_px: np.ndarray
+    jaccard: NDArray[np.float64]
+    shared_px: NDArray[np.float64]
+    union_px: NDArray[np.float64]
 
 
 class Objects(NamedTuple):
-    """Ground-truth objects of an image."""
+    """The K ground-truth objects of an image."""
 
-    masks: list[np.ndarray]  # K bool (H, W)
-    class_ids: np.ndarray  # int32 (K,)
-    valid: np.ndarray | None  # bool (H, W), the pixels that count; None: all
+    masks: list[NDArray[np.bool_]]  # K masks (H, W)
+    class_ids: NDArray[np.int32]  # (K,)
+    valid: NDArray[np.bool_] | None  # (H, W), the pixels that count; None: all
 
 
 def count_pixels(
-    proposals: Proposals, masks: Sequence[np.ndarray], valid: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shared pixels and pixels of the union of every candidate with every object, both float64 (P, K).
+    proposals: Proposals, masks: Sequence[NDArray[np.bool_]], valid: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Count the pixels that every candidate shares with every object, and the pixels of their union.
 
-    `masks` are K bool (H, W) arrays; pixels outside `valid`, bool (H, W), count nowhere (VOC's void ones).
+    Args:
+        proposals: the P candidates of an image.
+        masks: K objects, (H, W).
+        valid: (H, W), the pixels that count; VOC's void pixels do not. None: all pixels count.
+
+    Returns:
+        Shared pixels and pixels of the union, both (P, K).
     """
     num_superpixels = proposals.num_superpixels
     counted = np.ones(proposals.superpixels.shape, bool) if valid is None else valid
@@ -62,21 +73,16 @@ def count_pixels(
     return shared, union
 
 
-def jaccard(proposals: Proposals, masks: Sequence[np.ndarray], valid: np.ndarray | None = None) -> np.ndarray:
-    """Jaccard index of every candidate with every object, float64 (P, K); arguments as count_pixels.
-
-    An object without a valid pixel has an index of 0.
-    """
-    shared, union = count_pixels(proposals, masks, valid)
-    return shared / np.maximum(union, 1)
-
-
 def best_overlaps(
-    proposals: Proposals, masks: Sequence[np.ndarray], cuts: Sequence[int], valid: np.ndarray | None = None
+    proposals: Proposals,
+    masks: Sequence[NDArray[np.bool_]],
+    cuts: Sequence[int],
+    valid: NDArray[np.bool_] | None = None,
 ) -> Overlaps:
-    """Every object with its best one of the first n candidates for every n of `cuts`.
+    """Compare every object with its best candidate among the first n, for every n of `cuts`.
 
-    Where there is no candidate, nothing is shared and the union is the object itself.
+    Without a candidate nothing is shared and the union is the object itself. An object without a valid pixel has a
+    Jaccard index of 0. The other arguments are those of `count_pixels`.
     """
     shared, union = count_pixels(proposals, masks, valid)
     sizes = [int((mask if valid is None else mask & valid).sum()) for mask in masks]
@@ -88,35 +94,22 @@ def best_overlaps(
     return Overlaps(index[best, columns], shared[best, columns], union[best, columns])
 
 
-def best_jaccard(
-    proposals: Proposals, masks: Sequence[np.ndarray], cuts: Sequence[int], valid: np.ndarray | None = None
-) -> np.ndarray:
-    """Best Jaccard index of every object among the first n candidates for every n of `cuts`, float64 (K, len(cuts)).
-
-    0 where there is no candidate.
-    """
-    return best_overlaps(proposals, masks, cuts, valid).jaccard
-
-
-def recall(best: np.ndarray, threshold: float) -> np.ndarray:
-    """Share of objects whose best Jaccard index reaches `threshold`: (K, ...) to (...)."""
-    return (best >= threshold).mean(0)
-
-
-def lone_boxes(boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-    """Boxes that meet no other box of their class, bool (K,): there a class mask inside the box is one object."""
+def lone_boxes(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return which boxes (K, 4) meet no other box of their class (K,): the class mask inside them is one object."""
     low = np.maximum(boxes_xyxy[:, None, :2], boxes_xyxy[None, :, :2])
     high = np.minimum(boxes_xyxy[:, None, 2:], boxes_xyxy[None, :, 2:])
     meet = (high > low).all(-1) & (class_ids[:, None] == class_ids[None])
     np.fill_diagonal(meet, False)
-    return ~meet.any(1)
+    lone: NDArray[np.bool_] = ~meet.any(1)
+    return lone
 
 
 def objects_of(record: Record) -> Objects | None:
-    """The objects of a record that can be told apart; None if it has no mask.
+    """Return the objects of a record that can be told apart; None if the record has no mask.
 
-    With instance masks all that have a pixel but crowds; else what the class mask shows inside boxes that meet no other
-    of their class, where it shows anything. VOC's void pixels then count nowhere; COCO's crowds are no void.
+    With instance masks these are all objects that have a pixel, crowds aside. With a class mask alone they are the
+    class's pixels inside the boxes that meet no other box of their class. VOC's void pixels do not count; COCO's crowds
+    are no void.
     """
     label_map = None if record.gt_label_map is None else decode_png(record.gt_label_map)
     if record.instance_masks is not None:
@@ -137,8 +130,17 @@ def objects_of(record: Record) -> Objects | None:
     return Objects(masks, np.array(class_ids, np.int32), label_map != IGNORE_INDEX)
 
 
-def tally(best: Overlaps, class_ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """Sums over objects that `figures` needs, float64 (C, len(cuts), sums); tallies add up over images."""
+def tally(best: Overlaps, class_ids: NDArray[np.integer], num_classes: int) -> NDArray[np.float64]:
+    """Sum over objects what `metrics` needs.
+
+    Args:
+        best: K objects with their best candidates.
+        class_ids: (K,).
+        num_classes: C, background included.
+
+    Returns:
+        Sums (C, cuts, sums) per class; the tallies of several images can be added.
+    """
     reached = [(best.jaccard >= threshold).astype(np.float64) for threshold in THRESHOLDS]
     values = np.stack([np.ones_like(best.jaccard), *best, *reached], -1)
     out = np.zeros((num_classes, *values.shape[1:]))
@@ -146,10 +148,19 @@ def tally(best: Overlaps, class_ids: np.ndarray, num_classes: int) -> np.ndarray
     return out
 
 
-def figures(tallied: np.ndarray, num_candidates: np.ndarray, cuts: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """The quality at each cut, by the cut's name, of a tally over images with so many candidates each.
+def metrics(
+    tallied: NDArray[np.float64], num_candidates: NDArray[np.integer], cuts: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Compute the quality metrics at each cut.
 
-    A figure is None where there is no object.
+    Args:
+        tallied: the sum of the tallies of all images.
+        num_candidates: (images,), number of candidates of each image.
+        cuts: the cuts of the tallies.
+
+    Returns:
+        For each cut, named "all" or by its number: mean num_candidates, mean_jaccard_instance, mean_jaccard_class and
+        recall_at_THRESHOLD. A metric is None if there is no object.
     """
     present = tallied[tallied[:, 0, _OBJECTS] > 0]
     with np.errstate(invalid="ignore"):
@@ -171,8 +182,8 @@ def figures(tallied: np.ndarray, num_candidates: np.ndarray, cuts: Sequence[int]
     return result
 
 
-def distribution(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Mean, median, 90th and 99th percentile and greatest of at least one value."""
+def distribution(values: ArrayLike) -> dict[str, float]:
+    """Return the mean, median, 90th and 99th percentile and greatest of at least one value."""
     numbers = np.asarray(values, np.float64)
     median, p90, p99, greatest = np.percentile(numbers, (50, 90, 99, 100))
     named = {"mean": numbers.mean(), "median": median, "p90": p90, "p99": p99, "max": greatest}

@@ -1,7 +1,9 @@
-"""Superpixels: the shared leaves of all hierarchies of an image.
+"""Superpixels: the smallest regions of an image, which are the leaves of all its hierarchies.
 
-Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004) and the watershed of a boundary map, several of them
-overlaid into one map, and joined until few enough are left.
+An image is segmented by Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004) or by the watershed of a
+boundary map. Several such region maps are overlaid into one, and neighbours are joined until few enough are left.
+
+Shapes: D channels, E pairs of neighbours. A region map gives every pixel the number of its region.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import higra as hg
 import numba
 import numpy as np
 import scipy.ndimage as ndi
+from numpy.typing import NDArray
 
 from boxsup_dist.proposals import grouping
 
 
 @numba.njit(cache=True)
-def _find(parent: np.ndarray, node: int) -> int:
+def _find(parent: NDArray[np.int32], node: int) -> int:
+    """Return the root of a node in a union-find forest, and shorten its path."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -27,9 +31,17 @@ def _find(parent: np.ndarray, node: int) -> int:
 
 @numba.njit(cache=True)
 def _join_by_weight(
-    first: np.ndarray, second: np.ndarray, weight: np.ndarray, parent: np.ndarray, size: np.ndarray, scale: float
+    first: NDArray[np.int32],
+    second: NDArray[np.int32],
+    weight: NDArray[np.floating],
+    parent: NDArray[np.int32],
+    size: NDArray[np.int32],
+    scale: float,
 ) -> None:
-    """Join over edges in rising weight while the weight is below both sides' internal difference + scale / size."""
+    """Join both sides of an edge if its weight is at most each side's internal difference + scale / size.
+
+    Edges come in rising weight, so a region's internal difference is the weight of its last join.
+    """
     limit = np.empty(len(parent), np.float64)
     for node in range(len(parent)):
         limit[node] = scale / max(size[node], 1)
@@ -42,8 +54,14 @@ def _join_by_weight(
 
 
 @numba.njit(cache=True)
-def _join_small(first: np.ndarray, second: np.ndarray, parent: np.ndarray, size: np.ndarray, min_size: int) -> None:
-    """Join every region smaller than min_size to the neighbour behind its weakest edge; edges come in rising weight."""
+def _join_small(
+    first: NDArray[np.int32],
+    second: NDArray[np.int32],
+    parent: NDArray[np.int32],
+    size: NDArray[np.int32],
+    min_size: int,
+) -> None:
+    """Join every region smaller than min_size to the neighbour across its weakest edge; edges come in rising weight."""
     for e in range(len(first)):
         a, b = _find(parent, first[e]), _find(parent, second[e])
         if a != b and (size[a] < min_size or size[b] < min_size):
@@ -52,12 +70,13 @@ def _join_small(first: np.ndarray, second: np.ndarray, parent: np.ndarray, size:
 
 
 @numba.njit(cache=True)
-def _join_equal(labels: np.ndarray, parent: np.ndarray, size: np.ndarray) -> None:
-    height, width = labels.shape
+def _join_equal(regions: NDArray[np.int64], parent: NDArray[np.int32], size: NDArray[np.int32]) -> None:
+    """Join 4-connected pixels of the same number."""
+    height, width = regions.shape
     for y in range(height):
         for x in range(width):
             for dy, dx in ((0, 1), (1, 0)):
-                if y + dy < height and x + dx < width and labels[y, x] == labels[y + dy, x + dx]:
+                if y + dy < height and x + dx < width and regions[y, x] == regions[y + dy, x + dx]:
                     a, b = _find(parent, y * width + x), _find(parent, (y + dy) * width + x + dx)
                     if a != b:
                         parent[b] = a
@@ -65,24 +84,29 @@ def _join_equal(labels: np.ndarray, parent: np.ndarray, size: np.ndarray) -> Non
 
 
 @numba.njit(cache=True)
-def _number(parent: np.ndarray) -> tuple[np.ndarray, int]:
-    """Consecutive region numbers in order of their first pixel."""
-    labels = np.full(len(parent), -1, np.int32)
+def _number(parent: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
+    """Number the regions from 0 in order of their first pixel; return each pixel's number and the count of regions."""
+    numbers = np.full(len(parent), -1, np.int32)
     out = np.empty(len(parent), np.int32)
     count = 0
     for pixel in range(len(parent)):
         root = _find(parent, pixel)
-        if labels[root] < 0:
-            labels[root] = count
+        if numbers[root] < 0:
+            numbers[root] = count
             count += 1
-        out[pixel] = labels[root]
+        out[pixel] = numbers[root]
     return out, count
 
 
-def pixel_edges(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """4-connected pixel pairs in rising order of their distance in `channels`, float32 (H, W, D).
+def pixel_edges(
+    channels: NDArray[np.float32],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Return all pairs of 4-connected pixels in rising order of their distance in `channels` (H, W, D).
 
-    Returns first and second pixel (int32) and distance (float32), each (E,).
+    Distances are ordered in 65,536 steps; pairs within one step keep their order in the image.
+
+    Returns:
+        First pixel, second pixel (indices into the flat image) and Euclidean distance of every pair.
     """
     height, width = channels.shape[:2]
     pixels = np.arange(height * width, dtype=np.int32).reshape(height, width)
@@ -91,79 +115,99 @@ def pixel_edges(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     first = np.concatenate([pixels[:, :-1].ravel(), pixels[:-1].ravel()])
     second = np.concatenate([pixels[:, 1:].ravel(), pixels[1:].ravel()])
     weight = np.concatenate([across, down])
-    # Radix sort of 16-bit keys: a tenth of the time of sorting floats.
+    # A radix sort of 16-bit keys takes a tenth of the time of sorting floats.
     key = np.minimum(weight * (65535 / max(float(weight.max(initial=0)), 1e-6)), 65535).astype(np.uint16)
     order = np.argsort(key, kind="stable")
     return first[order], second[order], weight[order]
 
 
-def felzenszwalb(channels: np.ndarray, scale: float, min_size: int) -> np.ndarray:
-    """Region numbers int32 (H, W) of the graph segmentation of `channels`, float32 (H, W, D)."""
+def felzenszwalb(channels: NDArray[np.float32], scale: float, min_size: int) -> NDArray[np.int32]:
+    """Segment an image by Felzenszwalb and Huttenlocher's graph segmentation.
+
+    Args:
+        channels: (H, W, D), the smoothed image.
+        scale: k of the paper; a larger one gives larger regions.
+        min_size: regions of fewer pixels are joined to a neighbour.
+
+    Returns:
+        Region map (H, W), numbers from 0.
+    """
     first, second, weight = pixel_edges(channels)
     shape = channels.shape[:2]
     parent = np.arange(shape[0] * shape[1], dtype=np.int32)
     size = np.ones(len(parent), np.int32)
     _join_by_weight(first, second, weight, parent, size, scale)
     _join_small(first, second, parent, size, min_size)
-    return _number(parent)[0].reshape(shape)
+    regions: NDArray[np.int32] = _number(parent)[0].reshape(shape)
+    return regions
 
 
-def watershed(boundaries: np.ndarray) -> np.ndarray:
-    """Catchment basins of a boundary map, float32 (H, W): region numbers int32 (H, W), without lines between them."""
+def watershed(boundaries: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return the region map (H, W) of the catchment basins of a boundary map (H, W), without lines between them."""
     graph = hg.get_4_adjacency_graph(boundaries.shape)
     weights = hg.weight_graph(graph, boundaries, hg.WeightFunction.mean)
-    return (hg.labelisation_watershed(graph, weights) - 1).astype(np.int32).reshape(boundaries.shape)
+    basins: NDArray[np.int32] = (hg.labelisation_watershed(graph, weights) - 1).astype(np.int32)
+    return basins.reshape(boundaries.shape)
 
 
-def overlay(label_maps: Sequence[np.ndarray], channels: np.ndarray, min_size: int) -> tuple[np.ndarray, int]:
-    """Connected regions on which all label maps agree, those under min_size pixels joined to a neighbour.
+def overlay(
+    region_maps: Sequence[NDArray[np.int32]], channels: NDArray[np.float32], min_size: int
+) -> tuple[NDArray[np.int32], int]:
+    """Overlay region maps (H, W): two neighbouring pixels stay in one region if they are so in every map.
 
-    The neighbour is that of the smallest distance in `channels`, float32 (H, W, D). Returns region numbers int32 (H, W)
-    and their count.
+    A region of fewer than `min_size` pixels is joined to the neighbour at the smallest distance in `channels`
+    (H, W, D).
+
+    Returns:
+        Region map (H, W) of connected regions, numbers from 0, and the count of regions.
     """
-    combined = label_maps[0].astype(np.int64)
-    for label_map in label_maps[1:]:
-        combined = combined * (int(label_map.max()) + 1) + label_map
+    combined = region_maps[0].astype(np.int64)
+    for region_map in region_maps[1:]:
+        combined = combined * (int(region_map.max()) + 1) + region_map
     shape = combined.shape
     parent = np.arange(shape[0] * shape[1], dtype=np.int32)
     size = np.ones(len(parent), np.int32)
     _join_equal(combined, parent, size)
     first, second, _ = pixel_edges(channels)
     _join_small(first, second, parent, size, min_size)
-    labels, count = _number(parent)
-    return labels.reshape(shape), count
+    regions, count = _number(parent)
+    return regions.reshape(shape), count
 
 
-def smooth(channels: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian smoothing of each channel, float32 (H, W, D)."""
-    channels = np.asarray(channels, np.float32)
-    return ndi.gaussian_filter(channels, (sigma, sigma, 0), mode="nearest", truncate=3.0)
+def smooth(channels: NDArray[np.float32] | NDArray[np.uint8], sigma: float) -> NDArray[np.float32]:
+    """Smooth each channel of (H, W, D) by a Gaussian of `sigma` pixels."""
+    smoothed: NDArray[np.float32] = ndi.gaussian_filter(
+        np.asarray(channels, np.float32), (sigma, sigma, 0), mode="nearest", truncate=3.0
+    )
+    return smoothed
 
 
 class RegionGraph(NamedTuple):
-    """Neighbouring superpixels and the pixels along their borders."""
+    """The pairs of neighbouring superpixels, and the pairs of pixels along their borders."""
 
-    pairs: np.ndarray  # int32 (E, 2), smaller id first, sorted
-    lengths: np.ndarray  # float64 (E,), 4-connected pixel pairs along the border
-    border_pairs: np.ndarray  # intp (B,), the pair that each pixel pair belongs to
-    first_px: np.ndarray  # intp (B,), flat pixel indices
-    second_px: np.ndarray  # intp (B,)
+    pairs: NDArray[np.int32]  # (E, 2), smaller id first, sorted
+    lengths: NDArray[np.float64]  # (E,), number of 4-connected pixel pairs along the border
+    border_pairs: NDArray[np.intp]  # (pixel pairs,), index of the pair of superpixels
+    first_px: NDArray[np.intp]  # (pixel pairs,), index into the flat image
+    second_px: NDArray[np.intp]  # (pixel pairs,)
 
-    def contrast(self, channels: np.ndarray) -> np.ndarray:
-        """Mean distance in `channels`, float32 (H, W, D), across each pair's border: float64 (E,)."""
+    def contrast(self, channels: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the mean distance (E,) in `channels` (H, W, D) across each pair's border."""
         flat = channels.reshape(-1, channels.shape[-1])
         distance = np.sqrt(((flat[self.first_px] - flat[self.second_px]) ** 2).sum(-1))
-        return np.bincount(self.border_pairs, distance, len(self.pairs)) / self.lengths
+        contrast: NDArray[np.float64] = np.bincount(self.border_pairs, distance, len(self.pairs)) / self.lengths
+        return contrast
 
-    def strength(self, boundaries: np.ndarray) -> np.ndarray:
-        """Mean of a boundary map, float32 (H, W), along each pair's border: float64 (E,)."""
+    def strength(self, boundaries: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the mean (E,) of a boundary map (H, W) along each pair's border."""
         flat = boundaries.ravel()
         across = np.maximum(flat[self.first_px], flat[self.second_px])  # a boundary may lie on either side
-        return np.bincount(self.border_pairs, across, len(self.pairs)) / self.lengths
+        strength: NDArray[np.float64] = np.bincount(self.border_pairs, across, len(self.pairs)) / self.lengths
+        return strength
 
 
-def region_graph(superpixels: np.ndarray, num_superpixels: int) -> RegionGraph:
-    """Graph of the superpixels that share a 4-connected border."""
+def region_graph(superpixels: NDArray[np.integer], num_superpixels: int) -> RegionGraph:
+    """Return the graph of the superpixels of a map (H, W) that share a 4-connected border."""
     height, width = superpixels.shape
     pixels = np.arange(height * width).reshape(height, width)
     firsts, seconds = [], []
@@ -179,24 +223,45 @@ def region_graph(superpixels: np.ndarray, num_superpixels: int) -> RegionGraph:
     return RegionGraph(pairs, lengths, border_pairs, first_px, second_px)
 
 
-def coarsen(graph: RegionGraph, sizes: np.ndarray, contrast: np.ndarray, scale: float) -> np.ndarray:
-    """Felzenszwalb's segmentation with superpixels for pixels: the group of every superpixel, int32 (S,).
+def coarsen(
+    graph: RegionGraph, sizes: NDArray[np.int64], contrast: NDArray[np.float64], scale: float
+) -> NDArray[np.int32]:
+    """Group superpixels by Felzenszwalb's segmentation, with superpixels in the place of pixels.
 
-    `sizes` in pixels (S,), `contrast` per pair (E,). A scale of 0 leaves every superpixel alone.
+    Args:
+        graph: the superpixels' graph.
+        sizes: (S,), pixels of every superpixel.
+        contrast: (E,), the weight of each pair.
+        scale: k of the paper; 0 leaves every superpixel alone.
+
+    Returns:
+        Group (S,) of every superpixel, numbers from 0.
     """
     parent = np.arange(len(sizes), dtype=np.int32)
     order = np.argsort(contrast, kind="stable")
     first, second = graph.pairs[order, 0], graph.pairs[order, 1]
     if scale > 0:
         _join_by_weight(first, second, contrast[order], parent, sizes.astype(np.int32), scale)
-    return _number(parent)[0]
+    groups: NDArray[np.int32] = _number(parent)[0]
+    return groups
 
 
-def reduce(graph: RegionGraph, sizes: np.ndarray, contrast: np.ndarray, max_groups: int) -> np.ndarray:
-    """At most max_groups groups of neighbouring superpixels: the group of every superpixel, int32 (S,).
+def reduce(
+    graph: RegionGraph, sizes: NDArray[np.int64], contrast: NDArray[np.float64], max_groups: int
+) -> NDArray[np.int32]:
+    """Group neighbouring superpixels into at most `max_groups` groups.
 
-    Greedily joins the two neighbours for whom the border's `contrast`, (E,) in 0..1, plus a quarter of their size over
-    the mean size is the smallest: without the size, weak borders between large regions would go before specks.
+    Joins greedily the two neighbours with the smallest contrast of their border plus a quarter of their size over the
+    mean size. Without the size, weak borders between large regions would be joined before specks.
+
+    Args:
+        graph: the superpixels' graph.
+        sizes: (S,), pixels of every superpixel.
+        contrast: (E,), contrast along the border of each pair, 0 to 1.
+        max_groups: largest number of groups.
+
+    Returns:
+        Group (S,) of every superpixel, numbers from 0.
     """
     num_superpixels = len(sizes)
     nothing = np.zeros((num_superpixels, 1), np.float32)
@@ -208,4 +273,5 @@ def reduce(graph: RegionGraph, sizes: np.ndarray, contrast: np.ndarray, max_grou
     parent = np.arange(num_superpixels + len(merges), dtype=np.int32)
     for side in (0, 1):
         parent[merges[:, side]] = np.arange(num_superpixels, len(parent))
-    return _number(parent)[0][:num_superpixels]
+    groups: NDArray[np.int32] = _number(parent)[0][:num_superpixels]
+    return groups

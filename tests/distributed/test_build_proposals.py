@@ -164,7 +164,7 @@ def test_what_is_refused(ray_local, records, tmp_path):
         tables.open_table(str(tmp_path / "p"), "proposals")
     with pytest.raises(SettingError, match="no such proposal method"):
         build_proposals(str(tmp_path / "q"), records.uri, "magic")
-    with pytest.raises(SettingError, match="settings of another method"):
+    with pytest.raises(SettingError, match="not the settings of the method"):
         build(records, tmp_path / "q", settings=3)
     shutil.rmtree(records.uri)
     with pytest.raises(TableError, match="no table here"):

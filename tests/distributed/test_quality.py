@@ -43,7 +43,7 @@ def slow_figures(records, proposals, cut, half=None):
     ]
     for record, found in groups[half::2] if half is not None else groups:
         objects = quality.objects_of(record)
-        best += quality.best_jaccard(found, objects.masks, [cut], objects.valid)[:, 0].tolist()
+        best += quality.best_overlaps(found, objects.masks, [cut], objects.valid).jaccard[:, 0].tolist()
         counts.append(min(len(found), cut))
     return pytest.approx(np.mean(best), abs=1e-6), np.mean(counts)
 

@@ -22,6 +22,6 @@ def test_best_jaccard_on_voc(shared, folder, split, floor):
         objects = quality.objects_of(record)
         if objects.masks:
             found = selective_search(decode_image(record.image))
-            best.append(quality.best_jaccard(found, objects.masks, [500, 2000], objects.valid))
+            best.append(quality.best_overlaps(found, objects.masks, [500, 2000], objects.valid).jaccard)
     at_500, at_2000 = np.concatenate(best).mean(0)
     assert at_2000 >= floor and at_500 >= floor - 0.07

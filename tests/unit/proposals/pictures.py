@@ -1,8 +1,11 @@
 """Small pictures for the proposal tests."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from boxsup_dist.data.schema import Proposals
+from boxsup_dist.proposals import quality
 
 
 def blobs(height: int = 60, width: int = 80, seed: int = 0) -> np.ndarray:
@@ -20,3 +23,9 @@ def drawn(proposals: Proposals) -> np.ndarray:
     """Every candidate's mask, bool (P, H, W), the slow way."""
     masks = [np.isin(proposals.superpixels, proposals.members(j)) for j in range(len(proposals))]
     return np.array(masks).reshape(-1, *proposals.superpixels.shape)
+
+
+def jaccard(proposals: Proposals, masks: Sequence[np.ndarray], valid: np.ndarray | None = None) -> np.ndarray:
+    """Jaccard index of every candidate with every mask, (P, K)."""
+    shared, union = quality.count_pixels(proposals, masks, valid)
+    return shared / np.maximum(union, 1)

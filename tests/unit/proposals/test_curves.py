@@ -39,7 +39,7 @@ def test_other_files_are_refused(tmp_path, text, match):
 def test_the_picture_shows_our_curve_with_and_without_published_ones(tmp_path):
     overlaps = quality.Overlaps(*np.full((3, 4, 2), 0.5))
     total = quality.tally(overlaps, np.arange(4), num_classes=5)
-    ours = list(quality.figures(total, np.array([30, 50]), [10, quality.ALL]).values())
+    ours = list(quality.metrics(total, np.array([30, 50]), [10, quality.ALL]).values())
     alone = curves.curves_figure("mine", ours, {})
     beside = curves.curves_figure("mine", ours, {"MCG": ours, "GOP": ours[:1]}, "Set_A")
     assert alone.startswith(b"\x89PNG") and alone != beside

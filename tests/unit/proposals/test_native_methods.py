@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.gop import GopSettings, gop
 from boxsup_dist.proposals.mcg import McgSettings, Tree, detect, mcg
 from boxsup_dist.proposals.methods import METHODS, find_method
-from tests.unit.proposals.pictures import blobs, drawn
+from tests.unit.proposals.pictures import blobs, drawn, jaccard
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 IMAGES = {
@@ -45,7 +44,7 @@ def test_same_image_same_proposals_and_no_near_duplicates(method):
     one, two = propose(blobs(), settings), propose(blobs(), settings)
     for field in ("superpixels", "indptr", "indices", "objectness", "boxes"):
         assert np.array_equal(getattr(one, field), getattr(two, field))
-    overlaps = quality.jaccard(one, list(drawn(one)))
+    overlaps = jaccard(one, list(drawn(one)))
     np.fill_diagonal(overlaps, 0)
     assert overlaps.max() <= 0.7
 
@@ -58,7 +57,7 @@ def test_objects_of_one_colour_are_found(method):
     image[truth] = (220, 60, 30)
     settings = METHODS[method].settings_type(duplicate_jaccard=0.95)  # the best of near-duplicates counts here
     found = METHODS[method].propose(image, settings)
-    assert quality.jaccard(found, [truth]).max() > 0.93  # smoothing moves borders by a pixel
+    assert jaccard(found, [truth]).max() > 0.93  # smoothing moves borders by a pixel
 
 
 def test_max_candidates_cuts_by_rank():
@@ -118,6 +117,6 @@ def test_settings_out_of_range(settings, field, value):
 
 def test_find_method():
     assert find_method("gop") == (METHODS["gop"], GopSettings())
-    with pytest.raises(SettingError, match="settings of another method"):
+    with pytest.raises(SettingError, match="not the settings of the method"):
         find_method("gop", McgSettings())
     assert len(gop(blobs(), GopSettings(max_candidates=5))) == 5

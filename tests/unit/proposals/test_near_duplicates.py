@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist.proposals import near_duplicates
+from boxsup_dist.proposals.membership import Membership
 
 
 def random_sets(num_sets: int, num_superpixels: int, seed: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -35,7 +36,7 @@ def test_suppression_equals_the_plain_form(limit, max_candidates):
         union = [sizes[np.union1d(members, sets[i])].sum() for i in kept]
         near = any(s / u > limit for s, u in zip(shared, union, strict=True))
         (dropped if near else kept).append(j)
-    membership = indptr, indices
+    membership = Membership(indptr, indices)
     found = near_duplicates.suppress_duplicates(membership, sizes, extents, limit, max_candidates)
     assert found.tolist() == (kept + dropped)[:max_candidates]
     assert (
@@ -45,7 +46,7 @@ def test_suppression_equals_the_plain_form(limit, max_candidates):
 
 def test_no_candidate():
     empty = np.empty(0, np.uint16)
-    membership = np.zeros(1, np.int64), empty
+    membership = Membership(np.zeros(1, np.int64), empty)
     boxes = np.zeros((3, 4), np.int32)
     assert near_duplicates.suppress_duplicates(membership, np.ones(3, np.int64), boxes, 0.9, 5).tolist() == []
 
@@ -53,6 +54,6 @@ def test_no_candidate():
 def test_take_keeps_order():
     sets, indptr, indices = random_sets(20, 15, 3)
     rows = np.array([7, 0, 19, 7])
-    out_indptr, out = near_duplicates.take(indptr, indices, rows)
+    out_indptr, out = Membership(indptr, indices).take(rows)
     assert [out[out_indptr[j] : out_indptr[j + 1]].tolist() for j in range(4)] == [sets[r].tolist() for r in rows]
-    assert near_duplicates.take(indptr, indices, np.empty(0, np.int64))[0].tolist() == [0]
+    assert Membership(indptr, indices).take(np.empty(0, np.int64)).indptr.tolist() == [0]

@@ -1,4 +1,4 @@
-"""Overlaps from counts against drawn masks, and the figures against their definitions."""
+"""Overlaps from counts against drawn masks, and the metrics against their definitions."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from boxsup_dist.data.schema import Record
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
 from tests.random_proposals import random_proposals
-from tests.unit.proposals.pictures import blobs, drawn
+from tests.unit.proposals.pictures import blobs, drawn, jaccard
 
 
 def test_equals_drawing_every_mask():
@@ -24,14 +24,14 @@ def test_equals_drawing_every_mask():
         expected = np.array(
             [[(d & m & counted).sum() / max(((d | m) & counted).sum(), 1) for m in masks] for d in drawn(found)]
         )
-        np.testing.assert_allclose(quality.jaccard(found, masks, valid), expected)
-        best = quality.best_jaccard(found, masks, [0, 1, 7, 10**6], valid)
+        np.testing.assert_allclose(jaccard(found, masks, valid), expected)
+        best = quality.best_overlaps(found, masks, [0, 1, 7, 10**6], valid).jaccard
         assert best.shape == (3, 4) and (best[:, 0] == 0).all() and (best[2] == 0).all()
         for column, n in ((1, 1), (2, 7), (3, len(found))):
             np.testing.assert_allclose(best[:, column], expected[:n].max(0))
 
 
-def test_figures_are_those_of_their_definitions():
+def test_metrics_are_those_of_their_definitions():
     rng = np.random.default_rng(1)
     cuts = [0, 3, quality.ALL]
     images = [random_proposals(rng, 20, 30, num_proposals=n) for n in (2, 9, 20)]
@@ -40,7 +40,7 @@ def test_figures_are_those_of_their_definitions():
         quality.tally(quality.best_overlaps(found, masks, cuts), class_ids, num_classes=5)
         for found, (masks, class_ids) in zip(images, objects, strict=True)
     )
-    result = quality.figures(total, np.array([len(found) for found in images]), cuts)
+    result = quality.metrics(total, np.array([len(found) for found in images]), cuts)
     assert list(result) == ["0", "3", "all"]
     assert [row["num_candidates"] for row in result.values()] == pytest.approx([0, 8 / 3, 31 / 3])
     for cut, row in zip(cuts, result.values(), strict=True):
@@ -58,11 +58,11 @@ def test_figures_are_those_of_their_definitions():
             assert row[f"recall_at_{threshold}"] == pytest.approx(np.mean(np.array(index) >= threshold), abs=1e-6)
 
 
-def test_no_object_has_no_figure():
+def test_no_object_has_no_metric():
     nothing = quality.tally(quality.best_overlaps(random_proposals(np.random.default_rng(0), 5, 5), [], [1]), [], 3)
-    row = quality.figures(nothing, np.array([20]), [1])["1"]
+    row = quality.metrics(nothing, np.array([20]), [1])["1"]
     assert row.pop("num_candidates") == 1 and set(row.values()) == {None}
-    assert quality.figures(nothing, np.array([], int), [1])["1"]["num_candidates"] is None
+    assert quality.metrics(nothing, np.array([], int), [1])["1"]["num_candidates"] is None
 
 
 def make_record(**changes) -> Record:
@@ -119,8 +119,9 @@ def test_distribution():
 
 
 def test_recall_counts_objects():
-    best = np.array([[0.2, 0.5], [0.7, 0.7], [0.1, 0.9]])
-    assert quality.recall(best, 0.5).tolist() == [1 / 3, 1]
+    best = quality.Overlaps(np.array([[0.2, 0.5], [0.7, 0.7], [0.1, 0.9]]), *[np.ones((3, 2))] * 2)
+    found = quality.metrics(quality.tally(best, np.array([1, 2, 2]), 3), np.array([9]), [3, 9])
+    assert [row["recall_at_0.5"] for row in found.values()] == [pytest.approx(1 / 3, abs=1e-6), 1]
 
 
 def test_lone_boxes():

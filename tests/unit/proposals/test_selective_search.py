@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, Strategy, selective_search
-from tests.unit.proposals.pictures import blobs, drawn
+from tests.unit.proposals.pictures import blobs, drawn, jaccard
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 IMAGES = {
@@ -49,7 +48,7 @@ def test_objects_of_one_colour_are_found():
     truth[10:40, 20:35] = truth[25:40, 20:70] = True
     image[truth] = (220, 60, 30)
     found = selective_search(image)
-    assert quality.jaccard(found, [truth]).max() > 0.93  # smoothing moves borders by a pixel
+    assert jaccard(found, [truth]).max() > 0.93  # smoothing moves borders by a pixel
 
 
 def test_max_candidates_cuts_by_rank():
