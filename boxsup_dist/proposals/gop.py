@@ -66,22 +66,22 @@ _MAX_EXAMINED = 8_000  # candidates that are examined for near-duplicates
 
 @dataclass(frozen=True)
 class GopSettings:
-    """Sizes, number of seeds and what counts as a level or a duplicate."""
+    """Settings of GOP: sizes, seeds, and what is a critical level and a near-duplicate."""
 
     max_candidates: int = 800
-    """Candidates kept of each image, best first."""
+    """Candidates to keep per image, the best ones."""
     min_leaf_px: int = 8
-    """Smaller superpixels are joined to a neighbour."""
+    """Superpixels of fewer pixels are joined to a neighbour."""
     max_leaves: int = 1500
-    """While there are more superpixels, two neighbours are joined: weak borders and small superpixels first."""
+    """Largest number of superpixels: neighbours are joined, weak borders and small superpixels first."""
     max_side_px: int = 1000
-    """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""
+    """Images with a longer side are shrunk to it and segmented; the superpixel map is enlarged to the image's size."""
     num_seeds: int = 120
-    """Seeds placed for each of the five distances."""
+    """Number of seeds for each of the five distances."""
     level_ratio: float = 1.2
-    """A level is critical if no region up to this much larger or smaller has a stronger contour."""
+    """A level is critical if no level within this factor of its area has a stronger contour."""
     duplicate_jaccard: float = 0.77
-    """Candidates that overlap a better one by more are left out."""
+    """Drop a candidate whose Jaccard index with a better one exceeds this."""
 
     def __post_init__(self) -> None:
         for name, low, high in (

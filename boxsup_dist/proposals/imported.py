@@ -38,21 +38,21 @@ MAX_SUPERPIXELS = 2**16  # ids are uint16
 
 @dataclass(frozen=True)
 class ImportedSettings:
-    """Where the files are and who wrote them."""
+    """Settings of the import: where the files are, and in which format."""
 
     folder: str = ""
-    """Folder or URI of the files, named by the image id without its source (2007_000032.mat)."""
+    """Folder or URI of the files. A file is named by the image id without its source: 2007_000032.mat."""
     format: Format = "mcg"
-    """Program that wrote them; rle for masks of any program in COCO's results format."""
+    """Program that wrote the files; rle: masks of any program, in COCO's format of results."""
     max_candidates: int | None = None
-    """Candidates kept of each image, best first; by default all."""
+    """Candidates to keep per image, the best ones; by default all."""
 
     def __post_init__(self) -> None:
         if not self.folder:
-            raise SettingError("imports need the folder of the files", field="folder")
+            raise SettingError("the method imported needs the folder of the files: set folder", field="folder")
         if self.format not in get_args(Format):
             expected = " or ".join(get_args(Format))
-            raise SettingError("no such format", field="format", value=self.format, expected=expected)
+            raise SettingError("unknown format", field="format", value=self.format, expected=expected)
         if self.max_candidates is not None and self.max_candidates < 1:
             raise SettingError("out of range", field="max_candidates", value=self.max_candidates, expected=">= 1")
 

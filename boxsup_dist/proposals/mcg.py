@@ -43,17 +43,19 @@ _MAX_EXAMINED = 30_000  # candidates that are examined for near-duplicates
 
 @dataclass(frozen=True)
 class Tree:
-    """One hierarchy: the similarities that regions are merged by, each weighing as much as its letter is repeated."""
+    """One hierarchy of MCG: the similarities by which its regions are merged."""
 
-    space: str | None  # colour space of the colour similarity
-    similarities: str
+    space: str | None  # colour space of the colour similarity; None without the letter c
+    similarities: str  # letters of SIMILARITIES; a repeated letter weighs more
     boundary: str  # boundary map of the border similarity
 
     @classmethod
     def parse(cls, text: str) -> Tree:
-        """From [SPACE:]SIMILARITIES[@BOUNDARY], for example "lab:csfb" or "ssffb@coarse".
+        """Parse [SPACE:]SIMILARITIES[@BOUNDARY], for example "lab:csfb" or "ssffb@coarse".
 
-        SettingError if it is not of that form. A space goes with the letter c, a boundary with the letter b.
+        Raises:
+            SettingError: if the text has another form, a SPACE without the letter c or the letter c without a SPACE, or
+                a BOUNDARY without the letter b.
         """
         match = re.fullmatch(rf"(?:(\w+):)?([{grouping.SIMILARITIES}]+)(?:@(\w+))?", text)
         spaces, boundaries = features.COLOUR_SPACES, edges.Boundaries._fields
@@ -71,43 +73,44 @@ class Tree:
         return cls(space, letters, boundary or "mean")
 
     def weights(self) -> np.ndarray:
-        """Weights of grouping.SIMILARITIES, float64 (5,)."""
+        """Return the weight (5,) of each of grouping.SIMILARITIES: how often its letter occurs."""
         return np.array([float(self.similarities.count(letter)) for letter in grouping.SIMILARITIES])
 
 
 @dataclass(frozen=True)
 class McgSettings:
-    """Detector, sizes and hierarchies.
+    """Settings of MCG: boundary detector, sizes and hierarchies.
 
-    The default hierarchies were chosen out of 29, by hand along greedy orders of what each adds to the best Jaccard
-    index, on every fourth of the images that they are measured on.
+    The default hierarchies were chosen out of 29 by hand, guided by the gain of each in the best Jaccard index on every
+    fourth of the images on which they are measured.
     """
 
     max_candidates: int = 2000
-    """Candidates kept of each image, best first."""
+    """Candidates to keep per image, the best ones."""
     edges: Detector = "gradient"
-    """Boundary detector: gradient (local colour gradients, no weights) or hed (learned)."""
+    """Boundary detector: gradient (local colour gradients, needs no weights) or hed (a learned network)."""
     hed_weights: str | None = None
-    """Path or URI of HED's weights; python -m jobs.get_hed_weights makes the file."""
+    """Path or URI of HED's weight file, which python -m jobs.get_hed_weights makes; only with edges hed."""
     min_leaf_px: int = 8
-    """Smaller superpixels are joined to a neighbour."""
+    """Superpixels of fewer pixels are joined to a neighbour."""
     max_leaves: int = 2000
-    """While there are more superpixels, two neighbours are joined: weak borders and small superpixels first."""
+    """Largest number of superpixels: neighbours are joined, weak borders and small superpixels first."""
     max_side_px: int = 1000
-    """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""
+    """Images with a longer side are shrunk to it and segmented; the superpixel map is enlarged to the image's size."""
     duplicate_jaccard: float = 0.8
-    """Candidates that overlap a better one by more are left out."""
+    """Drop a candidate whose Jaccard index with a better one exceeds this."""
     hierarchies: tuple[str, ...] = (
         "ssffb", "position:csfb", "lab:csfb", "sfb@coarse", "hue:ctsfb", "ab:cf", "rgi:ctsf", "sf", "hsv:csf",
         "hue:ctsf",
     )  # fmt: skip
-    """Each [SPACE:]SIMILARITIES[@BOUNDARY]: letters of colour, texture, size, fill, border; boundary mean or coarse."""
+    """Each [SPACE:]SIMILARITIES[@BOUNDARY]. SIMILARITIES: first letters of colour, texture, size, fill, border; a
+    repeated letter weighs more. SPACE: colour space for c. BOUNDARY: mean or coarse, for b."""
     single_steps: int = 2**16
-    """Splits of a hierarchy whose regions are candidates."""
+    """The regions of the first so many splits of each hierarchy are candidates."""
     pair_steps: int = 200
-    """Splits after which the new regions are joined with a neighbour."""
+    """In the first so many splits, each new region joined with one neighbour is a candidate too."""
     triplet_steps: int = 50
-    """Splits after which the new regions are joined with two neighbours."""
+    """In the first so many splits, each new region joined with two neighbours is a candidate too."""
 
     def __post_init__(self) -> None:
         for text in self.hierarchies:
@@ -120,12 +123,12 @@ class McgSettings:
             if not low <= getattr(self, name) <= high:
                 raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
         if not self.hierarchies:
-            raise SettingError("needs at least one", field="hierarchies")
+            raise SettingError("MCG needs at least one hierarchy", field="hierarchies")
         if (self.edges == "hed") != (self.hed_weights is not None):
-            expected = "a path" if self.edges == "hed" else "none unless edges is hed"
-            raise SettingError(
-                "HED and its weights go together", field="hed_weights", value=self.hed_weights, expected=expected
-            )
+            has_weights = self.hed_weights is not None
+            problem = "hed_weights has no effect unless edges is hed" if has_weights else "edges hed needs hed_weights"
+            expected = "none" if has_weights else "the file that python -m jobs.get_hed_weights makes"
+            raise SettingError(problem, field="hed_weights", value=self.hed_weights, expected=expected)
 
 
 def identity(settings: McgSettings) -> dict[str, Any]:

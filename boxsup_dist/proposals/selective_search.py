@@ -23,15 +23,19 @@ _FULL_CONTRAST = 60.0  # distance of colours, channels in 0..255, that counts as
 
 @dataclass(frozen=True)
 class Strategy:
-    """One hierarchy: what is compared, and the scale of the segmentation that it starts from."""
+    """One hierarchy of Selective Search: what is compared, and from which segmentation it starts."""
 
-    space: str
-    similarities: str
-    start: float
+    space: str  # colour space
+    similarities: str  # letters of SIMILARITIES
+    start: float  # Felzenszwalb's scale of the segmentation that it starts from; 0: it starts from the superpixels
 
     @classmethod
     def parse(cls, text: str) -> Strategy:
-        """From SPACE:SIMILARITIES[@START], for example "hsv:csf@2000"; SettingError if it is not of that form."""
+        """Parse SPACE:SIMILARITIES[@START], for example "hsv:csf@2000".
+
+        Raises:
+            SettingError: if the text has another form.
+        """
         match = re.fullmatch(rf"(\w+):([{grouping.SIMILARITIES}]+)(?:@(\d+(?:\.\d+)?))?", text)
         if match is None or match[1] not in features.COLOUR_SPACES:
             raise SettingError(
@@ -46,31 +50,32 @@ class Strategy:
 
 @dataclass(frozen=True)
 class SelectiveSearchSettings:
-    """Sizes and strategies.
+    """Settings of Selective Search: sizes and strategies.
 
-    The default strategies were chosen greedily out of 71 by what each adds to the best Jaccard index on half of the
-    images that they are measured on.
+    The default strategies were chosen greedily out of 71, by the gain of each in the best Jaccard index on half of the
+    images on which they are measured.
     """
 
     max_candidates: int = 2000
-    """Candidates kept of each image, best first."""
+    """Candidates to keep per image, the best ones."""
     leaf_spaces: tuple[str, ...] = ("lab", "rgb")
-    """Colour spaces whose fine segmentations, overlaid, give the superpixels."""
+    """Colour spaces of the fine segmentations; their overlay gives the superpixels."""
     leaf_scale: float = 100.0
-    """Felzenszwalb's scale of those segmentations; larger gives larger superpixels."""
+    """Felzenszwalb's scale of the fine segmentations; a larger scale gives larger superpixels."""
     min_leaf_px: int = 30
-    """Smaller superpixels are joined to a neighbour."""
+    """Superpixels of fewer pixels are joined to a neighbour."""
     max_leaves: int = 1500
-    """While there are more superpixels, two neighbours are joined: weak borders and small superpixels first."""
+    """Largest number of superpixels: neighbours are joined, weak borders and small superpixels first."""
     max_side_px: int = 1000
-    """Images with a longer side are segmented at this size; the superpixel map has the image's own size."""
+    """Images with a longer side are shrunk to it and segmented; the superpixel map is enlarged to the image's size."""
     duplicate_jaccard: float = 0.9
-    """Candidates that overlap a better one by more are ranked behind all others."""
+    """A candidate whose Jaccard index with a better one exceeds this is moved behind all others."""
     strategies: tuple[str, ...] = (
         "hsv:csfb", "lab:sf", "hue:ctsf", "rgi:ctsf", "lab:cts", "hsv:csf@2000", "position:csf", "rgb:sfb", "rgi:csf",
         "hsv:sfb", "ab:cf", "hsv:ctsf", "hue:cts", "lab:csf@2000",
     )  # fmt: skip
-    """Hierarchies, each SPACE:SIMILARITIES[@START]: letters of colour, texture, size, fill, border; a start scale."""
+    """One hierarchy each, SPACE:SIMILARITIES[@START]. SPACE: a colour space. SIMILARITIES: first letters of colour,
+    texture, size, fill, border. START: scale of the segmentation to start from; by default the superpixels."""
 
     def __post_init__(self) -> None:
         for text in self.strategies:
@@ -86,7 +91,8 @@ class SelectiveSearchSettings:
                 expected = ", ".join(features.COLOUR_SPACES)
                 raise SettingError("no such colour space", field="leaf_spaces", value=space, expected=expected)
         if not self.leaf_spaces or not self.strategies:
-            raise SettingError("needs at least one", field="leaf_spaces" if self.strategies else "strategies")
+            name = "leaf_spaces" if self.strategies else "strategies"
+            raise SettingError(f"Selective Search needs at least one of {name}", field=name)
 
 
 class _Image:
