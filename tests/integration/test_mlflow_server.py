@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from boxsup_dist.tracking.tracker import RunTracker
+from boxsup_dist.tracking.tracker import RunTracker, logger
 from jobs.drill.mlflow_server import WAIT_S, Server, free_port
 
 PROMPT_S = 5.0  # a caller that waited for the server would take longer: its requests time out after 10 s each
@@ -88,7 +88,7 @@ def test_an_address_where_nothing_listens(caplog: pytest.LogCaptureFixture) -> N
     started = time.monotonic()
     assert not tracker.close(60)
     assert time.monotonic() - started < 60
-    assert len([r for r in caplog.records if r.name == tracker.logger.name]) == 2, "one warning and one count"
+    assert len([r for r in caplog.records if r.name == logger.name]) == 2, "one warning and one count"
 
 
 def test_a_server_that_accepts_and_never_answers() -> None:

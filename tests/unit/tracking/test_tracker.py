@@ -17,14 +17,9 @@ import pytest
 
 from boxsup_dist.data.tables import ShardInfo, Table
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.tracking.tracker import (
-    MAX_PARAM_CHARS,
-    RunTracker,
-    add_artifacts,
-    default_tracking_uri,
-    flatten,
-    git_revision,
-)
+from boxsup_dist.tracking.calls import flatten
+from boxsup_dist.tracking.client import add_artifacts, default_tracking_uri
+from boxsup_dist.tracking.tracker import MAX_PARAM_CHARS, RunTracker, git_revision
 
 # A new SQLite store takes seconds of migrations: its tests share one.
 WAIT_S = 120.0
