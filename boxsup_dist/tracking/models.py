@@ -80,10 +80,8 @@ class LabelMapModel:
             image = decode_image(data)
         except Exception as error:  # each format's decoder raises errors of its own
             raise RecordError("not an image file", field=f"image of row {row}", value=str(error)[:200]) from None
-        label_map: NDArray[np.uint8] = (
-            predict_log_probs(self.network, image, self.network.device).argmax(0).astype(np.uint8)
-        )
-        return label_map
+        log_probs: NDArray[np.float32] = predict_log_probs(self.network, image, self.network.device)
+        return log_probs.argmax(0).astype(np.uint8)
 
 
 def _load_pyfunc(path: str) -> LabelMapModel:
