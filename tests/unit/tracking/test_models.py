@@ -167,7 +167,7 @@ def test_the_checkpoint_of_a_model_with_the_old_loader_is_found(
     shutil.copytree(old_model, other)
     (other / "MLmodel").write_text((other / "MLmodel").read_text().replace("boxsup_dist.mlflow_model", "os.path"))
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda artifact_uri, dst_path: str(other))
-    with pytest.raises(InputError, match="not made by jobs.export_model.*os.path"):
+    with pytest.raises(InputError, match=r"not made by jobs\.export_model.*os\.path"):
         models.load_network("models:/other/1", store)
 
 
