@@ -87,5 +87,5 @@ def find_consensus(
     shared = np.add.reduceat((probability * area)[members], starts)
     sizes = np.add.reduceat(area[members].astype(np.float64), starts)
     agreement = shared / np.maximum((probability * area).sum() + sizes - shared, 1e-12)
-    probability = np.where(area > 0, np.round(probability, COST_DIGITS), 0)
-    return Consensus(order[np.argsort(-np.round(agreement, COST_DIGITS), kind="stable")], probability)
+    inside: NDArray[np.float64] = np.where(area > 0, np.round(probability, COST_DIGITS), 0.0)
+    return Consensus(order[np.argsort(-np.round(agreement, COST_DIGITS), kind="stable")], inside)

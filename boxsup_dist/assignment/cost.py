@@ -52,6 +52,9 @@ from boxsup_dist.config import CostForm
 from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import BACKGROUND, Proposals
 
+Window = tuple[int, int, int, int]
+"""Pixels x0, y0, x1, y1 of an image, half-open."""
+
 
 @dataclass(frozen=True)
 class BoxCosts:
@@ -72,25 +75,11 @@ def box_iou(box: NDArray[np.floating], boxes: NDArray[np.number]) -> NDArray[np.
     boxes = boxes.astype(np.float64)
     low = np.maximum(boxes[:, :2], box[:2])
     high = np.minimum(boxes[:, 2:], box[2:])
-    intersection: NDArray[np.float64] = np.prod(np.clip(high - low, 0, None), axis=1)
+    intersection = np.prod(np.clip(high - low, 0, None), axis=1)
     areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
     area = float(np.prod(np.asarray(box[2:], np.float64) - box[:2]))
-    return intersection / np.maximum(areas + area - intersection, 1e-12)
-
-
-def _segment_sums(values: NDArray[np.float64], proposals: Proposals) -> NDArray[np.float64]:
-    """Sum over every proposal of a number (S,) per superpixel, as (P,): the product with the membership matrix."""
-    sums: NDArray[np.float64] = np.add.reduceat(values[proposals.indices], proposals.indptr[:-1])
-    return sums
-
-
-def _background_margin(
-    log_probs: NDArray[np.float32], class_id: int, limit: float | None = None
-) -> NDArray[np.float64]:
-    """The margin d = log p(background) - log p(c), (H, W), clipped to +-limit."""
-    # In float64, because float32 rounds the difference of two log-probabilities, and that would decide near ties.
-    margin: NDArray[np.float64] = np.subtract(log_probs[BACKGROUND], log_probs[class_id], dtype=np.float64)
-    return margin if limit is None else np.clip(margin, -limit, limit)
+    iou: NDArray[np.float64] = intersection / np.maximum(areas + area - intersection, 1e-12)
+    return iou
 
 
 def candidate_costs(
@@ -149,16 +138,16 @@ def _image_regression(
 ) -> NDArray[np.float64]:
     """Er of form "image", (P,): equation 3 divided by the image's pixels. `sums` keeps what boxes of a class share."""
     num_pixels = log_probs[BACKGROUND].size
-    all_background: np.float64 = -log_probs[BACKGROUND].sum(dtype=np.float64)
+    all_background = -float(log_probs[BACKGROUND].sum(dtype=np.float64))
+    height, width = proposals.superpixels.shape
     if box_margin is not None:
-        margin = _background_margin(log_probs, class_id)
-        height, width = margin.shape
-        inside = _superpixel_sums(proposals, margin, pixel_box(box, height, width, margin=box_margin))
+        window = pixel_box(box, height, width, margin=box_margin)
+        inside = _superpixel_sums(proposals, _background_margin(log_probs, class_id, window), window)
         return (all_background + _segment_sums(inside, proposals)) / num_pixels
     if class_id not in sums:
-        margin = _background_margin(log_probs, class_id)
-        whole = (0, 0, margin.shape[1], margin.shape[0])
-        sums[class_id] = _segment_sums(_superpixel_sums(proposals, margin, whole), proposals)
+        whole = (0, 0, width, height)
+        values = _superpixel_sums(proposals, _background_margin(log_probs, class_id, whole), whole)
+        sums[class_id] = _segment_sums(values, proposals)
     return (all_background + sums[class_id]) / num_pixels
 
 
@@ -171,22 +160,32 @@ def _centred_regression(
 ) -> NDArray[np.float64]:
     """Er of form "centred", (P,): sum over S in B of (d - mean of d over B), divided by the area of B."""
     height, width = proposals.superpixels.shape
-    x0, y0, x1, y1 = pixel_box(box, height, width)
-    margin = _background_margin(log_probs[:, y0:y1, x0:x1], class_id, limit)
+    window = pixel_box(box, height, width)
+    margin = _background_margin(log_probs, class_id, window, limit)
     centred = margin - margin.mean(dtype=np.float64)
-    inside = np.bincount(
-        proposals.superpixels[y0:y1, x0:x1].ravel(), weights=centred.ravel(), minlength=proposals.num_superpixels
-    )
-    return _segment_sums(inside, proposals) / margin.size
+    return _segment_sums(_superpixel_sums(proposals, centred, window), proposals) / margin.size
 
 
-def _superpixel_sums(
-    proposals: Proposals, values: NDArray[np.float64], window: tuple[int, int, int, int]
+def _background_margin(
+    log_probs: NDArray[np.float32], class_id: int, window: Window, limit: float | None = None
 ) -> NDArray[np.float64]:
-    """Sum of `values` (H, W) over the pixels of every superpixel inside the window x0, y0, x1, y1, as (S,)."""
+    """The margin d = log p(background) - log p(c) at the pixels (h, w) of a window, clipped to +-limit."""
     x0, y0, x1, y1 = window
-    return np.bincount(
-        proposals.superpixels[y0:y1, x0:x1].ravel(),
-        weights=values[y0:y1, x0:x1].ravel(),
-        minlength=proposals.num_superpixels,
-    )
+    background, own = log_probs[BACKGROUND, y0:y1, x0:x1], log_probs[class_id, y0:y1, x0:x1]
+    # In float64, because float32 rounds the difference of two log-probabilities, and that would decide near ties.
+    margin: NDArray[np.float64] = np.subtract(background, own, dtype=np.float64)
+    return margin if limit is None else np.clip(margin, -limit, limit)
+
+
+def _superpixel_sums(proposals: Proposals, values: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
+    """Sum over every superpixel of the values (h, w) of a window's pixels, as (S,)."""
+    x0, y0, x1, y1 = window
+    ids = proposals.superpixels[y0:y1, x0:x1].ravel()
+    sums = np.bincount(ids, weights=values.ravel(), minlength=proposals.num_superpixels)
+    return sums.astype(np.float64, copy=False)
+
+
+def _segment_sums(values: NDArray[np.float64], proposals: Proposals) -> NDArray[np.float64]:
+    """Sum over every proposal of a number (S,) per superpixel, as (P,): the product with the membership matrix."""
+    sums: NDArray[np.float64] = np.add.reduceat(values[proposals.indices], proposals.indptr[:-1])
+    return sums

@@ -81,7 +81,8 @@ class LabelMapModel:
         except Exception as error:  # each format's decoder raises errors of its own
             raise RecordError("not an image file", field=f"image of row {row}", value=str(error)[:200]) from None
         log_probs: NDArray[np.float32] = predict_log_probs(self.network, image, self.network.device)
-        return log_probs.argmax(0).astype(np.uint8)
+        label_map: NDArray[np.uint8] = log_probs.argmax(0).astype(np.uint8)
+        return label_map
 
 
 def _load_pyfunc(path: str) -> LabelMapModel:

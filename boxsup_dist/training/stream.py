@@ -125,6 +125,7 @@ def _lane_pairs(
         return
     dataset = make_dataset(slices, mixture, labels, epoch, max_tasks)
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=2 * max_tasks):
+        assert isinstance(block, dict)
         if "error" in block:
             raise ray.cloudpickle.loads(block["error"][0])
         yield from _from_block(block)
