@@ -61,10 +61,10 @@ def test_a_list_is_relative_to_its_own_folder(folder, tmp_path):
     ("path", "problem"),
     [
         ("absent", "no such file or folder"),
-        ("empty", "no image here"),
-        ("nothing*", "no image here"),
+        ("empty", "no image found"),
+        ("nothing*", "no image found"),
         ("same", "would write the same output"),
-        ("nested", "named as another's folder"),
+        ("nested", "the same name as the folder of another image"),
         ("mixed.txt", "mixes file systems"),
         ("escaping.txt", "a name that leaves its folder; file: s3://b"),
         ("binary", "neither an image"),
