@@ -1,4 +1,4 @@
-"""The training stream: the same global batches for any number of workers, from any step on, through Ray as without."""
+"""The training stream: the same global batches for any number of workers, from any step on, with and without Ray."""
 
 import random
 import time
@@ -25,7 +25,7 @@ BATCH, EPOCH = 4, 2
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory) -> Mixture:
-    """Box supervision on records whose ground truth would break whoever reads it."""
+    """Box supervision on records whose ground truth does not decode, so that reading it would fail."""
     train, proposals, _ = tiny.write_tables(tmp_path_factory.mktemp("poisoned"), mask=tiny.POISON)
     return Mixture(make_units([Source(train, "box", proposals)]), tiny.ASSIGNMENT, tiny.AUGMENT, seed=5)
 
@@ -100,7 +100,7 @@ def test_any_number_of_workers_gives_the_same_batches_from_any_step_on(ray_local
 
 
 def test_blocks_may_arrive_in_any_order(mixture, monkeypatch):
-    """Ray Data gives blocks as they finish: each row must find its step all the same."""
+    """Ray Data yields blocks as they finish; each row must still reach its step."""
     mixture = with_supervision(mixture, "rectangles")
     expected = oracle(mixture, None)
 
@@ -120,7 +120,7 @@ def test_the_order_and_the_pixels_change_with_the_epoch(mixture):
 
 
 def test_scheduling_does_not_spin_while_the_training_is_slow(ray_local, mixture):
-    """Ray Data may fill a megabyte beside what it reserves, so that it soon has no task to wait for."""
+    """With one megabyte beside its reserve, Ray Data soon has no task to wait for."""
     steps = []
 
     class Counted(session.UnhurriedSteps):
@@ -177,7 +177,7 @@ def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(mixture, m
 
 
 def test_a_slice_takes_one_task(ray_local, mixture):
-    """Ray Data fuses what numbers the slices with what loads them."""
+    """Ray Data fuses the numbering of the slices with their loading."""
     pieces = make_order(mixture).for_worker(0, 1)
     rectangles = with_supervision(mixture, "rectangles")
     stats = stream.make_dataset(pieces, rectangles, None, EPOCH, 2).materialize().stats()

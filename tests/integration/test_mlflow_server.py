@@ -65,7 +65,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(server: Server, ca
     assert any("answers again" in r.message for r in caplog.records)
 
 
-def test_a_server_that_dies_for_good_does_not_hold_up_the_end(server: Server) -> None:
+def test_a_server_that_stays_down_does_not_delay_the_end(server: Server) -> None:
     tracker = RunTracker(tracking_uri=server.uri)
     tracker.start("served", "killed for good")
     log_epochs(tracker, range(2))

@@ -52,7 +52,7 @@ def same(first: SegmentationNetwork, state: CheckpointState) -> bool:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run as a training leaves it, with an MLflow run in a new store: that takes seconds, so all tests share it."""
+    """A finished run directory with an MLflow run in a new store; making it takes seconds, so all tests share it."""
     folder = tmp_path_factory.mktemp("runs")
     tiny.write_records(folder / "records", [tiny.make_record(i, "val") for i in range(3)])
     run_dir = str(folder / "box")
@@ -87,7 +87,7 @@ def test_it_predicts_label_maps_from_image_bytes(saved: str) -> None:
         np.testing.assert_array_equal(first, second)
 
 
-def test_what_it_says_of_itself(saved: str) -> None:
+def test_signature_class_names_and_requirements(saved: str) -> None:
     from mlflow.models import Model
 
     model = Model.load(saved)
@@ -100,7 +100,7 @@ def test_what_it_says_of_itself(saved: str) -> None:
     assert not list(Path(saved).rglob("*.pkl"))
 
 
-def test_bytes_that_are_no_image_are_named(saved: str) -> None:
+def test_the_row_that_is_not_an_image_is_named(saved: str) -> None:
     with pytest.raises(RecordError, match="image of row 1"):
         models.predict(saved, [image_file(), b"not an image"])
 
@@ -201,7 +201,7 @@ def test_the_job_publishes_what_it_has_compared(run_dir: str, tmp_path: Path, mo
     weights = models.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), tracking_uri)
     assert weights == f"checkpoint:{tmp_path}/start/models-tiny-box-1"
     assert same(checkpoint.load_network(weights.removeprefix("checkpoint:")), make_state())
-    # The second time it is there already: no store is asked.
+    # The second call finds the copy and asks no store.
     assert models.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), "sqlite:////no") == weights
     assert models.fetch_weights("checkpoint:runs/a", "nowhere") == "checkpoint:runs/a"
     assert models.fetch_weights(None, "nowhere") is None

@@ -112,7 +112,7 @@ def test_resuming_from_any_step_gives_the_rest(sizes, num_workers):
             assert worker_steps(found, rank, num_workers, start) == whole[start:]
 
 
-def test_a_resumed_epoch_may_go_on_with_another_number_of_workers():
+def test_a_resumed_epoch_may_have_another_number_of_workers():
     found = make_order(TABLES["uneven"], 10)
     assert global_steps(found, 3, start_step=2) == global_steps(found, 4)[2:]
 
