@@ -143,12 +143,15 @@ def _image_regression(
     if box_margin is not None:
         window = pixel_box(box, height, width, margin=box_margin)
         inside = _superpixel_sums(proposals, _background_margin(log_probs, class_id, window), window)
-        return (all_background + _segment_sums(inside, proposals)) / num_pixels
-    if class_id not in sums:
-        whole = (0, 0, width, height)
-        values = _superpixel_sums(proposals, _background_margin(log_probs, class_id, whole), whole)
-        sums[class_id] = _segment_sums(values, proposals)
-    return (all_background + sums[class_id]) / num_pixels
+        margins = _segment_sums(inside, proposals)
+    else:
+        if class_id not in sums:
+            whole = (0, 0, width, height)
+            values = _superpixel_sums(proposals, _background_margin(log_probs, class_id, whole), whole)
+            sums[class_id] = _segment_sums(values, proposals)
+        margins = sums[class_id]
+    regression: NDArray[np.float64] = (all_background + margins) / num_pixels
+    return regression
 
 
 def _centred_regression(

@@ -90,7 +90,7 @@ def check_widths(widths_px: Sequence[int], boundary_share: float = BOUNDARY_SHAR
 
 def contour(ground_truth: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Contour pixels (H, W) of a label map (H, W): its void pixels or, without any, both sides of every boundary."""
-    void = ground_truth == IGNORE_INDEX
+    void: NDArray[np.bool_] = ground_truth == IGNORE_INDEX
     if void.any():
         return void
     found = np.zeros(ground_truth.shape, bool)
@@ -107,7 +107,8 @@ def bands(ground_truth: NDArray[np.integer], widths_px: Sequence[int]) -> NDArra
     if not near.any():
         return np.zeros((len(widths_px), *near.shape), bool)
     distance = _chessboard_distance(~near)
-    return np.stack([distance <= width for width in widths_px])
+    found: NDArray[np.bool_] = np.stack([distance <= width for width in widths_px])
+    return found
 
 
 def boundary_distance_px(height: int, width: int, share: float = BOUNDARY_SHARE) -> int:

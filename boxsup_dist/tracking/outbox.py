@@ -110,7 +110,7 @@ class Outbox:
             self._num_failures_in_a_row = 0
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        lost = self._num_lost + self.num_waiting
+        lost = self.num_lost + self.num_waiting
         if lost:
             self._logger.warning("%s: %d calls were not delivered", self._service, lost)
         return lost == 0
