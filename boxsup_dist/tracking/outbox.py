@@ -2,7 +2,7 @@
 
 `put` returns at once and never raises. A call that fails goes to the end of the queue and is tried again after a pause;
 the pause doubles after each failure, up to a limit. A call is given up, and counted, if the service refuses it or if it
-keeps failing while other calls succeed. The first failure is warned of at once, later ones at most every
+keeps failing while other calls succeed. The outbox warns of the first failure at once, and of later ones at most every
 `warn_every_s`.
 """
 
@@ -22,11 +22,13 @@ MAX_STRIKES = 3  # failures of one call while others succeeded: the call is at f
 
 @dataclass
 class _Call:
+    """A call in the queue; the first three fields are the arguments of `put`."""
+
     what: str
     action: Callable[[], None]
     num_bytes: int
-    strikes: int = 0
-    delivered_before: int = -1  # successes of the outbox at this call's last failure
+    strikes: int = 0  # failures while other calls succeeded
+    delivered_before: int = -1  # successes of the outbox before this call's last failure
 
 
 class Outbox:
@@ -79,7 +81,7 @@ class Outbox:
 
     @property
     def num_lost(self) -> int:
-        """Number of calls given up: refused, at fault, or dropped from a full queue."""
+        """Number of calls given up: refused, at fault, dropped from a full queue, or put in after `close`."""
         return self._num_lost
 
     def put(self, what: str, action: Callable[[], None], num_bytes: int = 0) -> None:
