@@ -186,8 +186,8 @@ def measure_stream(
     started = time.process_time()
     pairs = load_slice(Slice(0, 0, 0, rows), mixture, labels, 0)
     seconds = (time.process_time() - started) / len(rows)
-    chosen = np.resize(np.arange(len(rows)), batch_images)
-    return seconds, pairs["image"][chosen], pairs["label_map"][chosen]
+    chosen = [pairs[i] for i in np.resize(np.arange(len(rows)), batch_images)]
+    return seconds, np.stack([pair.image for pair in chosen]), np.stack([pair.label_map for pair in chosen])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.tracking import models
-from boxsup_dist.tracking.tracker import read_run
+from boxsup_dist.tracking.client import read_run
 
 Format = Literal["mlflow", "onnx", "torch"]
 FILES: dict[Format, str] = {"mlflow": "model", "onnx": "model.onnx", "torch": "model.pt2"}

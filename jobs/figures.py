@@ -34,7 +34,7 @@ from boxsup_dist.runs import comparison
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.comparison import FinishedRun
 from boxsup_dist.runs.networks import load_run, make_pool
-from boxsup_dist.tracking.tracker import add_artifacts, read_run
+from boxsup_dist.tracking.client import add_artifacts, read_run
 
 Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
 KINDS: tuple[Kind, ...] = ("label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves")

@@ -1,1 +1,1 @@
-"""Which candidate segment each box takes: cost, selection, and the reassignment between epochs."""
+"""Assignment: which candidate segment each box takes, by its cost; the reassignment between epochs."""

@@ -1,11 +1,17 @@
-"""Assign a candidate segment to every box of an image, and of a row group: pure functions of network and tables."""
+"""The assignment of one image and of one row group: which segment each box takes, as rows of the labels table.
+
+Reads records, proposals and, after the warm-up, a network's log-probabilities; never the ground truth. The functions
+are pure: any process computes the same rows, in any grouping of the images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from boxsup_dist.assignment.consensus import Consensus, find_consensus, find_undecided
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
@@ -17,27 +23,54 @@ from boxsup_dist.data.labels import labels_table
 from boxsup_dist.data.schema import Proposals, Record, iter_records, proposals_from_row
 from boxsup_dist.errors import RecordError, decoding
 
-LogProbs = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> float32 (C, H, W)
+LogProbs = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""A network's log-softmax (C, H, W) of an image RGB (H, W, 3)."""
 
-# Supervision by boxes never opens gt_label_map: it is not read here.
+# Supervision by boxes never opens gt_label_map: it is not among the columns that are read.
 RECORD_COLUMNS = ("image_id", "image", "height", "width", "boxes_xyxy", "class_ids", "difficult", "crowd")
+
+_NO_SUPERPIXELS: NDArray[np.uint16] = np.array([], np.uint16)
+
+
+class LabelRow(NamedTuple):
+    """One row of the labels table: what one box took. The fields are the table's columns."""
+
+    image_id: str
+    box_index: int
+    class_id: int
+    proposal_index: int  # -1: no candidate
+    superpixel_ids: NDArray[np.uint16]  # the segment; empty without a candidate
+    undecided_ids: NDArray[np.uint16]  # superpixels whose pixels inside the box training ignores
+    overlap_cost: float  # Eo; nan without a candidate
+    regression_cost: float  # Er; nan without a candidate
+    rank: int  # place in the order of choice, 0 is first; -1: no candidate
 
 
 def assign_image(
     record: Record,
     proposals: Proposals,
-    log_probs: np.ndarray | None,
+    log_probs: NDArray[np.float32] | None,
     settings: AssignmentSettings,
     *,
     seed: int,
     epoch: int,
-    image: np.ndarray | None = None,
-    static_map: np.ndarray | None = None,
-) -> list[dict]:
-    """Rows of the labels table for one image, one a box; a crowd takes no candidate.
+    image: NDArray[np.uint8] | None = None,
+    static_map: NDArray[np.uint8] | None = None,
+) -> list[LabelRow]:
+    """Choose the segments of all boxes of one image.
 
-    `log_probs` None (warm-up) means that the overlap alone counts. `image`, uint8 RGB (H, W, 3), is needed in epochs
-    that refine, where `static_map`, uint8 (H, W), votes too if there is one.
+    Args:
+        record: The image's boxes.
+        proposals: The image's proposals.
+        log_probs: The network's log-softmax (C, H, W) at image size; None (warm-up) lets overlap alone decide.
+        settings: How a box takes its segment.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        image: RGB (H, W, 3), needed in epochs that refine (`refines`).
+        static_map: Label map (H, W) that votes in epochs that refine; None is no vote.
+
+    Returns:
+        One row per box, in their order. A crowd, and a box without a candidate, has proposal -1 and no superpixel.
     """
     costs = candidate_costs(
         proposals,
@@ -49,27 +82,9 @@ def assign_image(
         logit_limit=settings.logit_limit,
         rank_weight=settings.rank_weight,
     )
-    choices: list[Choice] = []
-    votes: list[np.ndarray | None] = []  # None: the box takes no segment
-    for k, box_costs in enumerate(costs):
-        choice, consensus = NO_CHOICE, None
-        if not record.crowd[k]:
-            order, consensus = _order(box_costs, proposals, record.boxes_xyxy[k], settings)
-            choice = choose(
-                box_costs,
-                order,
-                top_k=settings.top_k,
-                seed=seed,
-                epoch=epoch,
-                image_id=record.image_id,
-                box_index=k,
-            )
-        choices.append(choice)
-        votes.append(consensus.probability if consensus is not None and choice.proposal_index >= 0 else None)
-    segments = [
-        proposals.members(choice.proposal_index) if choice.proposal_index >= 0 else np.empty(0, np.uint16)
-        for choice in choices
-    ]
+    taken = [_take(box_costs, record, k, proposals, settings, seed, epoch) for k, box_costs in enumerate(costs)]
+    choices, votes = [choice for choice, _ in taken], [vote for _, vote in taken]
+    segments = [_segment(choice, proposals) for choice in choices]
     if refines(settings, epoch):
         assert image is not None
         refined = refine_segments(
@@ -86,42 +101,68 @@ def assign_image(
                 segments[k] = np.flatnonzero(share >= 0.5).astype(np.uint16)
     rows = []
     for k, (choice, segment, vote) in enumerate(zip(choices, segments, votes, strict=True)):
-        undecided = list[int]()
+        undecided = _NO_SUPERPIXELS
         if vote is not None and settings.ignore_undecided is not None:
-            undecided = find_undecided(vote, segment, settings.ignore_undecided).tolist()
+            undecided = find_undecided(vote, segment, settings.ignore_undecided)
         rows.append(_row(record, k, choice, segment, undecided))
     return rows
 
 
-def _row(record: Record, box: int, choice: Choice, segment: np.ndarray, undecided: Sequence[int] = ()) -> dict:
-    return {
-        "image_id": record.image_id,
-        "box_index": box,
-        "class_id": int(record.class_ids[box]),
-        "proposal_index": choice.proposal_index,
-        "superpixel_ids": list(segment),
-        "undecided_ids": list(undecided),
-        "overlap_cost": choice.overlap_cost,
-        "regression_cost": choice.regression_cost,
-        "rank": choice.rank,
-    }
+def _take(
+    costs: BoxCosts,
+    record: Record,
+    k: int,
+    proposals: Proposals,
+    settings: AssignmentSettings,
+    seed: int,
+    epoch: int,
+) -> tuple[Choice, NDArray[np.float64] | None]:
+    """The choice of box k, and the votes (S,) of its consensus; None without a consensus or a candidate."""
+    if record.crowd[k]:
+        return NO_CHOICE, None
+    order, consensus = _order(costs, proposals, record.boxes_xyxy[k], settings)
+    choice = choose(costs, order, top_k=settings.top_k, seed=seed, epoch=epoch, image_id=record.image_id, box_index=k)
+    return choice, None if consensus is None or choice is NO_CHOICE else consensus.probability
+
+
+def _segment(choice: Choice, proposals: Proposals) -> NDArray[np.uint16]:
+    return _NO_SUPERPIXELS if choice.proposal_index < 0 else proposals.members(choice.proposal_index)
+
+
+def _row(
+    record: Record, k: int, choice: Choice, segment: NDArray[np.uint16], undecided: NDArray[np.uint16]
+) -> LabelRow:
+    return LabelRow(
+        record.image_id,
+        k,
+        int(record.class_ids[k]),
+        choice.proposal_index,
+        segment,
+        undecided,
+        choice.overlap_cost,
+        choice.regression_cost,
+        choice.rank,
+    )
 
 
 def refines(settings: AssignmentSettings, epoch: int) -> bool:
-    """Whether this epoch's segments are refined."""
+    """Whether the segments of this epoch, from 0, are refined (`refine.py`)."""
     return settings.refine_from_epoch is not None and epoch >= settings.refine_from_epoch
 
 
 def repeats(settings: AssignmentSettings, epoch: int) -> bool:
-    """Whether this epoch's labels are those of the epoch before: in the warm-up, unless they are drawn anew."""
+    """Whether the labels of this epoch, from 0, are those of the epoch before, so that no assignment is needed.
+
+    They are in the warm-up, whose costs do not change, unless the choice is a new draw or the refinement starts.
+    """
     within = 0 < epoch < settings.warmup_epochs
     return within and settings.top_k == 1 and refines(settings, epoch) == refines(settings, epoch - 1)
 
 
 def _order(
-    costs: BoxCosts, proposals: Proposals, box: np.ndarray, settings: AssignmentSettings
-) -> tuple[np.ndarray, Consensus | None]:
-    """Candidates in the order of choice, and the consensus that gave it."""
+    costs: BoxCosts, proposals: Proposals, box: NDArray[np.float32], settings: AssignmentSettings
+) -> tuple[NDArray[np.int64], Consensus | None]:
+    """Positions among the candidates in the order of choice, and the consensus that it comes from, if any."""
     if settings.consensus_temperature is None:
         return by_cost(costs, settings.regression_weight), None
     consensus = find_consensus(
@@ -144,12 +185,24 @@ def assign_row_group(
     epoch: int,
     label_maps: pa.Table | None = None,
 ) -> pa.Table:
-    """Labels of a row group. `log_probs_of` runs the network; None assigns by overlap alone.
+    """Labels of one row group.
 
-    `label_maps` are static ones of the same records, for epochs that refine. Images are decoded where they are needed;
-    the boxes of one that does not decode, or whose superpixel map does not, take no candidate.
+    Images without a box are neither decoded nor predicted. If an image or its superpixel map does not decode, its boxes
+    take no candidate; the training stream meets the same record and counts it.
+
+    Args:
+        log_probs_of: Runs the network on an image; None (warm-up) lets overlap alone decide.
+        records: Rows of the records table with RECORD_COLUMNS; without `image` if no image is needed.
+        proposals: Rows of the proposals table, of the same images in the same order.
+        settings: How a box takes its segment.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        label_maps: Rows of the static label maps of the same records, which vote in epochs that refine.
+
+    Returns:
+        Rows of the labels table, one per box, in the order of the records.
     """
-    rows: list[dict] = []
+    rows: list[LabelRow] = []
     static = [None] * records.num_rows if label_maps is None else label_maps.column("label_map").to_pylist()
     assert records.column("image_id").equals(proposals.column("image_id")), "they are paired by the manifest"
     for i, (record, static_map) in enumerate(zip(iter_records(records), static, strict=True)):
@@ -159,8 +212,9 @@ def assign_row_group(
             candidates = proposals_from_row(proposals, i, settings.max_candidates)
             with decoding(record.image_id):
                 image = None if record.image is None else decode_image(record.image)
-        except RecordError:  # the training stream meets it too, and counts it
-            rows += [_row(record, k, NO_CHOICE, np.empty(0, np.uint16)) for k in range(len(record.boxes_xyxy))]
+        except RecordError:
+            num_boxes = len(record.boxes_xyxy)
+            rows += [_row(record, k, NO_CHOICE, _NO_SUPERPIXELS, _NO_SUPERPIXELS) for k in range(num_boxes)]
             continue
         log_probs = None
         if log_probs_of is not None:
@@ -176,4 +230,4 @@ def assign_row_group(
             image=image,
             static_map=None if static_map is None else decode_png(static_map),
         )
-    return labels_table(rows)
+    return labels_table([row._asdict() for row in rows])

@@ -1,11 +1,12 @@
-"""Choose the candidate that the cheap candidates agree on, instead of the cheapest one (not in the paper).
+"""The consensus of a box: what its cheap candidates agree on, instead of the lowest cost (not in the paper).
 
-The cheapest of 2,000 noisy costs is often cheap by luck. With p(S) ~ exp(-cost(S) / temperature) over the cheapest
-candidates, every superpixel gets a probability to belong to the object, and the candidate wins whose part inside the
-box has the largest expected overlap with it: the choice of least expected loss, if the costs are read as -log p.
+The cheapest of 2,000 noisy costs is often cheap by luck. So the cheapest candidates vote, each with the weight
+p(S) ~ exp(-cost(S) / temperature). The votes give every superpixel a probability to belong to the object. The candidate
+wins whose part inside the box has the largest expected overlap with the object. If a cost is read as -log p, this is
+the choice of least expected loss.
 
-A superpixel is decided if it lies in the chosen segment and half of the votes or more are for it, or outside and hardly
-any is; the choice is most likely wrong about the others.
+Votes and choice can disagree about a superpixel. It is decided if it is in the chosen segment with at least half of the
+votes, or outside with hardly any. It is undecided otherwise: there the choice is most likely wrong.
 """
 
 from __future__ import annotations
@@ -13,27 +14,34 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.assignment.select import COST_DIGITS, by_cost
 from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import Proposals
 
-NUM_VOTERS = 200  # more change nothing measurable: their weights vanish
+NUM_VOTERS = 200  # more voters change nothing measurable, because their weights vanish
 
 
 class Consensus(NamedTuple):
     """What the NUM_VOTERS cheapest candidates of a box agree on."""
 
-    order: np.ndarray  # int64 (M,), their positions among the candidates, in falling agreement with all of them
-    probability: np.ndarray  # float64 (S,), of each superpixel to belong to the object; 0 outside the box
+    order: NDArray[np.int64]  # positions of the voters among the candidates, most agreement first
+    probability: NDArray[np.float64]  # (S,), of each superpixel to belong to the object; 0 outside the box
 
 
-def find_undecided(probability: np.ndarray, segment: np.ndarray, share: float) -> np.ndarray:
-    """Superpixels that are neither decided for nor against, where `segment`, uint16, is the box's one: uint16.
+def find_undecided(probability: NDArray[np.float64], segment: NDArray[np.uint16], share: float) -> NDArray[np.uint16]:
+    """Superpixels about which votes and chosen segment disagree.
 
-    `probability` (S,) is each one's to belong to the object. Decided for: in the segment with 0.5 or more. Against:
-    outside it with `share` or less.
+    Args:
+        probability: (S,), each superpixel's share of the votes (`Consensus.probability`).
+        segment: Superpixel ids of the segment that the box took.
+        share: Share of the votes, in 0..1, up to which a superpixel outside the segment is decided.
+
+    Returns:
+        Ids, ascending: inside the segment those with less than half of the votes, outside it those with more than
+        `share`.
     """
     chosen = np.zeros(len(probability), bool)
     chosen[segment] = True
@@ -43,12 +51,22 @@ def find_undecided(probability: np.ndarray, segment: np.ndarray, share: float) -
 
 
 def find_consensus(
-    costs: BoxCosts, proposals: Proposals, box: np.ndarray, *, regression_weight: float, temperature: float
+    costs: BoxCosts, proposals: Proposals, box: NDArray[np.floating], *, regression_weight: float, temperature: float
 ) -> Consensus:
-    """Weigh the cheapest candidates by exp(-cost / temperature) and order them by agreement.
+    """Let the cheapest candidates of a box vote, and order them by their agreement with the votes.
 
-    Agreement is the soft IoU, over the pixels of the box, of a candidate with the superpixels' probabilities. Equal
-    agreement goes by cost. Without a candidate the order is empty and every probability 0.
+    Agreement is the soft IoU of a candidate with the superpixels' probabilities, over the pixels of the box.
+
+    Args:
+        costs: Costs of the box's candidates.
+        proposals: The image's proposals.
+        box: The box xyxy, (4,).
+        regression_weight: Lambda of equation 4.
+        temperature: A voter's weight falls by e with every `temperature` of cost; > 0.
+
+    Returns:
+        Order and probabilities. Voters that agree equally well are ordered by cost. Without a candidate the order is
+        empty and every probability is 0.
     """
     order = by_cost(costs, regression_weight)[:NUM_VOTERS]
     if len(order) == 0:
@@ -61,12 +79,13 @@ def find_consensus(
     lengths = [len(segment) for segment in segments]
     members = np.concatenate(segments)
     starts = np.cumsum([0, *lengths[:-1]])
-    x0, y0, x1, y1 = pixel_box(box, *proposals.superpixels.shape)
+    height, width = proposals.superpixels.shape
+    x0, y0, x1, y1 = pixel_box(box, height, width)
     area = np.bincount(proposals.superpixels[y0:y1, x0:x1].ravel(), minlength=proposals.num_superpixels)
     probability = np.bincount(members, weights=np.repeat(weights, lengths), minlength=proposals.num_superpixels)
 
     shared = np.add.reduceat((probability * area)[members], starts)
     sizes = np.add.reduceat(area[members].astype(np.float64), starts)
     agreement = shared / np.maximum((probability * area).sum() + sizes - shared, 1e-12)
-    probability = np.where(area > 0, np.round(probability, COST_DIGITS), 0)
-    return Consensus(order[np.argsort(-np.round(agreement, COST_DIGITS), kind="stable")], probability)
+    inside: NDArray[np.float64] = np.where(area > 0, np.round(probability, COST_DIGITS), 0.0)
+    return Consensus(order[np.argsort(-np.round(agreement, COST_DIGITS), kind="stable")], inside)

@@ -1,7 +1,7 @@
-"""The costs of equations 2 to 4 the plain way: every candidate's mask is drawn and every pixel's loss looked up.
+"""The oracle: the costs of `cost.py` computed the plain way, from a drawn mask of every candidate.
 
-The slow reference of `cost.candidate_costs`, which must give the same numbers: tests compare them, the benchmark times
-them side by side. Drawing a mask is one lookup, not a search, so that the comparison is a fair one.
+It is the slow reference of `cost.candidate_costs`, which must return the same numbers: tests compare them, and the
+benchmark times them side by side. A mask is drawn by one lookup, without a search, to keep the comparison fair.
 """
 
 from __future__ import annotations
@@ -9,24 +9,26 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from boxsup_dist.assignment.cost import BoxCosts, CostForm, box_iou
+from boxsup_dist.assignment.cost import BoxCosts, box_iou
+from boxsup_dist.config import CostForm
 from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import BACKGROUND, Proposals
 
 
 def oracle_costs(
     proposals: Proposals,
-    boxes_xyxy: np.ndarray,
-    class_ids: np.ndarray,
-    log_probs: np.ndarray | None,
+    boxes_xyxy: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    log_probs: NDArray[np.float32] | None,
     *,
     form: CostForm,
     box_margin: float | None,
     logit_limit: float | None = None,
     rank_weight: float = 0.0,
 ) -> list[BoxCosts]:
-    """As cost.candidate_costs: boxes (K, 4), class ids (K,), log_probs (C, H, W) or None; one BoxCosts a box."""
+    """Costs of all candidates for each box; arguments and result are those of `cost.candidate_costs`."""
     costs = []
     for box, class_id in zip(boxes_xyxy.astype(np.float64), class_ids.tolist(), strict=True):
         inside, reach = (window(proposals, box, margin) for margin in (0.0, box_margin))
@@ -49,8 +51,8 @@ def oracle_costs(
     return costs
 
 
-def window(proposals: Proposals, box: np.ndarray, margin: float | None) -> np.ndarray:
-    """Mask bool (H, W) of a box with its margin; None: everything."""
+def window(proposals: Proposals, box: NDArray[np.float64], margin: float | None) -> NDArray[np.bool_]:
+    """Mask (H, W) of a box grown by `margin`; None is the whole image."""
     height, width = proposals.superpixels.shape
     mask = np.zeros((height, width), bool)
     x0, y0, x1, y1 = pixel_box(box, height, width, margin=margin)
@@ -58,28 +60,33 @@ def window(proposals: Proposals, box: np.ndarray, margin: float | None) -> np.nd
     return mask
 
 
-def draw_mask(proposals: Proposals, index: int) -> np.ndarray:
-    """Mask bool (H, W) of one proposal."""
+def draw_mask(proposals: Proposals, index: int) -> NDArray[np.bool_]:
+    """Mask (H, W) of one proposal."""
     lut = np.zeros(proposals.num_superpixels, bool)
     lut[proposals.members(index)] = True
-    return lut[proposals.superpixels]
+    mask: NDArray[np.bool_] = lut[proposals.superpixels]
+    return mask
 
 
-def tight_box(mask: np.ndarray) -> np.ndarray:
-    """Smallest box xyxy, half-open, around a mask that is not empty, int (4,)."""
+def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Smallest box xyxy (4,), half-open, around a mask (H, W), which must not be empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def image_loss(mask: np.ndarray, class_id: int, log_probs: np.ndarray) -> float:
-    """Equation 3 divided by the image's pixels: the class inside the mask, background outside."""
+def image_loss(mask: NDArray[np.bool_], class_id: int, log_probs: NDArray[np.float32]) -> float:
+    """Er of form "image": mean loss over the image, with the class inside the mask (H, W) and background outside."""
     return float(-np.where(mask, log_probs[class_id], log_probs[BACKGROUND]).mean(dtype=np.float64))
 
 
 def centred_loss(
-    mask: np.ndarray, inside: np.ndarray, class_id: int, log_probs: np.ndarray, logit_limit: float | None
+    mask: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
+    class_id: int,
+    log_probs: NDArray[np.float32],
+    logit_limit: float | None,
 ) -> float:
-    """Sum over mask and box of (d - mean of d over the box), divided by the box's pixels (see cost.py)."""
+    """Er of form "centred", with the masks (H, W) of the segment and of the box; see `cost.py`."""
     background, foreground = (log_probs[c][inside].astype(np.float64) for c in (BACKGROUND, class_id))
     margin = background - foreground
     if logit_limit is not None:

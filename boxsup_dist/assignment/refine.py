@@ -1,11 +1,11 @@
-"""Refine the segments of an image beyond what any candidate can draw (not in the paper).
+"""The refinement of an image's segments by a CRF, beyond what any candidate can draw (not in the paper).
 
-A candidate is a union of superpixels that some grouping found; the object's outline may be in none of them. What the
-candidates agree on (consensus.py), a static label map such as GrabCut's where the source has one, and after the warm-up
-the network's prediction among the classes of the boxes say how likely each pixel belongs to each box. A dense CRF over
-the image sharpens that, and the superpixels that it gives to the box's class are the box's segment. Where the
-candidates' consensus is against it, pixels are undecided (consensus.find_undecided): what two ways of looking agree on
-is seldom wrong.
+A candidate is a union of superpixels that some grouping found; the object's outline may be in none of them. Up to three
+voters say how likely each pixel belongs to each box: the consensus of the candidates (`consensus.py`); a static label
+map such as GrabCut's, if the source has one; and after the warm-up the network's prediction among the classes of the
+boxes. A dense CRF over the image sharpens these probabilities. The superpixels that it gives to the box's class are the
+refined segment. Superpixels on which consensus and refined segment disagree are undecided
+(`consensus.find_undecided`): what both agree on is seldom wrong.
 """
 
 from __future__ import annotations
@@ -13,45 +13,87 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import softmax
 
 from boxsup_dist.data.painting import front_order, pixel_box
 from boxsup_dist.data.schema import BACKGROUND
 from boxsup_dist.model.crf import crf_settings, dense_crf
 
-STATIC_SHARE = 0.3  # of the votes, that a static label map has; half would outvote the candidates
-NETWORK_SHARE = 0.3  # of the votes, that the network has; 0.2 and 0.5 were no better
-MIN_PROBABILITY = 0.02  # of a class at a pixel of its box, and of background: the CRF may overrule any vote
+STATIC_SHARE = 0.3  # the static label map's share of the votes; half would outvote the candidates
+NETWORK_SHARE = 0.3  # the network's share of the votes; 0.2 and 0.5 were no better
+MIN_PROBABILITY = 0.02  # of background, and of a class in its boxes: no vote is so sure that the CRF cannot overrule it
+OUTSIDE_PROBABILITY = 1e-6  # of a class outside its boxes
 
 
 def refine_segments(
-    image: np.ndarray,
-    superpixels: np.ndarray,
-    boxes_xyxy: np.ndarray,
-    class_ids: np.ndarray,
-    votes: Sequence[np.ndarray | None],
+    image: NDArray[np.uint8],
+    superpixels: NDArray[np.uint16],
+    boxes_xyxy: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    votes: Sequence[NDArray[np.float64] | None],
     *,
-    static_map: np.ndarray | None = None,
-    log_probs: np.ndarray | None = None,
-) -> list[np.ndarray | None]:
-    """Of every box the share of each superpixel's pixels inside the box that the CRF gives to its class.
+    static_map: NDArray[np.uint8] | None = None,
+    log_probs: NDArray[np.float32] | None = None,
+) -> list[NDArray[np.float64] | None]:
+    """Refine the segments of all boxes of an image.
 
-    image uint8 RGB (H, W, 3); superpixels uint16 (H, W); votes[k] float (S,), each superpixel's probability to
-    belong to box k, None for a box that takes no segment (a crowd, or no candidate), whose result is None too.
-    `static_map` uint8 (H, W) has STATIC_SHARE of the votes, and the network's `log_probs` (C, H, W) then NETWORK_SHARE.
-    Returns float64 (S,) a box.
+    Args:
+        image: RGB (H, W, 3).
+        superpixels: (H, W), ids 0..S-1.
+        boxes_xyxy: (K, 4).
+        class_ids: (K,), 1..C-1.
+        votes: K arrays (S,): each superpixel's probability to belong to the box (`Consensus.probability`); None for a
+            box that takes no segment (a crowd, or a box without a candidate).
+        static_map: Label map (H, W) that has STATIC_SHARE of the votes.
+        log_probs: The network's log-softmax (C, H, W), which has NETWORK_SHARE of the votes after `static_map` voted.
+
+    Returns:
+        For each box an array (S,): of the pixels that a superpixel has inside the box, the share that the CRF gives to
+        the box's class. None where `votes` is None.
     """
     height, width = superpixels.shape
     windows = [pixel_box(box, height, width) for box in boxes_xyxy]
     classes = [BACKGROUND, *sorted({int(c) for c, vote in zip(class_ids, votes, strict=True) if vote is not None})]
     if len(classes) == 1:
         return [None] * len(votes)
-    # As if only these classes could be.
+    probs, allowed = _vote_map(
+        superpixels, boxes_xyxy, windows, class_ids, classes, votes, static_map=static_map, log_probs=log_probs
+    )
+    refined = dense_crf(image, np.log(probs / probs.sum(0)), crf_settings("refine"))
+    label_map = np.where(allowed, refined, 0).argmax(0)
+
+    shares: list[NDArray[np.float64] | None] = []
+    for (x0, y0, x1, y1), class_id, vote in zip(windows, class_ids.tolist(), votes, strict=True):
+        if vote is None:
+            shares.append(None)
+            continue
+        ids = superpixels[y0:y1, x0:x1].ravel()
+        given = (label_map[y0:y1, x0:x1] == classes.index(class_id)).ravel()
+        size = np.bincount(ids, minlength=len(vote))
+        shares.append(np.bincount(ids, weights=given, minlength=len(vote)) / np.maximum(size, 1))
+    return shares
+
+
+def _vote_map(
+    superpixels: NDArray[np.uint16],
+    boxes_xyxy: NDArray[np.float32],
+    windows: Sequence[tuple[int, int, int, int]],
+    class_ids: NDArray[np.int32],
+    classes: list[int],
+    votes: Sequence[NDArray[np.float64] | None],
+    *,
+    static_map: NDArray[np.uint8] | None,
+    log_probs: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """What all voters of `refine_segments` say, (L, H, W) for the L `classes`: probabilities, and where each may be."""
+    height, width = superpixels.shape
+    # The network's probabilities as if no other classes existed.
     predicted = None if log_probs is None else softmax(log_probs[classes], axis=0)
     probs = np.zeros((len(classes), height, width), np.float32)
     allowed = np.zeros(probs.shape, bool)
     allowed[0] = True
-    for k in front_order(boxes_xyxy):  # a smaller box in front leaves the ones behind what it does not want
+    for k in front_order(boxes_xyxy):  # a smaller box takes what it wants; the boxes behind it keep the rest
         vote = votes[k]
         if vote is None:
             continue
@@ -67,17 +109,4 @@ def refine_segments(
         inside[own] += wanted
         allowed[own, y0:y1, x0:x1] = True
     probs[0] = 1 - probs[1:].sum(0)
-    probs = np.where(allowed, np.clip(probs, MIN_PROBABILITY, 1), 1e-6)
-    refined = dense_crf(image, np.log(probs / probs.sum(0)), crf_settings("refine"))
-    label_map = np.where(allowed, refined, 0).argmax(0)
-
-    shares: list[np.ndarray | None] = []
-    for (x0, y0, x1, y1), class_id, vote in zip(windows, class_ids.tolist(), votes, strict=True):
-        if vote is None:
-            shares.append(None)
-            continue
-        ids = superpixels[y0:y1, x0:x1].ravel()
-        given = (label_map[y0:y1, x0:x1] == classes.index(class_id)).ravel()
-        size = np.bincount(ids, minlength=len(vote))
-        shares.append(np.bincount(ids, weights=given, minlength=len(vote)) / np.maximum(size, 1))
-    return shares
+    return np.where(allowed, np.clip(probs, MIN_PROBABILITY, 1), OUTSIDE_PROBABILITY), allowed

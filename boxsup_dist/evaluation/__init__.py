@@ -1,1 +1,1 @@
-"""Exact metrics of networks and of label maps, and the figures drawn from a run."""
+"""Evaluation: exact metrics of networks and of label maps against ground truth."""

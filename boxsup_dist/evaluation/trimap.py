@@ -1,15 +1,18 @@
-"""How good predictions are near object boundaries: trimap bands (the paper's figure 4) and Boundary IoU.
+"""The quality of predictions near object boundaries: trimap bands (the paper's figure 4) and Boundary IoU.
+
+Reads ground truth and predicted label maps; returns integer counts that add up exactly over images.
 
 Trimap (Kohli et al. 2009; Kraehenbuehl and Koltun 2011). The contour of a ground truth is its void pixels
-(IGNORE_INDEX), which VOC draws around every object, and as VOC does the "difficult" regions that are void altogether;
-where a map has no void at all (SBD), the pixels that differ from one of their four neighbours. The band of width w are
-the pixels at most w rows and w columns away from the contour: its dilation with a square of 2 w + 1. Each width has a
-confusion matrix of the pixels inside its band and one of those outside. Void itself counts nowhere.
+(IGNORE_INDEX): the line that VOC draws around every object, and the "difficult" regions that VOC leaves void. If a map
+has no void at all (SBD), the contour is the pixels that differ from one of their four neighbours. The band of width w
+holds the pixels at most w rows and w columns away from the contour: the contour dilated with a square of 2 w + 1. Each
+width has two confusion matrices: of the pixels inside its band and of those outside. Void itself counts nowhere.
 
-Boundary IoU (Cheng et al. 2021), here per class over the whole set, as VOC's IoU is: the pixels of a class at most d
-rows and columns from its outside, in ground truth and in prediction, and of these two sets intersection over union,
-each summed over the images. d is 2 % of an image's diagonal, rounded, at least 1; the border of the image is outside,
-as in the authors' code. Void belongs to no class, whatever is predicted there, so a right prediction has 1.
+Boundary IoU (Cheng et al. 2021, https://arxiv.org/abs/2103.16562). The boundary region of a class is its pixels at most
+d rows and columns from its outside; d is 2 % of the image's diagonal, rounded, at least 1. Boundary IoU is the
+intersection over the union of the regions in ground truth and prediction. We compute it per class over the whole set,
+as VOC computes IoU: both counts are summed over the images first. The border of the image is outside, as in the
+authors' code. Void belongs to no class, whatever is predicted there, so a perfect prediction has 1.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
@@ -27,19 +31,19 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.evaluation.units import LabelMapOf, compared, image_of
 
-BOUNDARY_SHARE = 0.02  # of the image's diagonal
+BOUNDARY_SHARE = 0.02  # depth of the boundary region, as a share of the image's diagonal
 
 
 @dataclass(frozen=True)
 class BoundaryResult:
-    """Counts of some images; `+` adds those of other images."""
+    """Counts of some images, for B band widths and C classes; `+` adds the counts of other images."""
 
-    inside: np.ndarray  # int64 (W, C, C): confusion matrix inside the band of each of the W widths
-    outside: np.ndarray  # int64 (W, C, C)
-    intersection: np.ndarray  # int64 (C,): pixels in the boundary regions of ground truth and prediction
-    union: np.ndarray  # int64 (C,)
-    num_images: int
-    num_skipped: int  # without ground truth
+    inside: NDArray[np.int64]  # (B, C, C): confusion matrix inside the band of each width
+    outside: NDArray[np.int64]  # (B, C, C): confusion matrix outside it
+    intersection: NDArray[np.int64]  # (C,): pixels in the boundary regions of both ground truth and prediction
+    union: NDArray[np.int64]  # (C,): pixels in either region
+    num_images: int  # images that are counted
+    num_skipped: int  # images without ground truth
 
     def __add__(self, other: BoundaryResult) -> BoundaryResult:
         return BoundaryResult(
@@ -53,27 +57,40 @@ class BoundaryResult:
 
     @classmethod
     def empty(cls, num_classes: int, num_widths: int) -> BoundaryResult:
-        """The result of no image."""
+        """The counts of no image."""
         bands = np.zeros((num_widths, num_classes, num_classes), np.int64)
         return cls(bands, bands, np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64), 0, 0)
 
     @property
-    def boundary_iou(self) -> np.ndarray:
-        """Boundary IoU, float64 (C,), of every class; nan where it is in neither map."""
-        return np.divide(self.intersection, self.union, out=np.full(len(self.union), np.nan), where=self.union > 0)
+    def boundary_iou(self) -> NDArray[np.float64]:
+        """Boundary IoU of every class, (C,); nan for a class in neither ground truth nor prediction."""
+        nothing = np.full(len(self.union), np.nan)
+        iou: NDArray[np.float64] = np.divide(self.intersection, self.union, out=nothing, where=self.union > 0)
+        return iou
 
 
 def check_widths(widths_px: Sequence[int], boundary_share: float = BOUNDARY_SHARE) -> None:
-    """SettingError on widths or a share of the diagonal that can't work."""
+    """Check the settings of a boundary measurement.
+
+    Raises:
+        SettingError: There is no width, a width is below 1 px, or the share of the diagonal is not in 0..1.
+    """
     if not widths_px or any(width < 1 for width in widths_px):
-        raise SettingError("no band", field="widths", value=tuple(widths_px), expected="one width or more, in px, >= 1")
+        raise SettingError(
+            "these widths make no band", field="widths", value=tuple(widths_px), expected="at least one width, >= 1 px"
+        )
     if not 0 < boundary_share < 1:
-        raise SettingError("no boundary", field="boundary_share", value=boundary_share, expected="0 < share < 1")
+        raise SettingError(
+            "this share makes no boundary region",
+            field="boundary_share",
+            value=boundary_share,
+            expected="0 < share < 1",
+        )
 
 
-def contour(ground_truth: np.ndarray) -> np.ndarray:
-    """Contour pixels, bool (H, W), of a label map (H, W): its void or, without any, both sides of every boundary."""
-    void = ground_truth == IGNORE_INDEX
+def contour(ground_truth: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Contour pixels (H, W) of a label map (H, W): its void pixels or, without any, both sides of every boundary."""
+    void: NDArray[np.bool_] = ground_truth == IGNORE_INDEX
     if void.any():
         return void
     found = np.zeros(ground_truth.shape, bool)
@@ -84,40 +101,52 @@ def contour(ground_truth: np.ndarray) -> np.ndarray:
     return found
 
 
-def bands(ground_truth: np.ndarray, widths_px: Sequence[int]) -> np.ndarray:
-    """Band of each width, bool (W, H, W'), around the contour of a label map (H, W'); it includes the contour."""
+def bands(ground_truth: NDArray[np.integer], widths_px: Sequence[int]) -> NDArray[np.bool_]:
+    """Bands (B, H, W) of the B widths around the contour of a label map (H, W); a band includes the contour."""
     near = contour(ground_truth)
     if not near.any():
         return np.zeros((len(widths_px), *near.shape), bool)
     distance = _chessboard_distance(~near)
-    return np.stack([distance <= width for width in widths_px])
+    found: NDArray[np.bool_] = np.stack([distance <= width for width in widths_px])
+    return found
 
 
 def boundary_distance_px(height: int, width: int, share: float = BOUNDARY_SHARE) -> int:
-    """How deep the boundary region of Boundary IoU is in an image of this size."""
+    """Depth d of the boundary region in an image of this size."""
     return max(1, round(share * math.hypot(height, width)))
 
 
-def boundary_region(mask: np.ndarray, depth_px: int) -> np.ndarray:
-    """Pixels of a mask, bool (H, W), at most depth_px rows and columns from a pixel outside it or the image."""
+def boundary_region(mask: NDArray[np.bool_], depth_px: int) -> NDArray[np.bool_]:
+    """Pixels of a mask (H, W) at most depth_px rows and columns from a pixel outside the mask or the image."""
     padded = np.pad(mask, 1)
     return mask & (_chessboard_distance(padded)[1:-1, 1:-1] <= depth_px)
 
 
-def _chessboard_distance(mask: np.ndarray) -> np.ndarray:
-    """Rows or columns, whichever are more, from a pixel to the nearest one outside the mask."""
-    # Every worker of a run imports this module, and few measure boundaries.
+def _chessboard_distance(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Distance (H, W) to the nearest pixel outside the mask: rows or columns, whichever are more."""
+    # Imported here because every worker of a run imports this module, and few measure boundaries.
     from scipy.ndimage import distance_transform_cdt
 
-    return distance_transform_cdt(mask, metric="chessboard")
+    distance: NDArray[np.int32] = distance_transform_cdt(mask, metric="chessboard")
+    return distance
 
 
 def boundary_counts(
-    ground_truth: np.ndarray, prediction: np.ndarray, num_classes: int, share: float = BOUNDARY_SHARE
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection and union of every class's boundary regions, int64 (C,) each, of one image.
+    ground_truth: NDArray[np.integer],
+    prediction: NDArray[np.integer],
+    num_classes: int,
+    share: float = BOUNDARY_SHARE,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Intersection and union of the boundary regions of one image.
 
-    Ground truth (H, W) is 0..C-1 or IGNORE_INDEX, prediction (H, W) 0..C-1.
+    Args:
+        ground_truth: (H, W), 0..C-1 or IGNORE_INDEX.
+        prediction: (H, W), 0..C-1.
+        num_classes: C, with background.
+        share: Depth of the regions, as a share of the image's diagonal.
+
+    Returns:
+        Pixels of the intersection (C,) and of the union (C,), by class.
     """
     prediction = np.where(ground_truth == IGNORE_INDEX, IGNORE_INDEX, prediction)
     height, width = ground_truth.shape
@@ -139,10 +168,17 @@ def boundary_unit(
     widths_px: Sequence[int],
     boundary_share: float = BOUNDARY_SHARE,
 ) -> BoundaryResult:
-    """Trimap matrices and Boundary IoU counts over a records row group (units.EVALUATION_COLUMNS).
+    """Count over one row group of a records table.
 
-    `predict` maps an image, uint8 RGB (H, W, 3), to its label map, integers (H, W). RecordError, naming the image,
-    where the two maps cannot be compared.
+    Args:
+        predict: From an image RGB (H, W, 3) to its label map (H, W), 0..C-1.
+        records: Rows with the columns units.EVALUATION_COLUMNS.
+        num_classes: C, with background.
+        widths_px: Widths of the trimap bands.
+        boundary_share: Depth of the boundary regions, as a share of the image's diagonal.
+
+    Raises:
+        RecordError: An image does not decode, or its two label maps cannot be compared; names the image.
     """
     total = BoundaryResult.empty(num_classes, len(widths_px))
     num_skipped = 0
@@ -157,13 +193,24 @@ def boundary_unit(
 
 
 def measure(
-    ground_truth: np.ndarray,
-    prediction: np.ndarray,
+    ground_truth: NDArray[np.integer],
+    prediction: NDArray[np.integer],
     num_classes: int,
     widths_px: Sequence[int],
     boundary_share: float = BOUNDARY_SHARE,
 ) -> BoundaryResult:
-    """The counts of one image. InputError as confusion_matrix."""
+    """Count one image.
+
+    Args:
+        ground_truth: (H, W), 0..C-1 or IGNORE_INDEX.
+        prediction: (H, W), 0..C-1.
+        num_classes: C, with background.
+        widths_px: Widths of the trimap bands.
+        boundary_share: Depth of the boundary regions, as a share of the image's diagonal.
+
+    Raises:
+        InputError: The maps differ in size, or hold a value outside their range.
+    """
     whole = confusion_matrix(ground_truth, prediction, num_classes)
     inside = np.stack(
         [

@@ -1,1 +1,1 @@
-"""Predictions and training labels as files for others: PNGs, overlays, probabilities, COCO JSON, submissions."""
+"""Export: predictions and training labels as files: PNGs, overlays, probabilities, COCO JSON, submissions."""

@@ -1,6 +1,7 @@
-"""Regions as a COCO annotation file, which pycocotools.coco.COCO reads: images, categories, annotations with masks.
+"""The COCO annotation file of a set of label maps: images, categories, and annotations with masks.
 
-An image's id is the number in a COCO name (000000397133), else its name. A category's id is the network's class id.
+`pycocotools.coco.COCO` reads it; the format is described at https://cocodataset.org/#format-data. An image's id is the
+number in its name if that is a COCO name (000000397133), otherwise the name. A category's id is the network's class id.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.io import storage
+
+Annotation = dict[str, Any]
+"""JSON of one annotation, as COCO defines it, without `id` and `image_id`."""
 
 
 class CocoImage(NamedTuple):
@@ -28,17 +33,17 @@ class CocoImage(NamedTuple):
     name: str
     height: int
     width: int
-    annotations: list[dict[str, Any]]  # all of an annotation but its id and image_id
+    annotations: list[Annotation]
 
 
 def coco_image_id(name: str) -> int | str:
-    """The image's id in the file, by its name."""
+    """Id of an image in the file: 397133 for `val2017/000000397133` or `COCO_val2014_000000397133`, else the name."""
     found = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", posixpath.basename(name))
     return int(found[1]) if found else name
 
 
-def region(mask: np.ndarray, category_id: int, *, crowd: bool = False) -> dict[str, Any]:
-    """Annotation of a mask, bool (H, W): category_id, segmentation (size and counts), area in pixels, iscrowd."""
+def region(mask: NDArray[np.bool_], category_id: int, *, crowd: bool = False) -> Annotation:
+    """Annotation of a mask (H, W): category_id, segmentation (size and counts), area in pixels, iscrowd."""
     counts = rle.encode(mask)
     return {
         "category_id": category_id,
@@ -48,8 +53,8 @@ def region(mask: np.ndarray, category_id: int, *, crowd: bool = False) -> dict[s
     }
 
 
-def class_regions(label_map: np.ndarray) -> list[dict[str, Any]]:
-    """One annotation for each class in a label map, uint8 (H, W), with its tight bbox (x, y, width, height)."""
+def class_regions(label_map: NDArray[np.uint8]) -> list[Annotation]:
+    """Annotations of a label map (H, W): one per class in it, with the tight bbox (x, y, width, height)."""
     regions = []
     for class_id in np.unique(label_map).tolist():
         if class_id not in (BACKGROUND, IGNORE_INDEX):
@@ -60,7 +65,16 @@ def class_regions(label_map: np.ndarray) -> list[dict[str, Any]]:
 
 
 def write_coco(uri: str, images: Iterable[CocoImage], class_names: Sequence[str]) -> int:
-    """Write an annotation file, image by image; returns the number of annotations. Memory holds one image."""
+    """Write an annotation file, with one image at a time in memory.
+
+    Args:
+        uri: The file to write.
+        images: The images, in the order of the file.
+        class_names: Names of the C classes; class 0, the background, is no category.
+
+    Returns:
+        Number of annotations.
+    """
     categories = [{"id": i, "name": name} for i, name in enumerate(class_names) if i != BACKGROUND]
     count = 0
     with tempfile.TemporaryDirectory() as folder:

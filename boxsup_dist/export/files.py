@@ -1,8 +1,8 @@
-"""The folder of outputs: one file an image and kind, each written whole, so that what is there is done.
+"""The folder of outputs: one file per image and kind. A file that exists is whole, because each is written at once.
 
-OUT/export.json              what the outputs are of, written first; a call for others is refused
+OUT/export.json              what the outputs were made from, written first; a call that differs is refused
 OUT/label_maps/NAME.png      class ids as a palette PNG in VOC's colours
-OUT/overlays/NAME.jpg        the image under its label map's colours
+OUT/overlays/NAME.jpg        the image, blended with the colours of its label map
 OUT/probabilities/NAME.npz   probs, float16 (C, H, W)
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from boxsup_dist.data.palette import encode_palette_png, voc_palette
@@ -26,12 +27,20 @@ _IDENTITY = "export.json"
 
 
 def output_uri(out: str, kind: Kind, name: str) -> str:
-    """Where an image's output of a kind lies."""
+    """URI of an image's output of one kind."""
     return storage.join(out, kind, name + ENDING_OF[kind])
 
 
 def keep_identity(out: str, identity: Mapping[str, Any]) -> None:
-    """Note what a folder's outputs are of (JSON values). SettingError if it holds outputs of something else."""
+    """Record what a folder's outputs are made from, or check it against the record.
+
+    Args:
+        out: The folder.
+        identity: JSON values: network, images and settings.
+
+    Raises:
+        SettingError: The folder holds outputs that were made from something else.
+    """
     uri = storage.join(out, _IDENTITY)
     if not storage.exists(uri):
         storage.write_json(uri, identity)
@@ -40,7 +49,7 @@ def keep_identity(out: str, identity: Mapping[str, Any]) -> None:
     differing = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
     if differing:
         raise SettingError(
-            "the folder holds outputs of something else; choose another or delete it",
+            "the folder holds outputs of something else: choose another folder, or delete this one",
             file=out,
             field=f"out ({', '.join(differing)})",
             value={key: found.get(key) for key in differing},
@@ -49,7 +58,15 @@ def keep_identity(out: str, identity: Mapping[str, Any]) -> None:
 
 
 def finished_names(out: str, kinds: tuple[Kind, ...]) -> set[str]:
-    """Names of the images that have an output of every kind. Deletes what a killed call left half written."""
+    """Find the images that need no further work, and delete unfinished files of a killed call.
+
+    Args:
+        out: The folder.
+        kinds: The outputs that are wanted; at least one.
+
+    Returns:
+        Names of the images that have an output of every kind.
+    """
     finished: list[set[str]] = []
     for kind in kinds:
         folder, ending = storage.join(out, kind), ENDING_OF[kind]
@@ -60,9 +77,19 @@ def finished_names(out: str, kinds: tuple[Kind, ...]) -> set[str]:
     return set.intersection(*finished)
 
 
-def write_outputs(out: str, name: str, kinds: tuple[Kind, ...], image: np.ndarray, probs: np.ndarray) -> None:
-    """Write one image's outputs: image uint8 RGB (H, W, 3), probs float32 (C, H, W)."""
-    label_map = probs.argmax(0).astype(np.uint8)
+def write_outputs(
+    out: str, name: str, kinds: tuple[Kind, ...], image: NDArray[np.uint8], probs: NDArray[np.float32]
+) -> None:
+    """Write the outputs of one image.
+
+    Args:
+        out: The folder.
+        name: Name of the outputs.
+        kinds: The outputs to write.
+        image: RGB (H, W, 3).
+        probs: The network's probabilities (C, H, W).
+    """
+    label_map: NDArray[np.uint8] = probs.argmax(0).astype(np.uint8)
     encode = {
         "label_maps": lambda: encode_palette_png(label_map),
         "overlays": lambda: encode_overlay(image, label_map),
@@ -72,8 +99,11 @@ def write_outputs(out: str, name: str, kinds: tuple[Kind, ...], image: np.ndarra
         storage.write_bytes(output_uri(out, kind, name), encode[kind]())
 
 
-def encode_overlay(image: np.ndarray, label_map: np.ndarray) -> bytes:
-    """JPEG bytes of an image, uint8 (H, W, 3), half covered by the colours of its label map; the background is not."""
+def encode_overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> bytes:
+    """JPEG of an image (H, W, 3), blended half and half with the colours of its label map (H, W).
+
+    Background pixels show the image alone.
+    """
     colours = voc_palette()[label_map]
     blended = ((image.astype(np.uint16) + colours) // 2).astype(np.uint8)
     buffer = io.BytesIO()
@@ -82,8 +112,8 @@ def encode_overlay(image: np.ndarray, label_map: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def encode_probs(probs: np.ndarray) -> bytes:
-    """Compressed npz bytes of probabilities, (C, H, W), as float16."""
+def encode_probs(probs: NDArray[np.float32]) -> bytes:
+    """Compressed npz file with probabilities (C, H, W) as the float16 array `probs`."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, probs=probs.astype(np.float16))
     return buffer.getvalue()

@@ -1,7 +1,8 @@
-"""Images to predict: found in a folder, by a pattern, in a list or in a records table, and read one at a time.
+"""The images to predict: found in a folder, by a pattern, in a list or in a records table, and read one at a time.
 
-An image's name is that of its outputs: its path below the common folder, without the ending of an image file (another
-ending stays, so that a note a.txt beside a.jpg does not take its name). Of a records table it is the image_id.
+An image's name is also the name of its outputs. For a file it is the path below the common folder, without the ending
+of an image file; other endings stay, so that the name of a.txt differs from that of a.jpg. For a row of a records table
+it is the image_id.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from boxsup_dist.data.images import IMAGE_FORMATS, decode_image
 from boxsup_dist.data.tables import MANIFEST, RowGroup, Table, open_table
@@ -28,22 +30,22 @@ ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".w
 class Item(NamedTuple):
     """One image to predict."""
 
-    name: str  # of its outputs, a relative path without ending
+    name: str  # name of its outputs, a relative path without ending
     uri: str  # its file, or its records table
-    where: RowGroup | None = None  # its place in a records table
-    row: int = 0
+    where: RowGroup | None = None  # its row group in the records table; None for a file
+    row: int = 0  # its row in the row group
 
 
 @dataclass(frozen=True)
 class Images:
-    """All images of a call, by place only: none is read yet."""
+    """The images of one call; only their places are known, none is read yet."""
 
     items: list[Item]
-    identity: dict[str, Any]  # JSON values that tell these images from others of the same names
+    identity: dict[str, Any]  # JSON values that differ for other images of the same names
     records: Table | None = None
 
     def units(self, skipped: Callable[[Item], bool] = lambda item: False) -> list[list[Item]]:
-        """Units of work without the skipped images: a few files, or the rows of one row group."""
+        """Units of work without the skipped images: IMAGES_PER_UNIT files each, or the rows of one row group."""
         units: list[list[Item]] = []
         for item in self.items:
             if skipped(item):
@@ -57,11 +59,15 @@ class Images:
 
 
 def find_images(uri: str, out: str) -> Images:
-    """The images that `uri` names: a records table, a folder with all below it, a pattern, an image, or a text file.
+    """Find images without reading them; whether a file is an image shows when it is read.
 
-    A text file lists one path a line, relative ones from its own folder. Hidden files, and files below `out`, are no
-    images. Whether a file is an image is only known when it is read. InputError if there is none, or if two images
-    have one name.
+    Args:
+        uri: A records table, a folder (with its subfolders), a pattern, an image, or a text file with one path per line
+            (a relative path starts at the folder of the text file).
+        out: Folder of the outputs; files below it, and hidden files, are skipped.
+
+    Raises:
+        InputError: No file is found, two images have the same name, or a name would leave the folder of the outputs.
     """
     uri, out = storage.absolute(uri), storage.absolute(out)
     if storage.exists(storage.join(uri, MANIFEST)):
@@ -76,7 +82,7 @@ def find_images(uri: str, out: str) -> Images:
     else:
         raise InputError("no such file or folder", file=uri, field="images")
     if not uris:
-        raise InputError("no image here", file=uri, field="images", expected="files that are not hidden")
+        raise InputError("no image found", file=uri, field="images", expected="at least one file that is not hidden")
     names = {uri: _name(posixpath.relpath(uri, root)) for uri in sorted(set(uris))}
     items = [Item(storage.safe_name(name, file=uri, field="images"), uri) for uri, name in names.items()]
     check_distinct(items, lambda item: item.name, "would write the same output")
@@ -84,22 +90,43 @@ def find_images(uri: str, out: str) -> Images:
     return Images(items, {"root": root})
 
 
-def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> np.ndarray:
-    """An image file's bytes as uint8 RGB (H, W, 3). RecordError if they are no image, damaged or above max_pixels."""
+def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image file.
+
+    Args:
+        data: Bytes of the file.
+        turn_by_exif: Rotate the image by its EXIF orientation.
+        max_pixels: Refuse a larger image before it is decoded.
+
+    Returns:
+        RGB (H, W, 3).
+
+    Raises:
+        RecordError: The bytes are not an image, the image is damaged, or it is larger than max_pixels.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
             width, height = header.size
         if width * height <= max_pixels:
             return decode_image(data, turn_by_exif=turn_by_exif)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise RecordError("not an image", value=bytes(data[:16]), expected=", ".join(IMAGE_FORMATS)) from None
-    except Exception as error:  # decoders of foreign bytes fail in many ways
+    except Exception as error:  # each format's decoder raises errors of its own
         raise RecordError(f"a damaged image: {type(error).__name__}: {error}") from None
     raise RecordError("a larger image than allowed", value=f"{width} x {height}", expected=f"<= {max_pixels} pixels")
 
 
 def check_distinct(items: Sequence[Item], key: Callable[[Item], Hashable], problem: str) -> None:
-    """Raise InputError, naming both, if two images have the same key."""
+    """Check that no two images have the same key.
+
+    Args:
+        items: The images.
+        key: What must differ.
+        problem: What two images with the same key would do, for the message: "would write the same output".
+
+    Raises:
+        InputError: Two images have the same key; names both.
+    """
     first: dict[Hashable, Item] = {}
     for item in items:
         other = first.setdefault(key(item), item)
@@ -108,18 +135,18 @@ def check_distinct(items: Sequence[Item], key: Callable[[Item], Hashable], probl
                 f"two images {problem}",
                 field="images",
                 value=[storage.join(i.uri, i.name) if i.where else i.uri for i in (other, item)],
-                expected="names that differ in more than the ending; a text file may list those that you want",
+                expected="names that differ in more than the ending: list the images that you want in a text file",
             )
 
 
 def _check_folders(items: Sequence[Item]) -> None:
-    """a.jpg becomes the file a.png, so that no image may lie in a folder a.png."""
+    """InputError if an image is in a folder a.png beside an image a.jpg, whose output is the file a.png."""
     files = {f"{item.name}.png": item.uri for item in items}
     for item in items:
         for parent in PurePosixPath(item.name).parents:
             if str(parent) in files:
                 raise InputError(
-                    "an image's output would be named as another's folder",
+                    "an image's output would have the same name as the folder of another image",
                     field="images",
                     value=[files[str(parent)], item.uri],
                 )
@@ -136,7 +163,7 @@ def _of_records(table: Table) -> Images:
 
 
 def _of_file(uri: str) -> tuple[str, list[str]]:
-    """Common folder and URIs: of an image itself, of a text file what it lists."""
+    """Common folder and URIs of the images that a file names: itself, or what a text file lists."""
     folder = posixpath.dirname(uri)
     if uri.lower().endswith(ENDINGS):
         return folder, [uri]
@@ -144,7 +171,10 @@ def _of_file(uri: str) -> tuple[str, list[str]]:
         lines = [line.strip() for line in storage.read_bytes(uri).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise InputError(
-            "neither an image by its ending nor a text file", file=uri, field="images", expected=", ".join(ENDINGS)
+            "the file is neither an image by its ending nor a text file",
+            file=uri,
+            field="images",
+            expected=", ".join(ENDINGS),
         ) from None
     uris = []
     for line in filter(None, lines):
@@ -152,12 +182,14 @@ def _of_file(uri: str) -> tuple[str, list[str]]:
         uris.append(storage.absolute(line if is_whole else storage.join(folder, line)))
     schemes = {uri.partition("://")[0] if "://" in uri else "" for uri in uris}
     if len(schemes) > 1:
-        raise InputError("the list mixes file systems", file=uri, value=sorted(schemes), expected="one of them")
+        raise InputError(
+            "the list mixes file systems", file=uri, field="images", value=sorted(schemes), expected="one file system"
+        )
     return _common_folder(uris) if uris else folder, uris
 
 
 def _common_folder(uris: Sequence[str]) -> str:
-    """The deepest folder that holds all; posixpath.commonpath would make one slash of the two in s3://."""
+    """The deepest folder that holds all URIs. posixpath.commonpath would turn the two slashes of s3:// into one."""
     folders = [posixpath.dirname(uri).split("/") for uri in uris]
     shared = 0
     while all(len(parts) > shared for parts in folders) and len({parts[shared] for parts in folders}) == 1:
@@ -166,7 +198,7 @@ def _common_folder(uris: Sequence[str]) -> str:
 
 
 def _seen(uris: Sequence[str], root: str, out: str) -> list[str]:
-    """Those that are neither hidden nor outputs of ours."""
+    """The URIs that are neither hidden nor below `out`."""
     shown = [uri for uri in uris if not any(part.startswith(".") for part in posixpath.relpath(uri, root).split("/"))]
     return [uri for uri in shown if not uri.startswith(out + "/")]
 

@@ -1,4 +1,4 @@
-"""What a pool member does with one unit of images: predict them, or list the regions of their label maps."""
+"""The work of a pool member on one unit of images: predict them, or list the regions of their label maps."""
 
 from __future__ import annotations
 
@@ -20,26 +20,39 @@ from boxsup_dist.model.networks import SegmentationNetwork
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """What is made of every image."""
+    """What to make of every image."""
 
     out: str
     kinds: tuple[Kind, ...]
     settings: PredictionSettings
-    turn_by_exif: bool  # files only: annotation lies on a table's images as they are stored
-    max_pixels: int
+    turn_by_exif: bool  # rotate files by their EXIF tag; never images of a table, whose annotation fits them as stored
+    max_pixels: int  # larger images are skipped
 
 
 class Outcome(NamedTuple):
-    """What became of one image."""
+    """The result of one image."""
 
     item: Item
-    problem: str | None  # why there are no outputs, None where there are
+    problem: str | None  # why it was skipped; None if its outputs are written
 
 
 def predict_unit(
     network: SegmentationNetwork, unit: Sequence[Item], *, job: PredictionJob, records: Table | None
 ) -> list[Outcome]:
-    """Predict a unit's images and write their outputs; an image that can't be read is told and left out."""
+    """Predict the images of a unit and write their outputs; unreadable images are skipped.
+
+    Args:
+        network: The network, in evaluation mode.
+        unit: The images: files, or rows of one row group.
+        job: What to make of them.
+        records: The records table, for images that are rows of one.
+
+    Returns:
+        One outcome per image, in their order.
+
+    Raises:
+        StorageError: A store does not answer.
+    """
     outcomes = []
     for item, data in _read(unit, records):
         try:
@@ -56,7 +69,7 @@ def predict_unit(
 
 
 def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, bytes | InputError]]:
-    """Bytes of each image, one at a time, or why there are none."""
+    """Read one image after the other; yields its bytes, or the error if it cannot be read."""
     where = unit[0].where
     if where is not None:
         assert records is not None
@@ -66,16 +79,25 @@ def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, b
     for item in unit:
         try:
             yield item, storage.read_bytes(item.uri)
-        except StorageError:  # no fault of this image
+        except StorageError:  # the store fails, not this image
             raise
         except InputError as error:
             yield item, error
         except OSError as error:
-            yield item, RecordError(f"can't be read: {type(error).__name__}: {error}")
+            yield item, RecordError(f"the file cannot be read: {type(error).__name__}: {error}")
 
 
 def regions_unit(network: object, unit: Sequence[Item], *, out: str) -> list[CocoImage]:
-    """Regions of each class in the label maps of a unit's images; the network is not asked."""
+    """List the regions of each class in the label maps that `predict_unit` wrote.
+
+    Args:
+        network: Not used; every unit of the pool gets one.
+        unit: The images.
+        out: Folder of the outputs.
+
+    Returns:
+        One entry per image for the COCO file.
+    """
     found = []
     for item in unit:
         label_map = decode_png(storage.read_bytes(output_uri(out, "label_maps", item.name)))

@@ -1,4 +1,4 @@
-"""Archive of label maps in the layout of PASCAL VOC's evaluation server.
+"""The submission: an archive of label maps in the layout of PASCAL VOC's evaluation server.
 
 results/VOC2012/Segmentation/comp6_test_cls/2008_000006.png    class ids 0..20 as a palette PNG
 """
@@ -18,23 +18,29 @@ from boxsup_dist.export.files import output_uri
 from boxsup_dist.io import storage
 
 Competition = Literal["comp5", "comp6"]
-"""VOC's segmentation competitions: comp5 trained on its images alone, comp6 on any (ImageNet weights are such)."""
+"""VOC's segmentation competitions: comp5 trains on VOC's images alone, comp6 on any, as ImageNet weights do."""
 
 
 def member_name(name: str) -> str:
-    """An image's name in the archive: the server knows no folders and no data sets."""
+    """Name of an image in the archive: the server expects the bare name, without folder and data set."""
     return posixpath.basename(name) + ".png"
 
 
 def write_submission(out: str, competition: Competition, names: Iterable[str]) -> str:
-    """Pack the label maps of these images into OUT/COMPETITION.tar.gz; returns its URI. The same maps, the same bytes.
+    """Pack the label maps of images into OUT/COMPETITION.tar.gz; the same maps give the same bytes.
 
-    The members' names must differ.
+    Args:
+        out: Folder with the label maps.
+        competition: Names the folder in the archive, and the archive.
+        names: Names of the images; their `member_name`s must differ.
+
+    Returns:
+        URI of the archive.
     """
     uri = storage.join(out, f"{competition}.tar.gz")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "submission.tar.gz"
-        # gzip would note file name and time: an archive of the same maps has the same bytes.
+        # Without file name and time, which gzip would store, the same maps give the same bytes.
         with (
             path.open("wb") as file,
             gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,

@@ -28,7 +28,8 @@ from boxsup_dist.runs.inputs import Inputs, open_inputs, tables_by_name, with_ab
 from boxsup_dist.runs.kept_config import keep_config
 from boxsup_dist.runs.report import write_report
 from boxsup_dist.runs.summary import make_summary
-from boxsup_dist.tracking.tracker import RunTracker, default_tracking_uri
+from boxsup_dist.tracking.client import default_tracking_uri
+from boxsup_dist.tracking.tracker import RunTracker
 from boxsup_dist.training.fit import fit
 
 

@@ -1,1 +1,1 @@
-"""MLflow, and nowhere else."""
+"""Tracking with MLflow: runs, metrics, artifacts and models. No other folder imports MLflow."""

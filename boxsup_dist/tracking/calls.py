@@ -1,18 +1,47 @@
-"""What is written to an MLflow run, each by one plain call that raises where the server does not take it."""
+"""The calls that write to an MLflow run. Each waits for the server and raises if the server does not accept it.
+
+`flatten` brings keys into the form that MLflow accepts; the `write_*` functions take MLflow's client and a run id.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PARAMS_PER_CALL = 100  # MLflow's limit
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+PARAMS_PER_CALL = 100  # MLflow's limit, for tags too
+MAX_KEY_CHARS = 250  # MLflow's limit
 
 
-def write_artifact(client: Any, run_id: str, name: str, data: bytes) -> None:
-    """A file of the run, in the folders that its name has."""
+def flatten(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one flat mapping with keys that MLflow accepts.
+
+    Args:
+        values: The nested mappings.
+        separator: Text between the keys of two levels: `.` for parameters and tags, `/` for metrics.
+        prefix: Text before every key.
+
+    Returns:
+        The leaves by their joined keys. Characters that MLflow refuses become `_`; a key has at most MAX_KEY_CHARS.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + re.sub(r"[^\w\-. /:]", "_", str(key), flags=re.ASCII)
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, separator, name + separator))
+        else:
+            flat[name[:MAX_KEY_CHARS]] = value
+    return flat
+
+
+def write_artifact(client: MlflowClient, run_id: str, name: str, data: bytes) -> None:
+    """Write a file to the run's artifacts; `name` may have folders."""
     folder, _, base = name.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / base
@@ -20,8 +49,11 @@ def write_artifact(client: Any, run_id: str, name: str, data: bytes) -> None:
         client.log_artifact(run_id, str(path), folder or None)
 
 
-def write_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
-    """Parameters that the run does not have yet; one that it has with another value becomes the tag `changed.KEY`."""
+def write_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Write the parameters that the run does not have yet.
+
+    A parameter never changes in MLflow: one that the run has with another value becomes the tag `changed.KEY`.
+    """
     from mlflow.entities import Param
 
     known = client.get_run(run_id).data.params
@@ -32,8 +64,8 @@ def write_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
     write_tags(client, run_id, changed)
 
 
-def write_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
-    """Tags, as many as there are."""
+def write_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Write tags, PARAMS_PER_CALL per call."""
     from mlflow.entities import RunTag
 
     rows = [RunTag(key, value) for key, value in tags.items()]
@@ -41,15 +73,24 @@ def write_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
         client.log_batch(run_id, tags=rows[start : start + PARAMS_PER_CALL])
 
 
-def write_metrics(client: Any, run_id: str, values: Mapping[str, float], now_ms: int, step: int) -> None:
-    """Metrics of one step."""
+def write_metrics(client: MlflowClient, run_id: str, values: Mapping[str, float], now_ms: int, step: int) -> None:
+    """Write the metrics of one step, with the time `now_ms` since 1970."""
     from mlflow.entities import Metric
 
     client.log_batch(run_id, metrics=[Metric(key, value, now_ms, step) for key, value in values.items()])
 
 
-def write_missing_metrics(client: Any, run_id: str, history: Mapping[int, Mapping[str, float]], now_ms: int) -> None:
-    """Those of the metrics (step -> key -> value) that the run has no value of at that step."""
+def write_missing_metrics(
+    client: MlflowClient, run_id: str, history: Mapping[int, Mapping[str, float]], now_ms: int
+) -> None:
+    """Write the metrics of earlier steps that the run does not have yet.
+
+    Args:
+        client: Client of the store.
+        run_id: The run.
+        history: Metrics by step and key.
+        now_ms: Time of the metrics that are written, since 1970.
+    """
     keys = sorted({key for values in history.values() for key in values})
     known = {key: {metric.step for metric in client.get_metric_history(run_id, key)} for key in keys}
     for step, values in history.items():
@@ -58,8 +99,15 @@ def write_missing_metrics(client: Any, run_id: str, history: Mapping[int, Mappin
             write_metrics(client, run_id, missing, now_ms, step)
 
 
-def write_dataset(client: Any, run_id: str, context: str, summary: Mapping[str, Any]) -> None:
-    """A table that the run reads, as one of its data sets."""
+def write_dataset(client: MlflowClient, run_id: str, context: str, summary: Mapping[str, Any]) -> None:
+    """Write a table that the run reads as one of MLflow's data sets.
+
+    Args:
+        client: Client of the store.
+        run_id: The run.
+        context: What the table is for: training, evaluation.
+        summary: uri, kind, fingerprint, num_rows and counts of the table.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(

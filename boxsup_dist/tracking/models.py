@@ -4,7 +4,12 @@
     data/epoch-.../         the network as a checkpoint's folder        requirements.txt     pinned versions
 
 No object is pickled: MLflow calls `_load_pyfunc` below, which reads the checkpoint, and that executes no code. The
-model takes rows with an `image` (an image file's bytes) and gives rows with a `label_map`: a PNG of class ids.
+model takes rows with an `image` (an image file's bytes) and returns rows with a `label_map`: a PNG of class ids.
+
+MLmodel names the loader module. Models published before this module moved name `boxsup_dist.mlflow_model`. MLflow puts
+the model's `code/` first on the path, so in a process that has not imported boxsup_dist the model runs its own old copy
+of the package. In a process that has imported it, or without `code/`, Python finds the name in the installed package:
+there `boxsup_dist/mlflow_model.py` is an alias of this module.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import boxsup_dist
 from boxsup_dist.data.images import decode_image, decode_png, encode_png
@@ -31,48 +37,73 @@ from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.model.weights import CHECKPOINT_PREFIX
-from boxsup_dist.tracking.tracker import default_tracking_uri, make_client
+from boxsup_dist.tracking.client import default_tracking_uri, make_client
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.tracking import MlflowClient
 
-MODEL = "model"  # folder of the artifacts of a run
+MODEL = "model"  # folder in a run's artifacts
 CLASS_NAMES = "class_names"
 URI_SCHEMES = ("models:/", "runs:/")
-# What loading and predicting import; the versions are those of the environment that saves.
+LOADER_MODULES = (__name__, "boxsup_dist.mlflow_model")  # the second is this module's name in older models
+# What loading and predicting import, pinned to the versions of the environment that saves the model.
 REQUIREMENTS = ("fsspec", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "timm", "torch", "torchvision")
 
 
 @dataclass(frozen=True)
 class LabelMapModel:
-    """What MLflow predicts with."""
+    """The object that MLflow calls to predict."""
 
     network: SegmentationNetwork
     class_names: tuple[str, ...]
 
     def predict(self, data: pd.DataFrame) -> pd.DataFrame:
-        """Rows with `image` to rows with `label_map`, PNG of the image's size. RecordError names what is no image."""
+        """Predict the label maps of image files.
+
+        Args:
+            data: One row per image, with its file's bytes in the column `image`.
+
+        Returns:
+            One row per image: column `label_map`, a PNG of class ids in the image's size.
+
+        Raises:
+            RecordError: Bytes are not an image; names the row.
+        """
         import pandas as pd
 
-        return pd.DataFrame({"label_map": [encode_png(self._label_map(row, b)) for row, b in enumerate(data["image"])]})
+        maps = [encode_png(self._label_map(row, image)) for row, image in enumerate(data["image"])]
+        return pd.DataFrame({"label_map": maps})
 
-    def _label_map(self, row: int, data: bytes) -> np.ndarray:
+    def _label_map(self, row: int, data: bytes) -> NDArray[np.uint8]:
         try:
             image = decode_image(data)
-        except Exception as error:  # the decoders of many formats fail in many ways
+        except Exception as error:  # each format's decoder raises errors of its own
             raise RecordError("not an image file", field=f"image of row {row}", value=str(error)[:200]) from None
-        return predict_log_probs(self.network, image, self.network.device).argmax(0).astype(np.uint8)
+        log_probs: NDArray[np.float32] = predict_log_probs(self.network, image, self.network.device)
+        label_map: NDArray[np.uint8] = log_probs.argmax(0).astype(np.uint8)
+        return label_map
 
 
 def _load_pyfunc(path: str) -> LabelMapModel:
-    """Called by MLflow with the model's data. CheckpointError if it is damaged."""
+    """Load the model; MLflow calls this function by its name with the path of the model's data.
+
+    Raises:
+        CheckpointError: The data is damaged.
+    """
     state = checkpoint.load(path)
     network = checkpoint.load_network(path).to("cuda" if torch.cuda.is_available() else "cpu")
     return LabelMapModel(network, tuple(state.extra[CLASS_NAMES]))
 
 
 def save(folder: str, network_state: CheckpointState, class_names: Sequence[str]) -> None:
-    """Write the model of a checkpoint to a local folder that does not exist yet."""
+    """Write the network of a checkpoint as an MLflow model.
+
+    Args:
+        folder: Local folder to create; it must not exist.
+        network_state: The checkpoint. Only the network is kept, without optimizer and labels.
+        class_names: Names of the C classes; class 0 is the background.
+    """
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -100,8 +131,16 @@ def save(folder: str, network_state: CheckpointState, class_names: Sequence[str]
         )
 
 
-def predict(folder: str, images: Sequence[bytes]) -> list[np.ndarray]:
-    """Label maps uint8 (H, W) of image files by a saved model, loaded as its users load it."""
+def predict(folder: str, images: Sequence[bytes]) -> list[NDArray[np.uint8]]:
+    """Predict with a saved model, loaded the way its users load it.
+
+    Args:
+        folder: Local folder of the model.
+        images: Bytes of image files.
+
+    Returns:
+        A label map (H, W) per image.
+    """
     import mlflow.pyfunc
     import pandas as pd
 
@@ -110,9 +149,19 @@ def predict(folder: str, images: Sequence[bytes]) -> list[np.ndarray]:
 
 
 def publish(folder: str, tracking_uri: str, run_id: str, name: str | None) -> str:
-    """Leave a saved model in its run's artifacts, registered as `name` if given; returns its URI.
+    """Copy a saved model to the artifacts of its MLflow run, and register it.
 
-    InputError if the store refuses or does not answer.
+    Args:
+        folder: Local folder of the model.
+        tracking_uri: The store.
+        run_id: The run that trained the network.
+        name: Name to register the model under, created if it is new; None does not register it.
+
+    Returns:
+        `models:/NAME/VERSION`, or `runs:/RUN_ID/model` without a name.
+
+    Raises:
+        InputError: The store refuses or does not answer.
     """
     from mlflow.exceptions import MlflowException
 
@@ -126,20 +175,31 @@ def publish(folder: str, tracking_uri: str, run_id: str, name: str | None) -> st
             source = storage.join(client.get_run(run_id).info.artifact_uri, MODEL)
             return f"models:/{name}/{client.create_model_version(name, source, run_id).version}"
     except MlflowException as error:
-        raise InputError("MLflow does not take the model", field="register" if name else "log",
-                         value=f"run {run_id}: {error}"[:300]) from None  # fmt: skip
+        raise InputError(
+            "MLflow did not store the model",
+            field="register" if name else "log",
+            value=f"run {run_id}: {error}"[:300],
+        ) from None
 
 
 def is_model_uri(uri: str) -> bool:
-    """Whether a URI is MLflow's: models:/NAME/VERSION, models:/NAME@ALIAS or runs:/ID/model."""
+    """Whether a URI names an MLflow model: models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model."""
     return uri.startswith(URI_SCHEMES)
 
 
 def fetch_checkpoint(uri: str, folder: str, tracking_uri: str | None = None) -> str:
-    """Download an MLflow model into a local folder; returns the checkpoint's folder inside it.
+    """Download an MLflow model; nothing of it is executed.
 
-    `tracking_uri` None is MLFLOW_TRACKING_URI, else the store of ./runs. Nothing of the model is executed.
-    InputError if it isn't there or was not saved by this module.
+    Args:
+        uri: URI of the model (`is_model_uri`).
+        folder: Local folder for the model.
+        tracking_uri: The store; None is MLFLOW_TRACKING_URI or, if that is not set, the store of ./runs.
+
+    Returns:
+        The checkpoint's folder inside the model.
+
+    Raises:
+        InputError: The store has no such model, or the model was not saved by this module.
     """
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
@@ -151,18 +211,37 @@ def fetch_checkpoint(uri: str, folder: str, tracking_uri: str | None = None) -> 
             local = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         flavor: Mapping[str, Any] = Model.load(local).flavors.get("python_function", {})
     except (MlflowException, OSError) as error:
-        raise InputError(f"MLflow at {store} has no such model", field="model", value=uri,
-                         expected=f"models:/NAME/VERSION or runs:/ID/{MODEL}; {error}"[:300]) from None  # fmt: skip
-    if flavor.get("loader_module") != __name__:
-        raise InputError("the model was not made by jobs.export_model", field="model", value=uri)
+        raise InputError(
+            f"MLflow at {store} has no such model",
+            field="model",
+            value=uri,
+            expected=f"models:/NAME/VERSION or runs:/RUN_ID/{MODEL}; {error}"[:300],
+        ) from None
+    if flavor.get("loader_module") not in LOADER_MODULES:
+        raise InputError(
+            "the model was not made by jobs.export_model",
+            file=uri,
+            field="loader_module",
+            value=flavor.get("loader_module"),
+            expected=" or ".join(LOADER_MODULES),
+        )
     return storage.join(local, storage.safe_name(flavor["data"], file=uri, field="data"))
 
 
 def fetch_weights(weights: str | None, folder: str, tracking_uri: str | None = None) -> str | None:
-    """A weights spec of `model.weights` with the MLflow model of checkpoint:models:/NAME/1 brought to `folder`.
+    """Download the MLflow model that a weights setting names, such as checkpoint:models:/NAME/1.
 
-    Other specs are given back as they are. A model that is in `folder` already is not fetched again, so that a training
-    that goes on finds the weights that it began with.
+    Args:
+        weights: A setting as `model.weights` reads it.
+        folder: Folder for the checkpoint. A model that is there already is not downloaded again, so that a resumed
+            training finds the weights that it started from.
+        tracking_uri: As `fetch_checkpoint`.
+
+    Returns:
+        The setting with the checkpoint's local folder; `weights` unchanged if it names no MLflow model.
+
+    Raises:
+        InputError: As `fetch_checkpoint`.
     """
     uri = (weights or "").removeprefix(CHECKPOINT_PREFIX)
     if not is_model_uri(uri):
@@ -171,16 +250,25 @@ def fetch_weights(weights: str | None, folder: str, tracking_uri: str | None = N
     if not storage.exists(storage.join(target, "manifest.json")):
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(fetch_checkpoint(uri, scratch, tracking_uri))
-            # The manifest comes last, as in every checkpoint.
+            # The manifest is written last, as in every checkpoint: its presence says that the copy is whole.
             for file in sorted(source.iterdir(), key=lambda file: file.name == "manifest.json"):
                 storage.write_bytes(storage.join(target, file.name), file.read_bytes())
     return CHECKPOINT_PREFIX + target
 
 
 def load_network(uri: str, tracking_uri: str | None = None) -> SegmentationNetwork:
-    """The network of an MLflow model, or of a checkpoint's folder, in evaluation mode on the CPU.
+    """Load the network of an MLflow model or of a checkpoint.
 
-    InputError or CheckpointError if it can't be had.
+    Args:
+        uri: URI of a model (`is_model_uri`) or of a checkpoint's folder.
+        tracking_uri: As `fetch_checkpoint`.
+
+    Returns:
+        The network in evaluation mode on the CPU.
+
+    Raises:
+        InputError: As `fetch_checkpoint`.
+        CheckpointError: The checkpoint is missing or damaged.
     """
     if not is_model_uri(uri):
         return checkpoint.load_network(uri)
@@ -189,8 +277,8 @@ def load_network(uri: str, tracking_uri: str | None = None) -> SegmentationNetwo
 
 
 @contextmanager
-def _store(tracking_uri: str) -> Iterator[Any]:
-    """The client of a store, which is MLflow's current one meanwhile: its functions for model URIs know no other."""
+def _store(tracking_uri: str) -> Iterator[MlflowClient]:
+    """The client of a store. Inside, it is MLflow's current store: MLflow's functions for model URIs use that one."""
     import mlflow
 
     known, named = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
@@ -200,6 +288,6 @@ def _store(tracking_uri: str) -> Iterator[Any]:
         yield client
     finally:
         mlflow.set_tracking_uri(known)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)  # which MLflow has set
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # set_tracking_uri has set it
         if named is not None:
             os.environ["MLFLOW_TRACKING_URI"] = named

@@ -1,8 +1,9 @@
-"""A bounded queue and one thread that deliver calls to a service which may be slow, down or dead.
+"""The outbox: a bounded queue and one thread that delivers calls to a service which may be slow, down or dead.
 
-Whoever puts a call in returns at once and never sees an exception. A call that fails goes to the end of the queue and
-is tried again after a pause that doubles up to a limit; one that fails while others succeed, or that the service
-refuses for good, is given up and counted. Warnings come once and then at most every `warn_every_s`.
+`put` returns at once and never raises. A call that fails goes to the end of the queue and is tried again after a pause;
+the pause doubles after each failure, up to a limit. A call is given up, and counted, if the service refuses it or if it
+keeps failing while other calls succeed. The outbox warns of the first failure at once, and of later ones at most every
+`warn_every_s`.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CLOSING_PAUSE_S = 0.5
-MAX_FAILURES_AT_CLOSE = 3  # in a row: the service is down, nobody waits for it at the end
-MAX_STRIKES = 3  # failures of one call between which other calls succeeded: the call is at fault, not the service
+MAX_FAILURES_AT_CLOSE = 3  # in a row: the service counts as down, and closing stops waiting for it
+MAX_STRIKES = 3  # failures of one call while others succeeded: the call is at fault, not the service
 
 
 @dataclass
 class _Call:
+    """A call in the queue; the first three fields are the arguments of `put`."""
+
     what: str
     action: Callable[[], None]
     num_bytes: int
-    strikes: int = 0
-    delivered_before: int = -1  # successes of the outbox at this call's last failure
+    strikes: int = 0  # failures while other calls succeeded
+    delivered_before: int = -1  # successes of the outbox before this call's last failure
 
 
 class Outbox:
-    """Calls on their way to `service` (its name in messages). Delivery is at least once and may be out of order."""
+    """Delivers calls to a service. A call may be delivered more than once, and later than calls put in after it."""
 
     def __init__(
         self,
@@ -43,7 +46,18 @@ class Outbox:
         warn_every_s: float = 600.0,
         logger: logging.Logger | None = None,
     ) -> None:
-        """`is_refusal` tells errors that no second try mends. Beyond `max_calls` or `max_bytes` the oldest calls go."""
+        """Start the thread.
+
+        Args:
+            service: Name of the service in messages.
+            is_refusal: Whether an error would come again on every try; such a call is given up at once.
+            max_calls: Most calls in the queue; the oldest are dropped beyond it.
+            max_bytes: Most memory that the queued calls may hold; the oldest are dropped beyond it.
+            first_pause_s: Pause after the first failure.
+            longest_pause_s: Limit of the doubling pauses.
+            warn_every_s: Shortest time between two warnings of failures.
+            logger: Where warnings go; None is this module's logger.
+        """
         self._service, self._is_refusal = service, is_refusal
         self._max_calls, self._max_bytes = max_calls, max_bytes
         self._first_pause_s, self._longest_pause_s, self._warn_every_s = first_pause_s, longest_pause_s, warn_every_s
@@ -61,17 +75,23 @@ class Outbox:
 
     @property
     def num_waiting(self) -> int:
-        """Calls that are not delivered yet."""
+        """Number of calls that are neither delivered nor given up."""
         with self._changed:
             return len(self._calls) + self._in_flight
 
     @property
     def num_lost(self) -> int:
-        """Calls given up: refused, at fault, or pushed out of a full queue."""
+        """Number of calls given up: refused, at fault, dropped from a full queue, or put in after `close`."""
         return self._num_lost
 
     def put(self, what: str, action: Callable[[], None], num_bytes: int = 0) -> None:
-        """Queue a call; returns at once. `what` names it in messages, `num_bytes` is the memory that it holds."""
+        """Queue a call and return at once.
+
+        Args:
+            what: Name of the call in messages.
+            action: The call; an exception means that it was not delivered.
+            num_bytes: Memory that the call holds while it waits.
+        """
         with self._changed:
             if self._deadline is not None:
                 self._num_lost += 1
@@ -81,18 +101,18 @@ class Outbox:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until nothing is waiting; False if time ran out."""
+        """Wait until the queue is empty; False if `timeout_s` passed first."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._calls and not self._in_flight, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Deliver what is left for at most `timeout_s` and stop. True if nothing was lost since the beginning."""
+        """Deliver the rest within `timeout_s` and stop; returns whether every call since the start was delivered."""
         with self._changed:
             self._deadline = time.monotonic() + timeout_s
             self._num_failures_in_a_row = 0
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        lost = self._num_lost + self.num_waiting
+        lost = self.num_lost + self.num_waiting
         if lost:
             self._logger.warning("%s: %d calls were not delivered", self._service, lost)
         return lost == 0
@@ -169,11 +189,11 @@ class Outbox:
         self._warned_of_failure = not give_up
         problem = " ".join(str(error).split())[:300] or type(error).__name__
         self._logger.warning(
-            "%s: %s failed (%s); %s. %d calls are waiting, %d were given up. The work goes on without it.",
+            "%s: %s failed (%s); %s. %d calls are waiting, %d were given up. The work continues without it.",
             self._service,
             call.what,
             problem,
-            "given up" if give_up else "it is tried again later",
+            "given up" if give_up else "it will be tried again",
             self.num_waiting,
             self._num_lost,
         )

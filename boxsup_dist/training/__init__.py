@@ -1,1 +1,1 @@
-"""The training stream, its augmentation and schedule, and the loop of the train workers."""
+"""Training: the order of an epoch, the stream of its images, their augmentation, and the loop of the train workers."""

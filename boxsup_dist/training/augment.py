@@ -1,8 +1,12 @@
-"""Random scale, crop and flip of an image and its label map; a pure function of (seed, epoch, image_id)."""
+"""The augmentation of an image and its label map: random scale, mirror and crop, a function of (seed, epoch, image_id).
+
+Image and label map move together. The draw does not depend on the worker, the order of the images or a restart.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from boxsup_dist.config import AugmentSettings
@@ -11,11 +15,27 @@ from boxsup_dist.randomness import generator
 
 
 def augment(
-    image: np.ndarray, label_map: np.ndarray, settings: AugmentSettings, *, seed: int, epoch: int, image_id: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled, mirrored and cropped pair: image uint8 (h, w, 3) and label map uint8 (h, w) of the crop's size.
+    image: NDArray[np.uint8],
+    label_map: NDArray[np.uint8],
+    settings: AugmentSettings,
+    *,
+    seed: int,
+    epoch: int,
+    image_id: str,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Scale, mirror and crop a training pair.
 
-    Where the crop reaches beyond the image, the image is filled with its mean colour and the label map is ignored.
+    Args:
+        image: RGB (H, W, 3).
+        label_map: (H, W).
+        settings: Ranges of the draw and size of the crop.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        image_id: The record.
+
+    Returns:
+        Image (h, w, 3) and label map (h, w) of the crop's size. Pixels of the crop beyond the image get the image's
+        mean colour and IGNORE_INDEX.
     """
     rng = generator(seed, epoch, "augment", image_id)
     scale = float(rng.uniform(settings.scale_min, settings.scale_max))
@@ -41,6 +61,9 @@ def augment(
 
 
 def _place(size: int, crop: int, where: float) -> tuple[int, int, int]:
-    """Start in the source, start in the crop and length of their common stretch; `where` in [0, 1) picks the offset."""
+    """Place the crop along one axis; `where` in [0, 1) picks the offset.
+
+    Returns the first pixel of the common stretch in the image and in the crop, and its length.
+    """
     offset = int(where * (abs(size - crop) + 1))
     return (offset, 0, crop) if size >= crop else (0, offset, size)

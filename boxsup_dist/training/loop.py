@@ -1,7 +1,8 @@
-"""What every train worker runs: one long-lived loop over epochs, with the labels handed over in between.
+"""The loop that every train worker runs: it lives as long as the run and gets the labels of each epoch by reference.
 
-All ranks run `train_loop`. Rank 0 also owns a Coordinator, which reassigns the labels, evaluates, keeps the history and
-writes what a run leaves behind; the other ranks only wait for the labels by reference.
+All ranks run `train_loop`. Rank 0 also owns a Coordinator, which between epochs reassigns the labels, evaluates, keeps
+the history and writes the files of the run; the other ranks wait for the reference to the labels. Writes a checkpoint
+after every epoch and, if `checkpoint_every_steps` is set, inside it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import ray.train.torch
 import torch
 
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import InputError
 from boxsup_dist.model import checkpoint
@@ -23,40 +25,46 @@ from boxsup_dist.training.worker import EpochTotals, StateDict, TrainWorker, rai
 
 
 class Coordinator(Protocol):
-    """What rank 0 does around the epochs."""
+    """What rank 0 does around the epochs. Epochs count from 0 here."""
 
-    stages_s: float  # seconds spent in its stages so far
+    stages_s: float  # total seconds spent in stages
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
-        """The workers are there and begin at this position, at first and after a fault."""
+        """All workers are ready and start from this position; called at the start and after each failure."""
 
-    def labels(self, epoch: int, weights: StateDict) -> ray.ObjectRef | None:
-        """Labels for this epoch by reference, None where the supervision needs none."""
+    def labels(self, epoch: int, weights: StateDict) -> ray.ObjectRef[Labels] | None:
+        """Assign the labels of an epoch with these weights; None if no source needs an assignment."""
 
-    def stored_labels(self, epoch: int) -> ray.ObjectRef | None:
-        """The labels that an interrupted epoch began with."""
+    def stored_labels(self, epoch: int) -> ray.ObjectRef[Labels] | None:
+        """Read the labels that an interrupted epoch started with; None as `labels`."""
 
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        """Called a few times a minute."""
+        """Report that `step` of `num_steps` steps are done; called a few times per minute."""
 
     def record(self, epoch: int, metrics: dict[str, float], bad_records: dict[str, str]) -> None:
-        """After the last step of an epoch, before its checkpoint; bad_records are those of the run so far."""
+        """Keep the metrics of an epoch; called after its last step and before its checkpoint.
+
+        `bad_records` maps image ids to problems: all records of the run so far that do not decode.
+        """
 
     def evaluate(self, epoch: int, weights: StateDict) -> None:
-        """After the checkpoint of a finished epoch, also when a run resumes from it; does nothing if not due."""
+        """Evaluate a finished epoch if that is due; called after its checkpoint, also when a run resumes from it."""
 
     def fail(self, error: Exception) -> None:
-        """The run can't go on and a restart would not help."""
+        """Report that the run ends with this error, because a restart would meet it again."""
 
     def close(self) -> None:
         """Release what the coordinator holds."""
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """Entry point of every train worker. `settings`: config, mixture, make_coordinator (called on rank 0 only).
+    """Entry point of every train worker.
 
-    An InputError that any rank meets is raised on all of them and told to the driver: the same would happen again, so
-    the run ends here instead of being restarted.
+    An InputError that any rank meets is raised on all ranks. Rank 0 reports it to the driver, and the loop returns: a
+    restart would meet the same error.
+
+    Args:
+        settings: `config` (TrainConfig), `mixture` (Mixture) and `make_coordinator`, which is called on rank 0 only.
     """
     rank = ray.train.get_context().get_world_rank()
     coordinator: Coordinator | None = settings["make_coordinator"]() if rank == 0 else None
@@ -71,7 +79,7 @@ def train_loop(settings: dict[str, Any]) -> None:
 
 
 def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | None) -> None:
-    """Every epoch from the newest checkpoint on."""
+    """Train every epoch that is left after the newest checkpoint."""
     worker = _start_worker(config, mixture)
     if coordinator is not None:
         coordinator.begin(worker.epoch, worker.step, worker.num_workers)
@@ -82,11 +90,11 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
         if worker.epoch == config.optimizer.epochs:
             return
         started = time.perf_counter()
-        plan = worker.plan()
+        order = worker.order()
         watch = _Watch(worker, coordinator, labels)
-        metrics = worker.train_epoch(worker.batches(plan, labels), plan.num_steps, watch)
+        metrics = worker.train_epoch(worker.batches(order, labels), order.num_steps, watch)
         if coordinator is not None:
-            if ended is not None:  # from the last step of one epoch to the first of the next, stages apart
+            if ended is not None:  # from the last step of one epoch to the first of the next, without the stages
                 stages_between_s = coordinator.stages_s - stages_s
                 metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
             stages_s = coordinator.stages_s
@@ -99,12 +107,12 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
 
 
 def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
-    """This rank's worker at the newest checkpoint. Raises InputError, on all ranks, if any can't be had."""
+    """This rank's worker, restored from the newest checkpoint. InputError on all ranks if any rank meets one."""
     newest = checkpoint.latest(config.run_dir) if ray.train.get_context().get_world_rank() == 0 else None
     newest = ray.train.collective.broadcast_from_rank_zero(newest)
     device = ray.train.torch.get_device()
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # else the ranks of a node would exchange objects through its first GPU
+        torch.cuda.set_device(device)  # without it the ranks of a node would exchange objects through its first GPU
     worker, error = None, None
     try:
         worker = TrainWorker(config, mixture)
@@ -117,22 +125,24 @@ def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
     return worker
 
 
-def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef | None:
-    """Rank 0's stages; gives the labels of the coming epoch, or the InputError that a stage met, to all ranks."""
-    labels, error = None, None
+def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef[Labels] | None:
+    """Run rank 0's stages; all ranks return the labels of the coming epoch, or raise the InputError of a stage."""
+    labels: ray.ObjectRef[Labels] | None = None
+    error: InputError | None = None
     if coordinator is not None:
         try:
             labels = _run_stages(worker, coordinator)
         except InputError as found:
             error = found
-    # A bare reference would be dereferenced on the way: inside a list it stays one.
+    # In a list, because Ray would replace a bare reference by its object on the way.
     labels, error = ray.train.collective.broadcast_from_rank_zero([labels, error])
     if error is not None:
         raise error
     return labels
 
 
-def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef | None:
+def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef[Labels] | None:
+    """Evaluate the epoch that has ended and assign the labels of the next; inside an epoch, read its labels again."""
     if worker.step > 0:
         return coordinator.stored_labels(worker.epoch)
     if worker.epoch > 0:
@@ -143,11 +153,13 @@ def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef 
 
 
 class _Watch:
-    """After each step, on rank 0: progress now and then, and checkpoints inside the epoch where the settings say so."""
+    """Called after each step; on rank 0 it reports progress, and saves the checkpoints that are due inside an epoch."""
 
     REPORT_EVERY_S = 5.0
 
-    def __init__(self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef | None) -> None:
+    def __init__(
+        self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef[Labels] | None
+    ) -> None:
         self.worker, self.coordinator, self.labels = worker, coordinator, labels
         self.reported = time.perf_counter()
 
@@ -163,7 +175,7 @@ class _Watch:
             self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
 
 
-def _save(worker: TrainWorker, labels: ray.ObjectRef | None) -> None:
+def _save(worker: TrainWorker, labels: ray.ObjectRef[Labels] | None) -> None:
     config = worker.config
     checkpoint.save(
         config.run_dir,

@@ -26,7 +26,7 @@ from boxsup_dist.model.networks import NetworkSpec, parameter_groups
 from boxsup_dist.model.transfer import start_network
 from boxsup_dist.randomness import derive_seed
 from boxsup_dist.training.optimizer import lr_factor, make_optimizer
-from boxsup_dist.training.order import EpochPlan, plan_epoch
+from boxsup_dist.training.order import EpochOrder, order_epoch
 from boxsup_dist.training.stream import Batch, worker_batches
 
 FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for a share
@@ -127,16 +127,16 @@ class TrainWorker:
         }
         return state if self.average is None else state | {"average": self.assigning_weights()}
 
-    def plan(self) -> EpochPlan:
+    def order(self) -> EpochOrder:
         """The order of the current epoch."""
-        return plan_epoch(
+        return order_epoch(
             [unit.rows for unit in self.mixture.units],
             seed=self.config.seed,
             epoch=self.epoch,
             global_batch_size=self.config.optimizer.global_batch_size,
         )
 
-    def batches(self, plan: EpochPlan, labels: ray.ObjectRef | None) -> Iterator[Batch]:
+    def batches(self, order: EpochOrder, labels: ray.ObjectRef | None) -> Iterator[Batch]:
         """This worker's share of the current epoch, from the current step on.
 
         An InputError becomes the batch of its step: all ranks learn of it there, and none is left waiting.
@@ -144,7 +144,7 @@ class TrainWorker:
         try:
             yield from worker_batches(
                 self.mixture,
-                plan,
+                order,
                 labels,
                 epoch=self.epoch,
                 rank=self.rank,

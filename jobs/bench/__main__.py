@@ -212,13 +212,13 @@ def alternate_epochs(settings: dict[str, Any]) -> None:
     """
     worker = TrainWorker(settings["config"], settings["mixture"])
     worker.wrap()
-    plan = worker.plan()
+    order = worker.order()
     labels = settings["labels"][0]
-    kept = list(worker.batches(plan, labels))
+    kept = list(worker.batches(order, labels))
 
     def one_epoch(batches: Iterable[Batch]) -> dict[str, float]:
         ray.train.collective.barrier()
-        metrics = worker.train_epoch(iter(batches), plan.num_steps, lambda *_: None)
+        metrics = worker.train_epoch(iter(batches), order.num_steps, lambda *_: None)
         worker.finish_epoch()
         worker.epoch = 0  # the same records and pixels every time
         return metrics
@@ -226,7 +226,7 @@ def alternate_epochs(settings: dict[str, Any]) -> None:
     one_epoch(kept)
     found: dict[str, list[dict[str, float]]] = {"streamed": [], "memory": []}
     for turn in range(settings["rounds"]):
-        ways = [("streamed", worker.batches(plan, labels)), ("memory", kept)]
+        ways = [("streamed", worker.batches(order, labels)), ("memory", kept)]
         for name, batches in ways if turn % 2 == 0 else reversed(ways):
             found[name].append(one_epoch(batches))
     if worker.rank == 0:

@@ -255,11 +255,11 @@ def consume_epoch(settings: dict[str, Any]) -> None:
     worker = TrainWorker(settings["config"], settings["mixture"])
     times = np.zeros(settings["num_images"], int)
     started, cpu_started = time.perf_counter(), time.process_time()
-    plan = worker.plan()
+    order = worker.order()
     planned = time.perf_counter()
     first: float | None = None
     ignored, pixels = 0, 0
-    for batch in worker.batches(plan, settings["labels"][0]):
+    for batch in worker.batches(order, settings["labels"][0]):
         if batch.error is not None:
             raise batch.error
         first = time.perf_counter() if first is None else first
@@ -273,7 +273,7 @@ def consume_epoch(settings: dict[str, Any]) -> None:
         storage.join(settings["out"], f"rank-{worker.rank}.json"),
         {
             "times": times.tolist(),
-            "steps": plan.num_steps,
+            "steps": order.num_steps,
             "plan_s": planned - started,
             "first_batch_s": (first or ended) - planned,
             "stream_s": ended - planned,

@@ -31,7 +31,8 @@ from boxsup_dist.model.checkpoint import checkpoint_name, latest
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.history import read_history
-from boxsup_dist.tracking.tracker import flatten, make_client
+from boxsup_dist.tracking.calls import flatten
+from boxsup_dist.tracking.client import make_client
 from jobs.bench.scale_run import store_proposals, store_records
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk

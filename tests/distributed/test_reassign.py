@@ -1,4 +1,4 @@
-"""Real Ray: the labels table is the same for any number of actors and after one died, and is the in-process choice."""
+"""Real Ray: the labels table equals the in-process choice for any number of actors, also after an actor died."""
 
 import os
 from functools import partial
@@ -31,7 +31,7 @@ CASES = [
 
 
 class MortalNetwork(torch.nn.Module):
-    """The tiny network; the first process that predicts dies before its answer."""
+    """The tiny network; the first process that predicts dies before it answers."""
 
     def __init__(self, marker: str) -> None:
         super().__init__()

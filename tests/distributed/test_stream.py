@@ -1,4 +1,4 @@
-"""The training stream: the same global batches for any number of workers, from any step on, through Ray as without."""
+"""The training stream: the same global batches for any number of workers, from any step on, with and without Ray."""
 
 import random
 import time
@@ -16,8 +16,8 @@ from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.distributed import session
 from boxsup_dist.training import stream
-from boxsup_dist.training.order import plan_epoch
-from boxsup_dist.training.stream import load_slice, worker_batches
+from boxsup_dist.training.order import order_epoch
+from boxsup_dist.training.stream import TrainingPair, load_slice, worker_batches
 from tests.distributed import tiny
 
 BATCH, EPOCH = 4, 2
@@ -25,7 +25,7 @@ BATCH, EPOCH = 4, 2
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory) -> Mixture:
-    """Box supervision on records whose ground truth would break whoever reads it."""
+    """Box supervision on records whose ground truth does not decode, so that reading it would fail."""
     train, proposals, _ = tiny.write_tables(tmp_path_factory.mktemp("poisoned"), mask=tiny.POISON)
     return Mixture(make_units([Source(train, "box", proposals)]), tiny.ASSIGNMENT, tiny.AUGMENT, seed=5)
 
@@ -45,18 +45,18 @@ def make_labels(mixture: Mixture) -> Labels:
     return Labels.concatenate(parts)
 
 
-def make_plan(mixture: Mixture, epoch: int = EPOCH):
+def make_order(mixture: Mixture, epoch: int = EPOCH):
     units = [unit.rows for unit in mixture.units]
-    return plan_epoch(units, seed=mixture.seed, epoch=epoch, global_batch_size=BATCH)
+    return order_epoch(units, seed=mixture.seed, epoch=epoch, global_batch_size=BATCH)
 
 
 def stream_all(mixture: Mixture, labels, num_workers: int = 1, start_step: int = 0, epoch: int = EPOCH) -> dict:
     """step -> image_id -> (image, label map), over all workers."""
-    plan = make_plan(mixture, epoch)
-    steps: dict[int, dict] = {step: {} for step in range(start_step, plan.num_steps)}
+    order = make_order(mixture, epoch)
+    steps: dict[int, dict] = {step: {} for step in range(start_step, order.num_steps)}
     for rank in range(num_workers):
         batches = worker_batches(
-            mixture, plan, labels, epoch=epoch, rank=rank, num_workers=num_workers, start_step=start_step
+            mixture, order, labels, epoch=epoch, rank=rank, num_workers=num_workers, start_step=start_step
         )
         for step, batch in enumerate(batches, start_step):
             assert batch.step == step
@@ -76,12 +76,11 @@ def assert_same(found: dict, expected: dict) -> None:
 
 def oracle(mixture: Mixture, labels: Labels | None) -> dict:
     """The same without Ray, lane by lane."""
-    plan = make_plan(mixture)
-    steps: dict[int, dict] = {step: {} for step in range(plan.num_steps)}
-    for piece in plan.slices:
-        rows = load_slice(piece, mixture, labels, EPOCH)
-        for i, image_id in enumerate(rows["image_id"].tolist()):
-            steps[piece.first_step + i][image_id] = (rows["image"][i], rows["label_map"][i])
+    order = make_order(mixture)
+    steps: dict[int, dict] = {step: {} for step in range(order.num_steps)}
+    for piece in order.slices:
+        for i, pair in enumerate(load_slice(piece, mixture, labels, EPOCH)):
+            steps[piece.first_step + i][pair.image_id] = (pair.image, pair.label_map)
     return steps
 
 
@@ -101,28 +100,27 @@ def test_any_number_of_workers_gives_the_same_batches_from_any_step_on(ray_local
 
 
 def test_blocks_may_arrive_in_any_order(mixture, monkeypatch):
-    """Ray Data gives blocks as they finish: each row must find its step all the same."""
+    """Ray Data yields blocks as they finish; each row must still reach its step."""
     mixture = with_supervision(mixture, "rectangles")
     expected = oracle(mixture, None)
 
-    def shuffled(slices, mixture, labels, epoch, max_tasks) -> Iterator[dict]:
+    def shuffled(slices, mixture, labels, epoch, max_tasks) -> Iterator[TrainingPair]:
         blocks = [load_slice(piece, mixture, labels, epoch) for piece in slices]
         random.Random(0).shuffle(blocks)
         for block in blocks:
-            for i in range(len(block["lane"])):
-                yield {name: values[i] for name, values in block.items()}
+            yield from block
 
-    monkeypatch.setattr(stream, "_lane_rows", shuffled)
+    monkeypatch.setattr(stream, "_lane_pairs", shuffled)
     assert_same(stream_all(mixture, None, 2), expected)
 
 
 def test_the_order_and_the_pixels_change_with_the_epoch(mixture):
-    plans = [make_plan(mixture, epoch) for epoch in (0, 0, 1)]
-    assert plans[0] == plans[1] != plans[2]
+    orders = [make_order(mixture, epoch) for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_scheduling_does_not_spin_while_the_training_is_slow(ray_local, mixture):
-    """Ray Data may fill a megabyte beside what it reserves, so that it soon has no task to wait for."""
+    """With one megabyte beside its reserve, Ray Data soon has no task to wait for."""
     steps = []
 
     class Counted(session.UnhurriedSteps):
@@ -130,7 +128,7 @@ def test_scheduling_does_not_spin_while_the_training_is_slow(ray_local, mixture)
             steps.append(executor)
             super().on_execution_step(executor)
 
-    slices = make_plan(mixture).for_worker(0, 1, 0) * 8
+    slices = make_order(mixture).for_worker(0, 1, 0) * 8
     dataset = stream.make_dataset(slices, with_supervision(mixture, "rectangles"), None, EPOCH, max_tasks=2)
     assert dataset.context.custom_execution_callback_classes == [session.UnhurriedSteps]
     dataset.context.custom_execution_callback_classes = [Counted]
@@ -149,7 +147,7 @@ def test_rectangles_need_no_mask(ray_local, mixture):
 
 def test_a_mask_that_does_not_decode_gives_ignored_pixels_and_names_its_record(ray_local, mixture):
     mixture = with_supervision(mixture, "mask")
-    batches = list(worker_batches(mixture, make_plan(mixture), None, epoch=0, rank=0, num_workers=1))
+    batches = list(worker_batches(mixture, make_order(mixture), None, epoch=0, rank=0, num_workers=1))
     problems = {name: text for batch in batches for name, text in batch.bad_records.items()}
     assert sorted(problems) == sorted(name for batch in batches for name in batch.image_ids)
     assert all("does not decode" in text and "records" in text and name in text for name, text in problems.items())
@@ -159,26 +157,28 @@ def test_a_mask_that_does_not_decode_gives_ignored_pixels_and_names_its_record(r
 
 def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(mixture, monkeypatch):
     mixture = with_supervision(mixture, "rectangles")
-    plan = make_plan(mixture)
-    empty = {"image_id": "x", "is_em": False, "problem": "", "image": np.zeros(1), "label_map": np.zeros(1)}
-    rows = [(piece, step) for piece in plan.slices for step in range(len(piece.rows))]
-    places = [{"lane": piece.lane, "step": piece.first_step + step} for piece, step in rows]
+    order = make_order(mixture)
+    rows = [(piece, step) for piece in order.slices for step in range(len(piece.rows))]
+    pairs = [
+        TrainingPair(piece.lane, piece.first_step + step, "x", False, "", np.zeros(1), np.zeros(1))
+        for piece, step in rows
+    ]
 
-    def lane_rows(slices, *_) -> Iterator[dict]:
+    def lane_pairs(slices, *_) -> Iterator[TrainingPair]:
         lanes = {piece.lane for piece in slices}
-        return iter([place | empty for place in places if place["lane"] in lanes])
+        return iter([pair for pair in pairs if pair.lane in lanes])
 
-    monkeypatch.setattr(stream, "_lane_rows", lane_rows)
+    monkeypatch.setattr(stream, "_lane_pairs", lane_pairs)
     sizes = [
-        [len(b.image_ids) for b in worker_batches(mixture, plan, None, epoch=0, rank=rank, num_workers=4)]
+        [len(b.image_ids) for b in worker_batches(mixture, order, None, epoch=0, rank=rank, num_workers=4)]
         for rank in range(4)
     ]
     assert sizes == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
 
 
 def test_a_slice_takes_one_task(ray_local, mixture):
-    """Ray Data fuses what numbers the slices with what loads them."""
-    pieces = make_plan(mixture).for_worker(0, 1)
+    """Ray Data fuses the numbering of the slices with their loading."""
+    pieces = make_order(mixture).for_worker(0, 1)
     rectangles = with_supervision(mixture, "rectangles")
     stats = stream.make_dataset(pieces, rectangles, None, EPOCH, 2).materialize().stats()
     assert f"ReadRange->MapBatches(_load_task): {len(pieces)} tasks executed" in stats

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from boxsup_dist.tracking.tracker import RunTracker
+from boxsup_dist.tracking.tracker import RunTracker, logger
 from jobs.drill.mlflow_server import WAIT_S, Server, free_port
 
 PROMPT_S = 5.0  # a caller that waited for the server would take longer: its requests time out after 10 s each
@@ -65,7 +65,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(server: Server, ca
     assert any("answers again" in r.message for r in caplog.records)
 
 
-def test_a_server_that_dies_for_good_does_not_hold_up_the_end(server: Server) -> None:
+def test_a_server_that_stays_down_does_not_delay_the_end(server: Server) -> None:
     tracker = RunTracker(tracking_uri=server.uri)
     tracker.start("served", "killed for good")
     log_epochs(tracker, range(2))
@@ -88,7 +88,7 @@ def test_an_address_where_nothing_listens(caplog: pytest.LogCaptureFixture) -> N
     started = time.monotonic()
     assert not tracker.close(60)
     assert time.monotonic() - started < 60
-    assert len([r for r in caplog.records if r.name == tracker.logger.name]) == 2, "one warning and one count"
+    assert len([r for r in caplog.records if r.name == logger.name]) == 2, "one warning and one count"
 
 
 def test_a_server_that_accepts_and_never_answers() -> None:

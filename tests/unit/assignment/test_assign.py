@@ -1,4 +1,4 @@
-"""Labels of a row group: every box in order, the same whatever the grouping, and no look at what boxes don't grant."""
+"""Labels of a row group: all boxes in order, the same in any grouping, without columns that boxes do not grant."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def assign(indices=ALL, settings=PAPER, log_probs_of=predict, columns=RECORD_COL
 
 
 def undecided_of(costs, proposals, box, settings, chosen):
-    """Superpixels of the box that are neither decided for nor against, votes counted one by one."""
+    """Superpixels of the box that are undecided, with the votes counted one by one."""
     if settings.ignore_undecided is None:
         return []
     voters = by_cost(costs, settings.regression_weight)[:NUM_VOTERS]
@@ -150,7 +150,7 @@ def test_rows_do_not_depend_on_the_grouping(groups, settings):
     assert by_box([assign(group, settings) for group in groups]) == by_box([assign(settings=settings)])
 
 
-def test_the_paper_draws_anew_every_epoch_and_winner_takes_all_does_not():
+def test_the_paper_makes_a_new_draw_every_epoch_and_winner_takes_all_does_not():
     def chosen(settings, **key):
         return assign(settings=settings, **key)["proposal_index"].to_pylist()
 
@@ -185,14 +185,14 @@ def test_refinement_begins_at_its_epoch_and_keeps_the_choice():
     assert any(changed)
     without = [row for row in refined if row["proposal_index"] < 0]
     assert without and all(row["superpixel_ids"] == [] == row["undecided_ids"] for row in without)
-    # What the refinement adds against the candidates' majority is undecided, and so is what it takes against it.
+    # Undecided is what the refinement adds or removes against the majority of the candidates.
     for a, b in zip(plain, refined, strict=True):
         kept = set(a["superpixel_ids"]) & set(b["superpixel_ids"])
         assert kept & set(b["undecided_ids"]) == kept & set(a["undecided_ids"])
     assert any(set(row["superpixel_ids"]) & set(row["undecided_ids"]) for row in refined)
 
 
-def test_labels_repeat_in_the_warm_up_unless_they_are_drawn_or_refined_anew():
+def test_labels_repeat_in_the_warm_up_unless_drawn_or_refinement_starts():
     settings = replace(MINI, warmup_epochs=3)
     assert [repeats(settings, epoch) for epoch in range(5)] == [False, True, True, False, False]
     assert [repeats(replace(settings, refine_from_epoch=2), e) for e in range(4)] == [False, True, False, False]
@@ -216,7 +216,7 @@ def test_static_label_maps_vote_in_epochs_that_refine():
 
 def test_supervision_by_boxes_never_reads_the_ground_truth():
     assert not {"gt_label_map", "instance_masks"} & set(RECORD_COLUMNS)
-    # The stored ground truth does not decode: whoever opened it would fail.
+    # The stored ground truth does not decode: a function that opens it would fail.
     assert str(assign(columns=(*RECORD_COLUMNS, "gt_label_map", "instance_masks")).to_pylist()) == str(
         assign().to_pylist()
     )

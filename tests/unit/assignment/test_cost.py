@@ -1,4 +1,4 @@
-"""The matrix product gives the costs of the per-candidate oracle, and they behave as the method says."""
+"""The matrix product returns the costs of the per-candidate oracle, and the costs behave as the method requires."""
 
 import numpy as np
 import pytest
@@ -144,7 +144,7 @@ def test_a_uniform_network_orders_candidates_by_overlap_and_rank(options):
 
 
 def test_a_network_with_a_zero_score_layer_is_uniform():
-    # What makes the first assignment one by overlap alone without a special path.
+    # So overlap alone decides the first assignment, without a special path.
     network = build_network("deeplab_largefov_vgg16", NUM_CLASSES, weights="none").eval()
     image = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
     log_probs = predict_log_probs(network, image, "cpu")
@@ -226,7 +226,7 @@ def test_the_centred_form_does_not_see_a_bias_of_the_network():
             np.testing.assert_allclose(a.regression, b.regression, atol=1e-9)
 
 
-def test_inputs_are_left_as_they_were():
+def test_inputs_are_not_changed():
     rng = np.random.default_rng(8)
     proposals, boxes = random_proposals(rng, 10, 10), random_boxes(rng, 10, 10, 2)
     log_probs, class_ids = random_log_probs(rng, 10, 10), rng.integers(1, NUM_CLASSES, len(boxes))

@@ -38,7 +38,7 @@ def test_unsure_votes_follow_the_image():
 
 
 def halves() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image with a dark upper half, a superpixel a half, and the box of both."""
+    """An image with a dark upper half, one superpixel per half, and a box around both."""
     image = np.full((16, 16, 3), 128, np.uint8)
     image[:8] = 60
     return image, np.arange(256).reshape(16, 16) // 128, np.array([[0, 0, 16, 16]], np.float32)

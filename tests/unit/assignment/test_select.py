@@ -42,7 +42,7 @@ def test_ties_go_to_the_proposal_that_comes_first(noise):
     assert drawn == {20, 21, 22}
 
 
-def test_the_draw_is_among_the_k_cheapest_and_tells_its_rank():
+def test_the_draw_is_among_the_k_cheapest_and_has_its_rank():
     costs = costs_of([0.9, 0.1, 0.5, 0.3, 0.7], candidates=[10, 11, 12, 13, 14])
     by_rank = [11, 13, 12]
     drawn = [take(costs, 3, image_id=str(i)) for i in range(60)]
@@ -55,9 +55,9 @@ def test_the_draw_is_among_the_k_cheapest_and_tells_its_rank():
 def test_the_draw_is_a_function_of_its_key_alone():
     costs = costs_of(list(range(1000)))
     first = take(costs, 1000)
-    np.random.seed(5)  # no global generator has a say
+    np.random.seed(5)  # the global generator must not matter
     assert take(costs, 1000) == first
-    # What the costs are has none either: only how many candidates take part.
+    # The costs do not matter either: only the number of candidates does.
     assert take(costs_of(list(range(0, 5000, 5))), 1000).rank == first.rank
     ranks = {
         take(costs, 1000, **change).rank

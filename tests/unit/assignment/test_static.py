@@ -29,7 +29,7 @@ methods = pytest.mark.parametrize("method", METHODS)
 
 
 @methods
-def test_an_object_that_stands_out_is_cut_out_and_always_alike(method):
+def test_an_object_that_stands_out_is_cut_out_and_the_result_repeats(method):
     image, mask = scene()
     found = static_label_map(image, make_record([BOX], [7]), METHODS[method])
     assert set(np.unique(found)) == {0, 7}
@@ -53,7 +53,7 @@ def test_boxes_of_every_size_and_place_work(method, box, image):
 
 
 def test_grabcut_takes_the_box_where_it_loses_the_object():
-    image = np.full((80, 100, 3), 128, np.uint8)  # nothing tells object from ground
+    image = np.full((80, 100, 3), 128, np.uint8)  # object and ground look the same
     assert grabcut(image, BOX).all()
 
 

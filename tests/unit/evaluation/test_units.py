@@ -1,4 +1,4 @@
-"""Row-group evaluation: exact sums however the rows are cut, skips counted, misfits named."""
+"""Row-group evaluation: exact sums for any cut of the rows, skipped images counted, images that do not fit named."""
 
 from __future__ import annotations
 

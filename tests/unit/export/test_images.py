@@ -51,7 +51,7 @@ def test_a_pattern_a_single_image_and_another_store(folder, tmp_path):
 def test_a_list_is_relative_to_its_own_folder(folder, tmp_path):
     (folder / "list").write_text(f"sub/a.png\n\n{folder}/a.jpg\n../in/b.JPG\nabsent.jpg\n")
     images = find_images(str(folder / "list"), str(tmp_path / "out"))
-    assert names(images) == ["a", "absent", "b", "sub/a"]  # what can't be read is told when it is read
+    assert names(images) == ["a", "absent", "b", "sub/a"]  # an absent file is reported when it is read
     (folder / "list").write_text("s3://bucket/in/a.jpg\ns3://bucket/in/b/c.jpg\n")
     images = find_images(str(folder / "list"), str(tmp_path / "out"))
     assert names(images) == ["a", "b/c"] and images.identity == {"root": "s3://bucket/in"}
@@ -61,16 +61,16 @@ def test_a_list_is_relative_to_its_own_folder(folder, tmp_path):
     ("path", "problem"),
     [
         ("absent", "no such file or folder"),
-        ("empty", "no image here"),
-        ("nothing*", "no image here"),
+        ("empty", "no image found"),
+        ("nothing*", "no image found"),
         ("same", "would write the same output"),
-        ("nested", "named as another's folder"),
+        ("nested", "the same name as the folder of another image"),
         ("mixed.txt", "mixes file systems"),
         ("escaping.txt", "a name that leaves its folder; file: s3://b"),
         ("binary", "neither an image"),
     ],
 )
-def test_what_cannot_be_predicted_is_told_before_anything_runs(tmp_path, path, problem):
+def test_what_cannot_be_predicted_is_refused_before_anything_runs(tmp_path, path, problem):
     (tmp_path / "empty").mkdir()
     for name in ("same/a.jpg", "same/a.png", "nested/a.jpg", "nested/a.png/b.jpg"):
         storage.write_bytes(str(tmp_path / name), b"x")
@@ -131,7 +131,7 @@ def test_the_orientation_of_a_photo_is_applied(orientation):
     assert np.array_equal(as_stored, pixels)
 
 
-def test_what_is_no_image_is_told_by_its_content():
+def test_bytes_that_are_not_an_image_are_recognised_by_their_content():
     rng = np.random.default_rng(0)
     jpeg = encode(Image.fromarray(rng.integers(0, 256, (50, 50, 3), np.uint8)), "JPEG")
     for data, problem in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from boxsup_dist.config import NetworkSettings, SourceSettings, TrainConfig
-from boxsup_dist.data.images import decode_image
+from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import CheckpointError, InputError, RecordError, SettingError
 from boxsup_dist.io import storage
@@ -23,7 +24,8 @@ from boxsup_dist.model import checkpoint, export
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec
 from boxsup_dist.tracking import models
-from boxsup_dist.tracking.tracker import RunTracker, read_run
+from boxsup_dist.tracking.client import read_run
+from boxsup_dist.tracking.tracker import RunTracker
 from jobs import export_model
 from tests.distributed import tiny
 
@@ -50,7 +52,7 @@ def same(first: SegmentationNetwork, state: CheckpointState) -> bool:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run as a training leaves it, with an MLflow run in a new store: that takes seconds, so all tests share it."""
+    """A finished run directory with an MLflow run in a new store; making it takes seconds, so all tests share it."""
     folder = tmp_path_factory.mktemp("runs")
     tiny.write_records(folder / "records", [tiny.make_record(i, "val") for i in range(3)])
     run_dir = str(folder / "box")
@@ -85,7 +87,7 @@ def test_it_predicts_label_maps_from_image_bytes(saved: str) -> None:
         np.testing.assert_array_equal(first, second)
 
 
-def test_what_it_says_of_itself(saved: str) -> None:
+def test_signature_class_names_and_requirements(saved: str) -> None:
     from mlflow.models import Model
 
     model = Model.load(saved)
@@ -98,7 +100,7 @@ def test_what_it_says_of_itself(saved: str) -> None:
     assert not list(Path(saved).rglob("*.pkl"))
 
 
-def test_bytes_that_are_no_image_are_named(saved: str) -> None:
+def test_the_row_that_is_not_an_image_is_named(saved: str) -> None:
     with pytest.raises(RecordError, match="image of row 1"):
         models.predict(saved, [image_file(), b"not an image"])
 
@@ -120,9 +122,56 @@ assert rows["label_map"][0].startswith(b"\\x89PNG")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_damaged_model_is_refused(saved: str, tmp_path: Path) -> None:
-    import shutil
+@pytest.fixture(scope="module")
+def old_model(saved: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model as it was published when models.py was boxsup_dist/mlflow_model.py; `code/` is left out."""
+    folder = tmp_path_factory.mktemp("old") / "model"
+    shutil.copytree(saved, folder, ignore=shutil.ignore_patterns("code"))
+    described = (folder / "MLmodel").read_text()
+    lines = [line for line in described.splitlines() if not line.strip().startswith("code:")]
+    old = "\n".join(lines).replace("boxsup_dist.tracking.models", "boxsup_dist.mlflow_model") + "\n"
+    assert old.count("loader_module: boxsup_dist.mlflow_model") == 1
+    (folder / "MLmodel").write_text(old)
+    return str(folder)
 
+
+def test_a_model_with_the_old_loader_predicts_in_this_process_and_in_a_new_one(
+    saved: str, old_model: str, tmp_path: Path
+) -> None:
+    (expected,) = models.predict(saved, [image_file()])
+    np.testing.assert_array_equal(models.predict(old_model, [image_file()])[0], expected)
+    code = f"""
+import sys
+assert "boxsup_dist" not in sys.modules
+import mlflow.pyfunc, pandas
+model = mlflow.pyfunc.load_model({old_model!r})
+rows = model.predict(pandas.DataFrame({{"image": [open("image.png", "rb").read()]}}))
+open("label_map.png", "wb").write(rows["label_map"][0])
+"""
+    (tmp_path / "image.png").write_bytes(image_file())
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(decode_png((tmp_path / "label_map.png").read_bytes()), expected)
+
+
+def test_the_checkpoint_of_a_model_with_the_old_loader_is_found(
+    old_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.artifacts
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda artifact_uri, dst_path: old_model)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    assert same(models.load_network("models:/old/1", store), make_state())
+    other = tmp_path / "other"
+    shutil.copytree(old_model, other)
+    (other / "MLmodel").write_text((other / "MLmodel").read_text().replace("boxsup_dist.mlflow_model", "os.path"))
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda artifact_uri, dst_path: str(other))
+    with pytest.raises(InputError, match=r"not made by jobs\.export_model.*os\.path"):
+        models.load_network("models:/other/1", store)
+
+
+def test_a_damaged_model_is_refused(saved: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     weights = next(folder.rglob("model.pt"))
@@ -152,7 +201,7 @@ def test_the_job_publishes_what_it_has_compared(run_dir: str, tmp_path: Path, mo
     weights = models.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), tracking_uri)
     assert weights == f"checkpoint:{tmp_path}/start/models-tiny-box-1"
     assert same(checkpoint.load_network(weights.removeprefix("checkpoint:")), make_state())
-    # The second time it is there already: no store is asked.
+    # The second call finds the copy and asks no store.
     assert models.fetch_weights("checkpoint:models:/tiny-box/1", str(tmp_path / "start"), "sqlite:////no") == weights
     assert models.fetch_weights("checkpoint:runs/a", "nowhere") == "checkpoint:runs/a"
     assert models.fetch_weights(None, "nowhere") is None

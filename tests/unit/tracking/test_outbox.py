@@ -1,4 +1,4 @@
-"""The outbox: nothing raises, nothing blocks, what can be delivered is delivered."""
+"""The outbox: it never raises or blocks, and delivers everything that can be delivered."""
 
 from __future__ import annotations
 

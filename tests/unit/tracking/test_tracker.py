@@ -17,16 +17,11 @@ import pytest
 
 from boxsup_dist.data.tables import ShardInfo, Table
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.tracking.tracker import (
-    MAX_PARAM_CHARS,
-    RunTracker,
-    add_artifacts,
-    default_tracking_uri,
-    flatten,
-    git_revision,
-)
+from boxsup_dist.tracking.calls import flatten
+from boxsup_dist.tracking.client import add_artifacts, default_tracking_uri
+from boxsup_dist.tracking.tracker import MAX_PARAM_CHARS, RunTracker, git_revision
 
-# A new SQLite store takes seconds of migrations: its tests share one.
+# A new SQLite store takes seconds of migrations, so the tests share one.
 WAIT_S = 120.0
 
 
@@ -151,7 +146,7 @@ def test_metrics_that_the_store_missed_arrive_once(runs_root: str) -> None:
     assert [metric.value for metric in client.get_metric_history(run_id, "seconds/train")] == [1.5]
 
 
-def test_the_id_file_resumes_and_an_unknown_id_begins_anew(runs_root: str, tmp_path: Path) -> None:
+def test_the_id_file_resumes_and_an_unknown_id_starts_a_new_run(runs_root: str, tmp_path: Path) -> None:
     id_uri = str(tmp_path / "run" / "mlflow_run_id")
     ids = []
     for _ in range(2):
@@ -196,7 +191,7 @@ def test_a_refused_metric_does_not_stop_the_others(runs_root: str, caplog: pytes
     tracker.log_metrics({"": 1.0}, step=0)
     tracker.log_metrics({"loss": 1.0}, step=0)
     tracker.end()
-    assert not tracker.close(WAIT_S), "the loss of a metric is told"
+    assert not tracker.close(WAIT_S), "the lost metric must be reported"
     run = open_client(tracker).get_run(tracker.run_id())
     assert run.data.metrics == {"loss": 1.0}
     assert any("metrics of step 0 failed" in r.message for r in caplog.records)
@@ -256,7 +251,7 @@ def test_no_artifact_leaves_the_runs_folder(tmp_path: Path, name: str) -> None:
     tracker.close()
 
 
-def test_git_revision_tells_a_changed_tree(tmp_path: Path) -> None:
+def test_git_revision_marks_a_changed_tree(tmp_path: Path) -> None:
     assert git_revision(str(tmp_path)) == "unknown"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     (tmp_path / "a").write_text("1")

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from boxsup_dist.training.order import FIRST_ROWS, EpochPlan, plan_epoch
+from boxsup_dist.training.order import FIRST_ROWS, EpochOrder, order_epoch
 
 NUM_WORKERS = (1, 2, 3, 4, 7)
 TABLES = {
@@ -22,23 +22,25 @@ tables = pytest.mark.parametrize("sizes", TABLES.values(), ids=TABLES)
 batch_sizes = pytest.mark.parametrize("batch_size", [1, 7, 10])
 
 
-def plan(sizes: list[int], batch_size: int, seed: int = 0, epoch: int = 0) -> EpochPlan:
+def make_order(sizes: list[int], batch_size: int, seed: int = 0, epoch: int = 0) -> EpochOrder:
     units = [range(rows) for rows in sizes]
-    return plan_epoch(units, seed=seed, epoch=epoch, global_batch_size=batch_size)
+    return order_epoch(units, seed=seed, epoch=epoch, global_batch_size=batch_size)
 
 
-def worker_steps(plan: EpochPlan, rank: int, num_workers: int, start_step: int = 0) -> list[list[tuple[int, int, int]]]:
+def worker_steps(
+    order: EpochOrder, rank: int, num_workers: int, start_step: int = 0
+) -> list[list[tuple[int, int, int]]]:
     """(lane, row group, row) of every record that one worker takes, step by step, from a step on."""
-    steps: list[list[tuple[int, int, int]]] = [[] for _ in range(plan.num_steps - start_step)]
-    for piece in plan.for_worker(rank, num_workers, start_step):
+    steps: list[list[tuple[int, int, int]]] = [[] for _ in range(order.num_steps - start_step)]
+    for piece in order.for_worker(rank, num_workers, start_step):
         for i, row in enumerate(piece.rows):
             steps[piece.first_step + i - start_step].append((piece.lane, piece.unit_index, row))
     return [sorted(step) for step in steps]  # the stream takes a batch lane by lane
 
 
-def global_steps(plan: EpochPlan, num_workers: int, start_step: int = 0) -> list[Counter]:
+def global_steps(order: EpochOrder, num_workers: int, start_step: int = 0) -> list[Counter]:
     """Records of every global batch, over all workers."""
-    by_worker = [worker_steps(plan, rank, num_workers, start_step) for rank in range(num_workers)]
+    by_worker = [worker_steps(order, rank, num_workers, start_step) for rank in range(num_workers)]
     return [Counter(record for step in parts for record in step) for parts in zip(*by_worker, strict=True)]
 
 
@@ -46,7 +48,7 @@ def global_steps(plan: EpochPlan, num_workers: int, start_step: int = 0) -> list
 @batch_sizes
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_every_record_exactly_once(sizes, batch_size, epoch):
-    found = plan(sizes, batch_size, epoch=epoch)
+    found = make_order(sizes, batch_size, epoch=epoch)
     records = Counter((piece.unit_index, row) for piece in found.slices for row in piece.rows)
     assert records == Counter((index, row) for index, rows in enumerate(sizes) for row in range(rows))
 
@@ -54,7 +56,7 @@ def test_every_record_exactly_once(sizes, batch_size, epoch):
 @tables
 @batch_sizes
 def test_only_the_last_step_is_smaller(sizes, batch_size):
-    found = plan(sizes, batch_size)
+    found = make_order(sizes, batch_size)
     lengths = [batch.total() for batch in global_steps(found, 1)]
     assert len(lengths) == found.num_steps == -(-sum(sizes) // batch_size)
     assert lengths[:-1] == [batch_size] * (len(lengths) - 1)
@@ -64,7 +66,7 @@ def test_only_the_last_step_is_smaller(sizes, batch_size):
 @tables
 @batch_sizes
 def test_global_batches_do_not_depend_on_the_number_of_workers(sizes, batch_size):
-    found = plan(sizes, batch_size)
+    found = make_order(sizes, batch_size)
     expected = global_steps(found, 1)
     for num_workers in NUM_WORKERS:
         assert global_steps(found, num_workers) == expected
@@ -73,7 +75,7 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(sizes, batch_size
 @tables
 @batch_sizes
 def test_a_lane_gives_one_record_a_step_without_gaps(sizes, batch_size):
-    found = plan(sizes, batch_size)
+    found = make_order(sizes, batch_size)
     assert len(found.lane_lengths) == batch_size
     steps: dict[int, list[int]] = {lane: [] for lane in range(batch_size)}
     for piece in found.slices:
@@ -85,7 +87,7 @@ def test_a_lane_gives_one_record_a_step_without_gaps(sizes, batch_size):
 
 @tables
 def test_slices_come_in_the_order_in_which_steps_need_them(sizes):
-    found = plan(sizes, 7)
+    found = make_order(sizes, 7)
     for num_workers in (1, 3):
         for rank in range(num_workers):
             starts = [(piece.first_step, piece.lane) for piece in found.for_worker(rank, num_workers)]
@@ -96,27 +98,27 @@ def test_slices_come_in_the_order_in_which_steps_need_them(sizes):
 @batch_sizes
 def test_units_are_read_in_few_pieces(sizes, batch_size):
     # A slice ends where its row group ends or where its lane does.
-    found = plan(sizes, batch_size)
+    found = make_order(sizes, batch_size)
     assert len(found.slices) <= sum(rows > 0 for rows in sizes) + min(batch_size, sum(sizes)) - 1
 
 
 @tables
 @pytest.mark.parametrize("num_workers", NUM_WORKERS)
 def test_resuming_from_any_step_gives_the_rest(sizes, num_workers):
-    found = plan(sizes, 7)
+    found = make_order(sizes, 7)
     for rank in range(num_workers):
         whole = worker_steps(found, rank, num_workers)
         for start in range(found.num_steps + 1):
             assert worker_steps(found, rank, num_workers, start) == whole[start:]
 
 
-def test_a_resumed_epoch_may_go_on_with_another_number_of_workers():
-    found = plan(TABLES["uneven"], 10)
+def test_a_resumed_epoch_may_have_another_number_of_workers():
+    found = make_order(TABLES["uneven"], 10)
     assert global_steps(found, 3, start_step=2) == global_steps(found, 4)[2:]
 
 
 def test_workers_share_a_batch_as_evenly_as_they_can():
-    found = plan([16] * 10, 10)
+    found = make_order([16] * 10, 10)
     for num_workers in NUM_WORKERS:
         shares = [[len(step) for step in worker_steps(found, rank, num_workers)] for rank in range(num_workers)]
         assert all(max(step) - min(step) <= 1 for step in zip(*shares, strict=True))
@@ -124,8 +126,8 @@ def test_workers_share_a_batch_as_evenly_as_they_can():
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     sizes = TABLES["uneven"]
-    assert plan(sizes, 7, seed=3, epoch=2) == plan(sizes, 7, seed=3, epoch=2)
-    orders = {plan(sizes, 7, seed, epoch).slices for seed in range(3) for epoch in range(3)}
+    assert make_order(sizes, 7, seed=3, epoch=2) == make_order(sizes, 7, seed=3, epoch=2)
+    orders = {make_order(sizes, 7, seed, epoch).slices for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
 
 
@@ -133,7 +135,7 @@ def test_where_a_record_comes_is_uniform():
     # The first record of the table: over 400 epochs of 5 steps it comes about 80 times in each.
     steps = []
     for epoch in range(400):
-        (piece,) = (p for p in plan([4] * 10, 8, epoch=epoch).slices if p.unit_index == 0 and 0 in p.rows)
+        (piece,) = (p for p in make_order([4] * 10, 8, epoch=epoch).slices if p.unit_index == 0 and 0 in p.rows)
         steps.append(piece.first_step + piece.rows.index(0))
     counts = np.bincount(steps)
     assert len(counts) == 5 and np.abs(counts - 80).max() < 5 * 80**0.5
@@ -141,19 +143,19 @@ def test_where_a_record_comes_is_uniform():
 
 def test_a_batch_mixes_units():
     # 40 row groups of 16, batches of 10: neighbours in the table must not fill a batch together.
-    found = plan([16] * 40, 10)
+    found = make_order([16] * 40, 10)
     distinct = [len({group for _, group, _ in batch}) for batch in global_steps(found, 1)]
     assert min(distinct) >= 9
 
 
 def test_a_table_without_records_has_no_step():
-    found = plan([], 4)
+    found = make_order([], 4)
     assert (found.num_steps, found.slices, found.for_worker(0, 2)) == (0, (), [])
 
 
 @pytest.mark.parametrize("start_step", [0, 3, 9])
 def test_the_first_step_waits_for_few_records(start_step):
-    found = plan([16] * 20, 10)
+    found = make_order([16] * 20, 10)
     slices = found.for_worker(0, 2, start_step)
     first = [piece for piece in slices if piece.first_step == start_step]
     assert len(first) == 5 and all(len(piece.rows) <= FIRST_ROWS for piece in first)

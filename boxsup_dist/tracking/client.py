@@ -1,0 +1,175 @@
+"""The client of an MLflow store: which store a run uses, how to reach it, and plain calls that wait for its answer.
+
+Reads MLFLOW_TRACKING_URI, or uses the SQLite file `mlflow.db` in the runs folder with its artifacts beside it. Nothing
+here starts a thread: calls return when the store has answered, and raise if it does not. MLflow's usage telemetry is
+off unless MLFLOW_DISABLE_TELEMETRY says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from boxsup_dist.credentials import has_credentials
+from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.io import storage
+from boxsup_dist.tracking.calls import write_artifact
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+# The timeout is short because one such call may be under way when the run ends. Retries are the outbox's work.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def default_tracking_uri(runs_root: str) -> str:
+    """URI of the store that a run uses when none is named.
+
+    Args:
+        runs_root: Folder that holds the run directories. If it is in an object store, ./runs takes its place, because
+            SQLite needs a local file.
+
+    Returns:
+        MLFLOW_TRACKING_URI if it is set, otherwise `sqlite:///RUNS_ROOT/mlflow.db`.
+
+    Raises:
+        SettingError: MLFLOW_TRACKING_URI holds credentials. Summaries keep the URI and MLflow's errors show it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_root(runs_root)}/mlflow.db"
+    if has_credentials(uri):
+        raise SettingError(
+            "the URI holds credentials",
+            field="MLFLOW_TRACKING_URI",
+            value=uri,
+            expected="no user, password or token in it: put them in MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or in MLFLOW_TRACKING_TOKEN",
+        )
+    return uri
+
+
+def default_artifact_root(runs_root: str, tracking_uri: str) -> str | None:
+    """Folder for the artifacts of new experiments; None leaves the choice to a store that is not SQLite."""
+    return f"{_local_root(runs_root)}/mlartifacts" if tracking_uri.startswith("sqlite:") else None
+
+
+def _local_root(runs_root: str) -> str:
+    return storage.absolute(runs_root if storage.is_local(runs_root) else "runs")
+
+
+def make_client(tracking_uri: str) -> MlflowClient:
+    """MLflow's client of a store, with this package's time limits.
+
+    Sets the variables of ENVIRONMENT that are not set yet, and creates the folder of a SQLite store.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if tracking_uri.startswith("sqlite:///"):
+        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    # Imported here because it takes seconds, and only tracking needs MLflow.
+    from mlflow.tracking import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # a new SQLite store logs 40 migrations
+    return MlflowClient(tracking_uri)
+
+
+def open_run(
+    client: MlflowClient, experiment: str, run_name: str, *, resume_id: str | None, artifact_root: str | None
+) -> str:
+    """Resume an MLflow run, or create one.
+
+    Args:
+        client: Client of the store (`make_client`).
+        experiment: Name of the experiment; it is created, or restored if it was deleted.
+        run_name: Name of a new run.
+        resume_id: Run to resume. If the store does not have it, a new run is created and a warning logged.
+        artifact_root: Folder for the artifacts of a new experiment; None lets the store choose.
+
+    Returns:
+        The id of the run, whose status is RUNNING.
+
+    Raises:
+        MlflowException: The store does not answer, or refuses.
+    """
+    if resume_id is not None and _resume(client, resume_id):
+        return resume_id
+    experiment_id = _experiment_id(client, experiment, artifact_root)
+    return str(client.create_run(experiment_id, run_name=run_name).info.run_id)
+
+
+def _resume(client: MlflowClient, run_id: str) -> bool:
+    """Set a run to RUNNING; False, with a warning, if the store does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        gone = client.get_run(run_id).info.lifecycle_stage == "deleted"
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise  # the server may be down: the outbox tries again
+        gone = True
+    if gone:
+        logger.warning("MLflow has no run %s: it was deleted, or is in another store. A new run is created.", run_id)
+        return False
+    client.update_run(run_id, status="RUNNING")
+    return True
+
+
+def _experiment_id(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = re.sub(r"[^\w\-.]", "_", name)
+        location = None if artifact_root is None else Path(artifact_root, folder).as_uri()
+        return client.create_experiment(name, artifact_location=location)
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def read_run(run_dir: str) -> tuple[str, str]:
+    """Tracking URI and MLflow run id of a finished run, from its summary.json.
+
+    Raises:
+        InputError: The run directory has no summary, or the run was not tracked.
+    """
+    uri = storage.join(storage.absolute(run_dir), "summary.json")
+    found = storage.read_json(uri).get("mlflow") or {}
+    if not found.get("run_id"):
+        raise InputError(
+            "the run has no MLflow run", file=uri, field="mlflow.run_id", expected="a run that was tracked"
+        )
+    return found["tracking_uri"], found["run_id"]
+
+
+def add_artifacts(tracking_uri: str, run_id: str, artifacts: Mapping[str, bytes]) -> None:
+    """Add files to the artifacts of a run that has ended.
+
+    Args:
+        tracking_uri: The store.
+        run_id: The run.
+        artifacts: Content of each file by its name, which may have folders: `figures/epoch_003.png`.
+
+    Raises:
+        InputError: The store refuses or does not answer, or a name leaves the artifacts' folder.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for name in artifacts:
+        storage.safe_name(name, field="artifact")
+    try:
+        client = make_client(tracking_uri)
+        for name, data in artifacts.items():
+            write_artifact(client, run_id, name, data)
+    except MlflowException as error:
+        raise InputError("MLflow did not store the files", field="run_id", value=f"{run_id}: {error}"[:300]) from None
