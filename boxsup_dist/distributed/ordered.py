@@ -114,7 +114,7 @@ class _Tasks(Workers):
         return Step(_run_unit.remote(self._function, unit, self._shared))
 
     def describe(self) -> str:
-        return "plain tasks"
+        return "tasks of one CPU each"
 
 
 def run_in_order(
@@ -196,8 +196,8 @@ def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None
         if arrived:
             return arrived[0]
         warn(
-            f"no unit of work finished for {patience_s:.0f} s; {len(running)} units are running on "
-            f"{workers.describe()}; {session.describe()}"
+            f"no unit of work finished for {patience_s:.0f} s: {len(running)} running on {workers.describe()}; "
+            f"{session.describe()}"
         )
         patience_s *= 2
 

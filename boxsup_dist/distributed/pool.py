@@ -239,4 +239,4 @@ class _Members(Workers):
         self._free += [self._pool.welcome(reference)] * UNITS_PER_MEMBER
 
     def describe(self) -> str:
-        return f"{len(self._pool.ready)} pool members, {len(self._pool.starting)} more wait for room to start"
+        return f"{len(self._pool.ready)} pool members, {len(self._pool.starting)} members are starting"

@@ -173,7 +173,7 @@ def measure_labels(
         _measure_unit,
         chosen,
         on_progress=on_progress,
-        labels=None if labels is None else [ray.put(labels)],
+        labels=labels,
         mixture=mixture,
         num_classes=num_classes,
     )
@@ -308,12 +308,12 @@ def _measure_unit(
     network: SegmentationNetwork,
     index: int,
     *,
-    labels: list[ray.ObjectRef] | None,
+    labels: Labels | None,
     mixture: Mixture,
     num_classes: int,
 ) -> UnitResult:
     unit = mixture.units[index]
-    segments = {} if labels is None else ray.get(labels[0]).segments(index)
+    segments = {} if labels is None else labels.segments(index)
     columns = tuple(dict.fromkeys((*GRANTED_COLUMNS[unit.source.supervision], "gt_label_map")))
     paint = painter(unit, segments, mixture.assignment, decided=True)
     return units.label_unit(paint, unit.source.records.read(unit.where, columns), num_classes)

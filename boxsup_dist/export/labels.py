@@ -1,4 +1,4 @@
-"""What a pool member does with one unit of box-supervised records: export the label maps that an epoch trained on."""
+"""Exports the label maps that an epoch trained on: what a task does with one unit of box-supervised records."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ Undecided = Literal["ignore", "decided"]
 FACTS = ("overlap_cost", "regression_cost", "rank", "proposal_index")
 
 
-def export_unit(
-    network: object, index: int, *, mixture: Mixture, labels: Labels, undecided: Undecided, out: str
-) -> list[CocoImage]:
+def export_unit(index: int, *, mixture: Mixture, labels: Labels, undecided: Undecided, out: str) -> list[CocoImage]:
     """Write OUT/label_maps/IMAGE_ID.png of a unit's training records; returns every box's segment and its facts.
 
     A box's segment is what the label map would show if it were alone; empty for a crowd and for a box without a

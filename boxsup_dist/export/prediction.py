@@ -74,8 +74,8 @@ def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, b
             yield item, RecordError(f"can't be read: {type(error).__name__}: {error}")
 
 
-def regions_unit(network: object, unit: Sequence[Item], *, out: str) -> list[CocoImage]:
-    """Regions of each class in the label maps of a unit's images; the network is not asked."""
+def regions_unit(unit: Sequence[Item], *, out: str) -> list[CocoImage]:
+    """Regions of each class in the label maps of a unit's images."""
     found = []
     for item in unit:
         label_map = decode_png(storage.read_bytes(output_uri(out, "label_maps", item.name)))

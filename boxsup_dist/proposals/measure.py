@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 from PIL import Image
 
 from boxsup_dist.data import rle
@@ -23,6 +23,7 @@ from boxsup_dist.data.schema import Proposals, iter_records
 from boxsup_dist.data.superpixels import proposals_from_table
 from boxsup_dist.data.tables import RowGroup, Table, check_paired, encode_shard
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.ordered import map_units
 from boxsup_dist.errors import TableError
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.proposals import quality
@@ -72,33 +73,32 @@ def measure(
     session.start(num_cpus)
     total = Measured.nothing(len(records.classes))
     compare_every = -(-records.num_rows // num_storage_images) if num_storage_images else 0
-    with ProgressMeter("proposal quality", len(records.row_groups())) as progress:
-        for part, where in _parts(records, proposals, compare_every):
+    units = _units(records)
+    parts = map_units(_measure_unit, units, records=records, proposals=proposals, compare_every=compare_every)
+    with ProgressMeter("proposal quality", len(units)) as progress:
+        for unit, part in zip(units, parts, strict=True):
             total.add(part)
-            progress.advance(where.num_rows)
+            progress.advance(unit.where.num_rows)
     told_apart = records.counts.get("with_instances", 0)
     kinds = [("instance masks", told_apart > 0), ("class masks in lone boxes", told_apart < records.num_rows)]
     return report(total, proposals) | {"objects": ", else ".join(kind for kind, is_there in kinds if is_there)}
 
 
-def _parts(records: Table, proposals: Table, compare_every: int) -> Iterator[tuple[Measured, RowGroup]]:
-    """Results of every row group in the table's order; a few tasks a CPU are under way at once."""
-    tables = ray.put(records), ray.put(proposals)
-    waiting: deque[tuple[ray.ObjectRef, RowGroup]] = deque()
-    limit, first_row = 4 * session.total_cpus(), 0
-    for where in records.row_groups():
-        waiting.append((_measure_task.remote(*tables, where, first_row, compare_every), where))
-        first_row += where.num_rows
-        if len(waiting) > limit:
-            reference, oldest = waiting.popleft()
-            yield ray.get(reference), oldest
-    for reference, where in waiting:
-        yield ray.get(reference), where
+class _Unit(NamedTuple):
+    """A row group, and the number of its first image in the table."""
+
+    where: RowGroup
+    first_row: int
 
 
-@ray.remote
-def _measure_task(records: Table, proposals: Table, where: RowGroup, first_row: int, compare_every: int) -> Measured:
-    return measure_row_group(records, proposals, where, first_row, compare_every)
+def _units(records: Table) -> list[_Unit]:
+    row_groups = records.row_groups()
+    first_rows = accumulate((where.num_rows for where in row_groups[:-1]), initial=0)
+    return [_Unit(where, first) for where, first in zip(row_groups, first_rows, strict=True)]
+
+
+def _measure_unit(unit: _Unit, *, records: Table, proposals: Table, compare_every: int) -> Measured:
+    return measure_row_group(records, proposals, unit.where, unit.first_row, compare_every)
 
 
 def measure_row_group(
