@@ -114,13 +114,8 @@ def compared(record: Record) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise RecordError(
-            f"cannot compare with the ground truth: {error.problem}",
-            file=record.image_id,
-            field=error.field,
-            value=error.value,
-            expected=error.expected,
-        ) from None
+        problem = f"cannot compare with the ground truth: {error.problem}"
+        raise error.at(file=record.image_id, problem=problem, kind=RecordError) from None
 
 
 def image_of(record: Record) -> np.ndarray:

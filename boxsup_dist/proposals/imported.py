@@ -91,9 +91,7 @@ def import_proposals(image: np.ndarray, settings: ImportedSettings, *, image_id:
             )
         return encode(found, settings.max_candidates, image_id=image_id)
     except RecordError as error:
-        raise RecordError(
-            error.problem, file=file, field=error.field, value=error.value, expected=error.expected
-        ) from None
+        raise error.at(file=file) from None
 
 
 def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "") -> Proposals:

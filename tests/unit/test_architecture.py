@@ -29,7 +29,7 @@ FEW_PACKAGES: dict[str, set[str]] = {
     "randomness": {"numpy"},
     "progress": {"rich"},
     "config": set(),
-    "io": {"numpy", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs"},
+    "io": {"numpy", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs", "tenacity"},
     "data": {"numpy", "pyarrow", "PIL", "pycocotools"},
 }
 RAY_FILES = {
