@@ -7,9 +7,10 @@ import ray
 import torch
 
 from boxsup_dist.distributed import ordered
-from boxsup_dist.distributed.events import EventLoop
+from boxsup_dist.distributed.events import EventLoop, Stalled
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.rates import StageRates
+from boxsup_dist.runs.run_events import Progress
 
 
 def wait_until(ready, seconds: float = 60) -> None:
@@ -23,10 +24,11 @@ def test_silence_is_told_and_again_after_twice_as_long(ray_local):
     events = []
     with EventLoop(events.append, stall_after_s=0.2) as loop:
         wait_until(lambda: len(events) == 2)
-        loop.post("progress", done=1)
+        loop.post(Progress(0, "train", 1, 2))
         wait_until(lambda: len(events) == 4)
-    assert [event.kind for event in events[:4]] == ["stalled", "stalled", "progress", "stalled"]
-    first, second = (event.values["seconds"] for event in events[:2])
+    assert [type(event) for event in events[:4]] == [Stalled, Stalled, Progress, Stalled]
+    assert events[2] == Progress(0, "train", 1, 2)
+    first, second = (event.seconds for event in events[:2])
     assert first > 0.2 and second > 0.4
 
 

@@ -141,6 +141,16 @@ def test_pure_files_import_no_ray_file():
         assert not imports(name) & layer, f"{name} imports {imports(name) & layer}"
 
 
+def test_private_modules_of_ray_are_imported_in_one_file_only():
+    users = {name for name in SOURCES if any(is_private_of_ray(module) for module in imports(name))}
+    assert users == {"boxsup_dist.distributed.ray_internals"}
+
+
+def is_private_of_ray(module: str) -> bool:
+    first, *rest = module.split(".")
+    return first == "ray" and any(part.startswith("_") for part in rest)
+
+
 @pytest.mark.parametrize(
     "package, homes",
     [("mlflow", {"tracking.tracker", "tracking.calls", "tracking.models"}), ("pydensecrf", {"model.crf"})],
