@@ -13,11 +13,11 @@ from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-_STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
+STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
 
 
 class UnhurriedSteps(ExecutionCallback):  # type: ignore[misc]  # Ray's class has no types
-    """Holds the scheduling loop of a dataset to one step per _STEP_S.
+    """Holds the scheduling loop of a dataset to one step per STEP_S.
 
     Ray 2.60's loop only waits for running tasks. While it may not start any, as when the training is slower than its
     stream, it spins in a thread beside the training: that took a third of a train worker's core. There is no setting
@@ -28,8 +28,8 @@ class UnhurriedSteps(ExecutionCallback):  # type: ignore[misc]  # Ray's class ha
         self.ended = 0.0
 
     def on_execution_step(self, executor: object) -> None:
-        """Called by Ray after each step: sleep for the rest of _STEP_S."""
-        time.sleep(max(0.0, self.ended + _STEP_S - time.monotonic()))
+        """Called by Ray after each step: sleep for the rest of STEP_S."""
+        time.sleep(max(0.0, self.ended + STEP_S - time.monotonic()))
         self.ended = time.monotonic()
 
 
@@ -45,7 +45,7 @@ def silence_notices() -> None:
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """The error inside Ray Train's private UserExceptionWithTraceback, whose text is a traceback; others as they are."""
+    """The error inside Ray Train's private UserExceptionWithTraceback (its text is a traceback); others unchanged."""
     inner = getattr(error, "_base_exc", error)
     assert isinstance(inner, BaseException)
     return inner

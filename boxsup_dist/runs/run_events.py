@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from boxsup_dist.distributed.events import Event
-from boxsup_dist.errors import InputError
 
 
 @dataclass(frozen=True)

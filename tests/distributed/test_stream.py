@@ -14,7 +14,7 @@ from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture, Source, make_units
-from boxsup_dist.distributed.ray_internals import UnhurriedSteps
+from boxsup_dist.distributed.ray_internals import STEP_S, UnhurriedSteps
 from boxsup_dist.training import stream
 from boxsup_dist.training.order import plan_epoch
 from boxsup_dist.training.stream import load_slice, worker_batches
@@ -138,7 +138,7 @@ def test_scheduling_does_not_spin_while_the_training_is_slow(ray_local, mixture)
     started = time.monotonic()
     for _ in dataset.iter_batches(batch_size=None, prefetch_batches=1):
         time.sleep(0.1)
-    assert 1 < len(steps) < (time.monotonic() - started) / session._STEP_S + 2
+    assert 1 < len(steps) < (time.monotonic() - started) / STEP_S + 2
 
 
 def test_rectangles_need_no_mask(ray_local, mixture):

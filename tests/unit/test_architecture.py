@@ -48,6 +48,7 @@ RAY_FILES = {
     "boxsup_dist.runs.comparison",
     "boxsup_dist.runs.command_line",
     "boxsup_dist.runs.console",
+    "boxsup_dist.runs.run_events",
     "boxsup_dist.runs.networks",
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
