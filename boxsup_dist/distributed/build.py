@@ -49,7 +49,6 @@ def build_table(
     *,
     row_group_size: int,
     description: str,
-    cpus_per_task: float = 1,
     gpus_per_task: float = 0,
     num_cpus: int | None = None,
     check: Callable[[Sequence[ShardInfo]], None] | None = None,
@@ -64,8 +63,7 @@ def build_table(
         make_shard: The content of shard `index`, 0 to num_shards - 1. A pure, picklable function of the index.
         row_group_size: Rows of one row group.
         description: Name of the build beside its progress.
-        cpus_per_task: CPUs that a task reserves.
-        gpus_per_task: GPUs that a task reserves.
+        gpus_per_task: GPUs that a task reserves besides its one CPU.
         num_cpus: Of session.start, which is called only if there is work.
         check: Sees all shards before the table is published, and raises an InputError to refuse the table. The next
             call then makes the shards with problems again, because the user may have corrected the data.
@@ -84,7 +82,7 @@ def build_table(
     missing = _unfinished(out, num_shards)
     if missing:
         session.start(num_cpus)
-        _make(out, kind, missing, num_shards, make_shard, row_group_size, description, cpus_per_task, gpus_per_task)
+        _make(out, kind, missing, num_shards, make_shard, row_group_size, description, gpus_per_task)
     shards = [_finished(out, index) for index in range(num_shards)]
     if check is not None:
         _check(out, shards, check)
@@ -125,7 +123,6 @@ def _make(
     make_shard: Callable[[int], ShardContent],
     row_group_size: int,
     description: str,
-    cpus_per_task: float,
     gpus_per_task: float,
 ) -> None:
     """Make the missing shards with Ray Data, one task each."""
@@ -147,11 +144,11 @@ def _make(
                 row_ms=content.row_ms,
             )
         except InputError as error:  # returned, not raised: the user gets the error itself, not Ray's traceback
-            return _Written(0, ray.cloudpickle.dumps(error))._asdict()
+            return _Written(0, _pickle(error))._asdict()
         return _Written(content.table.num_rows, b"")._asdict()
 
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))
-    results = shards.map(write_one, num_cpus=cpus_per_task, num_gpus=gpus_per_task)
+    results = shards.map(write_one, num_cpus=1, num_gpus=gpus_per_task)
     with ProgressMeter(description, num_shards, done=num_shards - len(missing)) as progress:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)
@@ -159,3 +156,7 @@ def _make(
                 if written.error:
                     raise ray.cloudpickle.loads(written.error)
                 progress.advance(written.num_rows)
+
+
+def _pickle(error: InputError) -> bytes:
+    return bytes(ray.cloudpickle.dumps(error))  # type: ignore[no-untyped-call]

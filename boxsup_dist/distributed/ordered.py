@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.shared import fetch
+from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
 
 MAX_RETRIES = 3
@@ -28,7 +28,6 @@ STALL_AFTER_S = 60.0  # without a result, until a warning says what is awaited; 
 LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 
 _log = logging.getLogger(__name__)
-Reference = ray.ObjectRef  # of a result of unknown type
 Progress = Callable[[int, int], None]  # (finished units, all units), called after each unit
 R = TypeVar("R")
 
@@ -77,7 +76,6 @@ def map_units(
     units: Sequence[Any],
     *,
     on_progress: Progress | None = None,
-    warn: Callable[[str], None] = _log.warning,
     **kwargs: Any,
 ) -> Iterator[R]:
     """Yield function(unit, **kwargs) for every unit, in the order of the units. Each unit is a task with one CPU.
@@ -88,14 +86,13 @@ def map_units(
         function: Pure and picklable.
         units: Small values; what is large belongs into `kwargs`.
         on_progress: Called after each unit.
-        warn: Gets a line whenever nothing came back for a while.
         kwargs: Stored once and unpacked once per process. `function` must not change them.
 
     Raises:
         InputError: The error of `function` itself, without Ray's traceback.
         LostWorkError: A unit lost its process more than MAX_RETRIES times.
     """
-    yield from run_in_order(_Tasks(function, kwargs), units, on_progress=on_progress, warn=warn)
+    yield from run_in_order(_Tasks(function, kwargs), units, on_progress=on_progress)
 
 
 @ray.remote(num_cpus=1, max_retries=MAX_RETRIES)

@@ -23,14 +23,13 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.ordered import (
     MAX_RETRIES,
     Progress,
-    Reference,
     Step,
     Workers,
     first_line,
     result_of,
     run_in_order,
 )
-from boxsup_dist.distributed.shared import fetch
+from boxsup_dist.distributed.shared import Reference, fetch
 
 UNITS_PER_MEMBER = 2  # started at once: one computes, one waits in the member's queue
 THEN_TASKS_PER_CPU = 2  # bounds the results that members hand over before `then` takes them

@@ -16,7 +16,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
 
 
-class UnhurriedSteps(ExecutionCallback):  # type: ignore[misc]  # Ray's class has no types
+class UnhurriedSteps(ExecutionCallback):
     """Holds the scheduling loop of a dataset to one step per STEP_S.
 
     Ray 2.60's loop only waits for running tasks. While it may not start any, as when the training is slower than its

@@ -34,7 +34,7 @@ def _cgroup_quota() -> int:
         return 10**6
 
 
-def start(num_cpus: int | None = None, *, worker_logs: bool = False) -> None:
+def start(num_cpus: int | None = None) -> None:
     """Connect to Ray once; later calls keep the running session.
 
     With RAY_ADDRESS set, joins that cluster and sends this package along, so that every node runs the same code. Else
@@ -43,7 +43,6 @@ def start(num_cpus: int | None = None, *, worker_logs: bool = False) -> None:
     Args:
         num_cpus: CPUs of a local cluster; None takes all real cores, but at least 2. More than these are capped,
             because an oversubscribed machine makes Ray Data several times slower.
-        worker_logs: Show what workers print.
 
     Raises:
         SettingError: The cluster cannot be joined, `num_cpus` is below 1, or it is set beside RAY_ADDRESS.
@@ -55,32 +54,37 @@ def start(num_cpus: int | None = None, *, worker_logs: bool = False) -> None:
         ray_internals.silence_notices()
         address = os.environ.get("RAY_ADDRESS")
         if address:
-            _join(address, num_cpus, worker_logs)
+            _join(address, num_cpus)
         else:
-            _start_local(num_cpus, worker_logs)
+            _start_local(num_cpus)
     set_up_ray_data()
 
 
 def total_cpus() -> int:
     """CPUs of the running session, over all nodes; at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return max(1, int(_resources().get("CPU", 1)))
 
 
 def total_gpus() -> int:
     """GPUs of the running session, over all nodes."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(_resources().get("GPU", 0))
 
 
 def describe() -> str:
     """The cluster at this moment, in words: its nodes, free CPUs and GPUs, and the nodes that were lost."""
-    nodes, free, size = ray.nodes(), ray.available_resources(), ray.cluster_resources()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    free, size = ray.available_resources(), _resources()  # type: ignore[no-untyped-call]
     gone = [node["NodeManagerAddress"] for node in nodes if not node["Alive"]]
     kinds = [f"{free.get(kind, 0):g} of {size[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if size.get(kind)]
     lost = [f"gone: {', '.join(gone)}"] if gone else []
     return ", ".join([f"the cluster has {len(nodes) - len(gone)} nodes", *kinds, *lost])
 
 
-def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
+def _resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _join(address: str, num_cpus: int | None) -> None:
     if num_cpus is not None:
         raise SettingError(
             "the cluster at RAY_ADDRESS has its own CPUs",
@@ -93,7 +97,7 @@ def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
             address=address,
             runtime_env={"py_modules": [str(Path(boxsup_dist.__file__).parent)]},
             logging_level=logging.WARNING,
-            log_to_driver=worker_logs,
+            log_to_driver=False,
         )
     except (ConnectionError, AuthenticationError) as error:
         raise SettingError(
@@ -105,7 +109,7 @@ def _join(address: str, num_cpus: int | None, worker_logs: bool) -> None:
         ) from error
 
 
-def _start_local(num_cpus: int | None, worker_logs: bool) -> None:
+def _start_local(num_cpus: int | None) -> None:
     # The workers of a training and its data tasks need room beside each other, even on a single core.
     cores = max(num_cores(), 2)
     if num_cpus is not None and num_cpus > cores:
@@ -123,7 +127,7 @@ def _start_local(num_cpus: int | None, worker_logs: bool) -> None:
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
-                log_to_driver=worker_logs,
+                log_to_driver=False,
             )
             return
         except Exception as error:  # Ray raises a plain Exception when its processes take more than 30 s to start

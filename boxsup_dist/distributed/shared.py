@@ -6,15 +6,17 @@ with every task it would cost the square of the data set.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 
+Reference: TypeAlias = "ray.ObjectRef[Any]"
+
 _KEPT = 2  # stages whose tasks take turns in a process
-_unpacked: dict[ray.ObjectRef, Any] = {}
+_unpacked: dict[Reference, Any] = {}
 
 
-def fetch(holder: list[ray.ObjectRef]) -> Any:
+def fetch(holder: list[Reference]) -> Any:
     """The value of the one reference in the list; callers must not change the value.
 
     The list keeps Ray from unpacking the reference itself, once per task.
