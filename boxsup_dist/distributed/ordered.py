@@ -22,8 +22,8 @@ from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
 
 MAX_RETRIES = 3
-TASKS_PER_CPU = 4  # of `map_units`: Ray has the next ones at hand when one ends
-WINDOW = 8  # times the units that run at once: how many may be started and wait for an earlier, slower one
+TASKS_PER_CPU = 4  # of `map_units`: one runs, the others wait in Ray, so that a CPU never waits for this process
+WINDOW = 8  # times max_running: units started and not yet yielded, as results wait for an earlier, slower unit
 STALL_AFTER_S = 60.0  # without a result, until a warning says what is awaited; doubles from warning to warning
 LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 
