@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.labels import Labels
@@ -32,6 +33,8 @@ from boxsup_dist.model.crf import CrfSettings, LikelyScores, crf_settings
 from boxsup_dist.model.inference import average_log_probs, predict_label_map
 from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.randomness import generator
+
+R = TypeVar("R")
 
 
 class Slice(NamedTuple):
@@ -290,12 +293,12 @@ def _check_any(num_images: int, records: Table) -> None:
 def _map_label_maps(
     pool: NetworkPool,
     records: Table,
-    judge: Callable[[LabelMapOf, pa.Table], Any],
+    judge: Callable[[LabelMapOf, pa.Table], R],
     *,
     settings: PredictionSettings,
     crf_in_tasks: bool | None,
     **options: Any,
-) -> Iterator[Any]:
+) -> Iterator[R]:
     """judge(label map of an image, rows) of every row group, in their order."""
     settings.check()
     slices = [Slice(where) for where in records.row_groups()]
@@ -311,12 +314,12 @@ def _map_scores(
     pool: NetworkPool,
     records: Table,
     slices: Sequence[Slice],
-    judge: Callable[[ScoresOf, pa.Table], Any],
+    judge: Callable[[ScoresOf, pa.Table], R],
     *,
     settings: PredictionSettings,
     in_tasks: bool,
     **options: Any,
-) -> Iterator[Any]:
+) -> Iterator[R]:
     """judge(scores of an image, rows) of every slice, in their order; by the members, or in tasks after them."""
     settings.check()
     options |= {"records": records, "settings": settings}
@@ -360,18 +363,24 @@ def _scores(
     return unit, [_likely_scores(network, units.image_of(record), settings) for record in given]
 
 
-def _judge_given(found: tuple[Slice, list[LikelyScores]], *, records: Table, judge: Callable[..., Any]) -> Any:
+def _judge_given(
+    found: tuple[Slice, list[LikelyScores]], *, records: Table, judge: Callable[[ScoresOf, pa.Table], R]
+) -> R:
     """In a task: read the rows again, which moves fewer bytes than sending their images."""
     unit, scores = found
     rest = iter(scores)
     return judge(lambda image: next(rest), _read(records, unit))
 
 
-def _with_crf(scores_of: ScoresOf, rows: pa.Table, *, judge: Callable[..., Any], crf: CrfSettings) -> Any:
+def _with_crf(
+    scores_of: ScoresOf, rows: pa.Table, *, judge: Callable[[LabelMapOf, pa.Table], R], crf: CrfSettings
+) -> R:
     return judge(lambda image: scores_of(image).label_map(image, crf), rows)
 
 
-def _likely_scores(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> LikelyScores:
+def _likely_scores(
+    network: SegmentationNetwork, image: NDArray[np.uint8], settings: PredictionSettings
+) -> LikelyScores:
     return LikelyScores.of(average_log_probs(network, image, settings))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.schema import Proposals, Record, iter_records
@@ -121,7 +122,7 @@ def _attempt(function: Callable[..., Any], *arguments: Any, **options: Any) -> A
         return error
 
 
-def _detect(images: list[np.ndarray], method: Method, settings: Any) -> list[dict[str, Any]]:
+def _detect(images: list[NDArray[np.uint8]], method: Method, settings: Any) -> list[dict[str, Any]]:
     """Further arguments of `method.propose` for each image: its boundaries, computed for all images together."""
     if method.detect is None:
         return [{} for _ in images]
@@ -133,7 +134,7 @@ def _detect(images: list[np.ndarray], method: Method, settings: Any) -> list[dic
         return [{} for _ in images]
 
 
-def _decode(record: Record) -> np.ndarray:
+def _decode(record: Record) -> NDArray[np.uint8]:
     assert record.image is not None
     image = decode_image(record.image)
     if image.shape[:2] != (record.height, record.width):

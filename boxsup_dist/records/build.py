@@ -61,14 +61,6 @@ def build_records(
     _check_settings(rows_per_shard, row_group_size, max_skipped_share)
     _check_count(reader, expect_images)
     storage.safe_name(reader.source, field="source")  # image ids begin with it, and become file names
-    settings = {
-        "source": reader.source,
-        "split": reader.split,
-        **reader.identity,
-        "num_ids": len(reader.entries),
-        "classes": reader.classes,
-        "rows_per_shard": rows_per_shard,
-    }
     parts: list[Reference] = []
     if not storage.exists(storage.join(storage.absolute(out), MANIFEST)):  # a finished table is opened without Ray
         session.start(num_cpus)
@@ -82,7 +74,7 @@ def build_records(
     return build_table(
         out,
         "records",
-        settings,
+        _identity(reader, rows_per_shard),
         -(-len(reader.entries) // rows_per_shard),
         make_shard,
         row_group_size=row_group_size,
@@ -90,6 +82,18 @@ def build_records(
         num_cpus=num_cpus,
         check=lambda shards: check_skipped(shards, 0.0 if exact else max_skipped_share),
     )
+
+
+def _identity(reader: Reader, rows_per_shard: int) -> dict[str, Any]:
+    """The settings that decide the rows of the table."""
+    return {
+        "source": reader.source,
+        "split": reader.split,
+        **reader.identity,
+        "num_ids": len(reader.entries),
+        "classes": reader.classes,
+        "rows_per_shard": rows_per_shard,
+    }
 
 
 def _share(entries: Sequence[Entry], rows_per_shard: int) -> list[Reference]:
