@@ -1,11 +1,11 @@
-"""Credentials in URIs: found and blanked out. Every InputError is told without them; files and stores refuse them."""
+"""Credentials in URIs: found and blanked out. Error messages are shown without them; files and stores refuse them."""
 
 from __future__ import annotations
 
 import re
 
 _BLANK = "***"
-# user, user:password or key:secret before an @. A secret may hold slashes; then a colon that begins no port tells it.
+# user, user:password or key:secret before an @. A secret may hold slashes: it follows a colon that begins no port.
 _USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@:]*:(?!\d+/)[^\s@]*)@")
 _PARAMETER = re.compile(
     r"(?<=[?&])((?:[\w-]*(?:token|secret|password|signature|credential|key)[\w-]*|sig)=)[^&\s'\"]+", re.IGNORECASE
@@ -13,10 +13,10 @@ _PARAMETER = re.compile(
 
 
 def redact(text: str) -> str:
-    """The text with *** for the credentials in its URIs: before an @, and values of parameters such as ?token=."""
+    """The text with *** in place of credentials in URIs: before an @, and values of parameters such as ?token=."""
     return _PARAMETER.sub(rf"\1{_BLANK}", _USER.sub(f"{_BLANK}@", text))
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether a URI holds what `redact` blanks out."""
+    """Whether `redact` would blank out a part of the URI."""
     return redact(uri) != uri

@@ -1,9 +1,10 @@
-"""Errors that a user can cause or must act on; each says where, what was found and what was expected."""
+"""Errors that a user can cause or must act on: each says what happened, where, what was found and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from boxsup_dist.credentials import redact
 
@@ -35,13 +36,37 @@ class InputError(ValueError):
             parts.append(f"expected: {expected}")
         super().__init__(redact("; ".join(parts)))
 
-    def __reduce__(self) -> tuple:
+    def at(
+        self,
+        *,
+        file: object = None,
+        field: str | None = None,
+        problem: str | None = None,
+        kind: type[InputError] | None = None,
+    ) -> InputError:
+        """This error with what its raiser did not know: `raise error.at(file=uri) from None`.
+
+        Args:
+            file: The file, image or table at fault; None keeps what is known.
+            field: The field; None keeps what is known.
+            problem: Another statement; None keeps it.
+            kind: Another class of error; None keeps it.
+        """
+        return (kind or type(self))(
+            problem or self.problem,
+            file=self.file if file is None else file,
+            field=self.field if field is None else field,
+            value=self.value,
+            expected=self.expected,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
         # Ray pickles exceptions; the default rebuilds from args and would lose the keyword fields.
         fields = {"file": self.file, "field": self.field, "value": self.value, "expected": self.expected}
         return (_rebuild, (type(self), self.problem, fields))
 
 
-def _rebuild(kind: type[InputError], problem: str, fields: dict) -> InputError:
+def _rebuild(kind: type[InputError], problem: str, fields: dict[str, Any]) -> InputError:
     return kind(problem, **fields)
 
 
@@ -50,23 +75,28 @@ class MissingFileError(InputError):
 
 
 class StorageError(InputError):
-    """A store refuses, has no such bucket, or did not answer though it was tried again and again."""
+    """A store refuses, lacks the bucket, or did not answer in any of several tries."""
 
 
 class NoRoomError(InputError):
-    """Ray has no room for an object, in memory or on disk."""
+    """Ray has no room for an object, neither in memory nor on disk."""
 
 
 class RecordError(InputError):
-    """One image or its annotation can't be used."""
+    """One image or its annotation is unusable."""
 
 
 @contextmanager
 def decoding(image_id: str, file: object = None) -> Iterator[None]:
-    """What damaged bytes raise inside becomes a RecordError that names the image."""
+    """Turn what damaged bytes raise inside the block into a RecordError that names the image.
+
+    Args:
+        image_id: The image.
+        file: The table or file that holds its bytes.
+    """
     try:
         yield
-    except (OSError, SyntaxError) as error:  # Pillow's two words for damaged files
+    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
         raise RecordError(f"does not decode: {error}", file=file, field="image_id", value=image_id) from None
 
 
@@ -79,7 +109,7 @@ class WeightsError(InputError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint is absent, unfinished, damaged or of another network."""
+    """A checkpoint is absent, unfinished, damaged, or of another network."""
 
 
 class SettingError(InputError):
@@ -87,8 +117,8 @@ class SettingError(InputError):
 
 
 class NonFiniteLossError(InputError):
-    """Training met a loss that is not finite; names the records of the batch."""
+    """The loss of a training step is not finite; names the records of the batch."""
 
 
 class LostWorkError(InputError):
-    """A unit of work ends the process that computes it, every time: out of memory, or a crash of native code."""
+    """A unit of work ended its process in every try: it takes too much memory, or native code crashes on it."""

@@ -1,4 +1,4 @@
-"""Progress of a long stage with rate and time left: a live bar on a terminal, a line now and then elsewhere."""
+"""The progress of a long stage, with rate and time left: a live bar on a terminal, a line every 10 s elsewhere."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ def format_duration(seconds: float) -> str:
 
 
 class ProgressMeter:
-    """Counts finished steps of `total`, and finished units (images), of which the rate is told.
+    """Counts the finished steps of a stage and the images in them, and shows them on stderr; a context manager."""
 
-    Use as a context manager; writes to stderr. `done` steps were finished by an earlier call: they count for the bar
-    but not for rate and time left.
-    """
+    def __init__(self, description: str, total: int, *, done: int = 0) -> None:
+        """Make a meter; it starts when its block is entered.
 
-    def __init__(self, description: str, total: int, *, done: int = 0, unit: str = "images") -> None:
-        self.description, self.total, self.unit = description, total, unit
+        Args:
+            description: Name of the stage.
+            total: Number of steps.
+            done: Steps that an earlier call finished: part of the bar, but not of the rate and the time left.
+        """
+        self.description, self.total = description, total
         self.steps = self._steps_before = done
-        self.units = 0
+        self.num_images = 0
         self._start = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -43,22 +46,22 @@ class ProgressMeter:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since this call began."""
+        """Seconds since the meter was made."""
         return time.monotonic() - self._start
 
     def status(self) -> str:
         """One line such as `12/40  96 images  31.2 images/s  left 4s`."""
-        parts = [f"{self.steps}/{self.total}", f"{self.units} {self.unit}"]
+        parts = [f"{self.steps}/{self.total}", f"{self.num_images} images"]
         steps_now = self.steps - self._steps_before
         if steps_now and self.elapsed_s > 0:
-            parts.append(f"{self.units / self.elapsed_s:.1f} {self.unit}/s")
+            parts.append(f"{self.num_images / self.elapsed_s:.1f} images/s")
             parts.append(f"left {format_duration(self.elapsed_s / steps_now * (self.total - self.steps))}")
         return "  ".join(parts)
 
-    def advance(self, units: int) -> None:
-        """One more step of `units` units is done."""
+    def advance(self, num_images: int) -> None:
+        """Count one more finished step of so many images, and show it when it is time."""
         self.steps += 1
-        self.units += units
+        self.num_images += num_images
         if self._bar is not None:
             self._bar.update(self._task, completed=self.steps, status=self.status())
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
@@ -78,5 +81,5 @@ class ProgressMeter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self.units:
+        elif kind is None and self.num_images:
             self._print()

@@ -8,13 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from boxsup_dist.config import ResourceSettings
 from boxsup_dist.data.labels import labels_uri, read_labels
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.distributed.ordered import map_units
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import CocoImage, coco_image_id, write_coco
 from boxsup_dist.export.files import keep_identity
@@ -38,8 +35,6 @@ class Settings:
     """Epoch whose labels to export, from 0 on; by default the last that has some."""
     undecided: Undecided = "ignore"
     """ignore: label maps as trained on, doubtful pixels 255; decided: those pixels as they were chosen."""
-    num_actors: int = 0
-    """Members of the pool; 0: one a GPU, or one a CPU core."""
 
 
 def export_labels(settings: Settings) -> dict[str, Any]:
@@ -57,11 +52,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     labels = read_labels(labels_uri(run_dir, epoch))
     keep_identity(out, {"labels": labels_uri(run_dir, epoch), "undecided": settings.undecided})
     session.start()
-    size = session.total_cpus(), session.total_gpus()
-    resources = ResourceSettings(num_actors=settings.num_actors).resolve(*size)
-    resources.check_room(*size, with_training=False)
-    pool = NetworkPool(torch.nn.Identity, num_actors=resources.num_actors, num_cpus=resources.cpus_per_actor)
-    parts = pool.map(export_unit, indices, mixture=mixture, labels=labels, undecided=settings.undecided, out=out)
+    parts = map_units(export_unit, indices, mixture=mixture, labels=labels, undecided=settings.undecided, out=out)
     num_images = 0
 
     def images() -> Iterator[CocoImage]:
@@ -72,10 +63,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
                 meter.advance(len(part))
                 yield from part
 
-    try:
-        num_boxes = write_coco(storage.join(out, "coco.json"), images(), inputs.class_names)
-    finally:
-        pool.close()
+    num_boxes = write_coco(storage.join(out, "coco.json"), images(), inputs.class_names)
     summary = {
         "run_dir": run_dir,
         "epoch": epoch,

@@ -19,6 +19,7 @@ from boxsup_dist.config import PredictionSettings, ResourceSettings
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.ordered import map_units
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import coco_image_id, write_coco
@@ -105,17 +106,17 @@ def predict(settings: Settings) -> dict[str, Any]:
     finished = finished_names(out, settings.kinds())
     units = images.units(skipped=lambda item: item.name in finished)
     failed: list[Outcome] = []
-    if units or settings.coco_json:
+    if units:
         pool = _make_pool(settings, trained)
         try:
             failed = _predict(pool, units, settings, images, trained)
-            bad = {outcome.item.name for outcome in failed}
-            if settings.coco_json:
-                parts = pool.map(regions_unit, images.units(skipped=lambda item: item.name in bad), out=out)
-                write_coco(storage.join(out, "coco.json"), (i for part in parts for i in part), _class_names(trained))
         finally:
             pool.close()
     bad = {outcome.item.name for outcome in failed}
+    if settings.coco_json:
+        session.start()
+        parts = map_units(regions_unit, images.units(skipped=lambda item: item.name in bad), out=out)
+        write_coco(storage.join(out, "coco.json"), (i for part in parts for i in part), _class_names(trained))
     good = [item.name for item in images.items if item.name not in bad]
     if settings.submission is not None:
         write_submission(out, settings.submission, good)

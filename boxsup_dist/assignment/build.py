@@ -1,7 +1,8 @@
-"""Builds the label maps table of a records table with Ray, one task a shard: the supervisions grabcut and wssl.
+"""Builds the label maps table of a records table with Ray, one task per shard: the supervisions grabcut and wssl.
 
-Reads the boxes and images of the records, never their ground truth; writes one PNG a record. Guarantees: the rows,
-order, shards and row groups of the records; the same bytes on any number of CPUs; a second call continues.
+Reads the boxes and images of the records, never their ground truth; writes one PNG per record. Guarantees: the rows,
+order, shards and row groups of the records; the same bytes on any number of CPUs; a second call continues an
+interrupted one.
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ COLUMNS = ("image_id", "image", "height", "width", "boxes_xyxy", "class_ids", "c
 
 
 def build_label_maps(out: str, records_uri: str, method: StaticMethod, *, num_cpus: int | None = None) -> Table:
-    """Make the label map of every record by a method of METHODS. SettingError for an unknown one."""
+    """Make the label map of every record.
+
+    Args:
+        out: Folder or URI of the table.
+        records_uri: The records table.
+        method: A name in assignment.static.METHODS.
+        num_cpus: Of session.start.
+
+    Raises:
+        SettingError: Unknown method.
+    """
     if method not in METHODS:
-        raise SettingError("no such method", field="method", value=method, expected=" or ".join(METHODS))
+        raise SettingError("unknown method", field="method", value=method, expected=" or ".join(METHODS))
     records = open_table(records_uri, "records")
     groups: list[list[RowGroup]] = [[] for _ in records.shards]
     for where in records.row_groups():
@@ -45,7 +56,7 @@ def build_label_maps(out: str, records_uri: str, method: StaticMethod, *, num_cp
 
 
 def label_shard(records: Table, groups: list[RowGroup], method: StaticMethod) -> ShardContent:
-    """Label maps of one shard's records, and the computing time of each."""
+    """Label maps of the records of one shard, and the computing time of each."""
     rows, row_ms = [], []
     for where in groups:
         for record in iter_records(records.read(where, COLUMNS)):

@@ -1,23 +1,23 @@
-"""Reassign all boxes of a mixture on the actor pool: one unit of work is one row group of a source's tables."""
+"""Reassigns all boxes of a mixture on the actor pool; one unit of work is one row group of a source's tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pyarrow as pa
-import ray
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, refines
 from boxsup_dist.data.labels import Labels, labels_table
 from boxsup_dist.data.sources import Mixture
+from boxsup_dist.distributed.ordered import Progress
 from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 
 
 def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int) -> pa.Table:
-    """Labels of one unit, an Arrow table. During the warm-up neither network nor image is touched,
-    unless it refines.
+    """Labels of one unit, as rows of the labels table.
+
+    During the warm-up the network is not used, and the images are read only if the epoch refines.
     """
     unit, settings = mixture.units[index], mixture.assignment
     assert unit.source.proposals is not None
@@ -39,11 +39,19 @@ def reassign(
     pool: NetworkPool,
     mixture: Mixture,
     *,
-    weights: ray.ObjectRef | None,
+    weights: Reference | None,
     epoch: int,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Labels:
-    """Labels of every box of the box-supervised sources with the given weights; the same for any number of actors."""
+    """Labels of every box of the box-supervised sources; the same for any number of actors.
+
+    Args:
+        pool: Predicts.
+        mixture: The sources and the settings of the assignment.
+        weights: Reference to the network's state dict; None keeps the network of the pool as it is.
+        epoch: Of the labels, from 0; decides warm-up, refinement and the random draws.
+        on_progress: Called after each unit.
+    """
     chosen = mixture.with_supervision("box")
     parts = pool.map(
         assign_unit,

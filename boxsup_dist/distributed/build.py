@@ -1,15 +1,15 @@
-"""Builds any stored table with Ray Data: one task makes a shard and writes it, only small facts travel back.
+"""Builds a stored table with Ray Data: each task makes one shard and writes it; only its number of rows comes back.
 
 Reads what `make_shard` reads; writes the table that `boxsup_dist.data.tables` describes. Guarantees: a killed build
-keeps its finished shards and the next call makes the rest; the bytes don't depend on the number of CPUs; memory holds
-one shard a task, whatever the number of images.
+keeps its finished shards and the next call makes the rest; the bytes do not depend on the number of CPUs; memory holds
+one shard per task, for any number of images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -25,12 +25,19 @@ from boxsup_dist.progress import ProgressMeter
 
 @dataclass(frozen=True)
 class ShardContent:
-    """What a task makes of one shard: its rows (there may be none), counts to add up, records left out, times."""
+    """What a task makes of one shard."""
 
-    table: pa.Table
-    counts: dict[str, int] = field(default_factory=dict)
-    problems: list[dict[str, str]] = field(default_factory=list)  # {image_id, problem}
+    table: pa.Table  # the rows; there may be none
+    counts: dict[str, int] = field(default_factory=dict)  # added up over the shards
+    problems: list[dict[str, str]] = field(default_factory=list)  # {image_id, problem} of unusable records
     row_ms: list[int] = field(default_factory=list)  # computing time of each row: beside the table, never in it
+
+
+class _Written(NamedTuple):
+    """What a task reports of its shard: a row of Ray Data."""
+
+    num_rows: int
+    error: bytes  # a pickled InputError; empty without one
 
 
 def build_table(
@@ -42,17 +49,28 @@ def build_table(
     *,
     row_group_size: int,
     description: str,
-    cpus_per_task: float = 1,
     gpus_per_task: float = 0,
     num_cpus: int | None = None,
     check: Callable[[Sequence[ShardInfo]], None] | None = None,
 ) -> Table:
-    """Make every unfinished shard of the table at `out`, then publish it; a whole table is returned as it is.
+    """Make every unfinished shard of the table at `out`, then publish the table; a whole table is returned unchanged.
 
-    `make_shard(index)` must be a pure function of the index and picklable. An InputError in it stops the build and is
-    raised here. `check` sees all shards before the table is published and raises an InputError to refuse it: shards
-    with problems are then made again by the next call, since the user may have mended the data. `num_cpus` is that of
-    session.start, which is called only if there is work.
+    Args:
+        out: Folder or URI of the table.
+        kind: Kind of table: "records", "proposals" or "label_maps".
+        settings: JSON values that decide the rows; a table with others is refused.
+        num_shards: Shards of the whole table.
+        make_shard: The content of shard `index`, 0 to num_shards - 1. A pure, picklable function of the index.
+        row_group_size: Rows of one row group.
+        description: Name of the build beside its progress.
+        gpus_per_task: GPUs that a task reserves besides its one CPU.
+        num_cpus: Of session.start, which is called only if there is work.
+        check: Sees all shards before the table is published, and raises an InputError to refuse the table. The next
+            call then makes the shards with problems again, because the user may have corrected the data.
+
+    Raises:
+        InputError: From `make_shard` or `check`, as it is.
+        TableError: `out` holds a table of another kind or with other settings.
     """
     out = storage.absolute(out)
     settings = {**settings, "num_shards": num_shards, "row_group_size": row_group_size}
@@ -64,13 +82,13 @@ def build_table(
     missing = _unfinished(out, num_shards)
     if missing:
         session.start(num_cpus)
-        _make(out, kind, missing, num_shards, make_shard, row_group_size, description, cpus_per_task, gpus_per_task)
+        _make(out, kind, missing, num_shards, make_shard, row_group_size, description, gpus_per_task)
     shards = [_finished(out, index) for index in range(num_shards)]
     if check is not None:
         _check(out, shards, check)
     table = tables.publish(out, kind, settings, shards)
     for name in storage.list_names(out):
-        if ".tmp-" in name:  # left by a call that was killed while writing
+        if ".tmp-" in name:  # left by a call that was killed while it wrote
             storage.remove(storage.join(out, name))
     return table
 
@@ -105,13 +123,12 @@ def _make(
     make_shard: Callable[[int], ShardContent],
     row_group_size: int,
     description: str,
-    cpus_per_task: float,
     gpus_per_task: float,
 ) -> None:
-    """Run a Ray Data pipeline over the missing shards, one task each."""
+    """Make the missing shards with Ray Data, one task each."""
     shared = [ray.put((missing, make_shard))]
 
-    def write_one(row: dict[str, Any]) -> dict[str, Any]:
+    def write_one(row: dict[str, int]) -> dict[str, Any]:
         missing, make_shard = fetch(shared)
         index = missing[row["id"]]
         try:
@@ -126,24 +143,20 @@ def _make(
                 problems=content.problems,
                 row_ms=content.row_ms,
             )
-        except InputError as error:  # returned, not raised: the user gets the error itself, not Ray's trace of it
-            return {"num_rows": 0, "error": _pickle(error)}
-        return {"num_rows": content.table.num_rows, "error": b""}
+        except InputError as error:  # returned, not raised: the user gets the error itself, not Ray's traceback
+            return _Written(0, _pickle(error))._asdict()
+        return _Written(content.table.num_rows, b"")._asdict()
 
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))
-    results = shards.map(write_one, num_cpus=cpus_per_task, num_gpus=gpus_per_task)
+    results = shards.map(write_one, num_cpus=1, num_gpus=gpus_per_task)
     with ProgressMeter(description, num_shards, done=num_shards - len(missing)) as progress:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)
-            for result in batch.to_pylist():
-                if result["error"]:
-                    raise _unpickle(result["error"])
-                progress.advance(result["num_rows"])
+            for written in (_Written(**row) for row in batch.to_pylist()):
+                if written.error:
+                    raise ray.cloudpickle.loads(written.error)
+                progress.advance(written.num_rows)
 
 
 def _pickle(error: InputError) -> bytes:
-    return ray.cloudpickle.dumps(error)
-
-
-def _unpickle(data: bytes) -> InputError:
-    return ray.cloudpickle.loads(data)
+    return bytes(ray.cloudpickle.dumps(error))  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
-"""What happens inside a run, told to the driver: progress, metrics, artifacts.
+"""Events: what rank 0 of a training reports to the driver while the training runs.
 
-Rank 0 posts events to a small actor on the driver's node and never waits; a thread of the driver fetches and handles
-them. So a person reads plain lines, and the tracking store is written from one place that outlives the workers.
+Rank 0 posts events to a small actor on the driver's node without waiting; a thread of the driver fetches and handles
+them. So the console prints whole lines, and one process that outlives the workers writes to the tracking store.
+The events of a run are in `boxsup_dist/runs/run_events.py`.
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_EVERY_S = 0.5
-STALL_AFTER_S = 60.0  # without an event; then it is told, and again after twice as long
+STALL_AFTER_S = 60.0  # without an event, until the driver handles a Stalled; doubles from one to the next
+
+
+class Event:
+    """One report; its subclasses are frozen dataclasses."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """One thing to tell. `kind` names a handler of the driver, `values` are its arguments."""
+class Stalled(Event):
+    """No event came for so long."""
 
-    kind: str
-    values: dict[str, Any] = field(default_factory=dict)
+    seconds: float
 
 
 @ray.remote(num_cpus=0)
@@ -41,25 +45,25 @@ class _Mailbox:
 
 
 class EventPost:
-    """The sender's end; may be pickled to any process of the session."""
+    """The sender's end; can be pickled to any process of the session."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
-    def __call__(self, kind: str, **values: Any) -> None:
+    def __call__(self, event: Event) -> None:
         """Post an event without waiting."""
-        self._mailbox.post.remote(Event(kind, values))
+        self._mailbox.post.remote(event)
 
-    def wait(self, kind: str, **values: Any) -> None:
-        """Post an event and return when it lies in the mailbox: for a sender that is about to end."""
-        ray.get(self._mailbox.post.remote(Event(kind, values)))
+    def wait(self, event: Event) -> None:
+        """Post an event and return when it is in the mailbox: for a sender that is about to end."""
+        ray.get(self._mailbox.post.remote(event))
 
 
 class EventLoop:
     """The driver's end: a context manager whose thread gives every event to `handle`, in order.
 
-    Where none comes for `stall_after_s` it makes one of its own: "stalled", with the seconds since the last. What
-    `handle` raises ends the thread and is raised again when the loop is left.
+    When no event comes for `stall_after_s`, `handle` gets a Stalled. What `handle` raises ends the thread and is raised
+    again when the block ends.
     """
 
     def __init__(self, handle: Callable[[Event], None], stall_after_s: float = STALL_AFTER_S) -> None:
@@ -81,7 +85,7 @@ class EventLoop:
                 if events:
                     heard, patience = time.monotonic(), self._stall_after_s
                 elif silent_s > patience:
-                    events, patience = [Event("stalled", {"seconds": silent_s})], 2 * patience
+                    events, patience = [Stalled(silent_s)], 2 * patience
                 for event in events:
                     self._handle(event)
             except Exception as error:

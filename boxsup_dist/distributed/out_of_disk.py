@@ -1,8 +1,8 @@
-"""What to say where Ray has no room for an object.
+"""The message for a Ray object that finds no room.
 
-An object goes into the object store of a node; where that is full, objects are spilled to a disk. Where the disk has
-less than 5 % left too, Ray waits two seconds and then fails the task with OutOfDiskError. It does not try the task
-again, and neither does Ray Data, though the disk may have room a minute later: who wants that begins again.
+An object is stored in the object store of a node. When the store is full, Ray spills objects to a disk. When less than
+5 % of that disk is free, Ray waits two seconds and fails the task with OutOfDiskError. Neither Ray nor Ray Data tries
+the task again, although the disk may have room a minute later: whoever wants that starts again.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 from ray.exceptions import OutOfDiskError
 from ray.train import ControllerError, WorkerGroupError
 
+from boxsup_dist.distributed.ray_internals import unwrapped
 from boxsup_dist.errors import NoRoomError
 
 
 def cause_of(error: BaseException) -> BaseException:
     """What went wrong, without the wrappers of Ray and Ray Train, whose text is a traceback."""
-    error = getattr(error, "_base_exc", error)
+    error = unwrapped(error)
     return getattr(error, "cause", None) or error
 
 
 def no_room(error: BaseException) -> NoRoomError | None:
-    """The error to show where the lack of room is the cause, of a training too; else None."""
+    """The error to show if an object found no room, in a training too; None for any other cause."""
     causes = [error]
     if isinstance(error, WorkerGroupError):
         causes = list(error.worker_failures.values())
@@ -29,7 +30,7 @@ def no_room(error: BaseException) -> NoRoomError | None:
     if not any(isinstance(cause_of(each), OutOfDiskError) for each in causes):
         return None
     return NoRoomError(
-        "Ray has no room for an object: a node's object store is full, and so is the disk that it spills to",
-        expected="5 % of that disk free (see df) or a larger object store (`ray memory` tells what fills it); "
-        "the same command then goes on",
+        "Ray has no room for an object: the object store of a node is full, and so is the disk that it spills to",
+        expected="5 % of that disk free (see df), or a larger object store (`ray memory` shows what fills it); "
+        "then run the same command again: it continues",
     )

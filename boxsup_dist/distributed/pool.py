@@ -1,9 +1,9 @@
 """The actor pool: runs a pure function with a network over fixed units of work, on all nodes.
 
-Results depend on the units and the weights only, never on the number of actors: each member has the same fixed number
-of threads, units are never split or merged, and results come back in the order of the units. When a member dies, or its
-node goes away, Ray starts it again where there is room; meanwhile the others take its units. A unit is run again up to
-MAX_RETRIES times: one that kills its member every time must not keep the run busy for ever.
+Results depend on the units and the weights alone, never on the number of actors: each member has the same fixed number
+of threads, units are never split or merged, and results come back in the order of the units (`distributed/ordered.py`).
+When a member dies, or its node goes away, Ray starts the member again where there is room; meanwhile the others take
+its units.
 
 What follows the network and needs no GPU, such as a CRF, can run in plain tasks on any CPU of the cluster (`then`)
 while the members predict the next units.
@@ -12,25 +12,31 @@ while the members predict the next units.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import pyarrow as pa
 import ray
 import torch
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.shared import fetch
-from boxsup_dist.errors import InputError, LostWorkError
+from boxsup_dist.distributed.ordered import (
+    MAX_RETRIES,
+    Progress,
+    Step,
+    Workers,
+    first_line,
+    result_of,
+    run_in_order,
+)
+from boxsup_dist.distributed.shared import Reference, fetch
 
-UNITS_IN_FLIGHT_PER_ACTOR = 2  # one computes, one waits in its queue
-TASKS_IN_FLIGHT_PER_CPU = 2  # of `then`; bounds what members may hand over before it is taken
-MAX_RETRIES = 3
-STALL_AFTER_S = 60.0  # without a result; then it is told what is waited for
-_LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
+UNITS_PER_MEMBER = 2  # started at once: one computes, one waits in the member's queue
+THEN_TASKS_PER_CPU = 2  # bounds the results that members hand over before `then` takes them
+
 _log = logging.getLogger(__name__)
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 @ray.remote
@@ -46,19 +52,19 @@ class _Member:
         self,
         function: Callable[..., Any],
         unit: Any,
-        weights: list[ray.ObjectRef],
+        weights: list[Reference],
         version: str,
-        kwargs: list[ray.ObjectRef],
+        kwargs: list[Reference],
     ) -> Any:
         if weights and version != self.version:
-            # A reference inside a list stays a reference: the weights are fetched once a version, not once a unit.
+            # A reference inside a list stays a reference: the weights are fetched once per version, not per unit.
             self.network.load_state_dict(ray.get(weights[0]))
             self.version = version
         return function(self.network, unit, **fetch(kwargs))
 
     @ray.method(max_task_retries=-1)
     def ping(self) -> None:
-        """Answer when the constructor is done, however often it has to begin anew."""
+        """Answer once the constructor is done, however often Ray has to start it."""
 
 
 @ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
@@ -68,10 +74,7 @@ def _continue(then: Callable[[Any], Any], result: Any, threads: int) -> Any:
 
 
 class NetworkPool:
-    """A fixed number of actors, each with its own copy of the network, spread over the nodes.
-
-    `tell` gets a line when a member is lost or nothing comes back for STALL_AFTER_S.
-    """
+    """A fixed number of actors, each with its own copy of the network, spread over the nodes."""
 
     def __init__(
         self,
@@ -81,114 +84,105 @@ class NetworkPool:
         num_cpus: float,
         num_gpus: float = 0.0,
         threads: int = 1,
-        tell: Callable[[str], None] = _log.warning,
+        warn: Callable[[str], None] = _log.warning,
     ) -> None:
-        self.threads, self.tell = threads, tell
+        """Start the members; they are ready some seconds later.
+
+        Args:
+            build: Makes the network.
+            num_actors: Members.
+            num_cpus: Of one member.
+            num_gpus: Of one member; above 0 the network is on a GPU.
+            threads: Of one member, and of a task that runs `then`.
+            warn: Gets a line when a member is lost, and whenever no result came back for a while.
+        """
+        self.threads, self.warn = threads, warn
         self.has_gpus = num_gpus > 0
         member = _Member.options(  # type: ignore[attr-defined]
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, scheduling_strategy="SPREAD"
         )
         self.actors = [member.remote(build, threads) for _ in range(num_actors)]
-        self._ready: list[Any] = []
-        self._starting = {actor.ping.remote(): actor for actor in self.actors}
+        self.ready: list[Any] = []  # actors that take units
+        self.starting: dict[Reference, Any] = {}  # ping -> actor
+        for actor in self.actors:
+            self._await(actor)
 
     def wait_ready(self) -> None:
         """Block until every member has built its network; raises what its constructor raised."""
-        for reference in list(self._starting):
-            self._welcome(reference)
+        for reference in list(self.starting):
+            self.welcome(reference)
 
-    def _welcome(self, reference: ray.ObjectRef) -> Any:
-        """The member whose ping this is, which is ready now."""
-        _result(reference)
-        actor = self._starting.pop(reference)
-        self._ready.append(actor)
+    def welcome(self, reference: Reference) -> Any:
+        """The member whose ping has arrived: it takes units from now on."""
+        result_of(reference)
+        actor = self.starting.pop(reference)
+        self.ready.append(actor)
         return actor
+
+    def doubt(self, actor: Any, error: Exception) -> None:
+        """Give a lost member no unit until it answers again."""
+        if actor in self.ready:
+            self.ready.remove(actor)
+            self._await(actor)
+            self.warn(f"a pool member was lost, {len(self.ready)} members continue without it: {first_line(error)}")
+
+    def _await(self, actor: Any) -> None:
+        self.starting[actor.ping.remote()] = actor
+
+    @overload
+    def map(
+        self,
+        function: Callable[..., R],
+        units: Sequence[Any],
+        *,
+        weights: Reference | None = ...,
+        version: str = ...,
+        then: None = ...,
+        on_progress: Progress | None = ...,
+        **kwargs: Any,
+    ) -> Iterator[R]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[..., R],
+        units: Sequence[Any],
+        *,
+        weights: Reference | None = ...,
+        version: str = ...,
+        then: Callable[[R], T],
+        on_progress: Progress | None = ...,
+        **kwargs: Any,
+    ) -> Iterator[T]: ...
 
     def map(
         self,
         function: Callable[..., Any],
         units: Sequence[Any],
         *,
-        weights: ray.ObjectRef | None = None,
+        weights: Reference | None = None,
         version: str = "",
         then: Callable[[Any], Any] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """Yield function(network, unit, **kwargs) for every unit, in the order of the units.
 
-        `weights` is a reference to a state dict, `version` its name: members load it once. With `then` yield
-        then(function(...)), computed in a task with as many threads as a member. `on_progress` is told (units done,
-        units in all). An InputError of either function is raised here as it is, without Ray's trace; LostWorkError for
-        a unit that loses its member more than MAX_RETRIES times.
+        Args:
+            function: Pure and picklable.
+            units: Small values; what is large belongs into `kwargs`.
+            weights: Reference to the state dict that the network gets; None leaves the network as it is.
+            version: Name of `weights`: a member loads each version once.
+            then: Yield then(function(...)) instead. It runs in a task with as many threads as a member.
+            on_progress: Called after each unit.
+            kwargs: Stored once and unpacked once per member. `function` must not change them.
+
+        Raises:
+            InputError: The error of `function` or `then` itself, without Ray's traceback.
+            LostWorkError: A unit lost its member more than MAX_RETRIES times.
         """
-        nested = [] if weights is None else [weights]
-        shared = [ray.put(kwargs)]
-        num_cpus = 0 if then is None else session.total_cpus()
-        max_in_flight = len(self.actors) * UNITS_IN_FLIGHT_PER_ACTOR + num_cpus * TASKS_IN_FLIGHT_PER_CPU
-        waiting: dict[ray.ObjectRef, tuple[int, Any]] = {}  # at members
-        tasks: dict[ray.ObjectRef, tuple[int, Any]] = {}  # what follows a member
-        finished: dict[int, Any] = {}
-        pending = list(range(len(units)))[::-1]
-        losses: Counter[int] = Counter()
-        free = self._ready * UNITS_IN_FLIGHT_PER_ACTOR
-        next_index = 0
-        while pending or waiting or tasks:
-            while pending and free and len(waiting) + len(tasks) < max_in_flight:
-                index, actor = pending.pop(), free.pop(0)
-                waiting[actor.run.remote(function, units[index], nested, version, shared)] = (index, actor)
-            reference = self._wait([*waiting, *tasks])
-            if reference in self._starting:
-                free += [self._welcome(reference)] * UNITS_IN_FLIGHT_PER_ACTOR
-                continue
-            is_member = reference in waiting
-            index, actor = (waiting if is_member else tasks).pop(reference)
-            if is_member and actor in self._ready:
-                free.append(actor)
-            if is_member and then is not None:
-                # A reference: what the member gave goes from node to node, never through this process.
-                tasks[_continue.remote(then, reference, self.threads)] = (index, actor)
-                continue
-            try:
-                finished[index] = _result(reference)
-            except _LOST as error:
-                losses[index] += 1
-                if losses[index] > MAX_RETRIES:
-                    raise LostWorkError(
-                        f"a unit of work lost its process {losses[index]} times",
-                        field="unit",
-                        value=units[index],
-                        expected=f"that it ends; the last error: {_first_line(error)}",
-                    ) from None
-                pending.append(index)
-                free = [other for other in free if other is not actor]
-                self._doubt(actor, error)
-                continue
-            if on_progress is not None:
-                on_progress(len(units) - len(pending) - len(waiting) - len(tasks), len(units))
-            while next_index in finished:
-                yield finished.pop(next_index)
-                next_index += 1
-
-    def _doubt(self, actor: Any, error: Exception) -> None:
-        """Give a member no unit until it answers again."""
-        if actor in self._ready:
-            self._ready.remove(actor)
-            self._starting[actor.ping.remote()] = actor
-            self.tell(f"a pool member was lost, {len(self._ready)} go on without it: {_first_line(error)}")
-
-    def _wait(self, work: list[ray.ObjectRef]) -> ray.ObjectRef:
-        """The next reference that is there: of work, or of a member that starts. Tells what is waited for."""
-        patience = STALL_AFTER_S
-        while True:
-            done, _ = ray.wait([*work, *self._starting], timeout=patience)
-            if done:
-                return done[0]
-            self.tell(
-                f"no result of the pool for {patience:.0f} s: {len(work)} units are under way, {len(self._ready)} "
-                f"members work, {len(self._starting)} wait for room to start; {session.describe()}"
-            )
-            patience *= 2
+        members = _Members(self, function, [] if weights is None else [weights], version, then, kwargs)
+        yield from run_in_order(members, units, on_progress=on_progress, warn=self.warn)
 
     def close(self) -> None:
         """End the actors."""
@@ -196,15 +190,52 @@ class NetworkPool:
             ray.kill(actor)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+class _Members(Workers):
+    """The pool's members during one `map`, and the tasks that follow them."""
 
+    max_losses = MAX_RETRIES
 
-def _result(reference: ray.ObjectRef) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        # Ray's wrapper is an InputError too, but its text is a traceback and it can't be pickled again.
-        if isinstance(error.cause, (InputError, *_LOST)):
-            raise error.cause from None
-        raise
+    def __init__(
+        self,
+        pool: NetworkPool,
+        function: Callable[..., Any],
+        weights: list[Reference],
+        version: str,
+        then: Callable[[Any], Any] | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        num_then_cpus = 0 if then is None else session.total_cpus()
+        self.max_running = len(pool.actors) * UNITS_PER_MEMBER + num_then_cpus * THEN_TASKS_PER_CPU
+        self._pool, self._then = pool, then
+        self._function, self._shared = function, [ray.put(kwargs)]
+        self._weights, self._version = weights, version
+        self._free = pool.ready * UNITS_PER_MEMBER
+
+    def start(self, unit: Any) -> Step | None:
+        if not self._free:
+            return None
+        actor = self._free.pop(0)
+        return Step(actor.run.remote(self._function, unit, self._weights, self._version, self._shared), actor)
+
+    def follow(self, step: Step) -> Step | None:
+        if step.number > 0:
+            return None
+        if step.worker in self._pool.ready:
+            self._free.append(step.worker)
+        if self._then is None:
+            return None
+        # A reference: what the member made goes from node to node, never through this process.
+        return Step(_continue.remote(self._then, step.reference, self._pool.threads), step.worker, number=1)
+
+    def lose(self, step: Step, error: Exception) -> None:
+        self._free = [actor for actor in self._free if actor is not step.worker]
+        self._pool.doubt(step.worker, error)
+
+    def joining(self) -> Sequence[Reference]:
+        return list(self._pool.starting)
+
+    def join(self, reference: Reference) -> None:
+        self._free += [self._pool.welcome(reference)] * UNITS_PER_MEMBER
+
+    def describe(self) -> str:
+        return f"{len(self._pool.ready)} pool members, {len(self._pool.starting)} members are starting"

@@ -1,9 +1,9 @@
-"""Rates of a run as Ray metrics, which each node gives out for Prometheus beside Ray's own.
+"""Rates of a run as gauges of Ray, which each node offers to Prometheus beside Ray's own metrics.
 
     ray_boxsup_images_per_s{stage="train" | "reassign" | "measure_labels" | "evaluate"}
     ray_boxsup_boxes_per_s    labels assigned in the last reassignment
 
-Ray's own tell the rest, such as ray_object_store_used_memory and ray_spill_manager_objects_bytes.
+Ray's own gauges show the rest, such as ray_object_store_used_memory and ray_spill_manager_objects_bytes.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from ray.util.metrics import Gauge
 
 
 class StageRates:
-    """Set by rank 0 alone."""
+    """The gauges of a run; rank 0 alone sets them."""
 
     def __init__(self) -> None:
-        self._images = Gauge("boxsup_images_per_s", "Images a second of a stage of the run", tag_keys=("stage",))
-        self._boxes = Gauge("boxsup_boxes_per_s", "Boxes a second whose labels the last reassignment chose")
+        self._images = Gauge("boxsup_images_per_s", "Images per second of a stage of the run", tag_keys=("stage",))
+        self._boxes = Gauge("boxsup_boxes_per_s", "Boxes per second whose labels the last reassignment chose")
 
     def set(self, stage: str, images_per_s: float) -> None:
-        """The rate of a stage so far."""
+        """Set the mean rate of a stage since it began."""
         self._images.set(images_per_s, {"stage": stage})
 
     def set_boxes(self, boxes_per_s: float) -> None:
-        """The rate of the last reassignment."""
+        """Set the rate of the last reassignment."""
         self._boxes.set(boxes_per_s)

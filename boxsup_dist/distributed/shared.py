@@ -1,21 +1,26 @@
-"""What all tasks of a stage need, unpacked once a process instead of once a task.
+"""Values that all tasks of a stage need: stored once, unpacked once per process instead of once per task.
 
-It may grow with the data set (a list of its units, say), and so does the number of tasks: handed to every task, it
-would cost the square.
+Such a value may grow with the data set (the list of its units, for example), and the number of tasks grows too: sent
+with every task it would cost the square of the data set.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 
+Reference: TypeAlias = "ray.ObjectRef[Any]"
+
 _KEPT = 2  # stages whose tasks take turns in a process
-_unpacked: dict[ray.ObjectRef, Any] = {}
+_unpacked: dict[Reference, Any] = {}
 
 
-def fetch(holder: list[ray.ObjectRef]) -> Any:
-    """The object of the one reference in the list: a bare one Ray would unpack itself. Callers must not change it."""
+def fetch(holder: list[Reference]) -> Any:
+    """The value of the one reference in the list; callers must not change the value.
+
+    The list keeps Ray from unpacking the reference itself, once per task.
+    """
     (reference,) = holder
     if reference not in _unpacked:
         while len(_unpacked) >= _KEPT:

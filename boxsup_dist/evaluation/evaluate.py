@@ -1,19 +1,19 @@
-"""Exact evaluation on the actor pool: of a network on a records table, and of training label maps.
+"""Exact evaluation on the actor pool: of a network on a records table, and of the label maps of a training.
 
-Integer confusion matrices of fixed row groups are added up, so the result is the same for any number of actors; every
-image counts once and at its own size. Where the members have GPUs, they only predict, and the CRF runs in tasks on any
-CPU of the cluster.
+Integer confusion matrices of fixed row groups are added up, so the result is the same for any number of actors. Every
+image counts once and at its own size. Members with GPUs only predict; the CRF then runs in tasks on any CPU of the
+cluster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray
+from numpy.typing import NDArray
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.labels import Labels
@@ -21,7 +21,9 @@ from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.data.tables import RowGroup, Table
+from boxsup_dist.distributed.ordered import Progress
 from boxsup_dist.distributed.pool import NetworkPool
+from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.errors import SettingError, TableError
 from boxsup_dist.evaluation import units
 from boxsup_dist.evaluation.confusion import iou_per_class, mean_iou
@@ -32,31 +34,43 @@ from boxsup_dist.model.inference import average_log_probs, predict_label_map
 from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.randomness import generator
 
-Progress = Callable[[int, int], None]
+R = TypeVar("R")
 
 
 class Slice(NamedTuple):
-    """A unit of work: a row group, or some of its rows (None: all)."""
+    """A unit of work: rows of one row group."""
 
     where: RowGroup
-    rows: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None  # numbers in the row group; None: all
 
 
 def evaluate(
     pool: NetworkPool,
     records: Table,
     *,
-    weights: ray.ObjectRef | None,
+    weights: Reference | None,
     version: str,
     num_classes: int,
     settings: PredictionSettings | None = None,
     crf_in_tasks: bool | None = None,
     on_progress: Progress | None = None,
 ) -> UnitResult:
-    """Confusion matrix of the network's predictions, with test-time options if `settings` has some.
+    """Confusion matrix of the network's predictions on the records that have ground truth.
 
-    `crf_in_tasks` says where the CRF runs, None: in tasks if the members have GPUs. The result is the same. TableError
-    if no record has ground truth, SettingError for settings that can't work.
+    Args:
+        pool: Predicts.
+        records: What to predict; records without ground truth are counted as skipped.
+        weights: Reference to the network's state dict; None keeps the network of the pool as it is.
+        version: Name of `weights`.
+        num_classes: C, with the background.
+        settings: Test-time options: scales, mirroring, CRF. None: none of them.
+        crf_in_tasks: Whether the CRF runs in tasks beside the members; None: if the members have GPUs. The result is
+            the same.
+        on_progress: Called after each row group.
+
+    Raises:
+        TableError: No record has ground truth.
+        SettingError: `settings` are out of range.
     """
     results = _map_label_maps(
         pool,
@@ -75,7 +89,7 @@ def measure_boundaries(
     pool: NetworkPool,
     records: Table,
     *,
-    weights: ray.ObjectRef | None,
+    weights: Reference | None,
     version: str,
     num_classes: int,
     widths_px: Sequence[int],
@@ -86,7 +100,21 @@ def measure_boundaries(
 ) -> BoundaryResult:
     """Trimap matrices and Boundary IoU counts of the network's predictions; see evaluation/trimap.py.
 
-    Errors and `crf_in_tasks` as evaluate.
+    Args:
+        pool: Predicts.
+        records: What to predict, as for `evaluate`.
+        weights: As for `evaluate`.
+        version: As for `evaluate`.
+        num_classes: C, with the background.
+        widths_px: Widths of the band around ground-truth boundaries, each a result of its own.
+        boundary_share: Width of Boundary IoU's band, as a share of the image's diagonal.
+        settings: As for `evaluate`.
+        crf_in_tasks: As for `evaluate`.
+        on_progress: Called after each row group.
+
+    Raises:
+        TableError: No record has ground truth.
+        SettingError: `settings`, `widths_px` or `boundary_share` are out of range.
     """
     check_widths(widths_px, boundary_share)
     judge = partial(boundary_unit, num_classes=num_classes, widths_px=tuple(widths_px), boundary_share=boundary_share)
@@ -111,16 +139,33 @@ def score_crfs(
     slices: Sequence[Slice],
     candidates: Sequence[CrfSettings],
     *,
-    weights: ray.ObjectRef | None,
+    weights: Reference | None,
     version: str,
     num_classes: int,
     settings: PredictionSettings | None = None,
     crf_in_tasks: bool | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[UnitResult, list[UnitResult]]:
-    """Confusion matrices without a CRF and with each candidate, of one prediction of every image of the slices.
+    """Confusion matrices without a CRF and with each candidate CRF, from one prediction of each image.
 
-    `settings.crf` does not count. Errors and `crf_in_tasks` as evaluate.
+    Args:
+        pool: Predicts.
+        records: The table of the slices.
+        slices: What to predict.
+        candidates: Settings of the CRFs to compare.
+        weights: As for `evaluate`.
+        version: As for `evaluate`.
+        num_classes: C, with the background.
+        settings: As for `evaluate`; `settings.crf` is not used.
+        crf_in_tasks: As for `evaluate`.
+        on_progress: Called after each slice.
+
+    Returns:
+        The result without a CRF, and that of each candidate.
+
+    Raises:
+        TableError: No record has ground truth.
+        SettingError: `settings` are out of range.
     """
     found = _map_scores(
         pool,
@@ -141,7 +186,16 @@ def score_crfs(
 
 
 def draw_slices(records: Table, num_images: int, seed: int) -> list[Slice]:
-    """A seeded draw of images, as slices in table order; all if the table has no more. SettingError below one image."""
+    """Draw images at random, as slices in the order of the table.
+
+    Args:
+        records: The table.
+        num_images: How many; the whole table if it has no more.
+        seed: Of the draw.
+
+    Raises:
+        SettingError: `num_images` is below 1.
+    """
     if num_images < 1:
         raise SettingError("no image to draw", field="num_images", value=num_images, expected=">= 1")
     order = generator("draw_slices", seed).permutation(records.num_rows)[:num_images]
@@ -165,23 +219,33 @@ def measure_labels(
 ) -> UnitResult:
     """Confusion matrix of the label maps that training uses against ground truth ("label mIoU").
 
-    Of all sources whose label maps are made from boxes; `labels` are needed where boxes choose segments. Training with
-    wssl_em has no label maps to measure: they exist for the moment of a step only.
+    Measures all sources whose label maps are made from boxes. Sources with wssl_em are left out, because their label
+    maps exist only during a training step. The members of the pool paint; their networks are not used.
+
+    Args:
+        pool: The pool of the training, whose members hold the CPUs.
+        mixture: The sources.
+        labels: The labels of the epoch; None if no source is supervised by boxes that choose segments.
+        num_classes: C, with the background.
+        on_progress: Called after each unit.
+
+    Raises:
+        TableError: No record has ground truth.
     """
     chosen = mixture.with_supervision("rectangles", "grabcut", "wssl", "box")
     results = pool.map(
         _measure_unit,
         chosen,
         on_progress=on_progress,
-        labels=None if labels is None else [ray.put(labels)],
+        labels=labels,
         mixture=mixture,
         num_classes=num_classes,
     )
     return _total(results, mixture.units[chosen[0]].source.records, num_classes)
 
 
-def to_summary(result: UnitResult, class_names: tuple[str, ...]) -> dict:
-    """JSON-ready figures: mean IoU and IoU per class in percent (None: the class does not occur), images."""
+def to_summary(result: UnitResult, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The metrics as JSON values: mean IoU and IoU per class in percent (None: the class does not occur), images."""
     per_class = 100 * iou_per_class(result.confusion)
     return {
         "mean_iou": 100 * mean_iou(result.confusion),
@@ -191,10 +255,10 @@ def to_summary(result: UnitResult, class_names: tuple[str, ...]) -> dict:
     }
 
 
-def boundary_summary(result: BoundaryResult, class_names: tuple[str, ...]) -> dict:
-    """JSON-ready figures in percent: mean IoU inside and outside the band of each width, and Boundary IoU.
+def boundary_summary(result: BoundaryResult, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The metrics as JSON values in percent: mean IoU inside and outside the band of each width, and Boundary IoU.
 
-    None where no pixel, or a class, occurs.
+    A value is None if no pixel, or no pixel of the class, occurs.
     """
 
     def percent(share: float) -> float | None:
@@ -229,18 +293,18 @@ def _check_any(num_images: int, records: Table) -> None:
 def _map_label_maps(
     pool: NetworkPool,
     records: Table,
-    judge: Callable[[LabelMapOf, pa.Table], Any],
+    judge: Callable[[LabelMapOf, pa.Table], R],
     *,
     settings: PredictionSettings,
     crf_in_tasks: bool | None,
     **options: Any,
-) -> Iterator[Any]:
+) -> Iterator[R]:
     """judge(label map of an image, rows) of every row group, in their order."""
     settings.check()
     slices = [Slice(where) for where in records.row_groups()]
     if settings.crf is None or not (pool.has_gpus if crf_in_tasks is None else crf_in_tasks):
         if settings.crf is not None:
-            crf_settings(settings.crf)  # tells a bad one before the work begins
+            crf_settings(settings.crf)  # refuses bad ones before the work begins
         return pool.map(_judge_label_maps, slices, records=records, settings=settings, judge=judge, **options)
     judge_scores = partial(_with_crf, judge=judge, crf=crf_settings(settings.crf))
     return _map_scores(pool, records, slices, judge_scores, settings=settings, in_tasks=True, **options)
@@ -250,13 +314,13 @@ def _map_scores(
     pool: NetworkPool,
     records: Table,
     slices: Sequence[Slice],
-    judge: Callable[[ScoresOf, pa.Table], Any],
+    judge: Callable[[ScoresOf, pa.Table], R],
     *,
     settings: PredictionSettings,
     in_tasks: bool,
     **options: Any,
-) -> Iterator[Any]:
-    """judge(scores of an image, rows) of every slice, in their order, by the members or in tasks."""
+) -> Iterator[R]:
+    """judge(scores of an image, rows) of every slice, in their order; by the members, or in tasks after them."""
     settings.check()
     options |= {"records": records, "settings": settings}
     if not in_tasks:
@@ -270,13 +334,23 @@ def _read(records: Table, unit: Slice) -> pa.Table:
 
 
 def _judge_label_maps(
-    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: Callable
+    network: SegmentationNetwork,
+    unit: Slice,
+    *,
+    records: Table,
+    settings: PredictionSettings,
+    judge: Callable[..., Any],
 ) -> Any:
     return judge(lambda image: predict_label_map(network, image, settings), _read(records, unit))
 
 
 def _judge_scores(
-    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: Callable
+    network: SegmentationNetwork,
+    unit: Slice,
+    *,
+    records: Table,
+    settings: PredictionSettings,
+    judge: Callable[..., Any],
 ) -> Any:
     return judge(lambda image: _likely_scores(network, image, settings), _read(records, unit))
 
@@ -289,18 +363,24 @@ def _scores(
     return unit, [_likely_scores(network, units.image_of(record), settings) for record in given]
 
 
-def _judge_given(found: tuple[Slice, list[LikelyScores]], *, records: Table, judge: Callable) -> Any:
-    """In a task: read the rows again, which is less than to send their images."""
+def _judge_given(
+    found: tuple[Slice, list[LikelyScores]], *, records: Table, judge: Callable[[ScoresOf, pa.Table], R]
+) -> R:
+    """In a task: read the rows again, which moves fewer bytes than sending their images."""
     unit, scores = found
     rest = iter(scores)
     return judge(lambda image: next(rest), _read(records, unit))
 
 
-def _with_crf(scores_of: ScoresOf, rows: pa.Table, *, judge: Callable, crf: CrfSettings) -> Any:
+def _with_crf(
+    scores_of: ScoresOf, rows: pa.Table, *, judge: Callable[[LabelMapOf, pa.Table], R], crf: CrfSettings
+) -> R:
     return judge(lambda image: scores_of(image).label_map(image, crf), rows)
 
 
-def _likely_scores(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> LikelyScores:
+def _likely_scores(
+    network: SegmentationNetwork, image: NDArray[np.uint8], settings: PredictionSettings
+) -> LikelyScores:
     return LikelyScores.of(average_log_probs(network, image, settings))
 
 
@@ -308,12 +388,12 @@ def _measure_unit(
     network: SegmentationNetwork,
     index: int,
     *,
-    labels: list[ray.ObjectRef] | None,
+    labels: Labels | None,
     mixture: Mixture,
     num_classes: int,
 ) -> UnitResult:
     unit = mixture.units[index]
-    segments = {} if labels is None else ray.get(labels[0]).segments(index)
+    segments = {} if labels is None else labels.segments(index)
     columns = tuple(dict.fromkeys((*GRANTED_COLUMNS[unit.source.supervision], "gt_label_map")))
     paint = painter(unit, segments, mixture.assignment, decided=True)
     return units.label_unit(paint, unit.source.records.read(unit.where, columns), num_classes)

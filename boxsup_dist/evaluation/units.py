@@ -1,6 +1,6 @@
-"""Evaluation of one fixed row group: what a pool member runs, given plain arguments and no Ray.
+"""The evaluation of one fixed row group: pure functions that a pool member runs.
 
-All units return counts that add up exactly over row groups. Images without ground truth are counted as skipped.
+All functions return counts that add up exactly over row groups. Images without ground truth are counted as skipped.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.painting import Painter
@@ -19,8 +21,8 @@ from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.model.crf import CrfSettings, LikelyScores
 
-LabelMapOf = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> integers (H, W)
-ScoresOf = Callable[[np.ndarray], LikelyScores]
+LabelMapOf = Callable[[NDArray[np.uint8]], NDArray[Any]]  # image (H, W, 3) -> label map of integers (H, W)
+ScoresOf = Callable[[NDArray[np.uint8]], LikelyScores]  # image (H, W, 3) -> its scores
 EVALUATION_COLUMNS = ("image_id", "image", "gt_label_map")
 
 
@@ -28,7 +30,7 @@ EVALUATION_COLUMNS = ("image_id", "image", "gt_label_map")
 class UnitResult:
     """Counts of some images; `+` adds those of other images."""
 
-    confusion: np.ndarray  # int64 (C, C)
+    confusion: NDArray[np.int64]  # (C, C), rows ground truth, columns prediction
     num_images: int  # counted in the confusion matrix
     num_skipped: int  # without ground truth
 
@@ -44,10 +46,15 @@ class UnitResult:
 
 
 def evaluate_unit(predict: LabelMapOf, records: pa.Table, num_classes: int) -> UnitResult:
-    """Confusion matrix of predictions over a records row group (at least EVALUATION_COLUMNS).
+    """Confusion matrix of predictions over a records row group.
 
-    `predict` maps an image, uint8 RGB (H, W, 3), to its label map, integers (H, W) at the image's own size.
-    Raises RecordError, naming the image, where the two maps cannot be compared.
+    Args:
+        predict: Maps an image, uint8 RGB (H, W, 3), to its label map, integers (H, W).
+        records: Rows with EVALUATION_COLUMNS.
+        num_classes: C, with the background.
+
+    Raises:
+        RecordError: An image is damaged, or its two maps cannot be compared; names the image.
     """
     return _add_up(lambda record: predict(image_of(record)), records, num_classes)
 
@@ -55,9 +62,19 @@ def evaluate_unit(predict: LabelMapOf, records: pa.Table, num_classes: int) -> U
 def crf_unit(
     scores_of: ScoresOf, records: pa.Table, candidates: Sequence[CrfSettings], num_classes: int
 ) -> list[UnitResult]:
-    """Confusion matrices without a CRF and with each candidate; `scores_of` is asked once an image.
+    """Confusion matrices without a CRF and with each candidate CRF over a records row group.
 
-    RecordError as evaluate_unit.
+    Args:
+        scores_of: The scores of an image, uint8 RGB (H, W, 3); called once per image.
+        records: Rows with EVALUATION_COLUMNS.
+        candidates: Settings of the CRFs.
+        num_classes: C, with the background.
+
+    Returns:
+        The result without a CRF, then that of each candidate.
+
+    Raises:
+        RecordError: As `evaluate_unit`.
     """
     totals = [np.zeros((num_classes, num_classes), np.int64) for _ in range(len(candidates) + 1)]
     num_images = num_skipped = 0
@@ -76,18 +93,25 @@ def crf_unit(
 
 
 def label_unit(paint: Painter, records: pa.Table, num_classes: int) -> UnitResult:
-    """Confusion matrix of painted label maps against hidden ground truth over a records row group.
+    """Confusion matrix of painted label maps against ground truth over a records row group ("label mIoU").
 
-    The columns are those that `paint` reads, and gt_label_map. The measure called "label mIoU". Every pixel with ground
-    truth counts, undecided ones as they were chosen: what the label map still ignores (the box of a crowd or of a box
-    without candidate) counts as background, so that ignoring hard pixels can't raise the figure. Ground truth is read
-    here to measure and by nobody who trains from boxes.
+    Every pixel with ground truth counts, undecided ones as they were chosen. A pixel that the label map still ignores
+    (in the box of a crowd, or in a box without a candidate) counts as background, so that ignoring hard pixels cannot
+    raise the metric. The ground truth is only measured with; training from boxes never reads it.
+
+    Args:
+        paint: Makes the label map of a record.
+        records: Rows with gt_label_map and the columns that `paint` reads.
+        num_classes: C, with the background.
+
+    Raises:
+        RecordError: The two maps of an image cannot be compared; names the image.
     """
 
-    def painted(record: Record) -> np.ndarray:
+    def painted(record: Record) -> NDArray[np.uint8]:
         try:
             label_map = paint(record)
-        except RecordError:  # trained as void, which the stream tells
+        except RecordError:  # trained as void; the training stream reports it
             return np.full((record.height, record.width), BACKGROUND, np.uint8)
         return np.where(label_map == IGNORE_INDEX, BACKGROUND, label_map)
 
@@ -110,21 +134,21 @@ def _add_up(label_map_of: Painter, records: pa.Table, num_classes: int) -> UnitR
 
 @contextmanager
 def compared(record: Record) -> Iterator[None]:
-    """An InputError of a comparison with the record's ground truth becomes a RecordError that names the image."""
+    """Turn an InputError of a comparison with the ground truth into a RecordError that names the image."""
     try:
         yield
     except InputError as error:
-        raise RecordError(
-            f"cannot compare with the ground truth: {error.problem}",
-            file=record.image_id,
-            field=error.field,
-            value=error.value,
-            expected=error.expected,
-        ) from None
+        problem = f"cannot compare with the ground truth: {error.problem}"
+        raise error.at(file=record.image_id, problem=problem, kind=RecordError) from None
 
 
-def image_of(record: Record) -> np.ndarray:
-    """The record's image, uint8 RGB (H, W, 3). InputError if the column was not read, RecordError if it is damaged."""
+def image_of(record: Record) -> NDArray[np.uint8]:
+    """The record's image, RGB (H, W, 3).
+
+    Raises:
+        InputError: The column `image` was not read.
+        RecordError: The image is damaged.
+    """
     if record.image is None:
         raise InputError("the row has no image", field="image", expected="the columns " + ", ".join(EVALUATION_COLUMNS))
     with decoding(record.image_id):

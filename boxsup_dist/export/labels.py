@@ -1,4 +1,4 @@
-"""What a pool member does with one unit of box-supervised records: export the label maps that an epoch trained on."""
+"""Exports the label maps that an epoch trained on: what a task does with one unit of box-supervised records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.labels import Labels
@@ -23,14 +24,23 @@ Undecided = Literal["ignore", "decided"]
 FACTS = ("overlap_cost", "regression_cost", "rank", "proposal_index")
 
 
-def export_unit(
-    network: object, index: int, *, mixture: Mixture, labels: Labels, undecided: Undecided, out: str
-) -> list[CocoImage]:
-    """Write OUT/label_maps/IMAGE_ID.png of a unit's training records; returns every box's segment and its facts.
+def export_unit(index: int, *, mixture: Mixture, labels: Labels, undecided: Undecided, out: str) -> list[CocoImage]:
+    """Write OUT/label_maps/IMAGE_ID.png of the training records of a unit.
 
-    A box's segment is what the label map would show if it were alone; empty for a crowd and for a box without a
-    candidate. `undecided` "ignore" leaves out, as training does, the pixels that the epoch ignored; "decided" gives
-    them as they were chosen. No network is asked. Raises TableError where labels, records and proposals don't fit.
+    Args:
+        index: Number of the unit in the mixture.
+        mixture: The sources.
+        labels: Labels of the epoch.
+        undecided: Pixels that the epoch ignored: "ignore" leaves them out as training does, "decided" paints them as
+            they were chosen.
+        out: Folder or URI.
+
+    Returns:
+        Each image with an annotation per box: its segment and why it was chosen. The segment is what the label map
+        would show for this box alone; it is empty for a crowd and for a box without a candidate.
+
+    Raises:
+        TableError: Labels, records and proposals do not fit together.
     """
     unit = mixture.units[index]
     decided = undecided == "decided"
@@ -49,7 +59,7 @@ def export_unit(
         encoded, count = superpixels_of[record.image_id]
         masks = box_masks(
             record,
-            decode_superpixels(encoded),  # it has just been painted
+            decode_superpixels(encoded),
             count,
             segments.get(record.image_id, []),
             mixture.assignment,
@@ -70,14 +80,26 @@ def export_unit(
 
 def box_masks(
     record: Record,
-    superpixels: np.ndarray,
+    superpixels: NDArray[np.uint16],
     num_superpixels: int,
     segments: list[Segment | None],
     assignment: AssignmentSettings,
     *,
     decided: bool,
-) -> list[np.ndarray]:
-    """Mask bool (H, W) of every box's segment alone; painted larger boxes first they make the label map."""
+) -> list[NDArray[np.bool_]]:
+    """The segment of each box alone.
+
+    Args:
+        record: The image and its boxes.
+        superpixels: Its superpixel map (H, W).
+        num_superpixels: S.
+        segments: The chosen segment of each box; None: no candidate.
+        assignment: Settings of the assignment.
+        decided: Whether undecided pixels are painted as they were chosen.
+
+    Returns:
+        A mask (H, W) per box. Painted from the largest box to the smallest they make the label map.
+    """
     masks = []
     for k, segment in enumerate(segments):
         alone = paint_segments(
@@ -96,7 +118,7 @@ def box_masks(
 
 
 def _facts(labels: Labels, index: int) -> dict[tuple[str, int], dict[str, Any]]:
-    """(image_id, box_index) -> costs, rank and proposal of the choice; a cost that is no number is null."""
+    """(image_id, box_index) -> costs, rank and proposal of the choice; a cost that is not finite is None."""
     start, stop = labels.offsets[index : index + 2]
     part: pa.Table = labels.table.slice(start, stop - start)
     return {
@@ -109,7 +131,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _bbox(box_xyxy: np.ndarray) -> list[float]:
-    """COCO's form: x, y, width, height."""
+def _bbox(box_xyxy: NDArray[np.float32]) -> list[float]:
+    """The box as COCO writes it: x, y, width, height."""
     x0, y0, x1, y1 = box_xyxy.tolist()
     return [x0, y0, x1 - x0, y1 - y0]

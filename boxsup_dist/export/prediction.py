@@ -87,11 +87,10 @@ def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, b
             yield item, RecordError(f"the file cannot be read: {type(error).__name__}: {error}")
 
 
-def regions_unit(network: object, unit: Sequence[Item], *, out: str) -> list[CocoImage]:
+def regions_unit(unit: Sequence[Item], *, out: str) -> list[CocoImage]:
     """List the regions of each class in the label maps that `predict_unit` wrote.
 
     Args:
-        network: Not used; every unit of the pool gets one.
         unit: The images.
         out: Folder of the outputs.
 

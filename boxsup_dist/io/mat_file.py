@@ -1,10 +1,10 @@
-"""MATLAB files as Python values: the older kind through SciPy, v7.3 (which is HDF5) through h5py, with one result.
+"""MATLAB files as Python values, the same for both kinds: v5 through SciPy, v7.3 (which is HDF5) through h5py.
 
-Numbers, logicals and sparse matrices become arrays in MATLAB's own orientation, cells flat lists (down the columns
-first), structs dictionaries.
+Numbers, logicals and sparse matrices become arrays in MATLAB's orientation. Cells become flat lists, down the columns
+first. Structs become dictionaries.
 
-A small file can stand for any amount of memory: by compression, by the size it gives a sparse matrix or a data set
-without content, by cells that refer to each other. All that a file takes is counted before it is taken.
+A small file can stand for any amount of memory: by compression, by the size that it states for a sparse matrix or an
+empty data set, or by cells that refer to each other. So the memory of each value is counted before it is allocated.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ import h5py
 import numpy as np
 import scipy.io
 import scipy.sparse
+from numpy.typing import NDArray
 
 from boxsup_dist.errors import RecordError
 
-_HDF5 = (b"MATLAB 7.3", b"\x89HDF\r\n\x1a\n")  # with MATLAB's text header in front, and plain
-# Of a file's values. The largest published are those of proposals: 2,000 superpixels x 10,000 of them in doubles, more
-# than any method has, would be 153 MiB.
+_HDF5 = (b"MATLAB 7.3", b"\x89HDF\r\n\x1a\n")  # with MATLAB's text header, and without
+# Of all values of a file. The largest published files hold proposals: 10,000 of them over 2,000 superpixels, more than
+# any method makes, are 153 MiB in doubles.
 MAX_BYTES = 512 * 2**20
-_ITEM_BYTES = 8192  # that any value counts, however little is in it: each takes time, too
+_ITEM_BYTES = 8192  # counted for each value besides its content, because each takes time
 
 
 class _Memory:
-    """Counts what a file's values take."""
+    """Counts the memory that the values of a file take."""
 
     def __init__(self) -> None:
         self.used = 0
 
     def take(self, num_bytes: int, what: str) -> None:
-        """For one more value; RecordError if that is too much."""
+        """Count one more value. Raises RecordError if the sum is above MAX_BYTES."""
         self.used += num_bytes + _ITEM_BYTES
         if self.used > MAX_BYTES:
             expected = f"<= {MAX_BYTES} bytes"
@@ -44,7 +45,17 @@ class _Memory:
 
 
 def read_mat(data: bytes) -> dict[str, Any]:
-    """The variables of a MATLAB file by name. RecordError if the bytes are none, or stand for more than MAX_BYTES."""
+    """The variables of a MATLAB file by name.
+
+    Args:
+        data: Content of the file.
+
+    Returns:
+        Arrays, lists and dictionaries as the module says.
+
+    Raises:
+        RecordError: The file is damaged, of another kind, or its values take more than MAX_BYTES.
+    """
     memory = _Memory()
     try:
         if data.startswith(_HDF5):
@@ -63,7 +74,7 @@ _HEADER_BYTES, _COMPRESSED = 128, 15
 
 
 def _inflated(data: bytes) -> bytes:
-    """A version 5 file with its compressed elements as plain ones, which SciPy reads too; others as they are."""
+    """A version 5 file with its compressed elements inflated, which SciPy reads too; other bytes unchanged."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
         return data
@@ -86,9 +97,9 @@ def _inflated(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _dense(matrix: Any, memory: _Memory) -> np.ndarray:
+def _dense(matrix: Any, memory: _Memory) -> NDArray[Any]:
     memory.take(math.prod(matrix.shape) * matrix.dtype.itemsize, f"sparse matrix {matrix.shape}")
-    return matrix.toarray()
+    return np.asarray(matrix.toarray())
 
 
 def _from_scipy(value: Any, memory: _Memory) -> Any:
@@ -120,7 +131,7 @@ def _from_hdf5(item: Any, opened: h5py.File, memory: _Memory) -> Any:
     return values.T  # HDF5 lists MATLAB's columns as rows
 
 
-def _values(item: Any, memory: _Memory) -> np.ndarray:
+def _values(item: Any, memory: _Memory) -> NDArray[Any]:
     memory.take(item.size * item.dtype.itemsize, item.name)
     if item.chunks is not None:
         _check_chunks(item)
@@ -128,21 +139,21 @@ def _values(item: Any, memory: _Memory) -> np.ndarray:
 
 
 def _check_chunks(item: h5py.Dataset) -> None:
-    """ValueError unless every chunk holds what it should: HDF5 inflates one to whatever size it has."""
+    """Check the size of every chunk, because HDF5 inflates a chunk to any size. Raises ValueError."""
     if item.compression not in (None, "gzip"):
-        raise ValueError(f"compressed by {item.compression}, where MATLAB has gzip")
+        raise ValueError(f"compressed by {item.compression}; MATLAB compresses by gzip")
     expected = math.prod(item.chunks) * item.dtype.itemsize
     for k in range(item.id.get_num_chunks() if item.compression else 0):
         _, stored = item.id.read_direct_chunk(item.id.get_chunk_info(k).chunk_offset)
         unpacker = zlib.decompressobj()
         if len(unpacker.decompress(stored, expected + 1)) != expected:
-            raise ValueError("a chunk holds another number of bytes than it says")
+            raise ValueError("a chunk has another size than the file states")
 
 
-def _sparse(group: h5py.Group, memory: _Memory) -> np.ndarray:
+def _sparse(group: h5py.Group, memory: _Memory) -> NDArray[Any]:
     columns = _values(group["jc"], memory).astype(np.int64)
     shape = (int(group.attrs["MATLAB_sparse"]), len(columns) - 1)
-    if "data" not in group:  # no entry at all
+    if "data" not in group:  # a matrix of zeros
         memory.take(8 * math.prod(shape), group.name)
         return np.zeros(shape)
     entries = _values(group["data"], memory), _values(group["ir"], memory), columns

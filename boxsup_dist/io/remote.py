@@ -1,6 +1,6 @@
-"""Stores on other machines (S3 and what else fsspec knows): a failure that passes is tried again, others are told.
+"""Stores on other machines (S3 and what else fsspec knows): temporary failures are retried, others are reported.
 
-This is the only place that tries again: what s3fs and botocore would do of themselves is off, else tries multiply.
+This is the only place that retries: the retries of s3fs and botocore are off, because the tries would multiply.
 Every operation that comes here may be done twice: reads, whole writes, deletions.
 """
 
@@ -10,18 +10,20 @@ import functools
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import fsspec
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
 from boxsup_dist.errors import StorageError
 
 MAX_TRIES = 9
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0  # doubled from try to try, less a random half: clients must not come together
-GIVE_UP_AFTER_S = 120.0  # no try begins later than that after the first
+# The wait doubles from try to try; up to half of it is taken off at random, so that clients do not return together.
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
+GIVE_UP_AFTER_S = 120.0  # no try begins later than this after the first
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 30
 PASSING_STATUS = {408, 429, 500, 502, 503, 504}
-# S3 says these with status 400.
+# S3 sends these with status 400.
 PASSING_CODES = {"RequestTimeout", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 REFUSING_CODES = {"ExpiredToken", "InvalidToken"}
 _S3_OPTIONS = {
@@ -36,24 +38,24 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """What of the module `time` the waiting needs."""
+    """The two functions of the module `time` that waiting needs."""
 
     def monotonic(self) -> float:
-        """Seconds since some moment."""
+        """Seconds since a fixed moment."""
 
     def sleep(self, seconds: float, /) -> None:
         """Wait."""
 
 
 class CutShortError(Exception):
-    """A store gave fewer bytes than it has, or deleted less than it was told to; passes."""
+    """A store gave fewer bytes than it has, or deleted less than it was asked to: a temporary failure."""
 
 
 def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path in it. StorageError if fsspec knows none."""
+    """The file system of a URI and the path in it. Raises StorageError if fsspec knows no such file system."""
     is_s3 = uri.startswith(("s3://", "s3a://"))
     try:
-        # Other processes write too: a listing that is kept would be out of date.
+        # Other processes write too: a kept listing would be out of date.
         fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, **(_S3_OPTIONS if is_s3 else {}))
     except (ImportError, ValueError) as error:
         expected = "a local path, s3://..., or a scheme whose fsspec package is installed"
@@ -64,30 +66,50 @@ def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def attempt(uri: str, operation: Callable[[], T], clock: Clock = time) -> T:
-    """What `operation` gives, tried again with growing waits while the store fails in a way that passes.
+    """The result of `operation`, retried with growing waits while the store fails temporarily.
 
-    FileNotFoundError goes up as it is. StorageError, at once if the store refuses or has no such bucket, after
-    MAX_TRIES or GIVE_UP_AFTER_S if it does not answer.
+    Args:
+        uri: What the operation is about, for messages.
+        operation: Reads, writes or deletes; may be done twice.
+        clock: Measures and waits.
+
+    Raises:
+        FileNotFoundError: As the store raised it.
+        StorageError: At once if the store refuses or has no such bucket; after MAX_TRIES or GIVE_UP_AFTER_S if it
+            keeps failing.
     """
     started = clock.monotonic()
-    tries = 0
-    while True:
-        try:
-            return operation()
-        except Exception as error:
-            found = error
-        tries += 1
-        _raise_unless_passing(uri, found)
-        if tries == MAX_TRIES or clock.monotonic() - started > GIVE_UP_AFTER_S:
-            raise StorageError(
-                f"the store does not answer as it should, tried {tries} times",
-                file=uri,
-                value=f"{type(found).__name__}: {found}"[:300],
-                expected="a store that can be reached, at AWS_ENDPOINT_URL if it is not that of AWS; then the same "
-                "command again: it continues",
-            ) from found
-        wait_s = min(FIRST_WAIT_S * 2 ** (tries - 1), LONGEST_WAIT_S)
-        clock.sleep(wait_s * random.SystemRandom().uniform(0.5, 1))
+    backoff = wait_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
+
+    def is_temporary(error: BaseException) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        _raise_unless_passing(uri, error)
+        return True
+
+    def is_hopeless(state: RetryCallState) -> bool:
+        return state.attempt_number == MAX_TRIES or clock.monotonic() - started > GIVE_UP_AFTER_S
+
+    retrying = Retrying(
+        sleep=clock.sleep,
+        retry=retry_if_exception(is_temporary),
+        wait=lambda state: backoff(state) * random.SystemRandom().uniform(0.5, 1),
+        stop=is_hopeless,
+        retry_error_callback=lambda state: _give_up(uri, state),
+    )
+    return retrying(operation)
+
+
+def _give_up(uri: str, state: RetryCallState) -> NoReturn:
+    assert state.outcome is not None
+    found = state.outcome.exception()
+    raise StorageError(
+        f"the store does not answer as it should, tried {state.attempt_number} times",
+        file=uri,
+        value=f"{type(found).__name__}: {found}"[:300],
+        expected="a store that can be reached, at AWS_ENDPOINT_URL if it is not that of AWS; then the same "
+        "command again: it continues",
+    ) from found
 
 
 def _raise_unless_passing(uri: str, error: Exception) -> None:

@@ -1,7 +1,7 @@
 """Files on local disk or any fsspec store (s3://...), written whole or not at all.
 
-Local files are written to a temporary name, synced and renamed; object stores publish a PUT at its end. What a store
-fails to do is tried again (`remote.py`). Every function may raise StorageError where the URI is not local.
+Local files are written to a temporary name, synced and renamed; object stores publish a PUT at its end. Temporary
+failures of a store are retried (`remote.py`). Every function may raise StorageError if the URI is not local.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ T = TypeVar("T")
 
 
 def is_local(uri: str) -> bool:
-    """True for plain paths and file:// URIs."""
+    """Whether the URI is a plain path or begins with file://."""
     return "://" not in uri or uri.startswith("file://")
 
 
-def absolute(uri: str | os.PathLike) -> str:
-    """The URI in a form that means the same on every process: local paths become absolute.
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """The URI in a form that means the same in every process: local paths become absolute.
 
-    InputError if it holds credentials: it would be kept in files and shown.
+    Raises:
+        InputError: The URI holds credentials. It would be shown, and kept in files.
     """
     text = os.fspath(uri)
     _refuse_credentials(text)
@@ -49,18 +50,27 @@ def absolute(uri: str | os.PathLike) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri` with path parts added."""
+    """`uri` with the parts added to its path."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def _refuse_credentials(uri: str) -> None:
     if has_credentials(uri):
-        expected = "none in it; for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+        expected = "a URI without them; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
         raise InputError("the URI holds credentials", file=uri, expected=expected)
 
 
 def safe_name(name: str, *, file: object = None, field: str | None = None) -> str:
-    """The name if it is a relative path that stays below its folder. InputError, naming file and field, otherwise."""
+    """The name itself, if it is a relative path that stays below its folder.
+
+    Args:
+        name: Part of a path, such as an image id.
+        file: Where the name was found, for the message.
+        field: Its field there, for the message.
+
+    Raises:
+        InputError: The name has a part that is empty, "." or "..", or has control characters.
+    """
     is_path = all(part not in ("", ".", "..") for part in name.split("/"))
     if not is_path or any(ord(character) < ord(" ") for character in name):
         expected = "a relative path without . and .., without control characters"
@@ -74,13 +84,13 @@ def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _on(uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
-    """What `operation(file system, path)` gives."""
+    """The result of `operation(file system, path)`, retried if the URI is not local."""
     fs, path = _filesystem(uri)
     return operation(fs, path) if is_local(uri) else remote.attempt(uri, lambda: operation(fs, path))
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether the file or folder exists."""
     if is_local(uri):
         return os.path.exists(absolute(uri))
     try:
@@ -91,7 +101,7 @@ def exists(uri: str) -> bool:
 
 
 def list_names(uri: str) -> list[str]:
-    """Sorted base names in a folder; an absent folder is empty."""
+    """Sorted base names in a folder; none if the folder is absent."""
     try:
         entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
     except (FileNotFoundError, NotADirectoryError):
@@ -105,23 +115,23 @@ def size(uri: str) -> int:
 
 
 def is_folder(uri: str) -> bool:
-    """Whether a folder is there; in an object store, a prefix of names."""
-    return _on(uri, lambda fs, path: fs.isdir(path))
+    """Whether the folder exists; in an object store, whether a name begins with it."""
+    return bool(_on(uri, lambda fs, path: fs.isdir(path)))
 
 
 def find_files(uri: str) -> list[str]:
-    """Sorted paths of all files below a folder, relative to it; an absent folder is empty."""
+    """Sorted paths of all files below a folder, relative to it; none if the folder is absent."""
     return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in fs.find(path)))
 
 
 def fixed_part(pattern: str) -> str:
-    """The folder before a pattern's first wildcard."""
+    """The folder before the first wildcard of a pattern, which has one."""
     first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
     return posixpath.dirname(pattern[:first]) or "/"
 
 
 def glob_files(pattern: str) -> list[str]:
-    """Sorted URIs of the files that match a pattern with *, ?, [...] or **."""
+    """Sorted URIs of the files, not folders, that match a pattern with *, ?, [...] or **."""
     root = fixed_part(pattern)
     _, root_path = _filesystem(root)
     matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
@@ -130,25 +140,25 @@ def glob_files(pattern: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Delete a file or a folder with all in it; absent is fine."""
+    """Delete a file, or a folder with all its content; nothing happens if it is absent."""
 
     def delete(fs: fsspec.AbstractFileSystem, path: str) -> None:
         if fs.exists(path):
             fs.rm(path, recursive=True)
-            if fs.exists(path):  # S3 tells which names it could not delete, s3fs does not
-                raise remote.CutShortError("not all was deleted")
+            if fs.exists(path):  # S3 reports the names that it could not delete, s3fs does not
+                raise remote.CutShortError("some files were not deleted")
 
-    with suppress(FileNotFoundError):  # somebody else deletes it too
+    with suppress(FileNotFoundError):  # another process deletes it too
         _on(uri, delete)
 
 
 def read_bytes(uri: str) -> bytes:
-    """Whole content of a file. MissingFileError if it is not there."""
+    """The whole content of a file. Raises MissingFileError if it is absent."""
 
     def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
-        data = fs.cat_file(path)
+        data = bytes(fs.cat_file(path))
         if not is_local(uri) and len(data) != fs.info(path)["size"]:
-            raise remote.CutShortError(f"{len(data)} bytes came")
+            raise remote.CutShortError(f"only {len(data)} bytes arrived")
         return data
 
     try:
@@ -158,12 +168,12 @@ def read_bytes(uri: str) -> bytes:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file's name is that of a write which was killed."""
+    """Whether a write that was killed left the file of this name."""
     return re.search(r"\.tmp-[0-9a-f]{32}$", name) is not None
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+    """Write a file; a reader sees the old content or the new, never a part."""
     if not is_local(uri):
         _on(uri, lambda fs, path: fs.pipe_file(path, bytes(data)))
         return
@@ -172,7 +182,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
 
 
 def write_file(uri: str, source: Path) -> None:
-    """As write_bytes, with the content of a local file, which need not fit into memory."""
+    """Write a file with the content of a local one, which may be larger than memory; as `write_bytes` otherwise."""
     if not is_local(uri):
         _on(uri, lambda fs, path: fs.put_file(str(source), path))
         return
@@ -182,7 +192,7 @@ def write_file(uri: str, source: Path) -> None:
 
 @contextmanager
 def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A temporary file that takes the place of `path` once it is written."""
+    """A temporary file that takes the place of `path` when the block ends without an error."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.tmp-{uuid.uuid4().hex}"
     try:
@@ -198,7 +208,7 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
 
 
 def read_json(uri: str) -> Any:
-    """Parsed JSON file. InputError if it is absent or not JSON."""
+    """The value in a JSON file. Raises MissingFileError if it is absent, InputError if it is not JSON."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
@@ -207,16 +217,20 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write JSON, indented, atomically."""
+    """Write a value as indented JSON; as `write_bytes`."""
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
 
 
 def encode_parquet(
     table: pa.Table, row_group_size: int, *, split_bytes: Sequence[str] = (), level: int | None = None
 ) -> memoryview:
-    """The table as Parquet bytes with zstd compression of this level, its default if None.
+    """The table as the bytes of a Parquet file with zstd compression.
 
-    `split_bytes` are Parquet paths of integer columns whose high and low bytes are compressed apart.
+    Args:
+        table: The rows.
+        row_group_size: Rows of one row group.
+        split_bytes: Parquet paths of integer columns whose high and low bytes are compressed apart.
+        level: Of the compression; None is the default of zstd.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -232,22 +246,27 @@ def encode_parquet(
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
-    """A Parquet file opened for reading single row groups and columns. MissingFileError if it is not there."""
+    """Open a Parquet file to read single row groups and columns.
+
+    Raises:
+        MissingFileError: The file is absent.
+        InputError: It is no Parquet file.
+    """
     try:
         source = absolute(uri) if is_local(uri) else pa.PythonFile(_StoredFile(uri), mode="r")
         return pq.ParquetFile(source, pre_buffer=not is_local(uri))
     except FileNotFoundError:
         raise MissingFileError("no such file", file=uri) from None
-    except InputError:  # of the store
+    except InputError:  # from the store
         raise
     except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
         raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None
 
 
 def arrow_filesystem(uri: str) -> tuple[FileSystem | None, str]:
-    """PyArrow's file system and path for a library that reads and writes by itself; None is the local one.
+    """PyArrow's file system (None for local files) and path, for a library that reads and writes by itself.
 
-    It has the retries of fsspec's package for the store, not ours.
+    The retries are those of fsspec's package for the store, not those of `remote.py`.
     """
     if is_local(uri):
         return None, absolute(uri)
@@ -256,11 +275,11 @@ def arrow_filesystem(uri: str) -> tuple[FileSystem | None, str]:
 
 
 class _StoredFile(io.RawIOBase):
-    """A file in a store, read by ranges; each comes whole."""
+    """A file in a store that is read by ranges; each range arrives whole or is retried."""
 
     def __init__(self, uri: str) -> None:
         self._uri, self._position = uri, 0
-        # Kept: Parquet's reader has threads, and a file system is opened anew for each thread.
+        # Kept, because the reader of Parquet has threads and fsspec opens a new file system for each thread.
         self._fs, self._path = _filesystem(uri)
         self._size = int(remote.attempt(uri, lambda: self._fs.info(self._path)["size"]))
 
@@ -286,7 +305,7 @@ class _StoredFile(io.RawIOBase):
         return data
 
     def _range(self, start: int, end: int) -> bytes:
-        data = self._fs.cat_file(self._path, start=start, end=end)
+        data = bytes(self._fs.cat_file(self._path, start=start, end=end))
         if len(data) != end - start:
-            raise remote.CutShortError(f"{len(data)} of {end - start} bytes came")
+            raise remote.CutShortError(f"only {len(data)} of {end - start} bytes arrived")
         return data

@@ -146,7 +146,7 @@ def load_network(uri: str) -> SegmentationNetwork:
     try:
         return network_from_state(spec, model)
     except WeightsError as error:
-        raise CheckpointError(error.problem, file=uri, value=error.value, expected=error.expected) from None
+        raise error.at(file=uri, kind=CheckpointError) from None
 
 
 def _folders(run_uri: str) -> list[tuple[tuple[int, int], str]]:

@@ -1,7 +1,7 @@
 """Builds the proposals table of a records table with Ray, one task a shard.
 
 Reads the columns image_id, image, height and width of the records, one row group at a time; writes the proposals table.
-Guarantees: the same rows, order, shards and row groups as the records, whatever fails; the same bytes on any number of
+Guarantees: the rows, order, shards and row groups of the records, even if images fail; the same bytes on any number of
 CPUs.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.schema import Proposals, Record, iter_records, proposals_to_table
@@ -37,11 +38,23 @@ def build_proposals(
     num_cpus: int | None = None,
     gpus_per_task: float = 0,
 ) -> Table:
-    """Make the candidates of every record by a method of METHODS; a second call continues.
+    """Make the proposals of every record; a second call continues an interrupted one.
 
-    `settings` are the method's own, its defaults if None. An image that fails gets no candidate and is reported among
-    the table's problems; RecordError if their share exceeds `max_failed_share`. `gpus_per_task` is the share of a GPU
-    that a learned boundary detector computes on.
+    An image that fails gets no proposals and is listed among the table's problems.
+
+    Args:
+        out: Folder or URI of the table.
+        records_uri: The records table.
+        method: A name in proposals.methods.METHODS.
+        settings: Of the method; None: its defaults.
+        max_failed_share: The table is refused if a larger share of the images fails.
+        num_cpus: Of session.start.
+        gpus_per_task: Share of a GPU for a learned boundary detector.
+
+    Raises:
+        SettingError: Unknown method, or settings out of range.
+        RecordError: Too many images failed; lists the first ones with the reasons.
+        WeightsError: The weights of a boundary detector are unreadable.
     """
     chosen, settings = find_method(method, settings)
     records = open_table(records_uri, "records")
@@ -67,9 +80,10 @@ def build_proposals(
 
 
 def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method, settings: Any) -> ShardContent:
-    """Candidates of one shard's records; counts of images, failed ones, candidates and milliseconds of computing.
+    """Proposals of the records of one shard; an image that fails keeps its row, without proposals.
 
-    Whatever fails on an image, the table stays aligned. `row_ms` are the images' times, a detector of boundaries apart.
+    `counts` has images, failed images, candidates and milliseconds of computing. `row_ms` are the times of the images
+    without the boundary detector.
     """
     parts, problems, row_ms = [proposals_to_table([])], [], []
     shard_started = time.process_time()
@@ -100,31 +114,31 @@ def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method
     return ShardContent(table, counts, problems, row_ms)
 
 
-def _attempt(function: Callable, *arguments: Any, **options: Any) -> Any:
+def _attempt(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         return function(*arguments, **options)
     except Exception as error:
         return error
 
 
-def _detect(images: list[np.ndarray], method: Method, settings: Any) -> list[dict[str, Any]]:
-    """What `method.propose` is given besides image and settings: boundaries that are computed together."""
+def _detect(images: list[NDArray[np.uint8]], method: Method, settings: Any) -> list[dict[str, Any]]:
+    """Further arguments of `method.propose` for each image: its boundaries, computed for all images together."""
     if method.detect is None:
         return [{} for _ in images]
     try:
         return [{"boundaries": boundaries} for boundaries in method.detect(images, settings)]
-    except InputError:  # weights that can't be had are no property of an image
+    except InputError:  # unreadable weights are not the fault of an image
         raise
-    except Exception:  # each image is tried alone then, and the one at fault is reported
+    except Exception:  # then each image is tried alone, and the one at fault is reported
         return [{} for _ in images]
 
 
-def _decode(record: Record) -> np.ndarray:
+def _decode(record: Record) -> NDArray[np.uint8]:
     assert record.image is not None
     image = decode_image(record.image)
     if image.shape[:2] != (record.height, record.width):
         raise RecordError(
-            "the image has another size than its record says",
+            "the image has another size than its record states",
             field="height, width",
             value=image.shape[:2],
             expected=str((record.height, record.width)),
@@ -133,7 +147,7 @@ def _decode(record: Record) -> np.ndarray:
 
 
 def no_proposals(record: Record) -> Proposals:
-    """One superpixel and no candidate: what an image that failed gets."""
+    """The row of an image that failed: one superpixel, no candidate."""
     return Proposals(
         image_id=record.image_id,
         superpixels=np.zeros((record.height, record.width), np.uint16),
@@ -146,18 +160,19 @@ def no_proposals(record: Record) -> Proposals:
 
 
 def check_failed(shards: Sequence[ShardInfo], max_share: float) -> None:
-    """Raise RecordError, naming the first images and reasons, if more than `max_share` of them failed."""
+    """Raise RecordError with the first images and reasons if more than the share `max_share` of the images failed."""
     problems = [problem for shard in shards for problem in shard.problems]
     total = sum(shard.num_rows for shard in shards)
     if len(problems) > max_share * total:
         shown = "\n".join(f"  {p['image_id']}: {p['problem']}" for p in problems[:10])
-        raise RecordError(f"{len(problems)} of {total} images failed, allowed are {max_share:.1%}:\n{shown}")
+        raise RecordError(f"{len(problems)} of {total} images failed, {max_share:.1%} are allowed:\n{shown}")
 
 
 def summarize(table: Table) -> dict[str, Any]:
-    """What a person wants to know of a finished proposals table, as JSON values.
+    """Facts about a finished proposals table as JSON values.
 
-    `seconds_per_image` is CPU time, a detector of boundaries and reading apart; with them only the mean is known.
+    `seconds_per_image` is CPU time without reading and without the boundary detector; `seconds_per_image_with_detector`
+    is the mean with both.
     """
     images = table.counts["images"]
     row_seconds = [ms / 1000 for shard in table.shards for ms in shard.row_ms]

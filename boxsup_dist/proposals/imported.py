@@ -99,9 +99,7 @@ def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, im
             )
         return encode(found, settings.max_candidates, image_id=image_id)
     except RecordError as error:
-        raise RecordError(
-            error.problem, file=file, field=error.field, value=error.value, expected=error.expected
-        ) from None
+        raise error.at(file=file) from None
 
 
 def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "") -> Proposals:

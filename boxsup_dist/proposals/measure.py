@@ -1,55 +1,57 @@
 """Measures a proposals table against the ground truth of its records with Ray, one task a row group.
 
-Reads the annotation columns of the records and the whole proposals; keeps sums and a few numbers an image, whatever the
-number of images. Guarantees: the same figures on any number of CPUs, as row groups are added up in their order.
+Reads the annotation columns of the records and the whole proposals; keeps sums and a few numbers per image. Guarantees:
+the same metrics on any number of CPUs, because row groups are added up in their order.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
+from numpy.typing import NDArray
 from PIL import Image
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals, iter_records, proposals_from_table
 from boxsup_dist.data.tables import RowGroup, Table, check_paired, encode_shard
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.ordered import map_units
 from boxsup_dist.errors import TableError
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.proposals import quality
 
-CURVE_CUTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, quality.ALL)  # holds quality.CUTS
-MASKS_SAMPLED = 200  # candidates of an image that are encoded otherwise, to compare sizes
-HALVES = ("even", "odd")  # of the images, by their place in the table
+CURVE_CUTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, quality.ALL)  # all of quality.CUTS are among them
+MASKS_SAMPLED = 200  # candidates of an image that are also encoded as masks, to compare sizes
+HALVES = ("even", "odd")  # of the images, by their number in the table
 _COLUMNS = ("image_id", "height", "width", "boxes_xyxy", "class_ids", "crowd", "gt_label_map", "instance_masks")
 
 
 @dataclass
 class Measured:
-    """Sums over images and numbers of each image; parts of a table add up."""
+    """Sums over images, and numbers of each image; parts of a table add up."""
 
-    tallies: np.ndarray  # float64 (2 halves, C, len(CURVE_CUTS), sums)
+    tallies: NDArray[np.float64]  # (2 halves, C, len(CURVE_CUTS), sums)
     num_candidates: list[list[int]]  # of each image of each half
-    num_bytes: list[float]  # stored, of each image
-    column_bytes: Counter[str] = field(default_factory=Counter)  # stored, of all images
-    storage: list[dict[str, float]] = field(default_factory=list)  # of the images whose masks were encoded otherwise
+    num_bytes: list[float]  # stored bytes of each image
+    column_bytes: Counter[str] = field(default_factory=Counter)  # stored bytes of all images
+    storage: list[dict[str, float]] = field(default_factory=list)  # of the images whose masks were also encoded
 
     @classmethod
     def nothing(cls, num_classes: int) -> Measured:
-        """Of no image."""
+        """The measurement of no image."""
         empty = quality.tally(quality.Overlaps(*[np.zeros((0, len(CURVE_CUTS)))] * 3), np.zeros(0, int), num_classes)
         return cls(np.stack([empty] * len(HALVES)), [[] for _ in HALVES], [])
 
     def add(self, other: Measured) -> None:
-        """Take another part of the table in."""
+        """Add another part of the table."""
         self.tallies += other.tallies
         for mine, theirs in zip(self.num_candidates, other.num_candidates, strict=True):
             mine += theirs
@@ -61,9 +63,17 @@ class Measured:
 def measure(
     records: Table, proposals: Table, *, num_storage_images: int = 0, num_cpus: int | None = None
 ) -> dict[str, Any]:
-    """The whole quality report as JSON values; TableError if the tables don't belong together or have no masks.
+    """The whole quality report as JSON values.
 
-    The masks of about `num_storage_images` images, evenly spaced, are encoded as RLE and PNG too, to compare sizes.
+    Args:
+        records: With ground-truth masks.
+        proposals: Made from these records.
+        num_storage_images: Of about so many images, evenly spaced, the masks are also encoded as RLE and PNG, to
+            compare sizes.
+        num_cpus: Of session.start.
+
+    Raises:
+        TableError: The proposals were made from other records, or no record has a mask.
     """
     check_paired(records, proposals)
     if not records.counts.get("with_mask", 0):
@@ -71,41 +81,45 @@ def measure(
     session.start(num_cpus)
     total = Measured.nothing(len(records.classes))
     compare_every = -(-records.num_rows // num_storage_images) if num_storage_images else 0
-    with ProgressMeter("proposal quality", len(records.row_groups())) as progress:
-        for part, where in _parts(records, proposals, compare_every):
+    units = _units(records)
+    parts = map_units(_measure_unit, units, records=records, proposals=proposals, compare_every=compare_every)
+    with ProgressMeter("proposal quality", len(units)) as progress:
+        for unit, part in zip(units, parts, strict=True):
             total.add(part)
-            progress.advance(where.num_rows)
+            progress.advance(unit.where.num_rows)
     told_apart = records.counts.get("with_instances", 0)
     kinds = [("instance masks", told_apart > 0), ("class masks in lone boxes", told_apart < records.num_rows)]
     return report(total, proposals) | {"objects": ", else ".join(kind for kind, is_there in kinds if is_there)}
 
 
-def _parts(records: Table, proposals: Table, compare_every: int) -> Iterator[tuple[Measured, RowGroup]]:
-    """Results of every row group in the table's order; a few tasks a CPU are under way at once."""
-    tables = ray.put(records), ray.put(proposals)
-    waiting: deque[tuple[ray.ObjectRef, RowGroup]] = deque()
-    limit, first_row = 4 * session.total_cpus(), 0
-    for where in records.row_groups():
-        waiting.append((_measure_task.remote(*tables, where, first_row, compare_every), where))
-        first_row += where.num_rows
-        if len(waiting) > limit:
-            reference, oldest = waiting.popleft()
-            yield ray.get(reference), oldest
-    for reference, where in waiting:
-        yield ray.get(reference), where
+class _Unit(NamedTuple):
+    """A row group, and the number of its first image in the table."""
+
+    where: RowGroup
+    first_row: int
 
 
-@ray.remote
-def _measure_task(records: Table, proposals: Table, where: RowGroup, first_row: int, compare_every: int) -> Measured:
-    return measure_row_group(records, proposals, where, first_row, compare_every)
+def _units(records: Table) -> list[_Unit]:
+    row_groups = records.row_groups()
+    first_rows = accumulate((where.num_rows for where in row_groups[:-1]), initial=0)
+    return [_Unit(where, first) for where, first in zip(row_groups, first_rows, strict=True)]
+
+
+def _measure_unit(unit: _Unit, *, records: Table, proposals: Table, compare_every: int) -> Measured:
+    return measure_row_group(records, proposals, unit.where, unit.first_row, compare_every)
 
 
 def measure_row_group(
     records: Table, proposals: Table, where: RowGroup, first_row: int, compare_every: int = 0
 ) -> Measured:
-    """Quality of one row group, of which the first image is number `first_row` of the table.
+    """Quality of one row group; images without a mask are left out.
 
-    Images without a mask count nowhere. Of every `compare_every`-th image (0: none) other encodings are measured.
+    Args:
+        records: The records.
+        proposals: Their proposals.
+        where: The row group, which both tables have.
+        first_row: Number of its first image in the table.
+        compare_every: Other encodings are measured of every image with such a multiple as its number; 0: of none.
     """
     rows = proposals.read(where)
     total = Measured.nothing(len(records.classes))
@@ -127,15 +141,15 @@ def measure_row_group(
 
 
 def stored_bytes(rows: pa.Table, num_bytes: int) -> list[float]:
-    """What each image takes of a stored row group of `num_bytes`: shared in proportion to each row stored alone."""
+    """The share of each image in the `num_bytes` of a stored row group, in proportion to its row stored alone."""
     alone = [len(encode_shard(rows.slice(i, 1).combine_chunks(), "proposals", 1)) for i in range(rows.num_rows)]
     return [num_bytes * size / sum(alone) for size in alone]
 
 
 def mask_bytes(proposals: Proposals) -> dict[str, float]:
-    """Bytes of an image's candidates drawn and stored one by one, as COCO RLE and as 1-bit PNG.
+    """Bytes of the candidates of an image, stored one by one as COCO RLE and as 1-bit PNG.
 
-    Scaled up from at most MASKS_SAMPLED of them, evenly spaced: ten thousand would take a minute.
+    Scaled up from at most MASKS_SAMPLED of them, evenly spaced, because ten thousand would take a minute.
     """
     chosen = range(0, len(proposals), max(1, math.ceil(len(proposals) / MASKS_SAMPLED)))
     coco_rle = png = 0
@@ -152,7 +166,7 @@ def mask_bytes(proposals: Proposals) -> dict[str, float]:
 
 
 def report(total: Measured, proposals: Table) -> dict[str, Any]:
-    """What was measured of a proposals table, as JSON values."""
+    """The measurements of a proposals table as JSON values."""
     counts = [np.array(part, np.int64) for part in total.num_candidates]
     curve = quality.metrics(total.tallies.sum(0), np.concatenate(counts), CURVE_CUTS)
     wanted = [name for name, cut in zip(curve, CURVE_CUTS, strict=True) if cut in quality.CUTS]
@@ -178,7 +192,7 @@ def report(total: Measured, proposals: Table) -> dict[str, Any]:
 
 
 def _storage(compared: Sequence[dict[str, float]]) -> dict[str, Any] | None:
-    """Mean bytes per image of the same candidates in each encoding."""
+    """Mean bytes per image of the same candidates in each encoding; None if no image was compared."""
     if not compared:
         return None
     means = {f"{name}_bytes": round(float(np.mean([c[name] for c in compared]))) for name in compared[0]}

@@ -1,8 +1,9 @@
-"""Writes what a data set's reader reads as a records table: Ray Data reads, checks and packs the images shard by shard.
+"""Builds the records table of a data set with Ray: tasks read, check and pack the images shard by shard.
 
-Rows keep the order of the list. An image that can't be used is left out, counted and named with the reason in the
-manifest; `strict` or too many of them refuse the table. Whether it is refused is no property of the table: the same
-folder can be built again with a larger tolerance and goes on from its shards.
+Reads what the reader of the data set reads; writes the records table in the order of the reader's list. An unusable
+image is left out, counted, and listed with the reason in the manifest. `strict`, or too many unusable images, refuse
+the table. The tolerance is not stored with the table: a second build of the same folder with a larger one continues
+from its shards.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from boxsup_dist.data.schema import VOC_CLASSES, Record, records_to_table
 from boxsup_dist.data.tables import MANIFEST, ShardInfo, Table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.build import ShardContent, build_table
+from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.records.reader import Entry, Reader
@@ -38,25 +40,29 @@ def build_records(
     num_cpus: int | None = None,
     description: str = "records",
 ) -> Table:
-    """Build, continue or just open the records table of what `reader` reads at `out`.
+    """Build the records table at `out`, continue an interrupted build, or open the finished table.
 
-    Raises InputError for a bad setting or a list of another length than `expect_images`; RecordError at the first
-    unusable image if `strict`, else if their share is above `max_skipped_share`, or if one is while `expect_images` is
-    given: the table has exactly so many images or is refused.
+    Args:
+        out: Folder or URI of the table.
+        reader: Lists and reads the images.
+        expect_images: The table has exactly this many images or is refused; None: any number.
+        rows_per_shard: Images of one shard.
+        row_group_size: Images of one row group.
+        strict: Stop at the first unusable image.
+        max_skipped_share: The table is refused if a larger share of the images is unusable.
+        num_cpus: Of session.start.
+        description: Name of the build beside its progress.
+
+    Raises:
+        InputError: The reader lists another number of images than `expect_images`.
+        SettingError: A setting is out of range.
+        RecordError: Too many images are unusable; lists the first ones with the reasons.
     """
     _check_settings(rows_per_shard, row_group_size, max_skipped_share)
     _check_count(reader, expect_images)
-    storage.safe_name(reader.source, field="source")  # image ids begin with it, and become names of files
-    settings = {
-        "source": reader.source,
-        "split": reader.split,
-        **reader.identity,
-        "num_ids": len(reader.entries),
-        "classes": reader.classes,
-        "rows_per_shard": rows_per_shard,
-    }
-    parts: list[ray.ObjectRef] = []
-    if not storage.exists(storage.join(storage.absolute(out), MANIFEST)):  # a whole table is opened without Ray
+    storage.safe_name(reader.source, field="source")  # image ids begin with it, and become file names
+    parts: list[Reference] = []
+    if not storage.exists(storage.join(storage.absolute(out), MANIFEST)):  # a finished table is opened without Ray
         session.start(num_cpus)
         parts = _share(reader.entries, rows_per_shard)
     read, classes = reader.read, reader.classes
@@ -68,7 +74,7 @@ def build_records(
     return build_table(
         out,
         "records",
-        settings,
+        _identity(reader, rows_per_shard),
         -(-len(reader.entries) // rows_per_shard),
         make_shard,
         row_group_size=row_group_size,
@@ -78,8 +84,20 @@ def build_records(
     )
 
 
-def _share(entries: Sequence[Entry], rows_per_shard: int) -> list[ray.ObjectRef]:
-    """The entries of every shard, for a task to fetch its own: all may be gigabytes (COCO's polygons)."""
+def _identity(reader: Reader, rows_per_shard: int) -> dict[str, Any]:
+    """The settings that decide the rows of the table."""
+    return {
+        "source": reader.source,
+        "split": reader.split,
+        **reader.identity,
+        "num_ids": len(reader.entries),
+        "classes": reader.classes,
+        "rows_per_shard": rows_per_shard,
+    }
+
+
+def _share(entries: Sequence[Entry], rows_per_shard: int) -> list[Reference]:
+    """The entries of each shard, for its task to fetch: all together may be gigabytes (the polygons of COCO)."""
     return [ray.put(entries[start : start + rows_per_shard]) for start in range(0, len(entries), rows_per_shard)]
 
 
@@ -90,7 +108,7 @@ def pack_records(
     *,
     strict: bool = False,
 ) -> ShardContent:
-    """Read entries into one shard. A RecordError leaves its image out under its name, or is raised if `strict`."""
+    """Read entries into one shard. An image with a RecordError is left out and listed, or raises it if `strict`."""
     records, problems = [], []
     for entry in entries:
         try:
@@ -105,7 +123,7 @@ def pack_records(
 
 
 def count_records(records: Sequence[Record], classes: Sequence[str] = VOC_CLASSES) -> dict[str, int]:
-    """Images, those with boxes and with masks of both kinds, boxes by kind and by class (`boxes.NAME`)."""
+    """Numbers of images, of images with boxes and masks of both kinds, of boxes by kind and by class (`boxes.NAME`)."""
     class_ids = Counter(int(class_id) for record in records for class_id in record.class_ids)
     return {
         "images": len(records),
@@ -120,7 +138,7 @@ def count_records(records: Sequence[Record], classes: Sequence[str] = VOC_CLASSE
 
 
 def check_skipped(shards: Sequence[ShardInfo], max_share: float) -> None:
-    """Raise RecordError, naming the images and reasons, if more than `max_share` of the images were left out."""
+    """Raise RecordError with the first images and reasons if more than the share `max_share` was left out."""
     problems = [problem for shard in shards for problem in shard.problems]
     skipped = sum(shard.counts["skipped"] for shard in shards)
     total = sum(shard.num_rows for shard in shards) + skipped
@@ -129,8 +147,8 @@ def check_skipped(shards: Sequence[ShardInfo], max_share: float) -> None:
     shown = "\n".join(f"  {p['image_id']}: {p['problem']}" for p in problems[:10])
     rest = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
     raise RecordError(
-        f"{skipped} of {total} images can't be used, allowed are {max_share:.1%}:\n{shown}{rest}\n"
-        "mend them or raise max_skipped_share"
+        f"{skipped} of {total} images are unusable, {max_share:.1%} are allowed:\n{shown}{rest}\n"
+        "correct them, or raise max_skipped_share"
     )
 
 
@@ -138,7 +156,7 @@ def _check_count(reader: Reader, expect_images: int | None) -> None:
     if expect_images is not None and len(reader.entries) != expect_images:
         where = f"{reader.source}, {reader.split}"
         expected = f"{expect_images} images"
-        raise InputError("another number of images", field=where, value=len(reader.entries), expected=expected)
+        raise InputError("the wrong number of images", field=where, value=len(reader.entries), expected=expected)
 
 
 def _check_settings(rows_per_shard: int, row_group_size: int, max_skipped_share: float) -> None:
@@ -147,7 +165,7 @@ def _check_settings(rows_per_shard: int, row_group_size: int, max_skipped_share:
             raise SettingError("out of range", field=name, value=value, expected="1 or more")
     if row_group_size > rows_per_shard:
         raise SettingError(
-            "a row group can't be larger than its shard",
+            "a row group is larger than its shard",
             field="row_group_size",
             value=row_group_size,
             expected=f"<= rows_per_shard = {rows_per_shard}",
@@ -159,7 +177,7 @@ def _check_settings(rows_per_shard: int, row_group_size: int, max_skipped_share:
 
 
 def summarize(table: Table) -> dict[str, object]:
-    """What a person wants to know of a finished records table, as JSON values."""
+    """Facts about a finished records table as JSON values."""
     return {
         "out": table.uri,
         "num_images": table.num_rows,

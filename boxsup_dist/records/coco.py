@@ -302,10 +302,7 @@ def read_record(
             masks.append(_mask(annotation.get("segmentation"), height, width))
             crowd.append(_is_crowd(annotation))
         except RecordError as error:
-            where = f"{_name(annotation)}, {error.field}"
-            raise RecordError(
-                error.problem, file=file, field=where, value=error.value, expected=error.expected
-            ) from None
+            raise error.at(file=file, field=f"{_name(annotation)}, {error.field}") from None
     drawn = [mask for mask in masks if mask is not None]
     has_masks = len(drawn) == len(masks)
     label_map = paint_masks((height, width), drawn, class_ids, crowd) if has_masks else None

@@ -104,9 +104,7 @@ def read_mat_field(file: str, *names: str) -> Any:
     try:
         value: Any = read_mat(read_file(file))
     except RecordError as error:
-        raise RecordError(
-            error.problem, file=file, field=error.field, value=error.value, expected=error.expected
-        ) from None
+        raise error.at(file=file) from None
     for depth, name in enumerate(names, start=1):
         if not isinstance(value, dict) or name not in value:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__

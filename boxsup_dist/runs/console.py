@@ -7,10 +7,10 @@ from typing import Any
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.events import Event
-from boxsup_dist.errors import InputError
+from boxsup_dist.distributed.events import Event, Stalled
 from boxsup_dist.progress import format_duration
 from boxsup_dist.runs.history import entry_metrics
+from boxsup_dist.runs.run_events import Begun, EpochDone, Failed, Progress, Warned
 from boxsup_dist.tracking.tracker import RunTracker
 
 
@@ -21,13 +21,27 @@ class Console:
 
     def __init__(self, config: TrainConfig, tracker: RunTracker) -> None:
         self.config, self.tracker = config, tracker
-        self.failure: InputError | None = None
+        self.failure: Exception | None = None
         self._stage: tuple[int, str] | None = None
         self._since = self._printed = 0.0
 
     def handle(self, event: Event) -> None:
         """Dispatch one event of the coordinator."""
-        getattr(self, f"_on_{event.kind}")(**event.values)
+        match event:
+            case Begun():
+                self._on_begin(event.epoch, event.step, event.num_workers)
+            case Progress():
+                self._on_progress(event.epoch, event.stage, event.done, event.total, event.images_per_s)
+            case EpochDone():
+                self._on_epoch(event.entry)
+            case Warned():
+                self._on_warning(event.text)
+            case Stalled():
+                self._on_stalled(event.seconds)
+            case Failed():
+                self.failure = event.error
+            case _:
+                raise AssertionError(f"an event without a handler: {event}")
 
     def _on_progress(self, epoch: int, stage: str, done: int, total: int, images_per_s: float | None = None) -> None:
         now = time.monotonic()
@@ -57,6 +71,3 @@ class Console:
 
     def _on_warning(self, text: str) -> None:
         print(f"warning: {text}", flush=True)
-
-    def _on_failed(self, error: InputError) -> None:
-        self.failure = error

@@ -32,6 +32,7 @@ from boxsup_dist.runs.examples import draw_examples, store_figures
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import Inputs
 from boxsup_dist.runs.networks import make_pool
+from boxsup_dist.runs.run_events import Begun, EpochDone, Failed, Progress, Warned
 
 NUM_EXAMPLE_GROUPS = 2
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' is told as a warning
@@ -45,11 +46,11 @@ class Coordinator:
         self.history = read_history(config.run_dir)
         self.stages_s = 0.0  # spent in stages since the start, so that what is left of a gap can be told
         self.rates = StageRates()
-        self.pool = make_pool(config, tell=lambda text: self.post("warning", text=text))
+        self.pool = make_pool(config, warn=lambda text: self.post(Warned(text)))
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """Tell where the workers begin."""
-        self.post("begin", epoch=epoch, step=step, num_workers=num_workers)
+        self.post(Begun(epoch, step, num_workers))
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class Coordinator:
 
     def _warn(self, epoch: int, text: str) -> None:
         self._note(epoch, {"warnings": [*self.history[epoch].get("warnings", []), text]})
-        self.post("warning", text=text)
+        self.post(Warned(text))
 
     def evaluate(self, epoch: int, weights: dict[str, torch.Tensor]) -> None:
         """Mean IoU on the validation records if this epoch is due and has none yet."""
@@ -172,11 +173,11 @@ class Coordinator:
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
         """Tell how far the epoch is."""
         self.rates.set("train", images_per_s)
-        self.post("progress", epoch=epoch, stage="train", done=step, total=num_steps, images_per_s=images_per_s)
+        self.post(Progress(epoch, "train", step, num_steps, images_per_s))
 
     def fail(self, error: Exception) -> None:
         """Tell the driver why the run ends."""
-        self.post.wait("failed", error=error)
+        self.post.wait(Failed(error))
 
     def close(self) -> None:
         """End the pool."""
@@ -191,7 +192,7 @@ class Coordinator:
         storage.write_bytes(storage.join(self.config.run_dir, "history.jsonl"), ("\n".join(lines) + "\n").encode())
 
     def _tell(self, epoch: int) -> None:
-        self.post("epoch", entry=self.history[epoch])
+        self.post(EpochDone(self.history[epoch]))
 
     @contextmanager
     def _stage(self, epoch: int, name: str, num_images: int = 0) -> Iterator[Callable[[int, int], None]]:
@@ -201,7 +202,7 @@ class Coordinator:
         def on_progress(done: int, total: int) -> None:
             if num_images:
                 self.rates.set(name, num_images * done / total / max(time.perf_counter() - started, 1e-9))
-            self.post("progress", epoch=epoch, stage=name, done=done, total=total)
+            self.post(Progress(epoch, name, done, total))
 
         yield on_progress
         seconds = time.perf_counter() - started

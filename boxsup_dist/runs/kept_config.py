@@ -17,7 +17,7 @@ def read_config(run_dir: str) -> TrainConfig:
     try:
         return TrainConfig.from_dict(values)
     except SettingError as error:
-        raise SettingError(error.problem, file=uri, value=error.value) from None
+        raise error.at(file=uri) from None
 
 
 def keep_config(config: TrainConfig, run_dir: str) -> None:

@@ -27,6 +27,7 @@ from boxsup_dist.runs.history import entry_metrics, read_history
 from boxsup_dist.runs.inputs import Inputs, open_inputs, tables_by_name, with_absolute_uris
 from boxsup_dist.runs.kept_config import keep_config
 from boxsup_dist.runs.report import write_report
+from boxsup_dist.runs.run_events import Warned
 from boxsup_dist.runs.summary import make_summary
 from boxsup_dist.tracking.client import default_tracking_uri
 from boxsup_dist.tracking.tracker import RunTracker
@@ -114,7 +115,7 @@ def _close(tracker: RunTracker, run_dir: str) -> None:
 
 
 def _warn(post: EventPost, text: str) -> None:
-    post("warning", text=text)
+    post(Warned(text))
 
 
 def _publish(run_dir: str, tracker: RunTracker) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
 import boxsup_dist
+from boxsup_dist.distributed.ray_internals import raylet_pid
 from boxsup_dist.errors import InputError
 
 # A node has room for one worker. The head's third CPU is for data tasks.
@@ -46,14 +46,14 @@ class Raylets:
 
     def kill_node(self) -> None:
         """The second node's raylet and all that it started, at once, as a machine that loses its power."""
-        raylet = self.node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
+        raylet = raylet_pid(self.node)
         for process in [*_family(raylet), psutil.Process(raylet)]:
             process.kill()
         self.cluster.remove_node(self.node, allow_graceful=False)
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray workers of this cluster whose title begins so, those of the second node first."""
-        raylets = [node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in self.cluster.list_all_nodes()]
+        raylets = [raylet_pid(node) for node in self.cluster.list_all_nodes()]
         found = [process for raylet in reversed(raylets) for process in _family(raylet)]
         return [process for process in found if _title(process).startswith(title)]
 

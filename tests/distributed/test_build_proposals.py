@@ -82,7 +82,7 @@ def test_same_bytes_on_any_number_of_cpus(ray_local, records, tmp_path):
     two = build(records, tmp_path / "two")
     command = f"""
 from boxsup_dist.proposals import hed
-from boxsup_dist.proposals.generate import build_proposals
+from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.proposals.mcg import McgSettings
 from boxsup_dist.proposals.methods import METHODS
 from boxsup_dist.proposals.selective_search import SelectiveSearchSettings

@@ -48,7 +48,7 @@ def test_rows_keep_the_order_of_the_file_and_problems_are_named(ray_local, root,
 
 
 def test_boxes_without_area_never_refuse_a_table(ray_local, root, tmp_path):
-    with pytest.raises(RecordError, match="2 of 10 images can't be used"):
+    with pytest.raises(RecordError, match="2 of 10 images are unusable"):
         build(root, tmp_path / "t", max_skipped_share=0.1)
     with pytest.raises(RecordError, match="not a polygon"):
         build(root, tmp_path / "u", strict=True)

@@ -31,7 +31,7 @@ NAMES = (
 TRAIN = """
 import sys
 from pathlib import Path
-from boxsup_dist.run import train
+from boxsup_dist.runs.train import train
 from tests.distributed import tiny
 folder = Path(sys.argv[1])
 train(tiny.make_config(folder, folder / "runs" / "a"))

@@ -73,12 +73,12 @@ def test_images_only(ray_local, folder):
 
 def test_exact_counts_refuse_what_differs(ray_local, folder):
     root = str(folder / "VOC2012")
-    with pytest.raises(InputError, match=r"another number of images.*train; found: 2; expected: 1464 images"):
+    with pytest.raises(InputError, match=r"the wrong number of images.*train; found: 2; expected: 1464 images"):
         job.build(settings(folder, "t", split="train", voc_root=root, expect_images="published"))
     with pytest.raises(SettingError, match="no published count"):
         job.build(settings(folder, "t", split="Main/train", voc_root=root, expect_images="published"))
     reader = sbd.open_splits(str(folder / "benchmark_RELEASE"), "train")
     (folder / "benchmark_RELEASE" / "dataset" / "inst" / "c.mat").write_bytes(b"broken")
-    with pytest.raises(RecordError, match=r"1 of 3 images can't be used.*\n.*c: not a readable MATLAB file"):
+    with pytest.raises(RecordError, match=r"1 of 3 images are unusable.*\n.*c: not a readable MATLAB file"):
         build_records(str(folder / "u"), reader, expect_images=3, max_skipped_share=0.5)
     assert build_records(str(folder / "u"), reader, max_skipped_share=0.5).num_rows == 2

@@ -183,9 +183,7 @@ def test_a_records_table_is_predicted_as_its_images_are_stored(ray_local, run_di
 
 @pytest.mark.parametrize("undecided", ["ignore", "decided"])
 def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_path, undecided):
-    summary = export_labels.export_labels(
-        export_labels.Settings(run_dir, str(tmp_path), undecided=undecided, num_actors=1)
-    )
+    summary = export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), undecided=undecided))
     config = read_config(run_dir)
     mixture = open_inputs(config).mixture
     labels = export_labels.read_labels(labels_uri(run_dir, 1))
@@ -224,7 +222,7 @@ def test_a_unit_whose_images_another_source_has_exports_nothing(run_dir, tmp_pat
     mixture = open_inputs(read_config(run_dir)).mixture
     none = replace(mixture, units=tuple(unit._replace(rows=()) for unit in mixture.units))
     labels = export_labels.read_labels(labels_uri(run_dir, 1))
-    assert export_unit(None, 0, mixture=none, labels=labels, undecided="ignore", out=str(tmp_path)) == []
+    assert export_unit(0, mixture=none, labels=labels, undecided="ignore", out=str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_rows_keep_the_order_of_the_list_and_bad_images_are_named(ray_local, roo
 
 def test_too_many_bad_images_refuse_the_table_until_mended_or_tolerated(ray_local, root, tmp_path):
     out = tmp_path / "t"
-    with pytest.raises(RecordError, match=r"2 of 10 images can't be used.*\n.*id_09.*\n.*id_06.*unicorn"):
+    with pytest.raises(RecordError, match=r"2 of 10 images are unusable.*\n.*id_09.*\n.*id_06.*unicorn"):
         build(root, out, max_skipped_share=0.1)
     with pytest.raises(tables.TableError, match="unfinished"):
         tables.open_table(str(out), "records")

@@ -74,7 +74,7 @@ def run_pipeline(root: str, devkit: str) -> None:
     images = storage.join(devkit, "JPEGImages")
     predicted = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
     assert predicted["num_predicted"] == 6 and predicted["failed"] == []
-    export_labels.export_labels(export_labels.Settings(run_dir, out("exported"), num_actors=1))
+    export_labels.export_labels(export_labels.Settings(run_dir, out("exported")))
 
 
 def contents(root: str, *folders: str) -> dict[str, bytes]:

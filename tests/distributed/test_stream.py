@@ -14,7 +14,7 @@ from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture, Source, make_units
-from boxsup_dist.distributed import session
+from boxsup_dist.distributed.ray_internals import STEP_S, UnhurriedSteps
 from boxsup_dist.training import stream
 from boxsup_dist.training.order import order_epoch
 from boxsup_dist.training.stream import TrainingPair, load_slice, worker_batches
@@ -123,20 +123,20 @@ def test_scheduling_does_not_spin_while_the_training_is_slow(ray_local, mixture)
     """With one megabyte beside its reserve, Ray Data soon has no task to wait for."""
     steps = []
 
-    class Counted(session.UnhurriedSteps):
+    class Counted(UnhurriedSteps):
         def on_execution_step(self, executor: object) -> None:
             steps.append(executor)
             super().on_execution_step(executor)
 
     slices = make_order(mixture).for_worker(0, 1, 0) * 8
     dataset = stream.make_dataset(slices, with_supervision(mixture, "rectangles"), None, EPOCH, max_tasks=2)
-    assert dataset.context.custom_execution_callback_classes == [session.UnhurriedSteps]
+    assert dataset.context.custom_execution_callback_classes == [UnhurriedSteps]
     dataset.context.custom_execution_callback_classes = [Counted]
     dataset.context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=2**20)
     started = time.monotonic()
     for _ in dataset.iter_batches(batch_size=None, prefetch_batches=1):
         time.sleep(0.1)
-    assert 1 < len(steps) < (time.monotonic() - started) / session._STEP_S + 2
+    assert 1 < len(steps) < (time.monotonic() - started) / STEP_S + 2
 
 
 def test_rectangles_need_no_mask(ray_local, mixture):

@@ -6,10 +6,11 @@ import urllib.request
 import ray
 import torch
 
-from boxsup_dist.distributed import pool
-from boxsup_dist.distributed.events import EventLoop
+from boxsup_dist.distributed import ordered
+from boxsup_dist.distributed.events import EventLoop, Stalled
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.rates import StageRates
+from boxsup_dist.runs.run_events import Progress
 
 
 def wait_until(ready, seconds: float = 60) -> None:
@@ -23,10 +24,11 @@ def test_silence_is_told_and_again_after_twice_as_long(ray_local):
     events = []
     with EventLoop(events.append, stall_after_s=0.2) as loop:
         wait_until(lambda: len(events) == 2)
-        loop.post("progress", done=1)
+        loop.post(Progress(0, "train", 1, 2))
         wait_until(lambda: len(events) == 4)
-    assert [event.kind for event in events[:4]] == ["stalled", "stalled", "progress", "stalled"]
-    first, second = (event.values["seconds"] for event in events[:2])
+    assert [type(event) for event in events[:4]] == [Stalled, Stalled, Progress, Stalled]
+    assert events[2] == Progress(0, "train", 1, 2)
+    first, second = (event.seconds for event in events[:2])
     assert first > 0.2 and second > 0.4
 
 
@@ -36,13 +38,13 @@ def rest(network: torch.nn.Module, unit: int) -> int:
 
 
 def test_a_pool_without_a_result_says_what_it_waits_for(ray_local, monkeypatch):
-    monkeypatch.setattr(pool, "STALL_AFTER_S", 0.3)
+    monkeypatch.setattr(ordered, "STALL_AFTER_S", 0.3)
     told = []
-    members = NetworkPool(torch.nn.Identity, num_actors=1, num_cpus=0.25, tell=told.append)
+    members = NetworkPool(torch.nn.Identity, num_actors=1, num_cpus=0.25, warn=told.append)
     members.wait_ready()
     assert list(members.map(rest, [1])) == [1]
     members.close()
-    assert told and "no result of the pool for 0 s: 1 units are under way, 1 members work, 0 wait" in told[0]
+    assert told and "no unit of work finished for 0 s: 1 running on 1 pool members, 0 members are starting" in told[0]
     assert "the cluster has 1 nodes" in told[0] and "CPUs free" in told[0]
 
 

@@ -30,7 +30,7 @@ FEW_PACKAGES: dict[str, set[str]] = {
     "randomness": {"numpy"},
     "progress": {"rich"},
     "config": set(),
-    "io": {"numpy", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs"},
+    "io": {"numpy", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs", "tenacity"},
     "data": {"numpy", "pyarrow", "PIL", "pycocotools"},
 }
 RAY_FILES = {
@@ -49,6 +49,7 @@ RAY_FILES = {
     "boxsup_dist.runs.comparison",
     "boxsup_dist.runs.command_line",
     "boxsup_dist.runs.console",
+    "boxsup_dist.runs.run_events",
     "boxsup_dist.runs.networks",
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
@@ -137,6 +138,16 @@ def test_pure_files_import_no_ray_file():
     layer = {name for name in PACKAGE if part_of(name) == "distributed"} | RAY_FILES
     for name in PURE_FILES:
         assert not imports(name) & layer, f"{name} imports {imports(name) & layer}"
+
+
+def test_private_modules_of_ray_are_imported_in_one_file_only():
+    users = {name for name in SOURCES if any(is_private_of_ray(module) for module in imports(name))}
+    assert users == {"boxsup_dist.distributed.ray_internals"}
+
+
+def is_private_of_ray(module: str) -> bool:
+    first, *rest = module.split(".")
+    return first == "ray" and any(part.startswith("_") for part in rest)
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def test_no_image_id_becomes_a_file_elsewhere(tmp_path, name):
     nothing = Labels.concatenate([labels_table([])])
     match = r"leaves its folder; file: .*records; field: image_id; found: 'tiny/"
     with pytest.raises(InputError, match=match):
-        export_unit(None, 0, mixture=mixture, labels=nothing, undecided="ignore", out=str(tmp_path / "out"))
+        export_unit(0, mixture=mixture, labels=nothing, undecided="ignore", out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,56 @@
+"""What the package uses of Ray beyond its documented API, in one place: read this file first when Ray is upgraded.
+
+Written for Ray 2.60. `tests/unit/test_architecture.py` refuses such imports elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
+
+
+class UnhurriedSteps(ExecutionCallback):
+    """Holds the scheduling loop of a dataset to one step per STEP_S.
+
+    Ray 2.60's loop only waits for running tasks. While it may not start any, as when the training is slower than its
+    stream, it spins in a thread beside the training: that took a third of a train worker's core. There is no setting
+    for it.
+    """
+
+    def __init__(self) -> None:
+        self.ended = 0.0
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called by Ray after each step: sleep for the rest of STEP_S."""
+        time.sleep(max(0.0, self.ended + STEP_S - time.monotonic()))
+        self.ended = time.monotonic()
+
+
+def hold_back(context: DataContext) -> None:
+    """Let the datasets made with this context take their steps unhurriedly."""
+    context.custom_execution_callback_classes = [UnhurriedSteps]
+
+
+def silence_notices() -> None:
+    """Silence two loggers that warn of their own defaults in every session; there is no setting for them."""
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # warns that authentication is off
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The error inside Ray Train's private UserExceptionWithTraceback (its text is a traceback); others unchanged."""
+    inner = getattr(error, "_base_exc", error)
+    assert isinstance(inner, BaseException)
+    return inner
+
+
+def raylet_pid(node: Any) -> int:
+    """Process id of the raylet of a node of `ray.cluster_utils.Cluster`, which drills kill."""
+    return int(node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid)
