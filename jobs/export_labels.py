@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from boxsup_dist.config import ResourceSettings
 from boxsup_dist.data.labels import labels_uri, read_labels
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed import session
@@ -24,6 +23,7 @@ from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.networks import pool_resources
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Settings:
     """Epoch whose labels to export, from 0 on; by default the last that has some."""
     undecided: Undecided = "ignore"
     """ignore: label maps as trained on, doubtful pixels 255; decided: those pixels as they were chosen."""
-    num_actors: int = 0
-    """Members of the pool; 0: one a GPU, or one a CPU core."""
+    num_actors: int | None = None
+    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core."""
 
 
 def export_labels(settings: Settings) -> dict[str, Any]:
@@ -57,9 +57,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     labels = read_labels(labels_uri(run_dir, epoch))
     keep_identity(out, {"labels": labels_uri(run_dir, epoch), "undecided": settings.undecided})
     session.start()
-    size = session.total_cpus(), session.total_gpus()
-    resources = ResourceSettings(num_actors=settings.num_actors).resolve(*size)
-    resources.check_room(*size, with_training=False)
+    resources = pool_resources(settings.num_actors)
     pool = NetworkPool(torch.nn.Identity, num_actors=resources.num_actors, num_cpus=resources.cpus_per_actor)
     parts = pool.map(export_unit, indices, mixture=mixture, labels=labels, undecided=settings.undecided, out=out)
     num_images = 0

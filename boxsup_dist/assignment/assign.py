@@ -110,7 +110,7 @@ def _row(record: Record, box: int, choice: Choice, segment: np.ndarray, undecide
 
 def refines(settings: AssignmentSettings, epoch: int) -> bool:
     """Whether this epoch's segments are refined."""
-    return settings.refine_from_epoch is not None and epoch >= settings.refine_from_epoch
+    return settings.refine_from_epoch is not None and epoch + 1 >= settings.refine_from_epoch
 
 
 def repeats(settings: AssignmentSettings, epoch: int) -> bool:

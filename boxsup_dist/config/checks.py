@@ -22,4 +22,5 @@ def check_choice(value: object, choices: Any, name: str) -> None:
 def check_needs(value: object, name: str, needed: str, is_there: bool) -> None:
     """Raise SettingError if `name` is set without the setting that it needs."""
     if value is not None and not is_there:
-        raise SettingError(f"{name} needs {needed}: set it too, or remove {name}", field=name, value=value)
+        problem = f"{name} needs {needed}: set it, or remove {name.rpartition('.')[2]}"
+        raise SettingError(problem, field=name, value=value, expected=f"not set without {needed}")

@@ -71,11 +71,11 @@ class ResourceSettings:
         actors_per_gpu = math.ceil(num_actors / num_gpus)
         actor, worker = self.gpus_per_actor, self.gpus_per_worker
         if worker is None:
-            worker = 0.5 if actor is None else _two_decimals(1 - actors_per_gpu * actor)
+            worker = 0.5 if actor is None else _rounded_down(1 - actors_per_gpu * actor)
             expected = "a share that leaves part of each GPU to a worker; or set resources.gpus_per_worker too (0: CPU)"
             check_range(worker > 0, "resources.gpus_per_actor", actor, expected)
         if actor is None:
-            actor = _two_decimals((1 - worker) / actors_per_gpu)
+            actor = _rounded_down((1 - worker) / actors_per_gpu)
             expected = "a share that leaves part of each GPU to an actor; or set resources.gpus_per_actor too (0: CPU)"
             check_range(actor > 0, "resources.gpus_per_worker", worker, expected)
         return {"gpus_per_worker": worker, "gpus_per_actor": actor}
@@ -89,7 +89,7 @@ class ResourceSettings:
         """
         worker, actor = self.cpus_per_worker, self.cpus_per_actor
         free = num_cpus / 2 - num_workers * (worker or 0) - num_actors * (actor or 0)
-        part = _two_decimals(free / max(num_workers * (worker is None) + num_actors * (actor is None), 1))
+        part = _rounded_down(free / max(num_workers * (worker is None) + num_actors * (actor is None), 1))
 
         def share(on_gpu: int, number: int | None) -> float:
             least = 0.01 if number is None else CPUS_PER_PROCESS
@@ -116,8 +116,9 @@ class ResourceSettings:
                 check_range(value is None or value >= least, f"resources.{name}", value, f">= {least}")
 
 
-def _two_decimals(value: float) -> float:
-    return math.floor(100 * value + 1e-6) / 100  # rounded down: the sum of the shares must fit
+def _rounded_down(value: float) -> float:
+    """To the 0.0001 that Ray counts in; down, because the sum of the shares must fit."""
+    return math.floor(1e4 * value + 1e-6) / 1e4
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,13 @@ class Resources(ResourceSettings):
         if with_training:
             expected = f"<= resources.num_workers = {workers}"
             check_range(self.min_workers <= workers, "resources.min_workers", self.min_workers, expected)
+        if workers > num_gpus > 0 and self.gpus_per_worker > 0:
+            raise SettingError(
+                "two train workers cannot share a GPU",
+                field="resources.num_workers",
+                value=workers,
+                expected=f"<= {num_gpus}, one per GPU, or resources.gpus_per_worker 0 to train on the CPU",
+            )
         for kind, available in (("cpus", num_cpus - with_training), ("gpus", num_gpus)):
             per_worker, per_actor = getattr(self, f"{kind}_per_worker"), getattr(self, f"{kind}_per_actor")
             reserved = workers * per_worker + self.num_actors * per_actor
@@ -156,10 +164,3 @@ class Resources(ResourceSettings):
                     value=f"{workers} x {per_worker} + {self.num_actors} x {per_actor} = {reserved:g} {kind}",
                     expected=f"<= {available}: set a smaller resources.num_workers, resources.num_actors or share",
                 )
-        if workers > num_gpus and self.gpus_per_worker > 0:
-            raise SettingError(
-                "two train workers cannot share a GPU",
-                field="resources.num_workers",
-                value=workers,
-                expected=f"<= {num_gpus}, one per GPU, or resources.gpus_per_worker 0 to train on the CPU",
-            )
