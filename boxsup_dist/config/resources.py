@@ -121,7 +121,7 @@ def _rounded_down(value: float) -> float:
     return math.floor(1e4 * value + 1e-6) / 1e4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resources(ResourceSettings):
     """Resources of a run on one cluster: ResourceSettings.resolve makes them, and every value is there."""
 

@@ -41,7 +41,8 @@ class DeepestFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to features (N, out_channels, h, w)."""
-        return self.extractor(images)[-1]
+        features: Tensor = self.extractor(images)[-1]
+        return features
 
 
 def vgg16_layers(pools: Sequence[nn.Module], last_dilation: int = 1) -> list[nn.Module]:
@@ -177,7 +178,7 @@ def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None)
 def _count_cells(extractor: nn.Module, channels: int, size_px: int) -> int:
     """Cells along one side of the features of a square image. ValueError if they are not a map (N, C, h, w)."""
     extractor.eval()
-    features = extractor(torch.zeros(1, 3, size_px, size_px))[-1]
+    features: Tensor = extractor(torch.zeros(1, 3, size_px, size_px))[-1]
     if features.ndim != 4 or features.shape[1] != channels:
         raise ValueError(f"features of shape {tuple(features.shape)}")
     return features.shape[2]

@@ -49,7 +49,8 @@ class CheckpointState:
     @property
     def assigning_model(self) -> Mapping[str, Tensor]:
         """The weights that choose segments: the average over the steps if the run keeps one, else the newest."""
-        return self.training.get("average", self.model)
+        average: Mapping[str, Tensor] | None = self.training.get("average")
+        return self.model if average is None else average
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
@@ -200,7 +201,8 @@ def _manifest(uri: str) -> dict[str, dict[str, Any]]:
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError("the checkpoint has the format of another version", file=path, field="format_version",
                               value=manifest.get("format_version"), expected=str(FORMAT_VERSION))  # fmt: skip
-    return manifest["files"]
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    return files
 
 
 def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -221,7 +223,8 @@ def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 def _read_state(uri: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     _read(uri, "state.json", files)
-    return storage.read_json(storage.join(uri, "state.json"))
+    values: dict[str, Any] = storage.read_json(storage.join(uri, "state.json"))
+    return values
 
 
 def _to_cpu(value: Any) -> Any:

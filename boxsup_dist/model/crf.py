@@ -94,7 +94,10 @@ class LikelyScores:
 
     def label_map(self, image: NDArray[np.uint8], settings: CrfSettings, settled: float = SETTLED) -> NDArray[np.uint8]:
         """Label map (H, W) after mean_field; arguments and errors as there."""
-        return self.labels.astype(np.uint8)[mean_field(image, self.log_probs, settings, settled).argmax(0)]
+        found: NDArray[np.uint8] = self.labels.astype(np.uint8)[
+            mean_field(image, self.log_probs, settings, settled).argmax(0)
+        ]
+        return found
 
 
 def dense_crf(

@@ -99,7 +99,7 @@ class FcnScore(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Features at strides 8, 16 and 32 to scores (N, C, h, w) at the stride of the network."""
         pool3, pool4, fc7 = features
-        scores = self.fc7(fc7)
+        scores: Tensor = self.fc7(fc7)
         if self.stride <= 16:
             scores = self.up_fc7(scores)
             scores = scores + self.pool4(_crop_like(pool4, scores, _POOL4_CROP) * _POOL4_SCALE)

@@ -30,7 +30,8 @@ class LargeFov(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) to (N, channels, h, w)."""
         hidden = self.drop6(F.relu(self.fc6(self.smooth(features))))
-        return self.drop7(F.relu(self.fc7(hidden)))
+        out: Tensor = self.drop7(F.relu(self.fc7(hidden)))
+        return out
 
 
 class Aspp(nn.Module):
@@ -52,7 +53,8 @@ class Aspp(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) to (N, channels, h, w)."""
         joined = torch.cat([F.relu(branch(features)) for branch in self.branches], dim=1)
-        return self.drop(F.relu(self.join(joined)))
+        out: Tensor = self.drop(F.relu(self.join(joined)))
+        return out
 
 
 def zero_score(channels: int, num_classes: int) -> nn.Conv2d:

@@ -108,7 +108,8 @@ def predict_label_map(
     """
     log_probs = average_log_probs(network, image, settings)
     if settings.crf is None:
-        return log_probs.argmax(0)
+        label_map: NDArray[np.int64] = log_probs.argmax(0)
+        return label_map
     return LikelyScores.of(log_probs).label_map(image, crf_settings(settings.crf))
 
 

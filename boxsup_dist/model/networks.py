@@ -171,7 +171,8 @@ class SegmentationNetwork(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images must be (N, 3, H, W), RGB 0..255, no empty side; found {tuple(images.shape)}")
         values = (images.to(self.mean.dtype) - self.mean) / self.std
-        return self.score(self.head(self.body(self.grid.pad(values))))
+        scores: Tensor = self.score(self.head(self.body(self.grid.pad(values))))
+        return scores
 
     def upsample(self, score_map: Tensor, height: int, width: int) -> Tensor:
         """Score map (N, C, h, w) to float32 logits (N, C, height, width), bilinear on the network's grid."""

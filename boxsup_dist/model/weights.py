@@ -118,7 +118,7 @@ def read_state_dict(uri: str) -> dict[str, Tensor]:
     except Exception as error:  # unpickling of foreign bytes fails in many ways
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            "not a weight file that can be loaded without executing code",
+            "not a weight file that loads without executing code",
             file=uri,
             value=first_line[:200],
             expected="a state dict saved by torch.save (tensors only) or safetensors",

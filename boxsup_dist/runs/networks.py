@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import ray
+from torch import Tensor
 
 from boxsup_dist.config import Resources, ResourceSettings, TrainConfig
 from boxsup_dist.data.tables import Table
@@ -61,7 +62,7 @@ class Predictor(NamedTuple):
     """A pool, and the weights of the checkpoint that its actors use."""
 
     pool: NetworkPool
-    weights: ray.ObjectRef
+    weights: ray.ObjectRef[dict[str, Tensor]]
     version: str  # URI of the checkpoint
 
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.schema import BACKGROUND
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
@@ -76,7 +77,10 @@ class TrainWorker:
             parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay), options
         )
         decay = config.assignment.average_decay
-        self.average = None if decay is None else AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.average: AveragedModel | None = None
+        if decay is not None:
+            multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # untyped in torch 2.14
+            self.average = AveragedModel(self.network, multi_avg_fn=multi_avg_fn)
         weights = mixture.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=self.device)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -129,7 +133,7 @@ class TrainWorker:
             global_batch_size=self.config.optimizer.global_batch_size,
         )
 
-    def batches(self, plan: EpochPlan, labels: ray.ObjectRef | None) -> Iterator[Batch]:
+    def batches(self, plan: EpochPlan, labels: ray.ObjectRef[Labels] | None) -> Iterator[Batch]:
         """This worker's share of the current epoch, from the current step on.
 
         An InputError becomes the batch of its step: train_step raises it there on all ranks, so none of them waits for

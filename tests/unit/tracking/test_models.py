@@ -112,7 +112,6 @@ import mlflow.pyfunc, pandas
 model = mlflow.pyfunc.load_model({saved!r})
 rows = model.predict(pandas.DataFrame({{"image": [open("image.png", "rb").read()]}}))
 import boxsup_dist
-from tests import networks
 assert boxsup_dist.__file__.startswith({saved!r}), boxsup_dist.__file__
 assert rows["label_map"][0].startswith(b"\\x89PNG")
 """
