@@ -32,7 +32,7 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.units import EVALUATION_COLUMNS, evaluate_unit
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.loss import segmentation_loss
-from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec, parameter_groups
+from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network, parameter_groups
 from boxsup_dist.proposals.build import build_proposals, propose_shard
 from boxsup_dist.proposals.methods import find_method
 from boxsup_dist.records import voc
@@ -106,7 +106,8 @@ def make_tables(folder: str, num_images: int, method: str) -> tuple[str, str]:
 
 def measure(config: TrainConfig, settings: Settings) -> Rates:
     """The rates of a configuration on its first row group."""
-    mixture = open_inputs(config).mixture
+    inputs = open_inputs(config)
+    mixture = inputs.mixture
     unit = mixture.units[0]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(config.resources.threads_per_worker)
@@ -120,7 +121,7 @@ def measure(config: TrainConfig, settings: Settings) -> Rates:
     labels = Labels.concatenate([by_overlap])
 
     stream_s, images, label_maps = measure_stream(mixture, labels, count, settings.batch_images)
-    trained = measure_training(config, images, label_maps, settings.seconds, device)
+    trained = measure_training(config, inputs.network, images, label_maps, settings.seconds, device)
     network = trained.network.eval()
 
     def log_probs(image: np.ndarray) -> np.ndarray:
@@ -133,7 +134,7 @@ def measure(config: TrainConfig, settings: Settings) -> Rates:
         )
 
     def evaluate() -> None:
-        evaluate_unit(lambda image: log_probs(image).argmax(0), with_mask, config.network.num_classes)
+        evaluate_unit(lambda image: log_probs(image).argmax(0), with_mask, inputs.network.num_classes)
 
     log_probs(images[0])  # what a first call sets up is not measured
     torch.set_num_threads(config.resources.threads_per_actor)
@@ -203,12 +204,16 @@ class Trained:
 
 
 def measure_training(
-    config: TrainConfig, images: np.ndarray, label_maps: np.ndarray, seconds: float, device: torch.device
+    config: TrainConfig,
+    spec: NetworkSpec,
+    images: np.ndarray,
+    label_maps: np.ndarray,
+    seconds: float,
+    device: torch.device,
 ) -> Trained:
     """Train on one batch for a while, as training.worker does; from random weights, whose steps take as long."""
-    settings, options = config.network, config.optimizer
-    spec = NetworkSpec(settings.name, settings.num_classes, settings.output_stride, settings.head)
-    network = build_from_spec(spec, "none").to(device).to(memory_format=torch.channels_last)
+    options = config.optimizer
+    network = build_network(spec, "none").to(device).to(memory_format=torch.channels_last)
     groups = parameter_groups(network, options.lr, options.head_lr_multiplier, options.weight_decay)
     optimizer = make_optimizer(groups, options)
     process_bytes = float(psutil.Process().memory_info().rss)
@@ -236,7 +241,7 @@ def measure_training(
     else:
         peak, before = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, process_bytes
     # Gradients are as large as the weights. At least the batch itself and its logits are there.
-    least = 4.0 * settings.num_classes * label_maps[0].size
+    least = 4.0 * spec.num_classes * label_maps[0].size
     grown = max((peak - before - weights - state) / len(images), least)
     return Trained(network, steps * len(images) / spent, weights, state, process_bytes, grown)
 

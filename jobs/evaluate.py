@@ -37,8 +37,8 @@ class Settings:
     """List of that devkit."""
     checkpoint: str | None = None
     """Checkpoint to evaluate; by default the run's newest."""
-    num_actors: int = 0
-    """Members of the pool; 0: one a GPU, or one a CPU core."""
+    num_actors: int | None = None
+    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core."""
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     """Test-time options; the default is a plain forward pass."""
 

@@ -21,6 +21,7 @@ from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.networks import pool_resources
 
 
 @dataclass(frozen=True)

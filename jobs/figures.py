@@ -131,13 +131,14 @@ def _confusion(each: FinishedRun) -> np.ndarray:
         return each.confusion
     assert each.inputs.val_records is not None
     session.start()
-    config, uri = load_run(each.run_dir, None, 0)
-    pool = make_pool(config)
+    config, uri = load_run(each.run_dir, None, None)
+    spec, weights = checkpoint.load_weights(uri)
+    pool = make_pool(spec, config.resources)
     try:
         result = evaluate(
             pool,
             each.inputs.val_records,
-            weights=ray.put(dict(checkpoint.load(uri).model)),
+            weights=ray.put(weights),
             version=uri,
             num_classes=len(each.inputs.class_names),
         )

@@ -9,13 +9,12 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Annotated, Any
 
 import ray
 import tyro
 
-from boxsup_dist.config import PredictionSettings, ResourceSettings
+from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
@@ -29,11 +28,11 @@ from boxsup_dist.export.prediction import Outcome, PredictionJob, predict_unit, 
 from boxsup_dist.export.submission import Competition, member_name, write_submission
 from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
-from boxsup_dist.model.networks import build_from_spec
 from boxsup_dist.model.trained import TrainedNetwork, load_trained
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.networks import make_pool, pool_resources
 from boxsup_dist.tracking import models
 
 
@@ -63,8 +62,8 @@ class Settings:
     them as they are stored."""
     max_megapixels: float = 25.0
     """Larger images are told instead of predicted: the scores take 4 bytes a pixel, class and copy."""
-    num_actors: int = 0
-    """Members of the pool; 0: one a GPU, or one a CPU core."""
+    num_actors: int | None = None
+    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core."""
 
     def kinds(self) -> tuple[Kind, ...]:
         """Files that every image gets."""
@@ -84,8 +83,6 @@ class Settings:
             raise SettingError(
                 "no image is so small", field="max_megapixels", value=self.max_megapixels, expected="> 0"
             )
-        if self.num_actors < 0:
-            raise SettingError("not a number of actors", field="num_actors", value=self.num_actors, expected=">= 0")
 
 
 def predict(settings: Settings) -> dict[str, Any]:
@@ -163,16 +160,7 @@ def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) 
 
 def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
     session.start()
-    size = session.total_cpus(), session.total_gpus()
-    resources = ResourceSettings(num_actors=settings.num_actors).resolve(*size)
-    resources.check_room(*size, with_training=False)
-    return NetworkPool(
-        partial(build_from_spec, trained.spec, "none"),
-        num_actors=resources.num_actors,
-        num_cpus=resources.cpus_per_actor,
-        num_gpus=resources.gpus_per_actor,
-        threads=resources.threads_per_actor,
-    )
+    return make_pool(trained.spec, pool_resources(settings.num_actors))
 
 
 def _predict(

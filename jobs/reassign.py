@@ -30,8 +30,8 @@ class Settings:
     """Folder or URI for labels.parquet and summary.json."""
     checkpoint: str | None = None
     """Checkpoint whose network assigns; by default the run's newest."""
-    num_actors: int = 0
-    """Members of the pool; 0: one a GPU, or one a CPU core. The labels don't depend on it."""
+    num_actors: int | None = None
+    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core. The labels don't depend on it."""
 
 
 def main(settings: Settings) -> None:
@@ -44,7 +44,7 @@ def main(settings: Settings) -> None:
     if not sizes:
         raise SettingError("only box supervision assigns", field="supervision", value=config.supervision)
     state = checkpoint.load(uri)
-    pool = make_pool(config)
+    pool = make_pool(state.network, config.resources)
     started = time.monotonic()
     with ProgressMeter("reassign", len(sizes)) as meter:
         labels = reassign(

@@ -38,8 +38,8 @@ class Settings:
     """Widths of the bands, in pixels to either side of the contour."""
     boundary_share: float = BOUNDARY_SHARE
     """Depth of Boundary IoU's regions, as a share of the image's diagonal."""
-    num_actors: int = 0
-    """Members of the pool; 0: one a GPU, or one a CPU core. The result doesn't depend on it."""
+    num_actors: int | None = None
+    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core. The result doesn't depend on it."""
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     """Test-time options; the default is a plain forward pass."""
 

@@ -50,8 +50,8 @@ class Settings:
     """Its widths, in pixels."""
     checkpoint: str | None = None
     """Checkpoint to predict with; by default the run's newest."""
-    num_actors: int = 0
-    """Members of the pool; 0: one a GPU, or one a CPU core. The result doesn't depend on it."""
+    num_actors: int | None = None
+    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core. The result doesn't depend on it."""
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     """Test-time options of the predictions; crf stays none."""
 

@@ -146,8 +146,8 @@ def _row(
 
 
 def refines(settings: AssignmentSettings, epoch: int) -> bool:
-    """Whether the segments of this epoch, from 0, are refined (`refine.py`)."""
-    return settings.refine_from_epoch is not None and epoch >= settings.refine_from_epoch
+    """Whether the segments of this epoch (0 is the first) are refined (`refine.py`); the setting counts from 1."""
+    return settings.refine_from_epoch is not None and epoch + 1 >= settings.refine_from_epoch
 
 
 def repeats(settings: AssignmentSettings, epoch: int) -> bool:

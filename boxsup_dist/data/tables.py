@@ -152,7 +152,7 @@ def open_table(uri: str, kind: str) -> Table:
             if started
             else "no table here",
             file=uri,
-            expected=f"a {kind} table with {MANIFEST}",
+            expected=f"a {kind} table with {MANIFEST}; python -m jobs.build_{kind} makes it",
         )
     manifest = storage.read_json(path)
     if manifest.get("kind") != kind:

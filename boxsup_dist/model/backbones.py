@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -22,11 +23,11 @@ _VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512,
 
 @dataclass(frozen=True)
 class Backbone:
-    """A feature extractor and what one must know to use it."""
+    """A feature extractor and what its input and its output look like."""
 
     module: nn.Module
     out_channels: int
-    mean: tuple[float, ...]  # RGB on 0..255
+    mean: tuple[float, ...]  # of the input, RGB on 0..255
     std: tuple[float, ...]
     grid: Grid
 
@@ -40,13 +41,16 @@ class DeepestFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to features (N, out_channels, h, w)."""
-        return self.extractor(images)[-1]
+        features: Tensor = self.extractor(images)[-1]
+        return features
 
 
 def vgg16_layers(pools: Sequence[nn.Module], last_dilation: int = 1) -> list[nn.Module]:
-    """VGG-16's convolutions and ReLUs in torchvision's numbering, a given pool after each of the five stages.
+    """VGG-16's convolutions and ReLUs in torchvision's numbering, with a pool after each of the five stages.
 
-    `last_dilation` is that of the last stage's convolutions.
+    Args:
+        pools: The five pools.
+        last_dilation: Dilation of the convolutions in the last stage.
     """
     layers: list[nn.Module] = []
     in_channels = 3
@@ -60,7 +64,11 @@ def vgg16_layers(pools: Sequence[nn.Module], last_dilation: int = 1) -> list[nn.
 
 
 def load_vgg16(module: nn.Sequential, pretrained: Pretrained | None, grid: Grid) -> Backbone:
-    """VGG-16's layers with these weights, or random ones. WeightsError if the weights do not fit."""
+    """VGG-16's layers with pretrained weights, or random ones without.
+
+    Raises:
+        WeightsError: The weights do not fit.
+    """
     if pretrained:
         fit_into(module, pretrained, unused=("classifier.",), prefix="features.")
     else:
@@ -74,7 +82,9 @@ def vgg16(pretrained: Pretrained | None) -> Backbone:
     """VGG-16 changed to output stride 8 as published for DeepLab-LargeFOV.
 
     Pools are 3x3 with padding; the last two have stride 1, and the convolutions between them dilation 2.
-    Raises WeightsError if the weights do not fit.
+
+    Raises:
+        WeightsError: The weights do not fit.
     """
     pools = [nn.MaxPool2d(3, stride=2 if stage < 3 else 1, padding=1) for stage in range(5)]
     module = nn.Sequential(*vgg16_layers(pools, last_dilation=2))
@@ -98,35 +108,46 @@ def classifier_as_convolutions(pretrained: Pretrained) -> tuple[Tensor, Tensor, 
 
 
 @torch.no_grad()
-def init_from_classifier(head: LargeFov, pretrained: Pretrained) -> bool:
+def init_from_classifier(head: LargeFov, pretrained: Pretrained) -> None:
     """Start fc6 and fc7 from VGG-16's classifier, thinned out as DeepLab does: every 4th unit, 3x3 of the 7x7 places.
 
-    False, and nothing changed, at another width than 1024 or without usable classifier layers.
+    Changes nothing at another width than 1024, or without usable classifier layers.
     """
     layers = classifier_as_convolutions(pretrained)
     if layers is None or head.fc6.out_channels != 1024:
-        return False
+        return
     fc6, bias6, fc7, bias7 = layers
     assert head.fc6.bias is not None and head.fc7.bias is not None
     head.fc6.weight.copy_(fc6[::4, :, ::3, ::3])
     head.fc6.bias.copy_(bias6[::4])
     head.fc7.weight.copy_(fc7[::4, ::4])
     head.fc7.bias.copy_(bias7[::4])
-    return True
+
+
+def check_timm_model(model: str) -> None:
+    """Check that timm has this model, by its list: nothing is built.
+
+    Raises:
+        SettingError: It has not; lists names that are close.
+    """
+    import timm
+
+    if not timm.is_model(model):
+        close = get_close_matches(model, timm.list_models()) or ["resnet50", "convnext_tiny"]
+        expected = ", ".join(f"timm:{name}" for name in close)
+        raise SettingError("timm has no such model", field="network.name", value=f"timm:{model}", expected=expected)
 
 
 def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None) -> Backbone:
     """The deepest features of a timm model, dilated so that they have `output_stride`.
 
-    Raises SettingError if there is no such model or it can't do that, WeightsError if the weights do not fit.
+    Raises:
+        SettingError: timm has no such model, or it has no map of features at this stride.
+        WeightsError: The weights do not fit.
     """
     import timm
 
-    if not timm.is_model(model):
-        close = timm.list_models(f"{model.split('.')[0][:6]}*")[:5]
-        raise SettingError(
-            "timm has no such model", field="name", value=model, expected=f"such as {close or 'resnet50'}"
-        )
+    check_timm_model(model)
     try:
         extractor: Any = timm.create_model(
             model, pretrained=False, features_only=True, out_indices=(-1,), output_stride=output_stride
@@ -135,15 +156,15 @@ def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None)
         cells = _count_cells(extractor, channels, 2 * output_stride + 1)
     except Exception as error:  # timm's models refuse in many ways
         raise SettingError(
-            f"timm's {model} can't give a map of features at output stride {output_stride}, at any image size",
-            field="name",
+            f"timm's {model} has no map of features at output stride {output_stride} for images of any size",
+            field="network.name",
             value=f"{type(error).__name__}: {error}"[:200],
             expected="a convolutional network such as timm:resnet50, timm:convnext_tiny or timm:tf_efficientnet_lite0",
         ) from None
     if cells not in (2, 3):
         found = round(2 * output_stride / max(cells - 1, 1))
-        raise SettingError(f"timm's {model} has deepest features of about stride {found}", field="output_stride",
-                           value=output_stride)  # fmt: skip
+        raise SettingError(f"the deepest features of timm's {model} have a stride of about {found}",
+                           field="network.output_stride", value=output_stride)  # fmt: skip
     if pretrained:
         fit_into(extractor, pretrained, unused=_timm_keys(model), flatten=True)
     config = timm.get_pretrained_cfg(model)
@@ -155,16 +176,16 @@ def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None)
 
 @torch.no_grad()
 def _count_cells(extractor: nn.Module, channels: int, size_px: int) -> int:
-    """Cells along one side of the features of a square image; ValueError if they are no (N, C, h, w) map."""
+    """Cells along one side of the features of a square image. ValueError if they are not a map (N, C, h, w)."""
     extractor.eval()
-    features = extractor(torch.zeros(1, 3, size_px, size_px))[-1]
+    features: Tensor = extractor(torch.zeros(1, 3, size_px, size_px))[-1]
     if features.ndim != 4 or features.shape[1] != channels:
         raise ValueError(f"features of shape {tuple(features.shape)}")
     return features.shape[2]
 
 
 def _timm_keys(model: str) -> list[str]:
-    """State-dict keys of the whole timm model with its classifier, built without memory."""
+    """State-dict keys of the whole timm model with its classifier; the model is built without memory for it."""
     import timm
 
     with torch.device("meta"):

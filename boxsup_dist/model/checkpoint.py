@@ -1,13 +1,13 @@
-"""Checkpoints: all that a killed run needs to go on, in a folder whose manifest is written last.
+"""Checkpoints: all that a killed run needs to continue, in a folder whose manifest is written last.
 
     RUN/checkpoints/epoch-003-step-00000/
         model.pt        state dict of the network
         training.pt     optimizer, scheduler, gradient scaler, RNG: whatever the training saves (tensors, plain values)
         labels.parquet  the labels table that the epoch trains on; absent before the first assignment
         state.json      epoch, step, seed, network spec, metrics and other JSON values
-        manifest.json   size and hash of each file; readers trust a folder only with it
+        manifest.json   size and hash of each file; readers trust only a folder that has it
 
-A torn checkpoint has no manifest and is passed over, on local disks and object stores alike. Torch files are read with
+A torn checkpoint has no manifest and is ignored, on local disks and object stores alike. Torch files are read with
 weights_only=True: loading executes no code.
 """
 
@@ -34,7 +34,7 @@ _NAME = re.compile(r"epoch-(\d{3,})-step-(\d{5,})")
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """The state of a run after `epoch` whole epochs and `step` steps of the next."""
+    """The state of a run after `epoch` whole epochs and `step` steps of the next one."""
 
     epoch: int
     step: int
@@ -48,19 +48,29 @@ class CheckpointState:
 
     @property
     def assigning_model(self) -> Mapping[str, Tensor]:
-        """The weights that choose segments: those that the run averages over its steps, if it does."""
-        return self.training.get("average", self.model)
+        """The weights that choose segments: the average over the steps if the run keeps one, else the newest."""
+        average: Mapping[str, Tensor] | None = self.training.get("average")
+        return self.model if average is None else average
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
-    """Folder name; names sort by number, not by letter."""
+    """Folder name of a checkpoint. Sort names by their numbers: they may have more digits than the padding."""
     return f"epoch-{epoch:03d}-step-{step:05d}"
 
 
 def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> str:
-    """Write a checkpoint and return its URI; then delete all but the `keep_last` newest whole ones (None keeps all).
+    """Write a checkpoint, then delete older ones.
 
-    Raises CheckpointError if `training` or `model` holds what could not be loaded again without executing code.
+    Args:
+        run_uri: Run directory.
+        state: What to keep.
+        keep_last: How many of the newest whole checkpoints to keep; None keeps all.
+
+    Returns:
+        URI of the checkpoint.
+
+    Raises:
+        CheckpointError: `training` or `model` holds a value that cannot be loaded without executing code.
     """
     assert keep_last is None or keep_last >= 1
     uri = storage.join(storage.absolute(run_uri), FOLDER, checkpoint_name(state.epoch, state.step))
@@ -70,7 +80,7 @@ def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> 
     }
     if state.labels is not None:
         files["labels.parquet"] = state.labels
-    _remove(uri)  # a torn one, or the same step of an earlier attempt
+    _remove(uri)  # a torn checkpoint, or the same step of an earlier attempt
     for name, data in files.items():
         storage.write_bytes(storage.join(uri, name), data)
     values = {
@@ -102,9 +112,10 @@ def latest(run_uri: str) -> str | None:
 
 
 def newest(uri: str) -> str:
-    """The checkpoint's folder that `uri` is, torn or not, or the newest whole one of the run directory that it is.
+    """`uri` itself if it is the folder of a checkpoint, torn or not; else the newest whole checkpoint of that run.
 
-    CheckpointError if there is none.
+    Raises:
+        CheckpointError: It is neither.
     """
     uri = storage.absolute(uri)
     if any(storage.exists(storage.join(uri, name)) for name in ("manifest.json", "model.pt")):
@@ -117,7 +128,11 @@ def newest(uri: str) -> str:
 
 
 def load(uri: str) -> CheckpointState:
-    """Read a whole checkpoint, tensors on the CPU. CheckpointError if it is unfinished or damaged."""
+    """Read a whole checkpoint, with tensors on the CPU.
+
+    Raises:
+        CheckpointError: It is unfinished or damaged.
+    """
     files = _manifest(uri)
     values = _read_state(uri, files)
     return CheckpointState(
@@ -134,14 +149,22 @@ def load(uri: str) -> CheckpointState:
 
 
 def load_weights(uri: str) -> tuple[NetworkSpec, dict[str, Tensor]]:
-    """The checkpoint's network spec and state dict, on the CPU, without the state of the training."""
+    """Network spec and state dict of a checkpoint, on the CPU, without the state of the training.
+
+    Raises:
+        CheckpointError: It is unfinished or damaged.
+    """
     files = _manifest(uri)
     spec = NetworkSpec.from_dict(_read_state(uri, files)["network"])
     return spec, _from_bytes(uri, "model.pt", _read(uri, "model.pt", files))
 
 
 def load_network(uri: str) -> SegmentationNetwork:
-    """The checkpoint's network in evaluation mode on the CPU; needs no pretrained weights."""
+    """The network of a checkpoint, in evaluation mode on the CPU; it needs no pretrained weights.
+
+    Raises:
+        CheckpointError: The checkpoint is unfinished or damaged, or its weights do not fit its network.
+    """
     spec, model = load_weights(uri)
     try:
         return network_from_state(spec, model)
@@ -156,7 +179,7 @@ def _folders(run_uri: str) -> list[tuple[tuple[int, int], str]]:
 
 
 def _prune(run_uri: str, keep_last: int) -> None:
-    """Delete what is older than the `keep_last` newest whole checkpoints, torn ones too."""
+    """Delete everything older than the `keep_last` newest whole checkpoints, torn checkpoints too."""
     kept = list_checkpoints(run_uri)[-keep_last:]
     for _, uri in _folders(run_uri):
         if uri == kept[0]:
@@ -178,7 +201,8 @@ def _manifest(uri: str) -> dict[str, dict[str, Any]]:
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError("the checkpoint has the format of another version", file=path, field="format_version",
                               value=manifest.get("format_version"), expected=str(FORMAT_VERSION))  # fmt: skip
-    return manifest["files"]
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    return files
 
 
 def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -189,7 +213,7 @@ def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
         raise CheckpointError("a file of the checkpoint is gone", file=path) from None
     if name not in files or hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
         raise CheckpointError(
-            "a file of the checkpoint is damaged; delete the folder to go on from an earlier one",
+            "a file of the checkpoint is damaged; delete its folder to continue from an earlier checkpoint",
             file=path,
             value=f"{len(data)} bytes",
             expected=f"the content that manifest.json describes: {files.get(name)}",
@@ -199,7 +223,8 @@ def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 def _read_state(uri: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     _read(uri, "state.json", files)
-    return storage.read_json(storage.join(uri, "state.json"))
+    values: dict[str, Any] = storage.read_json(storage.join(uri, "state.json"))
+    return values
 
 
 def _to_cpu(value: Any) -> Any:
@@ -216,7 +241,7 @@ def _to_bytes(value: Any, name: str) -> bytes:
     buffer = io.BytesIO()
     torch.save(_to_cpu(value), buffer)
     data = buffer.getvalue()
-    _from_bytes("", name, data)  # what can't be resumed from is found when it is made, not after a crash
+    _from_bytes("", name, data)  # fail now, not when a crashed run resumes from it
     return data
 
 
@@ -225,7 +250,7 @@ def _from_bytes(uri: str, name: str, data: bytes) -> Any:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # unpickling foreign bytes fails in many ways
         raise CheckpointError(
-            "holds more than tensors and plain values, or is no torch file",
+            "holds more than tensors and plain values, or is not a torch file",
             file=storage.join(uri, name) if uri else None,
             field=None if uri else name,
             value=str(error).splitlines()[0][:200],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.errors import SettingError
 
@@ -23,29 +24,30 @@ class CrfSettings:
     num_iterations: int = 10
 
 
-# What the CRF of a prediction leaves out: labels that no pixel gives this probability and no pixel finds likeliest, and
-# the iterations after one that changed the likeliest label of no more than this share of the pixels. The published CRF,
-# and dense_crf unless told, has all labels and always all iterations; jobs.bench crf measures what each gives. The
-# lattices take a fifth of the plain one's time, whatever the labels.
+# Two shortcuts of the prediction CRF. MIN_PROB: drop a label unless some pixel gives it at least this probability or
+# ranks it first. SETTLED: stop once at most this share of the pixels changed. The published CRF uses neither, and
+# dense_crf uses them only if asked to; jobs.bench crf measures what each saves. Building the lattices takes a fifth of
+# the time of the published CRF, however few labels there are.
 MIN_PROB, SETTLED = 0.5, 1e-4
 
-# The first three from DeepLab's published scripts (10 iterations), tuned at original VOC size (long side 500 px).
+# The first three are from DeepLab's published scripts (10 iterations), tuned at VOC's size (long side 500 px).
 CRF_SETTINGS = {
     "deeplab_vgg": CrfSettings(4, 49, 5, 3, 3),  # DeepLab-LargeFOV
     "deeplab_v2_vgg": CrfSettings(4, 65, 3, 2, 2),
     "deeplab_v2": CrfSettings(4, 67, 3, 3, 1),  # ResNet-101
-    # For WSSL's cut inside a box; theirs are not published. Chosen with the centre's share by label mIoU, in a trial on
-    # 104 images of voc-mini.
+    # For WSSL's cut inside a box, whose parameters are not published. Chosen by label mIoU on 104 images of voc-mini,
+    # together with the share of the centre (assignment/static.py).
     "wssl_box": CrfSettings(4, 25, 6, 3, 3),
-    # For refining the segments of boxes (assignment/refine.py), in a trial on 166 images: wider ones lose small objects
+    # For refining the segments of boxes (assignment/refine.py). Chosen on 166 images: wider ones lose small objects.
     "refine": CrfSettings(2, 25, 4, 1, 3),
 }
 
 
 def crf_settings(text: str) -> CrfSettings:
-    """A parameter set by its name, or from five numbers "4,67,3,3,1" in the order of CrfSettings' fields.
+    """A parameter set by its name, or from five numbers as "4,67,3,3,1" in the order of the fields of CrfSettings.
 
-    SettingError lists the names, and says which number can't work.
+    Raises:
+        SettingError: Neither; lists the names, or says which number is out of range.
     """
     if text in CRF_SETTINGS:
         return CRF_SETTINGS[text]
@@ -65,10 +67,10 @@ def crf_settings(text: str) -> CrfSettings:
     return CrfSettings(**dict(zip(names, numbers, strict=True)))  # type: ignore[arg-type]
 
 
-def likely_labels(log_probs: np.ndarray, min_prob: float = MIN_PROB) -> np.ndarray:
-    """Ids, ascending, of the labels that some pixel gives at least `min_prob`, or that are some pixel's likeliest.
+def likely_labels(log_probs: NDArray[np.floating[Any]], min_prob: float = MIN_PROB) -> NDArray[np.int64]:
+    """Labels (L,), ascending, that some pixel gives at least `min_prob` or ranks first; all labels if it is 0.
 
-    `log_probs` float (C, H, W). With min_prob 0 all labels.
+    `log_probs` is (C, H, W).
     """
     by_label = log_probs.reshape(len(log_probs), -1)
     with np.errstate(divide="ignore"):
@@ -79,30 +81,45 @@ def likely_labels(log_probs: np.ndarray, min_prob: float = MIN_PROB) -> np.ndarr
 
 @dataclass(frozen=True)
 class LikelyScores:
-    """Log-probabilities of an image's likely labels alone: all that its CRF needs, and a fraction of the size."""
+    """Log-probabilities of the likely labels of an image: all that its CRF needs, in a fraction of the size."""
 
-    labels: np.ndarray  # (L,), ascending ids
-    log_probs: np.ndarray  # float32 (L, H, W)
+    labels: NDArray[np.int64]  # (L,), ascending ids
+    log_probs: NDArray[np.floating[Any]]  # (L, H, W)
 
     @classmethod
-    def of(cls, log_probs: np.ndarray, min_prob: float = MIN_PROB) -> LikelyScores:
-        """From log-probabilities (C, H, W) of all labels."""
+    def of(cls, log_probs: NDArray[np.floating[Any]], min_prob: float = MIN_PROB) -> LikelyScores:
+        """From the log-probabilities (C, H, W) of all labels."""
         labels = likely_labels(log_probs, min_prob)
         return cls(labels, log_probs[labels])
 
-    def label_map(self, image: np.ndarray, settings: CrfSettings, settled: float = SETTLED) -> np.ndarray:
-        """Label map uint8 (H, W) after mean_field on the image, uint8 RGB (H, W, 3). ValueError if sizes differ."""
-        return self.labels.astype(np.uint8)[mean_field(image, self.log_probs, settings, settled).argmax(0)]
+    def label_map(self, image: NDArray[np.uint8], settings: CrfSettings, settled: float = SETTLED) -> NDArray[np.uint8]:
+        """Label map (H, W) after mean_field; arguments and errors as there."""
+        found: NDArray[np.uint8] = self.labels.astype(np.uint8)[
+            mean_field(image, self.log_probs, settings, settled).argmax(0)
+        ]
+        return found
 
 
 def dense_crf(
-    image: np.ndarray, log_probs: np.ndarray, settings: CrfSettings, *, min_prob: float = 0.0, settled: float = 0.0
-) -> np.ndarray:
-    """Probabilities float32 (C, H, W) after mean-field inference; its argmax over C is the label map.
+    image: NDArray[np.uint8],
+    log_probs: NDArray[np.floating[Any]],
+    settings: CrfSettings,
+    *,
+    min_prob: float = 0.0,
+    settled: float = 0.0,
+) -> NDArray[np.float32]:
+    """Probabilities (C, H, W) of all labels after mean-field inference; their argmax over C is the label map.
 
-    image uint8 RGB (H, W, 3); log_probs float (C, H, W), log-softmax of the same image. Only likely_labels of
-    `min_prob` enter the inference, whose time grows with their number; the others get probability 0. With 0 all do.
-    `settled` as mean_field. ValueError if sizes differ.
+    Args:
+        image: RGB (H, W, 3).
+        log_probs: Log-softmax (C, H, W) of the same image.
+        settings: The potentials.
+        min_prob: Only likely_labels of this value enter the inference, whose time grows with their number. The others
+            get probability 0. With 0 all labels enter.
+        settled: As of mean_field.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     likely = LikelyScores.of(log_probs, min_prob)
     probs = np.zeros(log_probs.shape, np.float32)
@@ -110,15 +127,24 @@ def dense_crf(
     return probs
 
 
-def mean_field(image: np.ndarray, log_probs: np.ndarray, settings: CrfSettings, settled: float = 0.0) -> np.ndarray:
-    """Probabilities float32 (L, H, W) of the labels of log_probs, all of which enter.
+def mean_field(
+    image: NDArray[np.uint8], log_probs: NDArray[np.floating[Any]], settings: CrfSettings, settled: float = 0.0
+) -> NDArray[np.float32]:
+    """Probabilities (L, H, W) after mean-field inference with every label of `log_probs`.
 
-    image uint8 RGB (H, W, 3). Ends before `num_iterations` after one that changed the likeliest label of at most the
-    share `settled` of the pixels; with 0 never. ValueError if sizes differ.
+    Args:
+        image: RGB (H, W, 3).
+        log_probs: (L, H, W), of the same image.
+        settings: The potentials and the number of iterations.
+        settled: Stop after an iteration that changed the first-ranked label of at most this share of the pixels. 0:
+            do all iterations.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     num_labels, height, width = log_probs.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
-        raise ValueError(f"image {image.dtype} {image.shape} does not belong to log_probs {log_probs.shape}")
+        raise ValueError(f"image {image.dtype} {image.shape} does not fit log_probs {log_probs.shape}")
     if num_labels == 1:  # no choice
         return np.ones(log_probs.shape, np.float32)
     from pydensecrf.densecrf import DenseCRF2D
@@ -131,7 +157,7 @@ def mean_field(image: np.ndarray, log_probs: np.ndarray, settings: CrfSettings, 
     field.addPairwiseBilateral(
         sxy=settings.bilateral_xy_std_px,
         srgb=settings.bilateral_rgb_std,
-        rgbim=np.require(image, requirements=("C", "W")),  # a decoded image is read-only, which it refuses
+        rgbim=np.require(image, requirements=("C", "W")),  # pydensecrf refuses read-only arrays, as decoded images are
         compat=settings.bilateral_weight,
     )
     if settled == 0:
@@ -141,8 +167,10 @@ def mean_field(image: np.ndarray, log_probs: np.ndarray, settings: CrfSettings, 
     return probs.reshape(num_labels, height, width)
 
 
-def _until_settled(field: Any, label_map: np.ndarray, num_iterations: int, settled: float) -> np.ndarray:
-    """Probabilities (L, H * W) from the label map (H * W,) of the energies on."""
+def _until_settled(
+    field: Any, label_map: NDArray[np.int64], num_iterations: int, settled: float
+) -> NDArray[np.float32]:
+    """Probabilities (L, H * W); `label_map` (H * W,) is that of the unary energies."""
     state, *scratch = field.startInference()
     for _ in range(num_iterations):
         field.stepInference(state, *scratch)

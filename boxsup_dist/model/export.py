@@ -1,8 +1,8 @@
 """The network as one file that runs without this package: torch.export (.pt2) and ONNX (.onnx).
 
-Both take `images` (N, 3, H, W), RGB 0..255, uint8 or float32 as chosen, N, H and W from 1, and give `logits` float32
-(N, C, H, W): normalisation, padding and upsampling are inside. The names of the classes are in the file too.
-A written file is compared with the network before anyone gets it: see `check_equal`.
+Both take `images` (N, 3, H, W), RGB 0..255, uint8 or float32 as chosen, N, H and W from 1, and return `logits` float32
+(N, C, H, W): normalisation, padding and upsampling are inside. The file also holds the names of the classes.
+Every written file is compared with the network before it is published: see `check_equal`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from boxsup_dist.errors import InputError, SettingError
@@ -26,14 +27,15 @@ from boxsup_dist.model.inference import image_to_batch
 from boxsup_dist.model.networks import SegmentationNetwork
 
 InputType = Literal["uint8", "float32"]
-Runner = Callable[[np.ndarray], np.ndarray]
+Logits = NDArray[np.float32]
+Runner = Callable[[NDArray[np.uint8]], Logits]
 """Logits float32 (C, H, W) of one image, uint8 RGB (H, W, 3)."""
 
 CLASS_NAMES = "class_names"  # key in the files: a JSON list, background first
 OPSET = 18
 SAME_PADDED: dict[str, type[nn.Module]] = {"Conv2dSame": nn.Conv2d, "AvgPool2dSame": nn.AvgPool2d}  # in timm
-EXAMPLE_SIZE = (75, 110)  # px; any size that is no multiple of a stride: the tracing learns nothing from it
-# Another runtime adds in another order: measured 1e-5 on logits of some tens. Labels differ only
+EXAMPLE_SIZE = (75, 110)  # px; not a multiple of any stride, so that tracing cannot specialise on it
+# Another runtime adds up in another order: differences of 1e-5 measured on logits of some tens. Labels differ only
 # where two classes are that close.
 MAX_ABS_DIFFERENCE = 1e-3
 MIN_SHARE_EQUAL = 0.9999
@@ -42,9 +44,15 @@ MIN_SHARE_EQUAL = 0.9999
 def write_torch(
     network: SegmentationNetwork, path: str, class_names: Sequence[str], input_type: InputType = "uint8"
 ) -> None:
-    """Write the network, in evaluation mode, as a .pt2 file; run it by torch.export.load(path).module()(images).
+    """Write the network as a .pt2 file; torch.export.load(path).module()(images) runs it.
 
-    A network whose grid is of patches (ConvNeXt) takes sides longer than one stride there: the program is bound so.
+    A file of a network with a grid of patches (ConvNeXt) takes only images whose sides are longer than one stride.
+
+    Args:
+        network: In evaluation mode.
+        path: Local file to write.
+        class_names: Names of the classes, background first.
+        input_type: Type of `images`.
     """
     auto = torch.export.Dim.AUTO
     with _quiet(), torch.no_grad():
@@ -55,12 +63,13 @@ def write_torch(
 
 
 def torch_runner(path: str, input_type: InputType = "uint8") -> Runner:
-    """What runs a .pt2 file on the CPU."""
+    """A function that runs a .pt2 file on the CPU."""
     module = torch.export.load(path).module()
 
     @torch.no_grad()
-    def run(image: np.ndarray) -> np.ndarray:
-        return module(image_to_batch(image).contiguous().to(_dtype(input_type)))[0].numpy()
+    def run(image: NDArray[np.uint8]) -> Logits:
+        logits: Logits = module(image_to_batch(image).contiguous().to(_dtype(input_type)))[0].numpy()
+        return logits
 
     return run
 
@@ -68,11 +77,13 @@ def torch_runner(path: str, input_type: InputType = "uint8") -> Runner:
 def write_onnx(
     network: SegmentationNetwork, path: str, class_names: Sequence[str], input_type: InputType = "uint8"
 ) -> None:
-    """Write the network, in evaluation mode, as an ONNX file with the weights inside.
+    """Write the network as an ONNX file with the weights inside. Arguments as of write_torch.
 
-    Traced by torch's TorchScript exporter: sizes become operators of the graph, so that they stay free. The newer
-    exporter keeps them as symbolic expressions, which takes minutes on the dilated backbones.
-    SettingError if the package onnx is not installed.
+    torch's TorchScript exporter traces it: sizes become operators of the graph, so that they stay free. The newer
+    exporter keeps sizes as symbolic expressions, which takes minutes on the dilated backbones.
+
+    Raises:
+        SettingError: The package onnx is not installed.
     """
     onnx = _require("onnx")
     free = {0: "batch", 2: "height", 3: "width"}
@@ -94,22 +105,28 @@ def write_onnx(
 
 
 def onnx_runner(path: str, input_type: InputType = "uint8") -> Runner:
-    """What runs an ONNX file on the CPU. SettingError if the package onnxruntime is not installed."""
+    """A function that runs an ONNX file on the CPU.
+
+    Raises:
+        SettingError: The package onnxruntime is not installed.
+    """
     session = _require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(image: np.ndarray) -> np.ndarray:
+    def run(image: NDArray[np.uint8]) -> Logits:
         batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None]).astype(input_type)
-        return session.run(["logits"], {"images": batch})[0][0]
+        logits: Logits = session.run(["logits"], {"images": batch})[0][0]
+        return logits
 
     return run
 
 
 def network_runner(network: SegmentationNetwork) -> Runner:
-    """What runs the network itself, where it is."""
+    """A function that runs the network itself, on its device."""
 
     @torch.no_grad()
-    def run(image: np.ndarray) -> np.ndarray:
-        return network(image_to_batch(image, network.device))[0].cpu().numpy()
+    def run(image: NDArray[np.uint8]) -> Logits:
+        logits: Logits = network(image_to_batch(image, network.device))[0].cpu().numpy()
+        return logits
 
     return run
 
@@ -124,8 +141,12 @@ class Comparison:
     share_equal: float  # of pixels with the same class
 
 
-def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Comparison:
-    """Compare logits (C, H, W), or label maps (H, W), of the same images. InputError on another shape."""
+def compare(expected: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> Comparison:
+    """Compare logits (C, H, W), or label maps (H, W), of the same images.
+
+    Raises:
+        InputError: The shapes differ.
+    """
     differences, num_equal, num_pixels = [], 0, 0
     for first, second in zip(expected, found, strict=True):
         if first.shape != second.shape:
@@ -140,7 +161,11 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Comp
 
 
 def check_equal(comparison: Comparison, name: str) -> None:
-    """InputError unless the exported model is the network: it must not be published."""
+    """Check that the exported model `name` computes what the network does.
+
+    Raises:
+        InputError: It does not, and must not be published.
+    """
     difference = comparison.max_abs_difference
     # Written so that nan is refused.
     if difference is not None and not difference <= MAX_ABS_DIFFERENCE:
@@ -164,7 +189,7 @@ def _require(package: str) -> Any:
 
 
 class _GatheredGrid(CellGrid):
-    """Crops by gathering: a slice would bind the exported program to images that are padded, or to others."""
+    """Crops by gathering: a slice would bind the program to images that need padding, or to those that do not."""
 
     def upsample(self, score_map: Tensor, height: int, width: int) -> Tensor:
         extra = 0 if self.patches else 1
@@ -174,11 +199,14 @@ class _GatheredGrid(CellGrid):
 
 
 def _prepare(network: SegmentationNetwork) -> SegmentationNetwork:
-    """A copy on the CPU that asks nothing about the size of an image, and gives the same logits.
+    """A copy on the CPU that computes the same logits without a decision on the size of an image.
 
-    TensorFlow's "same" padding, in some of timm's models, depends on the size of what a layer is given. At stride 1,
-    and of the s * k + 1 pixels that a grid of corners pads to, it is that of the kernel, always; then the exporter's
-    algebra of sizes is short.
+    TensorFlow's "same" padding, in some of timm's models, depends on the size of the input of a layer. It depends on
+    the kernel alone at stride 1, and for the s * k + 1 pixels that a grid of corners pads to; constant padding keeps
+    the exporter's algebra of sizes short.
+
+    Raises:
+        ValueError: The network is in training mode.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before exporting")
@@ -193,7 +221,7 @@ def _prepare(network: SegmentationNetwork) -> SegmentationNetwork:
 
 
 def _padded_plainly(layer: Any) -> nn.Module:
-    """Zeros around, then the same layer, with the same weights, as torch's own class, which pads nothing."""
+    """Zero padding, then the same layer with the same weights as torch's own class, which does not pad."""
     rows, columns = (
         d * (k - 1) for k, d in zip(_pair(layer.kernel_size), _pair(getattr(layer, "dilation", 1)), strict=True)
     )
@@ -217,7 +245,7 @@ def _example(num_images: int, input_type: InputType) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on shapes and deprecations: what they write is compared with the network."""
+    """Silence the exporters' notes on shapes and deprecations: their files are compared with the network anyway."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

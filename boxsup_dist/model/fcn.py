@@ -5,9 +5,9 @@
     pool5 ── fc6, fc7 ── score, x2 up ───────┴ FCN-16s, x2 up ─┴ FCN-8s      ── bilinear up to the image (grids.FcnGrid)
                            └ FCN-32s
 
-Scores start at zero, x2 upsampling at bilinear; it is learned (section 4.3 of the paper; the released models leave it
-fixed). Skips are scaled as in the released model that is trained at once, so that one run from ImageNet weights does;
-the paper's stages, each from the coarser network, are not needed for that.
+Scores start at zero. The x2 upsampling starts as bilinear and is learned (section 4.3 of the paper; the released models
+keep it fixed). The skips are scaled as in the released model that is trained in one stage, so one run from ImageNet
+weights is enough; the paper trains in stages, each from the coarser network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Features = tuple[Tensor, Tensor, Tensor]  # at strides 8, 16 and 32
 
 
 class Vgg16Pools(nn.Sequential):
-    """VGG-16's convolutions with all five pools; gives the maps of the last three."""
+    """VGG-16's convolutions with all five pools; returns the maps of the last three."""
 
     def forward(self, images: Tensor) -> Features:
         """Padded images (N, 3, H, W) to pool3 (N, 256, H/8, W/8), pool4 (N, 512, ..) and pool5, sizes rounded up."""
@@ -43,7 +43,11 @@ class Vgg16Pools(nn.Sequential):
 
 
 def fcn_backbone(name: str, pretrained: Pretrained | None) -> Backbone:
-    """VGG-16 to stride 32, its 2x2 pools rounding up as Caffe's do. WeightsError if the weights do not fit."""
+    """VGG-16 down to stride 32; its 2x2 pools round sizes up, as Caffe's do.
+
+    Raises:
+        WeightsError: The weights do not fit.
+    """
     pools = [nn.MaxPool2d(2, stride=2, ceil_mode=True) for _ in range(5)]
     return load_vgg16(Vgg16Pools(*vgg16_layers(pools)), pretrained, FcnGrid(FCN_STRIDES[name]))
 
@@ -59,24 +63,23 @@ class FcnHead(nn.Module):
         init_convolutions(self)
 
     def forward(self, features: Features) -> Features:
-        """The same with pool5 (N, in_channels, h, w) replaced by (N, channels, h - 6, w - 6)."""
+        """The same features, with pool5 (N, in_channels, h, w) replaced by (N, channels, h - 6, w - 6)."""
         pool3, pool4, pool5 = features
         hidden = self.drop6(F.relu(self.fc6(pool5)))
         return pool3, pool4, self.drop7(F.relu(self.fc7(hidden)))
 
     @torch.no_grad()
-    def init_from_classifier(self, pretrained: Pretrained) -> bool:
-        """Start from VGG-16's classifier; False, and nothing changed, at another width or without usable layers."""
+    def init_from_classifier(self, pretrained: Pretrained) -> None:
+        """Start from VGG-16's classifier. Changes nothing at another width than 4096, or without usable layers."""
         layers = classifier_as_convolutions(pretrained)
         if layers is None or self.fc6.out_channels != 4096:
-            return False
+            return
         assert self.fc6.bias is not None and self.fc7.bias is not None
         weight6, bias6, weight7, bias7 = layers
         self.fc6.weight.copy_(weight6)
         self.fc6.bias.copy_(bias6)
         self.fc7.weight.copy_(weight7)
         self.fc7.bias.copy_(bias7)
-        return True
 
 
 class FcnScore(nn.Module):
@@ -96,7 +99,7 @@ class FcnScore(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Features at strides 8, 16 and 32 to scores (N, C, h, w) at the stride of the network."""
         pool3, pool4, fc7 = features
-        scores = self.fc7(fc7)
+        scores: Tensor = self.fc7(fc7)
         if self.stride <= 16:
             scores = self.up_fc7(scores)
             scores = scores + self.pool4(_crop_like(pool4, scores, _POOL4_CROP) * _POOL4_SCALE)
@@ -113,7 +116,7 @@ def _crop_like(features: Tensor, scores: Tensor, offset: int) -> Tensor:
 
 @torch.no_grad()
 def _bilinear_x2(num_classes: int) -> nn.ConvTranspose2d:
-    """A learnable deconvolution that begins as bilinear upsampling of each class by itself."""
+    """A learnable deconvolution that starts as bilinear upsampling of each class by itself."""
     layer = nn.ConvTranspose2d(num_classes, num_classes, 4, stride=2, bias=False)
     ramp = torch.tensor([0.25, 0.75, 0.75, 0.25])
     layer.weight.zero_()

@@ -1,7 +1,7 @@
 """Heads between backbone and score layer: LargeFOV (DeepLab, Chen et al. 2015) and ASPP (DeepLab-v2).
 
-Neither normalises, so that what a head gives depends on the image alone. Dilations cover the same field of view in
-pixels at output strides 8 and 16; LargeFOV's published one is 12 cells of 8 pixels.
+Neither head normalises, so its output depends on the image alone. The dilations cover the same field of view in pixels
+at output strides 8 and 16; the published dilation of LargeFOV is 12 cells of 8 pixels.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class LargeFov(nn.Module):
-    """A dilated 3x3 convolution (fc6) and a 1x1 one (fc7), each with ReLU, then dropout.
+    """A dilated 3x3 convolution (fc6) and a 1x1 convolution (fc7), each with ReLU, then dropout.
 
-    `published` adds what the VGG-16 network has besides: a 3x3 average pool in front and dropout after fc6 too.
+    `published` adds two layers that the VGG-16 network has: a 3x3 average pool before fc6, and dropout after it.
     """
 
     def __init__(self, in_channels: int, channels: int, output_stride: int, dropout: float, published: bool) -> None:
@@ -30,13 +30,14 @@ class LargeFov(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) to (N, channels, h, w)."""
         hidden = self.drop6(F.relu(self.fc6(self.smooth(features))))
-        return self.drop7(F.relu(self.fc7(hidden)))
+        out: Tensor = self.drop7(F.relu(self.fc7(hidden)))
+        return out
 
 
 class Aspp(nn.Module):
-    """Atrous spatial pyramid: a 1x1 and three dilated 3x3 convolutions side by side, joined by a 1x1 one.
+    """Atrous spatial pyramid: a 1x1 and three dilated 3x3 convolutions side by side, joined by a 1x1 convolution.
 
-    Left out of DeepLab-v3's form: the image-level pool, whose result would depend on the padding.
+    DeepLab-v3 also has an image-level pool. This head leaves it out, because its result would depend on the padding.
     """
 
     def __init__(self, in_channels: int, channels: int, output_stride: int, dropout: float) -> None:
@@ -52,7 +53,8 @@ class Aspp(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) to (N, channels, h, w)."""
         joined = torch.cat([F.relu(branch(features)) for branch in self.branches], dim=1)
-        return self.drop(F.relu(self.join(joined)))
+        out: Tensor = self.drop(F.relu(self.join(joined)))
+        return out
 
 
 def zero_score(channels: int, num_classes: int) -> nn.Conv2d:

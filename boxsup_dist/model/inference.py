@@ -1,13 +1,17 @@
-"""Prediction of one image: float32 log-probabilities at image size, the same on every machine of a kind.
+"""Prediction of one image: float32 log-probabilities at image size.
 
-One image at a time: its scores never depend on which other images an actor was given.
+Images are predicted one at a time, so the scores of an image never depend on the other images of an actor. They are
+the same on every machine of one kind.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from boxsup_dist.config import TILE_GRID_PX, PredictionSettings
@@ -15,52 +19,64 @@ from boxsup_dist.model.crf import MIN_PROB, SETTLED, LikelyScores, crf_settings,
 from boxsup_dist.model.networks import SegmentationNetwork
 
 
-def set_deterministic_threads(num_threads: int) -> None:
-    """Fix this process's CPU threads and choose deterministic kernels; sums depend on the number of threads.
+def image_to_batch(image: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """An RGB image (H, W, 3) as a batch uint8 (1, 3, H, W), channels-last in memory.
 
-    On GPUs the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set as well before the first use.
+    Raises:
+        ValueError: `image` has another type or shape, or an empty side.
     """
-    torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-
-
-def image_to_batch(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 RGB (H, W, 3) as a batch (1, 3, H, W), which is channels-last in memory. ValueError for another array."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"an image is uint8 (H, W, 3) without an empty side, found {image.dtype} {image.shape}")
+        raise ValueError(f"an image must be uint8 (H, W, 3) without an empty side; found {image.dtype} {image.shape}")
     writable = image if image.flags.writeable and image.flags.c_contiguous else image.copy()
     return torch.from_numpy(writable).to(device)[None].permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
 def predict_log_probs(
-    network: SegmentationNetwork,
-    image: np.ndarray,
-    device: torch.device | str = "cpu",
-    *,
-    autocast_dtype: torch.dtype | None = None,
-) -> np.ndarray:
-    """Log-probabilities float32 (C, H, W) of one image, uint8 RGB (H, W, 3) of any size from 1x1.
+    network: SegmentationNetwork, image: NDArray[np.uint8], device: torch.device | str = "cpu"
+) -> NDArray[np.float32]:
+    """Log-probabilities of one image.
 
-    The network must be in evaluation mode and on `device`. `autocast_dtype` (bfloat16 or float16) runs it in mixed
-    precision; upsampling and softmax stay in float32. ValueError if the network is in training mode or the image unfit.
+    Args:
+        network: In evaluation mode, on `device`.
+        image: RGB (H, W, 3), of any size from 1x1.
+        device: Where to compute.
+
+    Returns:
+        (C, H, W), on the CPU.
+
+    Raises:
+        ValueError: The network is in training mode, or `image` has another type or shape.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before predicting")
     height, width = image.shape[:2]
-    with torch.autocast(torch.device(device).type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        scores = network.score_map(image_to_batch(image, device))
-    logits = network.upsample(scores, height, width)
-    return F.log_softmax(logits, dim=1)[0].contiguous().cpu().numpy()
+    logits = network.upsample(network.score_map(image_to_batch(image, device)), height, width)
+    return _log_softmax(logits)
+
+
+def _log_softmax(logits: Tensor) -> NDArray[np.float32]:
+    """Log-probabilities (C, H, W) on the CPU from logits (1, C, H, W)."""
+    log_probs: NDArray[np.float32] = F.log_softmax(logits, dim=1)[0].contiguous().cpu().numpy()
+    return log_probs
 
 
 @torch.inference_mode()
-def average_log_probs(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
-    """Log-probabilities float32 (C, H, W) of one image, uint8 RGB (H, W, 3), before the CRF.
+def average_log_probs(
+    network: SegmentationNetwork, image: NDArray[np.uint8], settings: PredictionSettings
+) -> NDArray[np.float32]:
+    """Log-probabilities of one image, averaged over scales and mirroring (the paper's BoxSup+), before the CRF.
 
-    The logits of all scales and mirrorings are averaged at image size (the paper's BoxSup+). Plain settings give those
-    of predict_log_probs, bit by bit. The network must be in evaluation mode. ValueError as predict_log_probs.
+    Args:
+        network: In evaluation mode.
+        image: RGB (H, W, 3).
+        settings: The default gives the result of predict_log_probs, bit by bit.
+
+    Returns:
+        (C, H, W); logits are averaged at image size.
+
+    Raises:
+        ValueError: The network is in training mode, or `image` has another type or shape.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before predicting")
@@ -78,36 +94,47 @@ def average_log_probs(network: SegmentationNetwork, image: np.ndarray, settings:
         if scale != 1.0:
             scores = F.interpolate(scores, (height, width), mode="bilinear")
         logits = logits + scores / len(views)
-    return F.log_softmax(logits, dim=1)[0].contiguous().cpu().numpy()
+    return _log_softmax(logits)
 
 
-def predict_label_map(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
-    """Label map, integers (H, W), of one image, uint8 RGB (H, W, 3), with all test-time options.
+def predict_label_map(
+    network: SegmentationNetwork, image: NDArray[np.uint8], settings: PredictionSettings
+) -> NDArray[np.integer[Any]]:
+    """Label map (H, W) of one image, with all test-time options. Arguments as of average_log_probs.
 
-    ValueError as average_log_probs, SettingError for an unknown CRF.
+    Raises:
+        ValueError: As average_log_probs.
+        SettingError: The CRF is unknown.
     """
     log_probs = average_log_probs(network, image, settings)
     if settings.crf is None:
-        return log_probs.argmax(0)
+        label_map: NDArray[np.int64] = log_probs.argmax(0)
+        return label_map
     return LikelyScores.of(log_probs).label_map(image, crf_settings(settings.crf))
 
 
-def predict_probs(network: SegmentationNetwork, image: np.ndarray, settings: PredictionSettings) -> np.ndarray:
-    """Probabilities float32 (C, H, W) of one image, as predict_label_map; labels that the CRF leaves out have 0."""
+def predict_probs(
+    network: SegmentationNetwork, image: NDArray[np.uint8], settings: PredictionSettings
+) -> NDArray[np.float32]:
+    """Probabilities (C, H, W) of one image, with all test-time options; 0 for labels that the CRF drops.
+
+    Arguments and errors as of predict_label_map.
+    """
     log_probs = average_log_probs(network, image, settings)
     if settings.crf is None:
-        return np.exp(log_probs)
+        probs: NDArray[np.float32] = np.exp(log_probs)
+        return probs
     return dense_crf(image, log_probs, crf_settings(settings.crf), min_prob=MIN_PROB, settled=SETTLED)
 
 
 def _view_logits(network: SegmentationNetwork, view: Tensor, tile_px: int | None) -> Tensor:
-    """Logits float32 (1, C, H, W) of one view (1, 3, H, W), in tiles where it is larger than one.
+    """Logits float32 (1, C, H, W) of one view (1, 3, H, W); a view larger than a tile is predicted in tiles.
 
-    Overlapping tiles begin on multiples of TILE_GRID_PX, where their cells are those of the whole image, and overlap by
-    half of tile_px or more. A tile's weight is 0 up to an eighth of tile_px from its borders inside the image, then
-    rises linearly to 1. So a pixel's logits are the whole image's as far as what the network sees of it reaches no
-    further than the pixel's distance, at least an eighth of tile_px, to the borders of the tiles that count for it.
-    They are approximate for a network that sees further, as LargeFOV does with usual tiles: 100 pixels and more.
+    Tiles start at multiples of TILE_GRID_PX, where their cells are the cells of the whole image, and overlap by at
+    least half of tile_px. The weight of a tile is 0 up to an eighth of tile_px from its borders inside the image, then
+    rises linearly to 1. So every tile that counts for a pixel has at least tile_px / 8 pixels of image around it: the
+    logits equal those of the whole image if the network sees no further. They are approximate otherwise, as for
+    LargeFOV with usual tiles: it sees 100 pixels and more.
     """
     height, width = view.shape[2:]
     if tile_px is None or max(height, width) <= tile_px:
@@ -123,7 +150,7 @@ def _view_logits(network: SegmentationNetwork, view: Tensor, tile_px: int | None
 
 
 def _tiles(length: int, tile_px: int, device: torch.device | str) -> list[tuple[slice, Tensor]]:
-    """Range of each tile along a side of `length` pixels, and its pixels' weights, which sum up to 1 at every pixel."""
+    """Range of each tile along a side of `length` pixels, and the weights of its pixels; they add up to 1 per pixel."""
     step = tile_px // (2 * TILE_GRID_PX) * TILE_GRID_PX
     last = max(0, -(-(length - tile_px) // TILE_GRID_PX) * TILE_GRID_PX)
     overlap, margin = tile_px - step, tile_px // 8

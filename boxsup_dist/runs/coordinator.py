@@ -46,7 +46,7 @@ class Coordinator:
         self.history = read_history(config.run_dir)
         self.stages_s = 0.0  # spent in stages since the start, so that what is left of a gap can be told
         self.rates = StageRates()
-        self.pool = make_pool(config, warn=lambda text: self.post(Warned(text)))
+        self.pool = make_pool(inputs.network, config.resources, warn=lambda text: self.post(Warned(text)))
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """Tell where the workers begin."""

@@ -1,4 +1,4 @@
-"""The tables that a run reads: opened, checked against its supervision and against each other."""
+"""What a run reads: its tables, checked against the supervision and each other, and the network for their classes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from boxsup_dist.data.sources import Mixture, Source, balanced_weights, make_uni
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.model.networks import NetworkSpec, network_spec
 from boxsup_dist.model.weights import absolute_spec
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened tables of a run and the names of its classes."""
+    """The opened tables of a run, the names of their classes and the network that tells these classes apart."""
 
+    network: NetworkSpec
     mixture: Mixture
     val_records: Table | None
     class_names: tuple[str, ...]
@@ -24,7 +26,7 @@ class Inputs:
 
 
 def with_absolute_uris(config: TrainConfig) -> TrainConfig:
-    """The same run, and the same configuration to compare with, from any working directory."""
+    """The same configuration with absolute paths: it means the same, and compares equal, from any directory."""
 
     def absolute(uri: str | None) -> str | None:
         return None if uri is None else storage.absolute(uri)
@@ -48,7 +50,13 @@ def with_absolute_uris(config: TrainConfig) -> TrainConfig:
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
-    """Open and check the tables against the supervision."""
+    """Open the tables and check everything that can be checked without reading rows.
+
+    Raises:
+        TableError: A table is absent, unfinished, of another kind, or was made from other records.
+        SettingError: The tables do not give what the settings need, or there is no such network.
+        InputError: An image is in two tables and config.duplicates refuses that.
+    """
     sources = [_open_source(settings) for settings in config.sources]
     val_records = open_table(config.val_records, "records") if config.val_records else None
     if val_records is not None and val_records.counts.get("with_mask", 0) == 0:
@@ -57,26 +65,28 @@ def open_inputs(config: TrainConfig) -> Inputs:
     for source in sources:
         if source.records.classes != classes:
             raise SettingError(
-                "the sources are labelled with different classes",
+                "the sources have different classes",
                 file=source.records.uri,
                 field="classes",
-                value=len(source.records.classes),
-                expected=f"those of {sources[0].records.uri}",
+                value=f"{len(source.records.classes)} classes",
+                expected=f"the {len(classes)} of {sources[0].records.uri}: all sources of a run need the same classes",
             )
-    if config.network.num_classes != len(classes):
+    if val_records is not None and val_records.classes != classes:
         raise SettingError(
-            "these records are labelled with other classes",
-            field="network.num_classes",
-            value=config.network.num_classes,
-            expected=str(len(classes)),
+            "val_records has other classes than the sources",
+            file=val_records.uri,
+            field="val_records",
+            value=f"{len(val_records.classes)} classes",
+            expected=f"the {len(classes)} of {sources[0].records.uri}",
         )
+    network = network_spec(config.network, len(classes))
     left_out = find_duplicates([source.records for source in sources], val_records, config.duplicates)
     power = config.optimizer.class_balance
     weights = balanced_weights(sources, power) if power else None
     mixture = Mixture(make_units(sources, left_out), config.assignment, config.augment, config.seed, weights)
     measurable = mixture.with_supervision("rectangles", "grabcut", "wssl", "box")
     can_measure = any(mixture.units[i].source.records.counts.get("with_mask", 0) > 0 for i in measurable)
-    return Inputs(mixture, val_records, classes, config.measure_labels and can_measure)
+    return Inputs(network, mixture, val_records, classes, config.measure_labels and can_measure)
 
 
 def _open_source(settings: SourceSettings) -> Source:

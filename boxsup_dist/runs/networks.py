@@ -1,4 +1,4 @@
-"""The network of a run: untrained for the pool's members, or trained, with the checkpoint to use."""
+"""The actor pool of a run, untrained or with the weights of a checkpoint, and the resources of a pool alone."""
 
 from __future__ import annotations
 
@@ -9,34 +9,29 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import ray
+from torch import Tensor
 
-from boxsup_dist.config import NetworkSettings, TrainConfig
+from boxsup_dist.config import Resources, ResourceSettings, TrainConfig
 from boxsup_dist.data.tables import Table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.model.networks import SegmentationNetwork, build_network
+from boxsup_dist.model.networks import NetworkSpec, build_network
 from boxsup_dist.runs.kept_config import read_config
 
 
-def bare_network(settings: NetworkSettings) -> SegmentationNetwork:
-    """The network without first weights: they come from training."""
-    return build_network(
-        settings.name,
-        settings.num_classes,
-        output_stride=settings.output_stride,
-        head=settings.head,
-        dropout=settings.dropout,
-        weights="none",
-    )
+def make_pool(spec: NetworkSpec, resources: ResourceSettings, **options: Any) -> NetworkPool:
+    """A pool of actors that hold this network, with random weights: each task brings the weights to use.
 
-
-def make_pool(config: TrainConfig, **options: Any) -> NetworkPool:
-    """The actor pool that the configuration describes; `options` are others of NetworkPool."""
-    resources = config.resources
+    Args:
+        spec: The network.
+        resources: Resolved for this session.
+        options: Further options of NetworkPool.
+    """
+    assert isinstance(resources, Resources), "ResourceSettings.resolve comes first"
     return NetworkPool(
-        partial(bare_network, config.network),
+        partial(build_network, spec, "none"),
         num_actors=resources.num_actors,
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
@@ -45,39 +40,67 @@ def make_pool(config: TrainConfig, **options: Any) -> NetworkPool:
     )
 
 
+def pool_resources(num_actors: int | None, threads_per_actor: int = 1) -> Resources:
+    """Resources of an actor pool that has the cluster of this session to itself.
+
+    Args:
+        num_actors: None: one per GPU, without GPUs one per CPU core.
+        threads_per_actor: Torch threads of an actor; those of the run give its results to the last digit.
+
+    Raises:
+        SettingError: The cluster has no room for so many.
+    """
+    settings = ResourceSettings(num_actors=num_actors, gpus_per_worker=0.0, threads_per_actor=threads_per_actor)
+    settings.check()
+    size = session.total_cpus(), session.total_gpus()
+    resources = settings.resolve(*size)
+    resources.check_room(*size, with_training=False)
+    return resources
+
+
 class Predictor(NamedTuple):
-    """A pool and the weights of the checkpoint that its members shall use."""
+    """A pool, and the weights of the checkpoint that its actors use."""
 
     pool: NetworkPool
-    weights: ray.ObjectRef
+    weights: ray.ObjectRef[dict[str, Tensor]]
     version: str  # URI of the checkpoint
 
 
 @contextmanager
-def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int, records: Table) -> Iterator[Predictor]:
-    """The pool of a run's network, for records of its classes; ends with the block. InputError if they don't fit."""
+def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int | None, records: Table) -> Iterator[Predictor]:
+    """A pool with the trained network of a run; it ends with the block.
+
+    Args:
+        run_dir: Run directory.
+        checkpoint_uri: Checkpoint to use; None: the newest of the run.
+        num_actors: As of pool_resources.
+        records: What to predict.
+
+    Raises:
+        InputError: There is no run or no whole checkpoint, or the records have another number of classes.
+    """
     config, uri = load_run(run_dir, checkpoint_uri, num_actors)
-    if len(records.classes) != config.network.num_classes:
+    spec, weights = checkpoint.load_weights(uri)
+    if len(records.classes) != spec.num_classes:
         raise SettingError(
-            "the records are labelled with other classes than the network's",
+            "the records have another number of classes than the network",
             file=records.uri,
             field="classes",
             value=len(records.classes),
-            expected=str(config.network.num_classes),
+            expected=f"{spec.num_classes}, as in {uri}",
         )
-    weights = ray.put(dict(checkpoint.load(uri).model))
-    pool = make_pool(config)
+    pool = make_pool(spec, config.resources)
     try:
-        yield Predictor(pool, weights, uri)
+        yield Predictor(pool, ray.put(weights), uri)
     finally:
         pool.close()
 
 
-def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int) -> tuple[TrainConfig, str]:
-    """A run's configuration, fitted to the running session, and the checkpoint to use. Raises InputError."""
+def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int | None) -> tuple[TrainConfig, str]:
+    """The configuration of a run, with the resources of a pool on this cluster, and the URI of a checkpoint.
+
+    Arguments and errors as of `predictor`.
+    """
     config = read_config(run_dir)
-    resources = replace(config.resources, num_actors=num_actors, gpus_per_actor=0.0)
-    size = session.total_cpus(), session.total_gpus()
-    resources = resources.resolve(*size)
-    resources.check_room(*size, with_training=False)
+    resources = pool_resources(num_actors, config.resources.threads_per_actor)
     return replace(config, resources=resources), checkpoint.newest(checkpoint_uri or run_dir)

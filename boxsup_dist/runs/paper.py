@@ -1,15 +1,15 @@
 """The rows of the paper's Tables 1 to 5 as runs: which data, what training may use of it, and what the paper measured.
 
-A row names data sets of a *data root*, a folder whose tables lie at fixed places:
+A row names data sets of a *data root*, a folder with tables at fixed places:
 
     DATA/NAME/records               voc12-train, voc12-aug (the 9,118 of train_aug that are not in train), voc12-val,
-                                    coco (VOC's 20 classes), coco80 (all), voc07, context-train, context-val; of another
-                                    size for another scale, under the same names
-    DATA/NAME/proposals-METHOD      of the data sets that give boxes
+                                    coco (VOC's 20 classes), coco80 (all), voc07, context-train, context-val; the
+                                    names are the same at every scale
+    DATA/NAME/proposals-METHOD      for the data sets that give boxes
     DATA/NAME/label-maps-METHOD     grabcut and wssl
 
-The scale decides the recipe: `full` trains as the paper does, `mini` as suits some hundred images. The paper's figures
-are mean IoU in percent after the CRF, on VOC 2012 val (Tables 1 to 3), on the test server (Table 4) and on
+The scale decides the recipe: `full` trains as the paper does, `mini` is for some hundred images. The numbers of the
+paper are mean IoU in percent after the CRF, on VOC 2012 val (Tables 1 to 3), on the test server (Table 4) and on
 PASCAL-Context val (Table 5).
 """
 
@@ -32,20 +32,19 @@ COCO80, CONTEXT_TRAIN, CONTEXT_VAL = "coco80", "context-train", "context-val"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a name, the paper's mean IoU (None: not in the paper) and how to train it."""
+    """One row of a table: its name, the paper's mean IoU (None: not in the paper) and how to train it."""
 
     name: str
     paper: float | None
     sources: tuple[tuple[str, Supervision], ...]  # data sets, and what training may use of each
     val: str | None = VAL
-    num_classes: int = 21
     proposals: str = "mcg"
-    top_k: int | None = None  # None: as the recipe of the scale has it
+    top_k: int | None = None  # None: the value of the recipe
     refined: bool = False  # not in the paper: the assignment of `mini`, refined with GrabCut's vote in the last tenth
-    start: Row | None = None  # the row whose network it begins with, but for the score layer
+    start: Row | None = None  # start from the network of this row, except its score layer
 
     def run_name(self, config: TrainConfig) -> str:
-        """A name that rows of any table share if they are the same run: "train-box_aug-box_mcg_k5_seed0"."""
+        """Name of the run, such as "train-box_aug-box_mcg_k5_seed0"; rows of several tables share it with their run."""
         parts = [f"{name.removeprefix('voc12-')}-{given.replace('_', '-')}" for name, given in self.sources]
         if "box" in (given for _, given in self.sources):
             parts += [self.proposals, f"k{config.assignment.top_k}", *(["refined"] if self.refined else [])]
@@ -57,12 +56,12 @@ class Row:
 def _voc(
     train: Supervision, aug: Supervision, coco: Supervision | None = None, voc07: Supervision | None = None
 ) -> tuple[tuple[str, Supervision], ...]:
-    """Sources of Tables 1 to 4; train has the official masks, aug are the other images of train_aug."""
+    """Sources of Tables 1 to 4: `train` has the official masks, `aug` the other images of train_aug."""
     found = ((TRAIN, train), (AUG, aug), (COCO, coco), (VOC07, voc07))
     return tuple((name, given) for name, given in found if given is not None)
 
 
-COCO_BOXES = Row("COCO's 80 classes from boxes", None, ((COCO80, "box"),), val=None, num_classes=81)
+COCO_BOXES = Row("COCO's 80 classes from boxes", None, ((COCO80, "box"),), val=None)
 TABLES: dict[int, tuple[Row, ...]] = {
     1: (
         Row("mask V", 63.8, _voc("mask", "mask")),
@@ -92,14 +91,18 @@ TABLES: dict[int, tuple[Row, ...]] = {
         Row("semi V+C+V07", 73.1, _voc("mask", "mask", "box", "box")),
     ),
     5: (
-        Row("baseline", 35.7, ((CONTEXT_TRAIN, "mask"),), val=CONTEXT_VAL, num_classes=60),
-        Row("boxsup", 40.5, ((CONTEXT_TRAIN, "mask"),), val=CONTEXT_VAL, num_classes=60, start=COCO_BOXES),
+        Row("baseline", 35.7, ((CONTEXT_TRAIN, "mask"),), val=CONTEXT_VAL),
+        Row("boxsup", 40.5, ((CONTEXT_TRAIN, "mask"),), val=CONTEXT_VAL, start=COCO_BOXES),
     ),
 }
 
 
 def find_row(table: int, name: str) -> Row:
-    """A row by its name. SettingError lists what there is."""
+    """The row of a table by its name.
+
+    Raises:
+        SettingError: There is none; lists the rows or the tables.
+    """
     rows = TABLES.get(table, ())
     for row in rows:
         if row.name == name:
@@ -111,11 +114,17 @@ def find_row(table: int, name: str) -> Row:
 def make_configs(
     row: Row, scale: Scale, data: str, runs: str, *, seed: int = 0, epochs: int | None = None
 ) -> list[TrainConfig]:
-    """The runs of a row in their order: the one that it begins with, if any, and its own.
+    """The runs of a row in their order: the run that it starts from, if there is one, and its own.
 
-    Each has a folder of `runs` that the same run of another table has too. Images that an earlier data set or the
-    validation holds are dropped. `epochs` None: as many as the recipe has, else the warm-up of the assignment keeps its
-    share of them.
+    Images that an earlier data set or the validation holds are dropped.
+
+    Args:
+        row: A row of TABLES.
+        scale: Decides the recipe.
+        data: The data root.
+        runs: Folder for run directories; rows that are the same run share a directory.
+        seed: Seed of the runs.
+        epochs: None: those of the recipe. Else the warm-up of the assignment keeps its share of them.
     """
     before = make_configs(row.start, scale, data, runs, seed=seed, epochs=epochs) if row.start else []
     val = storage.join(data, row.val, "records") if row.val else None
@@ -125,7 +134,7 @@ def make_configs(
         config,
         seed=seed,
         duplicates="drop",
-        network=replace(config.network, num_classes=row.num_classes, weights=weights),
+        network=replace(config.network, weights=weights),
         evaluate_every=config.evaluate_every if val else 0,
     )
     if row.top_k is not None:
@@ -139,8 +148,12 @@ def make_configs(
         )
     if row.refined:
         robust = RECIPES["mini"](runs, config.sources, config.val_records).assignment
-        last = config.optimizer.epochs - max(1, config.optimizer.epochs // 10)
-        robust = replace(robust, warmup_epochs=config.assignment.warmup_epochs, refine_from_epoch=last)
+        refined = max(1, config.optimizer.epochs // 10)
+        robust = replace(
+            robust,
+            warmup_epochs=config.assignment.warmup_epochs,
+            refine_from_epoch=config.optimizer.epochs - refined + 1,
+        )
         config = replace(config, assignment=robust)
     return [*before, replace(config, run_dir=storage.join(runs, row.run_name(config)))]
 

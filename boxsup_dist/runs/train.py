@@ -21,11 +21,12 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import EventLoop, EventPost
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
+from boxsup_dist.model.transfer import check_start
 from boxsup_dist.runs.console import Console
 from boxsup_dist.runs.coordinator import Coordinator
 from boxsup_dist.runs.history import entry_metrics, read_history
 from boxsup_dist.runs.inputs import Inputs, open_inputs, tables_by_name, with_absolute_uris
-from boxsup_dist.runs.kept_config import keep_config
+from boxsup_dist.runs.kept_config import check_resume, keep_config
 from boxsup_dist.runs.report import write_report
 from boxsup_dist.runs.run_events import Warned
 from boxsup_dist.runs.summary import make_summary
@@ -44,7 +45,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     runs_root = os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs"
     tracking_uri = default_tracking_uri(runs_root)
     inputs = open_inputs(config)
-    keep_config(config, run_dir)
+    check_resume(config)
     summary_uri = storage.join(run_dir, "summary.json")
     if storage.exists(summary_uri):
         print(f"{run_dir}: this run is finished", flush=True)
@@ -52,10 +53,14 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
             _deliver(RunTracker(runs_root, tracking_uri), config, inputs, tags)
         return storage.read_json(summary_uri)
 
+    check_start(inputs.network, config.network.weights)
     session.start()
     size = session.total_cpus(), session.total_gpus()
-    config = replace(config, resources=config.resources.resolve(*size))
-    config.resources.check_room(*size)
+    resources = config.resources.resolve(*size)
+    resources.check_room(*size)
+    replace(config, resources=resources).check()
+    keep_config(config)
+    config = replace(config, resources=resources)
     started = time.perf_counter()
     resumed_from = checkpoint.latest(run_dir)
     tracker = RunTracker(runs_root, tracking_uri)

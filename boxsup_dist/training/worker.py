@@ -17,19 +17,20 @@ import torch.distributed as dist
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.schema import BACKGROUND
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
-from boxsup_dist.model.networks import NetworkSpec, parameter_groups
+from boxsup_dist.model.networks import network_spec, parameter_groups
 from boxsup_dist.model.transfer import start_network
 from boxsup_dist.randomness import derive_seed
 from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 from boxsup_dist.training.order import EpochOrder, order_epoch
 from boxsup_dist.training.stream import Batch, worker_batches
 
-FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for a share
+FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for its share
 StateDict = dict[str, torch.Tensor]
 
 
@@ -42,12 +43,12 @@ class EpochTotals:
     foreground: float = 0.0
     counted: float = 0.0
     images: float = 0.0
-    waited_s: float = 0.0  # this worker, for its stream
+    waited_s: float = 0.0  # of this worker for its stream, without the first batch
     first_batch_s: float = 0.0
     steps_s: float = 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Means and rates for the history."""
+        """Means and speeds for the history."""
         return {
             "train_loss": self.loss / max(self.weights, 1e-9),
             "foreground_share": self.foreground / max(self.counted, 1),
@@ -68,36 +69,32 @@ class TrainWorker:
         torch.set_num_threads(config.resources.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
-        settings = config.network
-        spec = NetworkSpec(
-            settings.name,
-            settings.num_classes,
-            output_stride=settings.output_stride,
-            head=settings.head,
-            dropout=settings.dropout,
-        )
-        self.network = start_network(spec, settings.weights)
+        spec = network_spec(config.network, num_classes=len(mixture.sources[0].records.classes))
+        self.network = start_network(spec, config.network.weights)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         options = config.optimizer
         self.optimizer = make_optimizer(
             parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay), options
         )
         decay = config.assignment.average_decay
-        self.average = None if decay is None else AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.average: AveragedModel | None = None
+        if decay is not None:
+            multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # untyped in torch 2.14
+            self.average = AveragedModel(self.network, multi_avg_fn=multi_avg_fn)
         weights = mixture.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=self.device)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.step = 0, 0
         self.totals = EpochTotals()
-        self.bad_records: dict[str, str] = {}  # of the run so far, image_id -> problem; the same on all ranks
+        self.bad_records: dict[str, str] = {}  # image_id -> problem, of the run so far; the same on all ranks
 
     def wrap(self) -> None:
-        """Make the network data parallel; after the checkpoint is loaded, so that all ranks start alike."""
-        # Batch norms are frozen: there are no buffers to broadcast.
+        """Make the network data parallel. Call it after the checkpoint is loaded, so that all ranks start alike."""
+        # Batch norms are frozen, so there are no buffers to broadcast.
         self.model = ray.train.torch.prepare_model(self.network, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def restore(self, uri: str | None) -> None:
-        """Take weights, optimizer and position from a checkpoint; None starts from the beginning."""
+        """Load weights, optimizer and position from the checkpoint at `uri`; None starts from the beginning."""
         if uri is None:
             return
         state = checkpoint.load(uri)
@@ -105,7 +102,7 @@ class TrainWorker:
         self.optimizer.load_state_dict(state.training["optimizer"])
         if self.average is not None:
             self.average.module.load_state_dict(state.training["average"])
-            self.average.n_averaged.fill_(1)  # at 0 the next update would be a copy
+            self.average.n_averaged.fill_(1)  # at 0 the next update would copy the network instead of averaging
         self.epoch, self.step = state.epoch, state.step
         self.totals = EpochTotals(**state.training["totals"])
         self.bad_records = dict(state.training.get("bad_records", {}))
@@ -115,11 +112,11 @@ class TrainWorker:
         return _state_on_cpu(self.network)
 
     def assigning_weights(self) -> StateDict:
-        """Those that choose segments: averaged over the steps where the settings say so."""
+        """The weights that choose segments: with assignment.average_decay their average, else the newest."""
         return self.weights() if self.average is None else _state_on_cpu(self.average.module)
 
     def training_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the network, for `restore`."""
+        """What a checkpoint keeps besides the network; `restore` reads it."""
         state = {
             "optimizer": self.optimizer.state_dict(),
             "totals": asdict(self.totals),
@@ -136,10 +133,11 @@ class TrainWorker:
             global_batch_size=self.config.optimizer.global_batch_size,
         )
 
-    def batches(self, order: EpochOrder, labels: ray.ObjectRef | None) -> Iterator[Batch]:
+    def batches(self, order: EpochOrder, labels: ray.ObjectRef[Labels] | None) -> Iterator[Batch]:
         """This worker's share of the current epoch, from the current step on.
 
-        An InputError becomes the batch of its step: all ranks learn of it there, and none is left waiting.
+        An InputError becomes the batch of its step: train_step raises it there on all ranks, so none of them waits for
+        another one.
         """
         try:
             yield from worker_batches(
@@ -158,7 +156,16 @@ class TrainWorker:
     def train_epoch(
         self, batches: Iterator[Batch], num_steps: int, on_step: Callable[[EpochTotals, int], None]
     ) -> dict[str, float]:
-        """Train on the batches that are left of an epoch of `num_steps` steps; returns the whole epoch's metrics."""
+        """Train on the remaining batches of an epoch.
+
+        Args:
+            batches: From the current step on.
+            num_steps: Of the whole epoch.
+            on_step: Called after each step.
+
+        Returns:
+            Metrics of the whole epoch.
+        """
         self.network.train()
         for batch in _timed(batches, self.totals):
             started = time.perf_counter()
@@ -175,14 +182,17 @@ class TrainWorker:
     def train_step(self, batch: Batch, num_steps: int) -> None:
         """Forward, backward and update on one global batch.
 
-        The loss is summed over the valid pixels of all ranks and divided once by the sum of their weights, so that it
-        does not depend on how the batch is spread. Raises NonFiniteLossError or the error of a batch, on all ranks,
-        before anything is updated.
+        The loss is summed over the valid pixels of all ranks and divided once by the sum of their weights: it does not
+        depend on how the batch is divided among the ranks.
+
+        Raises:
+            NonFiniteLossError: On all ranks, before anything is updated.
+            InputError: The error of a batch of any rank; on all ranks, before anything is updated.
         """
         factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
-        # Dropout is a function of the position alone: a resumed run draws what an unbroken one does.
+        # Dropout depends only on the position in the run: a resumed run draws the same values as an unbroken run.
         torch.manual_seed(derive_seed(self.config.seed, self.epoch, batch.step, self.rank, "dropout"))
 
         images, label_maps = self._to_device(batch)
@@ -229,7 +239,7 @@ class TrainWorker:
         self.totals.images += images_seen
 
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 (n, 3, h, w), channels last, and label maps (n, h, w); no image becomes one ignored image."""
+        """Images uint8 (n, 3, h, w), channels last, and label maps (n, h, w); an empty batch is one ignored image."""
         if batch.images is None or batch.label_maps is None:
             size = (self.config.augment.crop_height_px, self.config.augment.crop_width_px)
             empty = torch.zeros((1, 3, *size), dtype=torch.uint8, device=self.device)
@@ -238,26 +248,26 @@ class TrainWorker:
         return images, torch.from_numpy(batch.label_maps).to(self.device, non_blocking=True)
 
     def _keep_bad_records(self, batch: Batch) -> None:
-        """Join those of all ranks. RecordError, on all of them, if the run has more than it may have."""
+        """Collect the bad records of all ranks. RecordError, on all ranks, if the run tolerates fewer."""
         for found in gather(batch.bad_records):
             self.bad_records |= found
         if len(self.bad_records) > self.config.max_bad_records:
             problem = next(reversed(self.bad_records.values()))
             raise RecordError(
-                f"{len(self.bad_records)} records of no use, the last: {problem}",
+                f"{len(self.bad_records)} records are unusable, the last: {problem}",
                 field="max_bad_records",
                 value=list(self.bad_records),
-                expected=f"<= {self.config.max_bad_records}",
+                expected=f"<= {self.config.max_bad_records}: repair the records, or set a larger max_bad_records",
             )
 
     def _non_finite(self, batch: Batch, own_loss: float) -> NonFiniteLossError:
-        """The error, with the image ids of the ranks whose loss it was; the same on all ranks."""
+        """The error with the image ids of the ranks whose loss is not finite; the same on all ranks."""
         gathered = gather([] if np.isfinite(own_loss) else batch.image_ids)
         return NonFiniteLossError(
-            f"the loss is not finite in epoch {self.epoch}, step {batch.step}",
+            f"the loss is not finite in epoch {self.epoch + 1}, step {batch.step + 1}",
             field="image_id",
             value=[image_id for ids in gathered for image_id in ids],
-            expected="a finite loss; try a lower learning rate, or look at these records",
+            expected="a finite loss: set a smaller optimizer.lr, or look at these records",
         )
 
 
@@ -266,7 +276,7 @@ def _state_on_cpu(network: torch.nn.Module) -> StateDict:
 
 
 def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:
-    """The same batches; the time spent waiting for the first and for the others is added to the totals."""
+    """The same batches; adds the time of waiting for them to the totals, that for the first batch apart."""
     first = True
     while True:
         started = time.perf_counter()
@@ -284,14 +294,14 @@ def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:
 
 
 def raise_together(error: InputError | None) -> None:
-    """Raise on all ranks what any of them met, so that none waits for another in vain. All ranks must call it."""
+    """Raise the error of any rank on all ranks, so that none waits for another one. All ranks must call it."""
     for each in gather(error):
         if each is not None:
             raise each
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all ranks, in their order. All ranks must call it."""
+    """The values of all ranks, by rank. All ranks must call it."""
     if not dist.is_initialized():
         return [value]
     found = [None] * dist.get_world_size()

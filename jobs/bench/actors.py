@@ -10,10 +10,10 @@ from functools import partial
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
+from boxsup_dist.model.networks import build_network
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
-from boxsup_dist.runs.networks import bare_network
 from jobs.bench.scale_run import (
     check_positive,
     choose_all,
@@ -21,7 +21,6 @@ from jobs.bench.scale_run import (
     random_weights,
     store_proposals,
     store_records,
-    tiny_network,
 )
 
 IMAGES_A_UNIT = 16  # row group size of the tables
@@ -51,8 +50,9 @@ def main(settings: Settings) -> None:
     records, proposals = storage.join(folder, "records"), storage.join(folder, "proposals")
     store_records(records, num_images, settings.seed)
     store_proposals(proposals, records, settings.seed)
-    mixture = open_inputs(make_config(folder, records, proposals)).mixture
-    weights, build = random_weights(), partial(bare_network, tiny_network())
+    inputs = open_inputs(make_config(folder, records, proposals))
+    mixture = inputs.mixture
+    weights, build = random_weights(inputs.network), partial(build_network, inputs.network, "none")
     pools = {count: NetworkPool(build, num_actors=count, num_cpus=0.25, threads=1) for count in (1, 2)}
     found: dict[int, list[float]] = {count: [] for count in pools}
     for pool in pools.values():

@@ -18,10 +18,11 @@ import torch
 from boxsup_dist.config import SourceSettings
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
+from boxsup_dist.model.networks import build_network
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.networks import bare_network
+from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.recipes import demo
 from jobs.bench.watch import MIB, private_bytes
 
@@ -61,7 +62,7 @@ def _untrained_run(folder: str, records: str, proposals: str) -> str:
     """A run directory whose only checkpoint is an untrained network, at the first epoch that asks the network."""
     config = demo(storage.join(folder, "run"), (SourceSettings(records, "box", proposals),), None).check()
     torch.manual_seed(0)
-    network = bare_network(config.network)
+    network = build_network(open_inputs(config).network, "none")
     epoch = config.assignment.warmup_epochs
     state = checkpoint.CheckpointState(epoch, 0, 0, network.spec, network.state_dict())
     checkpoint.save(config.run_dir, state)

@@ -31,7 +31,7 @@ from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.inputs import Inputs, open_inputs
 from boxsup_dist.runs.networks import make_pool
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
@@ -145,12 +145,13 @@ def measure_stages(folder: str, num_images: int, seed: int) -> dict[str, dict[st
     stage("proposals", lambda: store_proposals(proposals_uri, records_uri, seed), proposals_uri)
     config = make_config(folder, records_uri, proposals_uri)
     stage("open", lambda: open_all(config))
-    mixture = open_inputs(config).mixture
+    inputs = open_inputs(config)
+    mixture = inputs.mixture
     labels_file = storage.join(folder, "labels.parquet")
-    pool = make_pool(config)
+    pool = make_pool(inputs.network, config.resources)
     try:
         pool.wait_ready()
-        stage("reassign", lambda: reassign_all(pool, mixture, labels_file))
+        stage("reassign", lambda: reassign_all(pool, inputs, labels_file))
     finally:
         pool.close()
     stage("hand-over", lambda: hand_over(mixture, labels_file, storage.join(folder, "handed-over.parquet")))
@@ -170,10 +171,10 @@ def open_all(config: TrainConfig) -> dict[str, Any]:
     return {"units": len(mixture.units), "mixture MB": len(ray.cloudpickle.dumps(mixture)) / 1e6}
 
 
-def reassign_all(pool: NetworkPool, mixture: Mixture, out: str) -> dict[str, Any]:
+def reassign_all(pool: NetworkPool, inputs: Inputs, out: str) -> dict[str, Any]:
     """Labels of every box."""
-    weights, started = random_weights(), time.thread_time()
-    labels = choose_all(pool, mixture, weights)
+    weights, started = random_weights(inputs.network), time.thread_time()
+    labels = choose_all(pool, inputs.mixture, weights)
     dispatch_s = time.thread_time() - started
     data = labels.to_parquet()
     storage.write_bytes(out, data)

@@ -21,12 +21,12 @@ from boxsup_dist.distributed.build import build_table
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.model.networks import NetworkSpec, build_network
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.proposals.build import propose_shard
 from boxsup_dist.proposals.methods import Method
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader
-from boxsup_dist.runs.networks import bare_network
 from boxsup_dist.runs.recipes import mini
 from jobs.bench.scale_set import SOURCE, entries, scene_proposals, scene_record
 
@@ -80,18 +80,13 @@ def _describe(table: Table) -> dict[str, Any]:
     }
 
 
-def tiny_network() -> NetworkSettings:
-    """What stands in for the real network."""
-    return NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0)
-
-
 def make_config(folder: str, records: str, proposals: str) -> TrainConfig:
     """The recipe `mini` with a tiny network, small crops and the paper's batch size, on two workers and two actors."""
     config = mini(storage.join(folder, "run"), (SourceSettings(records, "box", proposals),), None)
     resources = replace(config.resources, num_workers=2, num_actors=2)
     return replace(
         config,
-        network=tiny_network(),
+        network=NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0),
         optimizer=OptimizerSettings(global_batch_size=GLOBAL_BATCH_SIZE, class_balance=0.5),
         augment=AugmentSettings(CROP_PX, CROP_PX, 0.75, 1.25),
         resources=resources.resolve(session.total_cpus(), session.total_gpus()),
@@ -99,10 +94,10 @@ def make_config(folder: str, records: str, proposals: str) -> TrainConfig:
     ).check()
 
 
-def random_weights() -> ray.ObjectRef:
-    """Of the tiny network, by reference."""
+def random_weights(spec: NetworkSpec) -> ray.ObjectRef:
+    """Random weights of this network, by reference."""
     torch.manual_seed(0)
-    weights = bare_network(tiny_network()).state_dict()
+    weights = build_network(spec, "none").state_dict()
     torch.nn.init.normal_(weights["score.weight"])  # it starts at zero, and all classes would be alike
     return ray.put(weights)
 

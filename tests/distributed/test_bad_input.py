@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from boxsup_dist.data.schema import SCHEMA_VERSION
+from boxsup_dist.data.schema import SCHEMA_VERSION, VOC_CLASSES
 from boxsup_dist.io import storage
 from boxsup_dist.runs.command_line import clear_errors
 from jobs import evaluate, train
@@ -22,6 +22,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     tiny.write_tables(folder)
     tiny.write_records(folder / "unmasked", [tiny.make_record(i, "other", None) for i in range(4)])
+    tiny.write_records(folder / "of_three", [tiny.make_record(i, "three") for i in range(4)], VOC_CLASSES[:3])
     tiny.write_records(folder / "unfinished", [tiny.make_record(i, "other") for i in range(4)])
     (folder / "unfinished" / "manifest.json").unlink()
     tiny.write_records(folder / "old", [tiny.make_record(i, "other") for i in range(4)])
@@ -57,21 +58,37 @@ def told(call, capsys) -> str:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"records": "absent"}, ["no table here", "absent"]),
+        ({"records": "absent"}, ["no table here", "absent", "python -m jobs.build_records makes it"]),
         ({"records": "unfinished"}, ["unfinished", "run the command that builds it again"]),
         ({"records": "old"}, ["schema of another version", "found: 0", f"expected: {SCHEMA_VERSION}"]),
         ({"records": "proposals"}, ["another kind of table", "found: 'proposals'", "expected: records"]),
         ({"records": "val"}, ["made from other records", "settings.records"]),
         ({"val_records": "unmasked"}, ["no record has a mask to evaluate with", "unmasked"]),
-        ({"proposals": None}, ["the supervision box needs a table", "field: proposals"]),
-        ({"supervision": "rectangles"}, ["rectangles does not read this table", "field: proposals", "expected: none"]),
+        (
+            {"proposals": None},
+            ["box supervision needs a proposals", "field: proposals", "jobs.build_proposals makes"],
+        ),
+        (
+            {"supervision": "rectangles"},
+            ["rectangles supervision does not read", "field: proposals", "not set"],
+        ),
         (
             {"records": "unmasked", "proposals": None, "supervision": "mask"},
             ["mask supervision needs", "unmasked", "0 of 4 records have one"],
         ),
         ({"optimizer.lr": "-1"}, ["optimizer.lr", "found: -1.0", "> 0"]),
-        ({"assignment.form": "image"}, ["assignment.logit_limit", "expected: none with form 'image'"]),
-        ({"network.num-classes": "3"}, ["labelled with other classes", "expected: 21"]),
+        (
+            {"assignment.form": "image"},
+            ["assignment.logit_limit needs assignment.form centred: set it"],
+        ),
+        ({"val_records": "of_three"}, ["val_records has other classes", "3 classes", "expected: the 21 of"]),
+        ({"network.name": "timm:resnet51"}, ["no such model", "network.name", "'timm:resnet51'", "timm:resnet50"]),
+        ({"network.name": "fcn8_vgg16"}, ["unknown network", "network.name", "expected: fcn8s_vgg16?"]),
+        ({"network.dropout": "1.5"}, ["network.dropout", "found: 1.5", "from 0 to below 1"]),
+        ({"network.output-stride": "4"}, ["network.output_stride", "found: 4", "(8, 16)"]),
+        ({"network.weights": "/nowhere.pth"}, ["cannot read the weight file", "/nowhere.pth"]),
+        ({"network.weights": "torchvision:IMAGENET1K_V1"}, ["of another network", "network.name"]),
+        ({"network.weights": "checkpoint:/nowhere"}, ["no checkpoint here", "/nowhere"]),
     ],
 )
 def test_train_tells_what_is_wrong_before_it_starts_anything(folder, tmp_path, monkeypatch, capsys, changes, expected):

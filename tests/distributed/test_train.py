@@ -200,7 +200,7 @@ def test_the_average_takes_in_the_weights_after_every_step(unbroken):
 
 def test_other_settings_are_refused_except_those_that_decide_nothing(unbroken):
     for change in ({"seed": 1}, {"optimizer": replace(unbroken.optimizer, lr=0.02)}):
-        with pytest.raises(SettingError, match=f"another setting.*config.json.*field: {next(iter(change))}"):
+        with pytest.raises(SettingError, match=f"other settings.*config.json.*field: {next(iter(change))}"):
             train(replace(unbroken, **change))
     train(replace(unbroken, resources=ONE, keep_checkpoints=1, checkpoint_every_steps=3))
 
@@ -253,7 +253,7 @@ def test_a_run_fine_tunes_the_network_of_another_run_to_other_classes(unbroken, 
         folder / "fine-tuned",
         sources=(tiny.make_source(folder, "mask", records=str(folder / "context")),),
         val_records=None,
-        network=replace(tiny.NETWORK, weights=f"checkpoint:{unbroken.run_dir}", num_classes=len(classes)),
+        network=replace(tiny.NETWORK, weights=f"checkpoint:{unbroken.run_dir}"),
         optimizer=OptimizerSettings(epochs=1, global_batch_size=4, lr=1e-12, weight_decay=0.0),
     )
     train(config)
@@ -282,14 +282,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_records(ray_local,
     options = OptimizerSettings(epochs=2, global_batch_size=4, lr=1e30)
     sources = (tiny.make_source(folder, "rectangles"),)
     config = tiny.make_config(folder, folder / "nan", sources=sources, optimizer=options, resources=TWO)
-    assert_fails_at_once(config, NonFiniteLossError, r"not finite in epoch 0, step \d.*image_id.*tiny/train_")
+    assert_fails_at_once(config, NonFiniteLossError, r"not finite in epoch 1, step \d.*image_id.*tiny/train_")
     assert checkpoint.latest(config.run_dir) is None
 
 
 def test_weights_that_are_not_there_end_the_run(ray_local, folder):
     network = NetworkSettings(tiny.NETWORK.name, weights="/nowhere/weights.pth", output_stride=16)
     config = tiny.make_config(folder, folder / "no-weights", network=network)
-    assert_fails_at_once(config, WeightsError, r"can't read the weight file; file: /nowhere/weights.pth")
+    assert_fails_at_once(config, WeightsError, r"cannot read the weight file; file: /nowhere/weights.pth")
+    assert not Path(config.run_dir).exists(), "the corrected command must find no trace of the wrong one"
 
 
 @pytest.fixture
@@ -320,7 +321,7 @@ def test_records_that_do_not_decode_are_named_and_left_out(ray_local, folder, da
 def test_more_damaged_records_than_allowed_end_the_run(ray_local, folder, damaged):
     """One rank of two meets them in its stream; the other must not wait."""
     config = tiny.make_config(folder, folder / "too-many", sources=(damaged,), max_bad_records=1, resources=TWO)
-    told = r"[23] records of no use.*does not decode.*damaged.*max_bad_records.*<= 1"
+    told = r"[23] records are unusable.*does not decode.*damaged.*max_bad_records.*<= 1"
     assert_fails_at_once(config, RecordError, told)
 
 

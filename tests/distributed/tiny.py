@@ -26,8 +26,8 @@ from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, proposals_to_table, records_to_table
 from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
 from boxsup_dist.data.tables import Table
+from boxsup_dist.model import networks
 from boxsup_dist.records.build import count_records
-from boxsup_dist.runs.networks import bare_network
 
 NUM_TRAIN, NUM_VAL = 14, 5
 ROWS_PER_SHARD, ROW_GROUP_SIZE = 8, 4
@@ -39,7 +39,8 @@ ASSIGNMENT = AssignmentSettings(
     form="centred", top_k=3, box_margin=0.0, ignore_outside=True, consensus_temperature=0.1, ignore_undecided=0.25
 )
 AUGMENT = AugmentSettings(65, 65, 0.75, 1.25)
-build_network = partial(bare_network, NETWORK)
+SPEC = networks.network_spec(NETWORK, len(VOC_CLASSES))
+build_network = partial(networks.build_network, SPEC, "none")
 
 
 def make_record(index: int, split: str, mask: bytes | None = b"") -> Record:

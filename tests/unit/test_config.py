@@ -15,6 +15,7 @@ from boxsup_dist.config import (
     SourceSettings,
     Supervision,
     TrainConfig,
+    differences,
 )
 from boxsup_dist.errors import SettingError
 from boxsup_dist.runs.recipes import RECIPES
@@ -38,6 +39,8 @@ def other_value(value: object) -> object:
         return value + 1
     if isinstance(value, tuple):
         return (*value, SourceSettings("more", "mask"))
+    if value is None:
+        return 7
     return "another"
 
 
@@ -82,6 +85,8 @@ def test_a_source_names_exactly_the_tables_that_its_supervision_reads(supervisio
     with pytest.raises(SettingError) as caught:
         wrong.check()
     assert caught.value.field == table and supervision in str(caught.value)
+    # What is missing is named with the command that makes it.
+    assert (f"python -m jobs.build_{table} makes" in str(caught.value)) == (getattr(source, table) is not None)
 
 
 def test_label_maps_of_boxes_are_for_refinement():
@@ -90,7 +95,7 @@ def test_label_maps_of_boxes_are_for_refinement():
         replace(CONFIG, sources=sources).check()
     refining = replace(CONFIG.assignment, consensus_temperature=0.1, refine_from_epoch=3)
     assert replace(CONFIG, sources=sources, assignment=refining).check().sources == sources
-    with pytest.raises(SettingError, match=r"refine_from_epoch.*without a consensus"):
+    with pytest.raises(SettingError, match=r"refine_from_epoch needs assignment.consensus_temperature: set it"):
         replace(CONFIG, assignment=replace(refining, consensus_temperature=None)).check()
 
 
@@ -133,6 +138,10 @@ BAD = {
     "assignment.top_k": [0, -1],
     "assignment.warmup_epochs": [0],
     "assignment.max_candidates": [0, -1],
+    "assignment.box_margin": [-0.1],
+    "assignment.consensus_temperature": [0.0],
+    "assignment.average_decay": [0.0, 1.0],
+    "assignment.refine_from_epoch": [0, 1],  # 0: epochs count from 1; 1: has no effect without a consensus
     "assignment.rank_weight": [-0.1],
     "assignment.logit_limit": [2.0],  # has no effect with form "image"
     "assignment.ignore_undecided": [0.25],  # has no effect without a consensus
@@ -151,8 +160,8 @@ BAD = {
     "augment.crop_width_px": [0],
     "augment.scale_min": [0, -1, 1.6],  # above scale_max
     "augment.scale_max": [0.4],
-    "resources.num_workers": [-1, 21],  # more than images in a global batch
-    "resources.num_actors": [-1],
+    "resources.num_workers": [0, -1, 21],  # more than images in a global batch
+    "resources.num_actors": [0, -1],
     "resources.cpus_per_worker": [-1],
     "resources.gpus_per_worker": [-0.5],
     "resources.cpus_per_actor": [-1],
@@ -185,9 +194,20 @@ def test_a_bad_setting_is_named(name, value):
 def test_every_number_is_checked():
     # A new setting must get a check, or be named here as one that any value suits or another place checks.
     unbounded = {"seed"}
-    checked_where_the_network_is_built = {"network.num_classes", "network.dropout"}
-    numbers = {name for name, value in all_settings(CONFIG) if type(value) in (int, float)}
-    assert numbers - set(BAD) == unbounded | checked_where_the_network_is_built
+    checked_by_network_spec = {"network.output_stride", "network.head_channels", "network.dropout"}
+    assert numbers_of(CONFIG) - set(BAD) == unbounded | checked_by_network_spec
+
+
+def numbers_of(config: object, prefix: str = "") -> set[str]:
+    """Dotted names of the settings that take a number, set or not."""
+    found = set()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found |= numbers_of(value, f"{prefix}{field.name}.")
+        elif {"int", "float"} & set(field.type.split(" | ")):
+            found.add(prefix + field.name)
+    return found
 
 
 def test_settings_at_their_limits_pass():
@@ -207,34 +227,14 @@ def test_settings_at_their_limits_pass():
     replace(CONFIG, sources=(SourceSettings("records", "mask"),)).check()
 
 
-def test_resources_without_a_gpu():
-    found = ResourceSettings().resolve(2, 0)
-    assert (found.num_workers, found.num_actors) == (2, 2)
-    assert (found.gpus_per_worker, found.gpus_per_actor) == (0, 0)
-    assert ResourceSettings().resolve(16, 0) == replace(ResourceSettings(), num_workers=4, num_actors=16)
-
-
-def test_resources_with_gpus():
-    found = ResourceSettings().resolve(16, 8)
-    assert (found.num_workers, found.num_actors) == (8, 8)
-    assert (found.gpus_per_worker, found.gpus_per_actor) == (0.5, 0.5)
-    assert (found.cpus_per_worker, found.cpus_per_actor) == (0.5, 0.5)
-    assert ResourceSettings().resolve(64, 2).cpus_per_worker == 1.0
-
-
-@pytest.mark.parametrize("num_cpus", [2, 3, 4, 8, 16, 96])
-@pytest.mark.parametrize("num_gpus", [0, 1, 2, 8])
-def test_resolved_resources_fit_and_leave_data_tasks_a_cpu(num_cpus, num_gpus):
-    found = ResourceSettings().resolve(num_cpus, num_gpus)
-    reserved = found.num_workers * found.cpus_per_worker + found.num_actors * found.cpus_per_actor
-    assert reserved <= num_cpus / 2 and num_cpus - reserved >= 1
-    assert found.num_workers * found.gpus_per_worker + found.num_actors * found.gpus_per_actor <= num_gpus
-    found.check()
-
-
-def test_given_resources_are_kept():
-    given = ResourceSettings(num_workers=3, cpus_per_worker=2.0, num_actors=5, gpus_per_actor=0.1)
-    for size in ((2, 0), (16, 8)):
-        assert given.resolve(*size) == given
-    partly = ResourceSettings(num_workers=3).resolve(16, 8)
-    assert (partly.num_workers, partly.gpus_per_worker, partly.num_actors, partly.gpus_per_actor) == (3, 0.0, 8, 0.5)
+def test_differences_have_dotted_names_and_both_values():
+    other = with_setting("optimizer.epochs", 20)
+    other = replace(other, seed=3, sources=(replace(SOURCE, proposals="p"), SourceSettings("more", "mask")))
+    assert differences(CONFIG, other) == {
+        "optimizer.epochs": (45, 20),
+        "seed": (0, 3),
+        "sources[0].proposals": ("proposals", "p"),
+        "sources[1].records": (None, "more"),
+        "sources[1].supervision": (None, "mask"),
+    }
+    assert differences(other, other) == {}

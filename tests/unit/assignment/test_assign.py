@@ -176,7 +176,7 @@ def test_warm_up_needs_no_image():
 
 
 def test_refinement_begins_at_its_epoch_and_keeps_the_choice():
-    refining = replace(MINI, refine_from_epoch=2)
+    refining = replace(MINI, refine_from_epoch=3)
     assert str(assign(settings=refining, epoch=1).to_pylist()) == str(assign(settings=MINI, epoch=1).to_pylist())
     plain, refined = assign(settings=MINI, epoch=2).to_pylist(), assign(settings=refining, epoch=2).to_pylist()
     choice = ("image_id", "box_index", "class_id", "proposal_index", "rank")
@@ -195,7 +195,7 @@ def test_refinement_begins_at_its_epoch_and_keeps_the_choice():
 def test_labels_repeat_in_the_warm_up_unless_drawn_or_refinement_starts():
     settings = replace(MINI, warmup_epochs=3)
     assert [repeats(settings, epoch) for epoch in range(5)] == [False, True, True, False, False]
-    assert [repeats(replace(settings, refine_from_epoch=2), e) for e in range(4)] == [False, True, False, False]
+    assert [repeats(replace(settings, refine_from_epoch=3), e) for e in range(4)] == [False, True, False, False]
     assert not any(repeats(replace(settings, top_k=5), epoch) for epoch in range(5))
     first, second = (assign(settings=settings, log_probs_of=None, epoch=epoch) for epoch in (1, 2))
     assert str(first.to_pylist()) == str(second.to_pylist())
@@ -205,7 +205,7 @@ def test_static_label_maps_vote_in_epochs_that_refine():
     records = tables(ALL)[0]
     maps = [np.full((r.height, r.width), int(r.class_ids[0]) if len(r.class_ids) else 0, np.uint8) for r in RECORDS]
     stored = pa.table({"image_id": records["image_id"], "label_map": [encode_png(m) for m in maps]})
-    refining = replace(MINI, refine_from_epoch=0)
+    refining = replace(MINI, refine_from_epoch=1)
 
     def sizes(**key):
         found = assign(settings=refining, log_probs_of=None, **key)

@@ -10,7 +10,7 @@ from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.model.inference import predict_log_probs
-from boxsup_dist.model.networks import build_network
+from tests.networks import build_network
 from tests.random_proposals import proposals_of, random_proposals
 
 NUM_CLASSES = 5

@@ -15,9 +15,10 @@ from boxsup_dist.errors import CheckpointError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState, latest, list_checkpoints, load, load_network, save
-from boxsup_dist.model.networks import NetworkSpec, build_from_spec, parameter_groups
+from boxsup_dist.model.networks import build_network, parameter_groups
+from tests import networks
 
-SPEC = NetworkSpec("timm:resnet18", 3, head_channels=4).resolved()
+SPEC = networks.spec("timm:resnet18", 3, head_channels=4)
 
 
 @pytest.fixture(params=["local", "object store"])
@@ -39,7 +40,7 @@ def test_a_restored_run_goes_on_as_the_unbroken_one(run_uri):
 
     def start():
         torch.manual_seed(0)
-        network = build_from_spec(SPEC, "none")
+        network = build_network(SPEC, "none")
         optimizer = torch.optim.SGD(parameter_groups(network, 1e-3, 3.0, 5e-4), lr=1e-3, momentum=0.9)
         return network, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2)
 
@@ -83,7 +84,7 @@ def test_a_restored_run_goes_on_as_the_unbroken_one(run_uri):
 
 
 def test_network_alone(run_uri):
-    network = build_from_spec(SPEC, "none")
+    network = build_network(SPEC, "none")
     torch.nn.init.normal_(network.score.weight)
     uri = save(run_uri, CheckpointState(1, 0, 0, SPEC, network.state_dict()))
     again = load_network(uri)

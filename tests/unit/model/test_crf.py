@@ -60,7 +60,7 @@ def test_one_pixel():
 
 def test_bad_input_is_refused():
     image, log_probs, _ = two_regions()
-    with pytest.raises(ValueError, match="does not belong"):
+    with pytest.raises(ValueError, match="does not fit"):
         dense_crf(image[:-1], log_probs, crf_settings("deeplab_vgg"))
     with pytest.raises(SettingError, match="deeplab_vgg"):
         crf_settings("best")

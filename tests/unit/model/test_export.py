@@ -12,7 +12,9 @@ import torch
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.model import export
 from boxsup_dist.model.export import Comparison
-from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network, network_from_state
+from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
+from tests import networks
+from tests.networks import build_network
 
 CLASSES = ("background", "cat", "dog")
 SIZES = [(1, 1), (1, 40), (16, 16), (17, 17), (33, 64), (50, 71)]
@@ -74,7 +76,7 @@ def test_torch_export_is_the_network_at_any_size(network: SegmentationNetwork, t
 
 def test_same_padding_is_made_plain_without_changing_the_network() -> None:
     """The layers of the networks of the recipes (timm's tf_ models), whose padding depends on the size."""
-    spec = NetworkSpec("timm:tf_efficientnet_lite0", 3, head_channels=8).resolved()
+    spec = networks.spec("timm:tf_efficientnet_lite0", 3, head_channels=8)
     torch.manual_seed(0)
     network = build_network(spec.name, 3, head_channels=8, weights="none")
     torch.nn.init.normal_(network.score.weight)

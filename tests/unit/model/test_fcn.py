@@ -11,7 +11,9 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.model import weights
 from boxsup_dist.model.fcn import FcnHead, FcnScore
 from boxsup_dist.model.grids import FcnGrid
-from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network, network_from_state
+from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, network_from_state
+from tests import networks
+from tests.networks import build_network
 
 NAMES = {"fcn32s_vgg16": 32, "fcn16s_vgg16": 16, "fcn8s_vgg16": 8}
 FINAL_CROP = {32: 19, 16: 27, 8: 31}  # the released networks' offsets
@@ -177,7 +179,7 @@ def test_sizes_are_those_of_the_paper():
     assert network.head.fc6.weight.shape == (4096, 512, 7, 7)
     assert sum(p.numel() for p in network.parameters()) == 14_714_688 + 102_764_544 + 16_781_312 + 21 * 4097
     for name, stride in NAMES.items():
-        spec = NetworkSpec(name, 21).resolved()
+        spec = networks.spec(name, 21)
         assert (spec.output_stride, spec.head_channels, spec.dropout) == (stride, 4096, 0.5)
         assert weights.default_weights(name) == "torchvision:IMAGENET1K_V1"  # it has the classifier
 
@@ -218,4 +220,4 @@ def test_a_state_dict_restores_the_network_in_channels_last_and_mixed_precision(
 def test_settings_of_other_networks_are_refused(settings):
     with pytest.raises(SettingError) as caught:
         build("fcn32s_vgg16", **settings)
-    assert caught.value.field in settings
+    assert caught.value.field.removeprefix("network.") in settings

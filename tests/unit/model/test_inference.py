@@ -10,7 +10,9 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model.grids import CellGrid
 from boxsup_dist.model.inference import average_log_probs, predict_label_map, predict_log_probs, predict_probs
-from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network
+from boxsup_dist.model.networks import SegmentationNetwork
+from tests import networks
+from tests.networks import build_network
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def test_read_only_and_strided_images(network):
 
 def test_mixed_precision_is_close_and_stays_float32(network):
     picture = image(33, 49)
-    log_probs = predict_log_probs(network, picture, autocast_dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs = predict_log_probs(network, picture)
     assert log_probs.dtype == np.float32
     assert np.abs(np.exp(log_probs) - np.exp(predict_log_probs(network, picture))).mean() < 0.05
 
@@ -113,7 +116,7 @@ class LocalNetwork(torch.nn.Module):
         self.cells = torch.nn.Conv2d(3, 4, 17, stride=16, padding=8)
         self.mix = torch.nn.Conv2d(4, 5, 3, padding=1)
         self.grid = CellGrid(16, patches=False)
-        self.spec = NetworkSpec("local", 5)
+        self.spec = networks.spec("timm:resnet18", 5)
         self.device = torch.device("cpu")
         self.eval()
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from boxsup_dist.errors import SettingError, WeightsError
+from boxsup_dist.model import networks as model_networks
 from boxsup_dist.model.heads import LargeFov
 from boxsup_dist.model.networks import (
     NetworkSpec,
     SegmentationNetwork,
-    build_network,
     network_from_state,
     parameter_groups,
 )
+from tests import networks
+from tests.networks import build_network
 
 LITE0 = "timm:tf_efficientnet_lite0"
 VGG = "deeplab_largefov_vgg16"
@@ -23,6 +27,10 @@ SIZES = [(1, 1), (1, 40), (16, 17), (33, 32), (50, 67)]
 def small(**settings) -> SegmentationNetwork:
     torch.manual_seed(0)
     return build_network(LITE0, 5, **{"head_channels": 8, "weights": "none", **settings})
+
+
+def unfrozen(spec: NetworkSpec) -> SegmentationNetwork:
+    return model_networks.build_network(replace(spec, freeze_batch_norm=False), "none")
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -112,14 +120,14 @@ def test_frozen_batch_norm_makes_results_independent_of_the_batch():
 
 
 def test_unfrozen_batch_norm_learns():
-    network = small(freeze_batch_norm=False).train()
+    network = unfrozen(small().spec).train()
     before = network.body.extractor.bn1.running_mean.clone()
     network(images(2, 3, 33, 33))
     assert not torch.equal(before, network.body.extractor.bn1.running_mean)
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once():
-    for network in (small(), build_network("timm:resnet18", 3, weights="none", freeze_batch_norm=False)):
+    for network in (small(), unfrozen(networks.spec("timm:resnet18", 3))):
         groups = parameter_groups(network, lr=0.1, head_lr_multiplier=3.0, weight_decay=5e-4)
         ids = [id(p) for group in groups for p in group["params"]]
         assert sorted(ids) == sorted(id(p) for p in network.parameters() if p.requires_grad)
@@ -143,7 +151,7 @@ def test_network_from_state_restores_and_draws_no_random_numbers():
 
 def test_network_from_state_of_another_network_is_an_error():
     with pytest.raises(WeightsError, match="another network"):
-        network_from_state(NetworkSpec(LITE0, 6, head_channels=8), small().state_dict())
+        network_from_state(networks.spec(LITE0, 6, head_channels=8), small().state_dict())
     with pytest.raises(SettingError, match="unexpected keyword"):
         NetworkSpec.from_dict({"name": LITE0, "num_classes": 5, "colour": 1})
 
@@ -154,6 +162,9 @@ def test_network_from_state_of_another_network_is_an_error():
         ({"name": "resnet18"}, "name"),
         ({"name": "timm:no_such_model"}, "name"),
         ({"name": "timm:vit_tiny_patch16_224"}, "name"),
+        ({"head_channels": 0}, "head_channels"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"output_stride": 0}, "output_stride"),
         ({"name": VGG, "output_stride": 16}, "output_stride"),
         ({"name": VGG, "head": "aspp"}, "head"),
         ({"output_stride": 4}, "output_stride"),
@@ -166,10 +177,38 @@ def test_network_from_state_of_another_network_is_an_error():
 def test_bad_settings_name_their_field(settings, field):
     with pytest.raises(SettingError) as caught:
         build_network(**{"name": LITE0, "num_classes": 5, "weights": "none", **settings})
-    assert caught.value.field == field
+    assert caught.value.field == f"network.{field}"
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)])
 def test_a_batch_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match="RGB"):
         small()(torch.zeros(shape))
+
+
+def test_settings_that_are_not_set_take_the_default_of_the_network():
+    expected = {VGG: (8, 1024, 0.5), "fcn16s_vgg16": (16, 4096, 0.5), LITE0: (16, 256, 0.1)}
+    for name, values in expected.items():
+        found = networks.spec(name, 21)
+        assert (found.output_stride, found.head_channels, found.dropout) == values
+    for given in ({"output_stride": 8}, {"head": "aspp"}, {"head_channels": 7}, {"dropout": 0.0}):
+        assert given.items() <= networks.spec(LITE0, 21, **given).to_dict().items()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("timm:resnet51", "timm:resnet50"), ("fcn8_vgg16", "fcn8s_vgg16"), ("resnet18", "timm:MODEL")],
+)
+def test_a_mistyped_name_is_answered_with_close_ones(name, expected):
+    with pytest.raises(SettingError) as caught:
+        networks.spec(name, 21)
+    assert (caught.value.field, caught.value.value) == ("network.name", name)
+    assert expected in caught.value.expected
+
+
+def test_a_checkpoint_of_an_earlier_version_still_names_its_network():
+    """state.json of commit b08f294."""
+    stored = {"name": LITE0, "num_classes": 21, "output_stride": 16, "head": "largefov", "head_channels": 256,
+              "dropout": 0.1, "freeze_batch_norm": True}  # fmt: skip
+    assert NetworkSpec.from_dict(stored) == networks.spec(LITE0, 21)
+    assert networks.spec(LITE0, 21).to_dict() == stored

@@ -8,18 +8,19 @@ import torch
 from boxsup_dist.errors import CheckpointError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import CheckpointState, save
-from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec
-from boxsup_dist.model.transfer import start_network
+from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network
+from boxsup_dist.model.transfer import check_start, start_network
 from boxsup_dist.model.weights import absolute_spec
+from tests import networks
 
-COCO = NetworkSpec("timm:test_resnet", 81, head_channels=8)
-CONTEXT = NetworkSpec("timm:test_resnet", 60, head_channels=8)
+COCO = networks.spec("timm:test_resnet", 81, head_channels=8)
+CONTEXT = networks.spec("timm:test_resnet", 60, head_channels=8)
 
 
 @torch.no_grad()
 def trained(spec: NetworkSpec, seed: int = 0) -> SegmentationNetwork:
     """A network all of whose tensors, statistics and mean too, are unlike those of a new one."""
-    network = build_from_spec(spec, "none")
+    network = build_network(spec, "none")
     generator = torch.Generator().manual_seed(seed)
     for value in network.state_dict().values():
         if value.is_floating_point():
@@ -52,11 +53,11 @@ def test_all_but_the_score_layer_is_the_sources(tmp_path):
 
 
 def test_all_skips_of_fcn_start_anew(tmp_path):
-    source = trained(NetworkSpec("fcn8s_vgg16", 5, head_channels=2))
-    spec = NetworkSpec("fcn8s_vgg16", 4, head_channels=2)
+    source = trained(networks.spec("fcn8s_vgg16", 5, head_channels=2))
+    spec = networks.spec("fcn8s_vgg16", 4, head_channels=2)
     network = start_network(spec, f"checkpoint:{store(source, str(tmp_path))}")
     assert_taken_over(network, source)
-    new = build_from_spec(spec, "none").state_dict()
+    new = build_network(spec, "none").state_dict()
     assert all(torch.equal(v, new[name]) for name, v in network.state_dict().items() if name.startswith("score."))
 
 
@@ -73,9 +74,11 @@ def test_a_run_directory_gives_its_newest_whole_checkpoint(tmp_path):
 
 
 def test_stride_and_dropout_may_differ(tmp_path):
-    source = trained(NetworkSpec(COCO.name, 81, 16, "aspp", 8, dropout=0.5))
+    source = trained(networks.spec(COCO.name, 81, output_stride=16, head="aspp", head_channels=8, dropout=0.5))
     uri = store(source, str(tmp_path))
-    network = start_network(NetworkSpec(COCO.name, 60, 8, "aspp", 8, dropout=0.1), f"checkpoint:{uri}")
+    network = start_network(
+        networks.spec(COCO.name, 60, output_stride=8, head="aspp", head_channels=8, dropout=0.1), f"checkpoint:{uri}"
+    )
     assert_taken_over(network, source)
     assert (network.output_stride, network.spec.dropout) == (8, 0.1)
 
@@ -83,9 +86,9 @@ def test_stride_and_dropout_may_differ(tmp_path):
 @pytest.mark.parametrize(
     "other",
     [
-        NetworkSpec("timm:resnet18", 60, head_channels=8),
-        NetworkSpec(COCO.name, 60, head="aspp", head_channels=8),
-        NetworkSpec(COCO.name, 60, head_channels=4),
+        networks.spec("timm:resnet18", 60, head_channels=8),
+        networks.spec(COCO.name, 60, head="aspp", head_channels=8),
+        networks.spec(COCO.name, 60, head_channels=4),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused_and_both_are_named(tmp_path, other):
@@ -116,7 +119,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, folder):
 
 def test_other_specs_are_those_of_pretrained_weights():
     torch.manual_seed(0)
-    expected = build_from_spec(CONTEXT, "none").state_dict()
+    expected = build_network(CONTEXT, "none").state_dict()
     torch.manual_seed(0)
     found = start_network(CONTEXT, "none").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
@@ -129,3 +132,15 @@ def test_paths_in_specs_become_absolute(tmp_path, monkeypatch):
     unchanged = ["none", "timm", "package:efficientnet-lite0", "torchvision:IMAGENET1K_V1", "s3://b/vgg.pth", "", None]
     unchanged.append("checkpoint:s3://bucket/run")
     assert [absolute_spec(spec) for spec in unchanged] == unchanged
+
+
+def test_the_check_before_a_run_finds_what_the_start_would_and_draws_no_random_numbers(tmp_path):
+    uri = store(trained(COCO), str(tmp_path))
+    rng = torch.get_rng_state()
+    check_start(CONTEXT, f"checkpoint:{uri}")
+    check_start(CONTEXT, "none")
+    assert torch.equal(rng, torch.get_rng_state())
+    with pytest.raises(WeightsError, match="another network"):
+        check_start(networks.spec("timm:resnet18", 60, head_channels=8), f"checkpoint:{uri}")
+    with pytest.raises(WeightsError, match="cannot read the weight file"):
+        check_start(CONTEXT, str(tmp_path / "nothing.pth"))

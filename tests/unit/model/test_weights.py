@@ -11,8 +11,8 @@ from torch import Tensor
 
 from boxsup_dist.errors import WeightsError
 from boxsup_dist.model import weights
-from boxsup_dist.model.networks import build_network
 from boxsup_dist.model.weights import LITE0_PACKAGE, load_pretrained, read_state_dict
+from tests.networks import build_network
 
 LITE0 = "timm:tf_efficientnet_lite0"
 VGG = "deeplab_largefov_vgg16"

@@ -18,9 +18,10 @@ from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
-from boxsup_dist.model.networks import NetworkSpec, build_from_spec
+from boxsup_dist.model.networks import build_network
 from boxsup_dist.runs import comparison
 from jobs import figures
+from tests import networks
 from tests.distributed import tiny
 
 IDS = ["tiny/train_00", "tiny/train_09"]
@@ -48,14 +49,14 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A finished run with masks and one with boxes, without an MLflow run."""
     folder = tmp_path_factory.mktemp("figures")
     tiny.write_tables(folder)
-    spec = NetworkSpec("timm:test_resnet", len(VOC_CLASSES), head_channels=8).resolved()
+    spec = networks.spec("timm:test_resnet", len(VOC_CLASSES), head_channels=8)
     found = []
     for supervision in ("mask", "box"):
         run_dir = str(folder / supervision)
         config = tiny.make_config(folder, Path(run_dir), sources=(tiny.make_source(folder, supervision),))
         storage.write_json(storage.join(run_dir, "config.json"), config.to_dict())
         torch.manual_seed(0)
-        network = build_from_spec(spec, "none")
+        network = build_network(spec, "none")
         checkpoint.save(run_dir, CheckpointState(2, 0, 0, spec, network.state_dict()))
         rows = [{"epoch": e, "train_loss": 2.0 - e, "iou": dict.fromkeys(VOC_CLASSES, 10.0 * e)} for e in range(2)]
         storage.write_bytes(storage.join(run_dir, "history.jsonl"), "\n".join(map(json.dumps, rows)).encode())

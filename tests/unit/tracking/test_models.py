@@ -22,19 +22,20 @@ from boxsup_dist.errors import CheckpointError, InputError, RecordError, Setting
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint, export
 from boxsup_dist.model.checkpoint import CheckpointState
-from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec
+from boxsup_dist.model.networks import SegmentationNetwork, build_network
 from boxsup_dist.tracking import models
 from boxsup_dist.tracking.client import read_run
 from boxsup_dist.tracking.tracker import RunTracker
 from jobs import export_model
+from tests import networks
 from tests.distributed import tiny
 
-SPEC = NetworkSpec("timm:test_resnet", len(VOC_CLASSES), head_channels=8, dropout=0.0).resolved()
+SPEC = networks.spec("timm:test_resnet", len(VOC_CLASSES), head_channels=8, dropout=0.0)
 
 
 def make_state() -> CheckpointState:
     torch.manual_seed(0)
-    network = build_from_spec(SPEC, "none")
+    network = build_network(SPEC, "none")
     torch.nn.init.normal_(network.score.weight)
     return CheckpointState(2, 0, 0, SPEC, network.state_dict())
 

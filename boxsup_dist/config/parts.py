@@ -1,0 +1,210 @@
+"""Settings of the network, the assignment, the optimizer, the augmentation and the prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from boxsup_dist.config.checks import check_choice, check_needs, check_range
+
+CostForm = Literal["image", "centred"]
+Head = Literal["largefov", "aspp"]
+Schedule = Literal["step", "poly"]
+OptimizerKind = Literal["sgd", "adamw"]
+# Image tiles start at multiples of the coarsest stride of any network, so that their cells are the cells of the image.
+TILE_GRID_PX = 32
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which network to train, and where its first weights come from. The number of classes is that of the records."""
+
+    name: str = "deeplab_largefov_vgg16"
+    """deeplab_largefov_vgg16 (the paper's), fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 or timm:MODEL."""
+    weights: str | None = None
+    """Where the first weights come from. A path or URI: a state dict. `package:efficientnet-lite0`, `timm`,
+    `torchvision:NAME` or `torchvision:NAME@PATH`: published ImageNet weights. `none`: random values. `checkpoint:URI`:
+    start from another run's network; its score layer is replaced, so the number of classes may differ. Not set: the
+    network's usual ImageNet weights."""
+    output_stride: int | None = None
+    """Input pixels per cell of the score map. timm:MODEL: 8 or 16 (not set: 16). The VGG-16 networks have one each."""
+    head: Head = "largefov"
+    """Head of timm:MODEL. The VGG-16 networks have their own and take only the default."""
+    head_channels: int | None = None
+    """Channels of the head. Not set: as published, 1024 for DeepLab and 4096 for FCN; 256 for timm:MODEL."""
+    dropout: float | None = None
+    """Dropout rate before the score layer, for VGG-16 also after fc6. Not set: 0.5 for VGG-16, 0.1 for timm:MODEL."""
+
+
+@dataclass(frozen=True)
+class AssignmentSettings:
+    """How a box gets its candidate segment. boxsup_dist/assignment/cost.py explains each choice."""
+
+    form: CostForm = "image"
+    """Form of the regression cost. image: the paper's, averaged over the image. centred: centred inside the box."""
+    regression_weight: float = 3.0
+    """Weight of the regression cost beside the overlap cost: lambda of equation 4."""
+    top_k: int = 5
+    """Draw the segment among this many cheapest candidates; 1 takes the cheapest."""
+    warmup_epochs: int = 1
+    """First epochs whose labels ignore the network: box takes the overlap alone, wssl_em the filled boxes. At least 1,
+    because the network starts uniform and wssl_em would never learn a foreground from it."""
+    box_margin: float | None = None
+    """How far a segment may leave its box, as a share of the box's sides. Pixels further away are neither scored nor
+    painted. Not set: no limit."""
+    ignore_outside: bool = False
+    """Ignore the pixels of a box that no segment covers, instead of painting them background."""
+    logit_limit: float | None = None
+    """Clip the log-odds of each pixel to this limit in the centred form. Not set: no limit."""
+    max_candidates: int | None = None
+    """Consider only this many candidates per image, the best by the proposals' own rank. Not set: all of the table."""
+    rank_weight: float = 0.0
+    """Add this times ln(rank) to the cost of a candidate; rank counts from 1 among the proposals of the image."""
+    consensus_temperature: float | None = None
+    """Take the segment on which the cheap candidates agree; each votes with weight exp(-cost / consensus_temperature).
+    Not set: take one candidate, as the paper does."""
+    ignore_undecided: float | None = None
+    """Ignore superpixels on which the candidates disagree: outside the chosen segment but with more than this share of
+    the votes, or inside it with less than half. Not set: ignore none. Needs consensus_temperature."""
+    average_decay: float | None = None
+    """Assign with a moving average of the network's weights that keeps this share of itself at every step. Not set:
+    assign with the newest weights, as the paper does."""
+    refine_from_epoch: int | None = None
+    """Refine the segments from this epoch on, counted from 1 (1 refines from the first epoch): by a CRF, the network's
+    own prediction inside the boxes and, where a source has label maps, their vote (assignment/refine.py). Not set:
+    never. Needs consensus_temperature."""
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            SettingError: A value is out of range or would have no effect.
+        """
+        check_choice(self.form, CostForm, "assignment.form")
+        for name, least in (("regression_weight", 0), ("top_k", 1), ("warmup_epochs", 1), ("rank_weight", 0)):
+            value = getattr(self, name)
+            check_range(value >= least, f"assignment.{name}", value, f">= {least}")
+        if self.box_margin is not None:
+            check_range(self.box_margin >= 0, "assignment.box_margin", self.box_margin, ">= 0")
+        for name in ("max_candidates", "refine_from_epoch"):
+            value = getattr(self, name)
+            check_range(value is None or value >= 1, f"assignment.{name}", value, ">= 1")
+        for name in ("consensus_temperature", "logit_limit"):
+            value = getattr(self, name)
+            check_range(value is None or value > 0, f"assignment.{name}", value, "> 0")
+        for name in ("ignore_undecided", "average_decay"):
+            value = getattr(self, name)
+            check_range(value is None or 0 < value < 1, f"assignment.{name}", value, f"0 < {name} < 1")
+        for name in ("ignore_undecided", "refine_from_epoch"):
+            check_needs(
+                getattr(self, name),
+                f"assignment.{name}",
+                "assignment.consensus_temperature",
+                self.consensus_temperature is not None,
+            )
+        check_needs(self.logit_limit, "assignment.logit_limit", "assignment.form centred", self.form == "centred")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer and its schedule. The defaults are the paper's (section 4.3)."""
+
+    kind: OptimizerKind = "sgd"
+    """sgd: the paper's. adamw: learns more in the few hundred steps of small recipes."""
+    epochs: int = 45
+    """Passes over the training records."""
+    global_batch_size: int = 20
+    """Images per step, over all workers."""
+    lr: float = 1e-3
+    """Learning rate of the backbone."""
+    head_lr_multiplier: float = 10.0
+    """Factor on the learning rate of all layers after the backbone; the published FCN uses 1."""
+    schedule: Schedule = "step"
+    """step: divide by 10 every `decay_epochs`. poly: (1 - progress) ** 0.9, for short runs."""
+    decay_epochs: int = 15
+    """Epochs between two divisions of the step schedule."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Momentum of SGD; decay of the first moment of AdamW."""
+    weight_decay: float = 5e-4
+    """L2 penalty of SGD; decoupled decay of AdamW."""
+    class_balance: float = 0.0
+    """Weigh a pixel of class c by (mean box area of all classes / box area of class c) ** class_balance. 0: weigh all
+    classes alike."""
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            SettingError: A value is out of range.
+        """
+        for name in ("epochs", "global_batch_size", "decay_epochs"):
+            check_range(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), ">= 1")
+        check_choice(self.kind, OptimizerKind, "optimizer.kind")
+        check_choice(self.schedule, Schedule, "optimizer.schedule")
+        for name in ("lr", "head_lr_multiplier"):
+            check_range(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "> 0")
+        check_range(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
+        for name in ("weight_decay", "warmup_steps", "class_balance"):
+            check_range(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Random scale, crop and flip of a training image."""
+
+    crop_height_px: int = 321
+    """Height of the crop that the network sees."""
+    crop_width_px: int = 321
+    """Width of the crop that the network sees."""
+    scale_min: float = 0.5
+    """Smallest factor on the size of the image."""
+    scale_max: float = 1.5
+    """Largest factor on the size of the image."""
+    flip: bool = True
+    """Mirror half of the images."""
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            SettingError: A value is out of range.
+        """
+        check_range(self.crop_height_px >= 16, "augment.crop_height_px", self.crop_height_px, ">= 16")
+        check_range(self.crop_width_px >= 16, "augment.crop_width_px", self.crop_width_px, ">= 16")
+        check_range(
+            0 < self.scale_min <= self.scale_max, "augment.scale_min", self.scale_min, "0 < scale_min <= scale_max"
+        )
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """Test-time options of a prediction. The defaults are a plain forward pass."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on the size of the image; the score maps are averaged. BoxSup+ uses 0.8 1 1.2."""
+    flip: bool = False
+    """Average with the prediction of the mirrored image."""
+    crf: str | None = None
+    """Parameter set of the dense CRF: a name of boxsup_dist/model/crf.py, or five numbers as "4,67,3,3,1" (weight, xy
+    width and rgb width of the bilateral potential, weight and xy width of the spatial one). Not set: no CRF."""
+    tile_px: int | None = None
+    """Predict larger images, and larger scaled images, in overlapping tiles with sides of this length. Approximate if
+    the network sees further than an eighth of it (boxsup_dist/model/inference.py). Not set: whole images, whatever
+    memory that takes."""
+
+    def check(self) -> PredictionSettings:
+        """Check the values.
+
+        Returns:
+            These settings.
+
+        Raises:
+            SettingError: A value is out of range.
+        """
+        good = len(self.scales) > 0 and all(0 < scale <= 8 for scale in self.scales)
+        check_range(good, "scales", self.scales, "one factor or more, 0 < factor <= 8")
+        if self.tile_px is not None:
+            check_range(self.tile_px >= 4 * TILE_GRID_PX, "tile_px", self.tile_px, f">= {4 * TILE_GRID_PX}")
+        return self

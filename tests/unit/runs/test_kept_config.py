@@ -1,0 +1,90 @@
+"""Which configurations may continue a run: all where nothing was trained, else only those with the same result."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from boxsup_dist.config import OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
+from boxsup_dist.errors import SettingError
+from boxsup_dist.io import storage
+from boxsup_dist.model.checkpoint import CheckpointState, save
+from boxsup_dist.runs.kept_config import FREE_ON_RESUME, check_resume, keep_config, read_config
+from tests import networks
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    source = SourceSettings("records", "box", "proposals")
+    return TrainConfig(str(tmp_path / "run"), (source,), "val", optimizer=OptimizerSettings(epochs=10)).check()
+
+
+def train_a_step(config: TrainConfig) -> None:
+    """A checkpoint: from now on the run has something to lose."""
+    network = networks.build_network("timm:test_resnet", 3, "none", head_channels=2)
+    save(config.run_dir, CheckpointState(0, 1, 0, network.spec, network.state_dict()))
+
+
+def test_a_directory_where_nothing_was_trained_takes_any_configuration(config):
+    check_resume(config)
+    keep_config(config)
+    for name in ("mlflow_run_id", "history.jsonl"):
+        storage.write_bytes(storage.join(config.run_dir, name), b"of the first attempt")
+    check_resume(config)
+    keep_config(config)
+    assert Path(config.run_dir, "mlflow_run_id").exists(), "the same run continues"
+    other = replace(config, seed=7)
+    check_resume(other)
+    keep_config(other)
+    assert read_config(config.run_dir) == other
+    assert [path.name for path in Path(config.run_dir).iterdir()] == ["config.json"], "another run starts anew"
+
+
+def test_a_run_that_was_trained_names_every_setting_that_differs(config):
+    keep_config(config)
+    train_a_step(config)
+    check_resume(config)
+    other = replace(config, seed=7, optimizer=replace(config.optimizer, epochs=20), experiment="another")
+    with pytest.raises(SettingError) as caught:
+        check_resume(other)
+    assert caught.value.file == storage.join(config.run_dir, "config.json")
+    assert caught.value.field == "optimizer.epochs, seed"
+    text = str(caught.value)
+    assert "optimizer.epochs: this run has 10, the command says 20, seed: this run has 0, the command says 7" in text
+    assert all(name in text for name in FREE_ON_RESUME)
+
+
+def test_a_finished_run_keeps_its_settings_without_its_checkpoints(config):
+    keep_config(config)
+    storage.write_json(storage.join(config.run_dir, "summary.json"), {})
+    with pytest.raises(SettingError, match="seed: this run has 0, the command says 7"):
+        check_resume(replace(config, seed=7))
+
+
+def test_free_settings_may_change(config):
+    keep_config(config)
+    train_a_step(config)
+    free = replace(config, resources=ResourceSettings(num_workers=2), keep_checkpoints=5, checkpoint_every_steps=3,
+                   max_bad_records=0, experiment="another")  # fmt: skip
+    check_resume(free)
+    keep_config(free)
+    assert read_config(config.run_dir) == free
+
+
+def test_the_assignment_is_free_where_nothing_is_assigned(config):
+    masks = replace(config, sources=(SourceSettings("records", "mask"),))
+    keep_config(masks)
+    train_a_step(masks)
+    check_resume(replace(masks, assignment=replace(masks.assignment, top_k=1)))
+
+
+def test_settings_added_after_a_run_started_take_their_defaults(config):
+    keep_config(config)
+    train_a_step(config)
+    uri = storage.join(config.run_dir, "config.json")
+    values = storage.read_json(uri)
+    del values["assignment"]["rank_weight"], values["duplicates"]
+    storage.write_json(uri, values)
+    check_resume(config)
+    with pytest.raises(SettingError, match=r"assignment\.rank_weight: this run has 0\.0, the command says 0\.5"):
+        check_resume(replace(config, assignment=replace(config.assignment, rank_weight=0.5)))
