@@ -43,7 +43,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     runs_root = os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs"
     tracking_uri = default_tracking_uri(runs_root)
     inputs = open_inputs(config)
-    keep_config(config, run_dir)
+    keep_config(config)
     summary_uri = storage.join(run_dir, "summary.json")
     if storage.exists(summary_uri):
         print(f"{run_dir}: this run is finished", flush=True)

@@ -21,6 +21,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.runs.networks import bare_network
 from boxsup_dist.runs.recipes import demo
 from jobs.bench.watch import MIB, private_bytes
@@ -65,7 +66,7 @@ def _untrained_run(folder: str, records: str, proposals: str) -> str:
     epoch = config.assignment.warmup_epochs
     state = checkpoint.CheckpointState(epoch, 0, 0, network.spec, network.state_dict())
     checkpoint.save(config.run_dir, state)
-    storage.write_json(storage.join(config.run_dir, "config.json"), replace(config, measure_labels=False).to_dict())
+    write_config(replace(config, measure_labels=False))
     return config.run_dir
 
 

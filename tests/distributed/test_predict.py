@@ -28,7 +28,7 @@ from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import clear_errors
 from boxsup_dist.runs.inputs import open_inputs
-from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.kept_config import read_config, write_config
 from jobs import export_labels, predict
 from tests.distributed import tiny
 
@@ -61,7 +61,7 @@ def run_dir(tmp_path_factory, network) -> str:
     config = tiny.make_config(
         folder, folder / "box", sources=(tiny.make_source(folder), rectangles), val_records=None, duplicates="drop"
     )
-    storage.write_json(storage.join(config.run_dir, "config.json"), config.to_dict())
+    write_config(config)
     state = checkpoint.CheckpointState(2, 0, 0, network.spec, network.state_dict())
     checkpoint.save(config.run_dir, state)
     num_units = len(open_inputs(config).mixture.units)

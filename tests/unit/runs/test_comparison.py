@@ -20,6 +20,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.networks import NetworkSpec, build_from_spec
 from boxsup_dist.runs import comparison
+from boxsup_dist.runs.kept_config import write_config
 from jobs import figures
 from tests.distributed import tiny
 
@@ -53,7 +54,7 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for supervision in ("mask", "box"):
         run_dir = str(folder / supervision)
         config = tiny.make_config(folder, Path(run_dir), sources=(tiny.make_source(folder, supervision),))
-        storage.write_json(storage.join(run_dir, "config.json"), config.to_dict())
+        write_config(config)
         torch.manual_seed(0)
         network = build_from_spec(spec, "none")
         checkpoint.save(run_dir, CheckpointState(2, 0, 0, spec, network.state_dict()))

@@ -23,6 +23,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint, export
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_from_spec
+from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.tracking import models
 from boxsup_dist.tracking.client import read_run
 from boxsup_dist.tracking.tracker import RunTracker
@@ -59,7 +60,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = TrainConfig(
         run_dir, (SourceSettings(str(folder / "records"), "mask"),), None, network=NetworkSettings("timm:test_resnet")
     )
-    storage.write_json(storage.join(run_dir, "config.json"), config.to_dict())
+    write_config(config)
     checkpoint.save(run_dir, make_state())
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
