@@ -34,6 +34,7 @@ from boxsup_dist.runs import comparison
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.comparison import FinishedRun
 from boxsup_dist.runs.networks import load_run, make_pool
+from boxsup_dist.runs.summary import write_result
 from boxsup_dist.tracking.client import add_artifacts, read_run
 
 Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
@@ -59,7 +60,7 @@ class Settings:
     num_images: int = 5
     """Images in a figure where none are named."""
     epochs: tuple[int, ...] = ()
-    """Epochs whose label maps are shown, from 0; by default four, the first and the last among them."""
+    """Epochs whose label maps are shown, counted from 1. Not set: four, the first and the last among them."""
     log: bool = True
     """Leave the figures in the runs' MLflow runs."""
 
@@ -88,7 +89,7 @@ def main(settings: Settings) -> None:
             print(storage.join(out, name), flush=True)
             if settings.log:
                 _log(name, data, shown)
-    storage.write_json(storage.join(out, "summary.json"), {"figures": files})
+    write_result(out, {"figures": files})
 
 
 def _draw(kind: Kind, runs: Sequence[FinishedRun], settings: Settings) -> Iterator[Drawn]:
@@ -143,7 +144,7 @@ def _confusion(each: FinishedRun) -> np.ndarray:
         )
     finally:
         pool.close()
-    write_confusion(each.run_dir, result.confusion, each.inputs.class_names)
+    write_confusion(each.files.confusion, result.confusion, each.inputs.class_names)
     return result.confusion
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,22 +20,21 @@ STALL_AFTER_S = 60.0  # without an event; then it is told, and again after twice
 
 
 @dataclass(frozen=True)
-class Event:
-    """One thing to tell. `kind` names a handler of the driver, `values` are its arguments."""
+class Stalled:
+    """The event that the driver makes itself when none has come for this long."""
 
-    kind: str
-    values: dict[str, Any] = field(default_factory=dict)
+    seconds: float
 
 
 @ray.remote(num_cpus=0)
 class _Mailbox:
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[object] = []
 
-    def post(self, event: Event) -> None:
+    def post(self, event: object) -> None:
         self.events.append(event)
 
-    def drain(self) -> list[Event]:
+    def drain(self) -> list[object]:
         events, self.events = self.events, []
         return events
 
@@ -46,23 +45,23 @@ class EventPost:
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
-    def __call__(self, kind: str, **values: Any) -> None:
+    def __call__(self, event: object) -> None:
         """Post an event without waiting."""
-        self._mailbox.post.remote(Event(kind, values))
+        self._mailbox.post.remote(event)
 
-    def wait(self, kind: str, **values: Any) -> None:
+    def wait(self, event: object) -> None:
         """Post an event and return when it lies in the mailbox: for a sender that is about to end."""
-        ray.get(self._mailbox.post.remote(Event(kind, values)))
+        ray.get(self._mailbox.post.remote(event))
 
 
 class EventLoop:
     """The driver's end: a context manager whose thread gives every event to `handle`, in order.
 
-    Where none comes for `stall_after_s` it makes one of its own: "stalled", with the seconds since the last. What
+    An event is any value that can be pickled. Where none comes for `stall_after_s` the loop makes a Stalled. What
     `handle` raises ends the thread and is raised again when the loop is left.
     """
 
-    def __init__(self, handle: Callable[[Event], None], stall_after_s: float = STALL_AFTER_S) -> None:
+    def __init__(self, handle: Callable[[object], None], stall_after_s: float = STALL_AFTER_S) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox: Any = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._handle, self._stall_after_s = handle, stall_after_s
@@ -81,7 +80,7 @@ class EventLoop:
                 if events:
                     heard, patience = time.monotonic(), self._stall_after_s
                 elif silent_s > patience:
-                    events, patience = [Event("stalled", {"seconds": silent_s})], 2 * patience
+                    events, patience = [Stalled(silent_s)], 2 * patience
                 for event in events:
                     self._handle(event)
             except Exception as error:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.reporting.figures import (
@@ -37,7 +38,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def image_grid_figure(
-    columns: Sequence[str], rows: Sequence[Sequence[np.ndarray | None]], class_names: Sequence[str]
+    columns: Sequence[str], rows: Sequence[Sequence[NDArray[np.uint8] | None]], class_names: Sequence[str]
 ) -> bytes:
     """One image a row: uint8 pictures (H, W, 3) and label maps (H, W) under the titles `columns`; None stays empty.
 
@@ -63,12 +64,13 @@ def image_grid_figure(
     return png(figure)
 
 
-def _panel_height(image: np.ndarray | None) -> float:
+def _panel_height(image: NDArray[np.uint8] | None) -> float:
     assert image is not None
-    return PANEL_INCHES * min(max(image.shape[0] / image.shape[1], 0.4), 1.6)
+    height, width = image.shape[:2]
+    return PANEL_INCHES * float(min(max(height / width, 0.4), 1.6))
 
 
-def _name_regions(axes: Axes, label_map: np.ndarray, class_names: Sequence[str]) -> None:
+def _name_regions(axes: Axes, label_map: NDArray[np.uint8], class_names: Sequence[str]) -> None:
     """Write each class's name where its regions are widest."""
     from matplotlib.patheffects import withStroke
     from scipy import ndimage
@@ -122,7 +124,7 @@ def iou_comparison_figure(iou: Mapping[str, Mapping[str, float | None]]) -> byte
     return png(figure)
 
 
-def confusion_figure(confusion: np.ndarray, class_names: Sequence[str]) -> bytes:
+def confusion_figure(confusion: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
     """The matrix int64 (C, C), rows ground truth, as percent of each row; a class without a pixel is left empty.
 
     One hue from light to dark, so that it is read by lightness.
@@ -163,10 +165,10 @@ def curves_comparison_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]
     down = math.ceil(count / across)
     figure = new_figure(3.9 * across, 2.7 * down + 0.4)
     grid = list(figure.subplots(down, across, squeeze=False).ravel())
-    last = max((row["epoch"] + 1 for rows in histories.values() for row in rows), default=1)
+    last = max((row["epoch"] for rows in histories.values() for row in rows), default=1)
     for axes, (title, key, factor) in zip(grid, panels, strict=False):
         for index, rows in enumerate(histories.values()):
-            points = [(row["epoch"] + 1, number(row.get(key))) for row in rows]
+            points = [(row["epoch"], number(row.get(key))) for row in rows]
             found = [(epoch, factor * value) for epoch, value in points if value is not None]
             if found:
                 axes.plot(*zip(*found, strict=True), linewidth=1.4, color=LINE_COLOURS[index % len(LINE_COLOURS)],

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.palette import voc_palette
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
@@ -45,16 +46,17 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
     return Figure(figsize=(width_inches, height_inches), dpi=DPI, layout="constrained")
 
 
-def shown_palette() -> np.ndarray:
-    """VOC's colour of every class id, uint8 (256, 3), but IGNORE_INDEX is white."""
+def shown_palette() -> NDArray[np.uint8]:
+    """VOC's colour of every class id, RGB (256, 3), with white for IGNORE_INDEX."""
     palette = voc_palette()
     palette[IGNORE_INDEX] = 255
     return palette
 
 
-def colour(label_map: np.ndarray) -> np.ndarray:
-    """Label map uint8 (H, W) as RGB uint8 (H, W, 3)."""
-    return shown_palette()[label_map]
+def colour(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A label map (H, W) as RGB (H, W, 3)."""
+    colours: NDArray[np.uint8] = shown_palette()[label_map]
+    return colours
 
 
 def label_evolution_figure(
@@ -131,7 +133,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
     across = min(count, CURVES_ACROSS)
     figure = new_figure(3.9 * across, 2.7 * math.ceil(count / across))
     grid = list(np.atleast_1d(figure.subplots(math.ceil(count / across), across)).ravel())
-    epochs = [row.get("epoch", i) for i, row in enumerate(history)]
+    epochs = [row.get("epoch", i) for i, row in enumerate(history, 1)]
     for axes, (title, keys, factor) in zip(grid, panels, strict=False):
         _draw_curves(axes, epochs, history, keys, factor)
         finish_axes(axes, title, epochs)
@@ -244,5 +246,5 @@ def png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()

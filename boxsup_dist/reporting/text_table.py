@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from boxsup_dist.reporting.html import render
 
 
 def format_value(value: Any) -> str:
@@ -50,13 +51,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
 def to_html(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
     """The same table as one HTML page that needs nothing else."""
     columns, cells = _cells(rows)
-    style = "body{font-family:sans-serif}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}"
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in cells)
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title><style>{style}</style>"
-        f"</head><body><h1>{escape(title)}</h1><table><tr>{head}</tr>{body}</table></body></html>\n"
-    )
+    return render("table", title=title, columns=columns, rows=cells)
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.painting import painter
 from boxsup_dist.data.schema import Record, iter_records
 from boxsup_dist.data.sources import Unit
@@ -29,6 +29,7 @@ from boxsup_dist.runs.examples import epochs_to_show
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import Inputs, open_inputs
 from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.layout import RunFiles
 
 Panels = list[np.ndarray | None]
 Grid = tuple[list[str], list[Panels]]
@@ -49,10 +50,14 @@ class FinishedRun:
         return open_inputs(self.config)
 
     @property
+    def files(self) -> RunFiles:
+        """URIs of its files."""
+        return RunFiles(self.run_dir)
+
+    @property
     def history(self) -> list[dict[str, Any]]:
-        """What is known of each epoch, in order."""
-        found = read_history(self.run_dir)
-        return [found[epoch] for epoch in sorted(found)]
+        """What is known of each epoch, in order, as figures take it: HistoryEntry.to_dict."""
+        return [entry.to_dict() for entry in read_history(self.run_dir).values()]
 
     @property
     def iou(self) -> dict[str, float | None] | None:
@@ -62,7 +67,8 @@ class FinishedRun:
     @property
     def confusion(self) -> np.ndarray | None:
         """Confusion matrix int64 (C, C) of the last evaluation; None where the run did not keep it."""
-        return read_confusion(self.run_dir)
+        found = read_confusion(self.files.confusion)
+        return None if found is None else found.confusion
 
 
 def open_runs(run_dirs: Sequence[str]) -> list[FinishedRun]:
@@ -82,7 +88,7 @@ def open_runs(run_dirs: Sequence[str]) -> list[FinishedRun]:
 
 
 def label_maps_by_epoch(run: FinishedRun, image_ids: Sequence[str], epochs: Sequence[int] = ()) -> Grid | None:
-    """The paper's Figure 3: image, label maps of some epochs (0 is the first), ground truth.
+    """The paper's Figure 3: image, label maps of some epochs (counted from 1), ground truth.
 
     None for a run whose labels never change. InputError for an epoch without labels.
     """
@@ -94,7 +100,7 @@ def label_maps_by_epoch(run: FinishedRun, image_ids: Sequence[str], epochs: Sequ
         [_picture(record), *(_label_map(run, unit, record, epoch) for epoch in shown), _ground_truth(run, record)]
         for unit, record in found.values()
     ]
-    return ["image", *(f"epoch {epoch + 1}" for epoch in shown), "ground truth"], rows
+    return ["image", *(f"epoch {epoch}" for epoch in shown), "ground truth"], rows
 
 
 def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> Grid:
@@ -109,7 +115,7 @@ def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> 
         if not any(where):
             raise InputError("no run trains on such an image", field="image_ids", value=image_id)
         maps: Panels = [
-            None if place is None else _label_map(run, *place, run.config.optimizer.epochs - 1)
+            None if place is None else _label_map(run, *place, run.config.optimizer.epochs)
             for run, place in zip(runs, where, strict=True)
         ]
         run, (_, record) = next((run, place) for run, place in zip(runs, where, strict=True) if place is not None)
@@ -125,10 +131,15 @@ def predictions_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) ->
     records = find_records(_val_records(runs[0]), image_ids)
     rows: list[Panels] = [[_picture(record)] for record in records.values()]
     for run in runs:
-        if run.config.network.num_classes != runs[0].config.network.num_classes:
-            raise InputError("the runs know other classes", file=run.run_dir, field="network.num_classes",
-                             value=run.config.network.num_classes,
-                             expected=str(runs[0].config.network.num_classes))  # fmt: skip
+        names, expected = run.inputs.class_names, runs[0].inputs.class_names
+        if names != expected:
+            raise InputError(
+                f"the networks of the runs have different classes: compare runs of the classes of {runs[0].run_dir}",
+                file=run.run_dir,
+                field="classes",
+                value=names,
+                expected=str(expected),
+            )
         network = checkpoint.load_network(checkpoint.newest(run.run_dir))
         for row, record in zip(rows, records.values(), strict=True):
             row.append(predict_log_probs(network, _picture(record)).argmax(0).astype(np.uint8))
@@ -208,7 +219,7 @@ def _label_map(run: FinishedRun, unit_index: int, record: Record, epoch: int) ->
     unit = run.inputs.mixture.units[unit_index]
     segments = {}
     if unit.source.supervision == "box":
-        segments = read_labels(labels_uri(run.run_dir, epoch)).segments(unit_index)
+        segments = read_labels(run.files.labels(epoch)).segments(unit_index)
     return painter(unit, segments, run.inputs.mixture.assignment)(record)
 
 

@@ -24,6 +24,7 @@ import re
 from boxsup_dist.io import storage
 
 FORMAT = 2  # of a run directory; 1 counted epochs from 0
+REPORT = "report.html"
 SUMMARY = "summary.json"  # also what every command leaves in its output folder
 
 _LABELS = re.compile(r"epoch-(\d{3,})\.parquet")
@@ -39,7 +40,7 @@ class RunFiles:
         self.checkpoints = self._uri("checkpoints")
         self.confusion = self._uri("confusion.json")
         self.figures = self._uri("figures")
-        self.report = self._uri("report.html")
+        self.report = self._uri(REPORT)
         self.summary = self._uri(SUMMARY)
         self.mlflow_run_id = self._uri("mlflow_run_id")
         self.mlflow_pending = self._uri("mlflow_pending")
@@ -51,6 +52,11 @@ class RunFiles:
     def labels(self, epoch: int) -> str:
         """The labels table that an epoch was trained on; epochs count from 1."""
         return self._uri("labels", f"epoch-{epoch:03d}.parquet")
+
+    def reports_of_parts(self) -> list[str]:
+        """Reports of the runs below this folder, as paths relative to it: "box/report.html"; [] for a run."""
+        paths = [f"{name}/{REPORT}" for name in storage.list_names(self.run_dir)]
+        return [path for path in paths if storage.exists(self._uri(path))]
 
     def epochs_with_labels(self) -> list[int]:
         """Epochs, counted from 1, that have a labels table; [] for a supervision that needs none."""

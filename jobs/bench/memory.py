@@ -24,6 +24,7 @@ from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.runs.networks import bare_network
 from boxsup_dist.runs.recipes import demo
+from boxsup_dist.runs.summary import write_result
 from jobs.bench.watch import MIB, private_bytes
 
 SAMPLE_EVERY_S = 0.1
@@ -105,8 +106,7 @@ def main(settings: Settings) -> None:
         }
         for stage in small
     ]
-    storage.write_json(storage.join(out, "summary.json"), rows)
-    print(format_table(rows))
+    write_result(out, {"rows": rows}, [format_table(rows)])
 
 
 if __name__ == "__main__":
