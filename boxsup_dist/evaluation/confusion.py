@@ -1,11 +1,11 @@
-"""Exact segmentation metrics from one int64 confusion matrix, rows ground truth, columns prediction.
+"""Exact segmentation metrics from one confusion matrix: int64 (C, C), rows ground truth, columns prediction.
 
-Matrices of image slices are added up and divided once, so a metric is the same however the images were spread.
+The matrices of all images are added up and divided once. So a metric does not depend on how the images were spread.
 
-How absent classes count: a class that is in neither ground truth nor prediction has no IoU (nan) and is left out of the
-mean. A class that is predicted but nowhere in the ground truth has IoU 0 and counts, as does one that is never found.
-On a whole VOC set every class is present, so this equals the devkit's mean over 21 classes. Pixels whose ground truth
-is IGNORE_INDEX (VOC's void) count nowhere, whatever is predicted there.
+Absent classes: a class that is in neither ground truth nor prediction has no IoU (nan), and the mean leaves it out. A
+class that is only predicted, or only in the ground truth, has IoU 0 and counts. On a whole VOC set every class is
+present: the mean equals the devkit's mean over 21 classes. Pixels with ground truth IGNORE_INDEX (VOC's void) never
+count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
 
@@ -93,30 +93,10 @@ def iou_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def mean_iou(confusion: NDArray[np.int64]) -> float:
-    """Mean of iou_per_class over the classes present in ground truth or prediction, 0..1; nan without any pixel."""
+    """Mean of iou_per_class over the classes that are present in either map, 0..1; nan if no pixel counts."""
     iou = iou_per_class(confusion)
     present = iou[~np.isnan(iou)]
     return float(present.mean()) if len(present) else float("nan")
-
-
-def pixel_accuracy(confusion: NDArray[np.int64]) -> float:
-    """Share of counted pixels with the right class, 0..1; nan without any pixel."""
-    return _share(np.trace(confusion), confusion)
-
-
-def predicted_foreground_share(confusion: NDArray[np.int64]) -> float:
-    """Share of counted pixels predicted as any object class. It falls before mean IoU does when training collapses."""
-    return _share(confusion.sum() - confusion[:, BACKGROUND].sum(), confusion)
-
-
-def true_foreground_share(confusion: NDArray[np.int64]) -> float:
-    """Share of counted pixels whose ground truth is an object class."""
-    return _share(confusion.sum() - confusion[BACKGROUND].sum(), confusion)
-
-
-def _share(count: np.integer[Any], confusion: NDArray[np.int64]) -> float:
-    total = confusion.sum()
-    return float(count / total) if total else float("nan")
 
 
 def write_confusion(uri: str, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """One self-contained HTML page of a run: no scripts, no links to the outside, readable in light and dark.
 
-Known metrics are named in words (METRICS), others by their keys. IoUs are in percent in the values, shares 0..1.
+Known metrics are named in words (words.py), others by their keys. IoUs are in percent in the values, shares 0..1.
 """
 
 from __future__ import annotations
@@ -17,30 +17,9 @@ from boxsup_dist.progress import format_duration
 from boxsup_dist.reporting.figures import curves_figure, iou_bars_figure, number
 from boxsup_dist.reporting.html import render
 from boxsup_dist.reporting.text_table import format_value
+from boxsup_dist.reporting.words import METRICS
 
 MAX_FIGURES = 24  # embedded; the others are named
-
-# Metrics of an epoch: what a column of the table says, and the factor from the value to its unit.
-METRICS: dict[str, tuple[str, float]] = {
-    "epoch": ("epoch", 1),
-    "train_loss": ("training loss", 1),
-    "mean_iou": ("mean IoU on the validation images (%)", 1),
-    "label_mean_iou": ("mean IoU of the label maps (%)", 1),
-    "foreground_share": ("predicted foreground (%)", 100),
-    "label_foreground_share": ("foreground of the label maps (%)", 100),
-    "share_changed": ("boxes whose segment changed (%)", 100),
-    "share_without_candidate": ("boxes without a candidate (%)", 100),
-    "mean_overlap_cost": ("mean overlap cost", 1),
-    "mean_regression_cost": ("mean regression cost", 1),
-    "images_per_s": ("images per second", 1),
-    "train_s": ("training steps (s)", 1),
-    "first_batch_s": ("wait for the first batch (s)", 1),
-    "wait_share": ("waiting for later batches (%)", 100),
-    "gap_s": ("pause before the epoch, without stages (s)", 1),
-    "num_images": ("validation images", 1),
-    "num_without_ground_truth": ("validation images without ground truth", 1),
-}
-
 Card = tuple[str, str]
 """What it shows, and the caption below."""
 Cell = tuple[str, bool]
@@ -106,7 +85,8 @@ def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[Card
             yield format_value(value if value % 1 else int(value)), caption
     for part, value in _numbers(summary.get("seconds")):
         if part == "all":
-            yield format_duration(value), "in all"
+            since = "continued" if summary.get("resumed_from") else "started"
+            yield format_duration(value), f"since the run was {since}"
 
 
 def _numbers(value: Any) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""Small tables for the end of a job: as text, Markdown and HTML."""
+"""Small tables of results: as text, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from boxsup_dist.reporting.html import render
 
 
 def format_value(value: Any) -> str:
-    """A cell: four significant digits for floats, thousands apart for integers, a dash for None and nan."""
+    """The text of a cell: floats with four significant digits, integers as 12,000, None and nan as a dash."""
     if value is None or value != value:
         return "-"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -23,9 +23,12 @@ def format_value(value: Any) -> str:
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
-    """The rows under one header, numbers right-aligned; columns in the order in which the rows first name them.
+    """Rows as text under one header, with numbers on the right of their column.
 
-    A key that a row lacks gives a dash. Without rows: only the title.
+    Args:
+        rows: One mapping per row; columns come in the order in which the rows first name them. A missing key gives a
+            dash. [] gives the title alone.
+        title: A line above the table.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(title=Text(title) if title else None, title_justify="left")

@@ -12,6 +12,7 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Stalled
 from boxsup_dist.errors import InputError
 from boxsup_dist.progress import format_duration
+from boxsup_dist.reporting.words import STAGES
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
 from boxsup_dist.runs.history import HistoryEntry
 from boxsup_dist.runs.inputs import Inputs
@@ -21,13 +22,6 @@ from boxsup_dist.tracking.tracker import RunTracker
 
 PROGRESS_EVERY_S = 10.0
 MAX_CLASSES_NAMED = 8
-STAGES = {
-    "reassign": "choosing segments",
-    "measure_labels": "measuring the label maps",
-    "train": "training",
-    "evaluate": "evaluating",
-    "figures": "drawing examples",
-}
 
 
 class Console:

@@ -1,4 +1,4 @@
-"""Example figures of a run: a few training images with their label maps over the epochs and the final prediction."""
+"""Example figures of a run: some training images with their label maps over the epochs and the final prediction."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.reporting.figures import label_evolution_figure
 from boxsup_dist.runs.layout import RunFiles
 
-MAX_EXAMPLES = 3  # of each row group that is drawn
-NUM_STAGES = 4  # epochs shown of one image, first and last among them
+MAX_EXAMPLES = 3  # images per unit
+NUM_SHOWN = 4  # epochs of one image, first and last among them
 
 
 def epochs_to_show(num_epochs: int) -> list[int]:
-    """At most NUM_STAGES epochs, counted from 1, evenly spaced, first and last included."""
-    return sorted({round(epoch) for epoch in np.linspace(1, num_epochs, NUM_STAGES)})
+    """At most NUM_SHOWN epochs, counted from 1, evenly spaced, first and last included."""
+    return sorted({round(epoch) for epoch in np.linspace(1, num_epochs, NUM_SHOWN)})
 
 
 def draw_examples(
