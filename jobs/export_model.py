@@ -26,9 +26,8 @@ from boxsup_dist.model.export import Comparison, InputType
 from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.kept_config import read_config
-from boxsup_dist.runs.summary import write_result
+from boxsup_dist.runs.summary import mlflow_run, write_result
 from boxsup_dist.tracking import models
-from boxsup_dist.tracking.client import read_run
 
 Format = Literal["mlflow", "onnx", "torch"]
 FILES: dict[Format, str] = {"mlflow": "model", "onnx": "model.onnx", "torch": "model.pt2"}
@@ -72,7 +71,7 @@ class Settings:
 def main(settings: Settings) -> None:
     """Write every format, compare it, then publish it; write OUT/summary.json and print the figures."""
     settings.check()
-    tracked = read_run(settings.run_dir) if settings.log or settings.register else None
+    tracked = mlflow_run(settings.run_dir) if settings.log or settings.register else None
     config = read_config(settings.run_dir)
     uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
     state = checkpoint.load(uri)

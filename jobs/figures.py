@@ -34,8 +34,8 @@ from boxsup_dist.runs import comparison
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.comparison import FinishedRun
 from boxsup_dist.runs.networks import load_run, make_pool
-from boxsup_dist.runs.summary import write_result
-from boxsup_dist.tracking.client import add_artifacts, read_run
+from boxsup_dist.runs.summary import mlflow_run, write_result
+from boxsup_dist.tracking.client import add_artifacts
 
 Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
 KINDS: tuple[Kind, ...] = ("label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves")
@@ -151,7 +151,7 @@ def _confusion(each: FinishedRun) -> np.ndarray:
 def _log(name: str, data: bytes, shown: Sequence[FinishedRun]) -> None:
     for each in shown:
         try:
-            add_artifacts(*read_run(each.run_dir), {f"figures/compared/{name}": data})
+            add_artifacts(*mlflow_run(each.run_dir), {f"figures/compared/{name}": data})
         except InputError as error:  # the figure is in its folder; the store may be gone or elsewhere
             print(f"warning: not in MLflow: {error}", flush=True)
 

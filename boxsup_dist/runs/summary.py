@@ -9,6 +9,7 @@ from typing_extensions import TypedDict  # pydantic reads typing's from Python 3
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.tables import Table
+from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.layout import SUMMARY, RunFiles
@@ -105,6 +106,20 @@ def read_summary(run_dir: str) -> Summary:
     """
     uri = RunFiles(run_dir).summary
     return parse_json(Summary, storage.read_bytes(uri), file=uri)
+
+
+def mlflow_run(run_dir: str) -> tuple[str, str]:
+    """Tracking URI and run id in MLflow of a finished run.
+
+    Raises:
+        InputError: the run is not finished, or MLflow does not have it.
+    """
+    uri = RunFiles(run_dir).summary
+    found = storage.read_json(uri).get("mlflow") or {}
+    if not found.get("run_id"):
+        expected = "a run that MLflow has: give the command of the training again to send it"
+        raise InputError("the run has no MLflow run", file=uri, field="mlflow.run_id", expected=expected)
+    return found["tracking_uri"], found["run_id"]
 
 
 def write_summary(run_dir: str, summary: Summary) -> None:
