@@ -23,6 +23,7 @@ from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.paper import AUG, COCO, COCO80, CONTEXT_TRAIN, CONTEXT_VAL, TRAIN, VAL, VOC07
+from boxsup_dist.runs.summary import write_result
 
 BOXES = (TRAIN, AUG, COCO, COCO80, VOC07)  # data sets that may give boxes
 
@@ -108,7 +109,7 @@ def main(settings: Settings) -> None:
             _build_partners(folder, records.uri, name in (TRAIN, AUG), settings)
         summary[name]["seconds"] = round(time.monotonic() - started, 1)
         print(f"{name}: {records.num_rows} images", flush=True)
-    storage.write_json(storage.join(out, "summary.json"), summary)
+    write_result(out, summary)
 
 
 def _build_partners(folder: str, records: str, with_label_maps: bool, settings: Settings) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.assignment.static import StaticMethod
-from boxsup_dist.io import storage
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.summary import key_lines, write_result
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ def main(settings: Settings) -> None:
         "bytes_per_image": round(table.num_bytes / table.num_rows),
         "seconds": round(time.monotonic() - started, 2),
     }
-    storage.write_json(storage.join(table.uri, "summary.json"), summary)
-    for key, value in summary.items():
-        print(f"{key:<20} {value}")
+    write_result(table.uri, summary, key_lines(summary))
 
 
 if __name__ == "__main__":

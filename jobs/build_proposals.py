@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.io import storage
 from boxsup_dist.proposals import build
 from boxsup_dist.proposals.methods import METHODS
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.summary import write_result
 
 DEFAULT_METHOD = "selective_search"
 
@@ -65,7 +65,7 @@ def main(settings: Any) -> None:
     )
     summary = {"records": settings.records, **build.summarize(table)}
     summary["seconds"] = round(time.monotonic() - started, 2)
-    storage.write_json(storage.join(table.uri, "summary.json"), summary)
+    write_result(table.uri, summary)
     _print(summary)
 
 

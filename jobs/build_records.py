@@ -11,11 +11,11 @@ from rich.table import Table as RichTable
 
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.io import storage
 from boxsup_dist.records import build, coco, context, sbd, voc
 from boxsup_dist.records.coco import ClassList
 from boxsup_dist.records.reader import Reader
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def main(settings: Settings) -> None:
     table, published = build(settings)
     summary = build.summarize(table) | {"published_images": published}
     summary["seconds"] = round(time.monotonic() - started, 2)
-    storage.write_json(storage.join(table.uri, "summary.json"), summary)
+    write_result(table.uri, summary)
     _print(summary)
 
 

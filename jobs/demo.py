@@ -20,8 +20,10 @@ from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.records.voc import open_splits
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.recipes import RECIPES
 from boxsup_dist.runs.report import write_report
+from boxsup_dist.runs.summary import write_result
 from boxsup_dist.runs.train import train
 
 SUPERVISIONS: tuple[Supervision, ...] = ("mask", "rectangles", "box")
@@ -71,7 +73,7 @@ def main(settings: Settings) -> None:
     records, val_records = uris.values()
     proposals = storage.join(out, "proposals")
     _timed(seconds, "proposals", build_proposals, proposals, records, settings.method)
-    runs = {}
+    runs: dict[str, Any] = {}
     for name in SUPERVISIONS:
         source = SourceSettings(records, name, proposals if name == "box" else None)
         config = recipe(storage.join(out, name), (source,), val_records)
@@ -87,7 +89,7 @@ def main(settings: Settings) -> None:
         "seconds": seconds,
         "runs": {name: runs[name]["seconds"] for name in SUPERVISIONS},
     }
-    storage.write_json(storage.join(out, "summary.json"), summary)
+    write_result(out, summary)
     write_report(out)
     _print(summary, out)
 
@@ -104,7 +106,7 @@ def _print(summary: dict[str, Any], out: str) -> None:
         for name in SUPERVISIONS
     ]
     print(format_table(rows))
-    print(f"box reaches {summary['box_share_of_mask']:.1%} of mask; report: {out}/report.html")
+    print(f"box reaches {summary['box_share_of_mask']:.1%} of mask; report: {RunFiles(out).report}")
 
 
 if __name__ == "__main__":

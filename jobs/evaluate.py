@@ -19,6 +19,7 @@ from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.networks import predictor
+from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,9 @@ def main(settings: Settings) -> None:
         "prediction": asdict(settings.prediction),
         "seconds": time.monotonic() - started,
     }
-    storage.write_json(storage.join(storage.absolute(settings.out), "summary.json"), summary)
-    for name, value in summary["iou"].items():
-        if value is not None:
-            print(f"{name:<12} {value:6.2f}")
-    print(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {summary['num_images']} images")
+    lines = [f"{name:<12} {value:6.2f}" for name, value in summary["iou"].items() if value is not None]
+    lines.append(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {summary['num_images']} images")
+    write_result(settings.out, summary, lines)
 
 
 if __name__ == "__main__":

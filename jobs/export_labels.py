@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.ordered import map_units
@@ -21,7 +20,8 @@ from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import read_config
-from boxsup_dist.runs.networks import pool_resources
+from boxsup_dist.runs.layout import RunFiles
+from boxsup_dist.runs.summary import key_lines, write_result
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Settings:
     out: str
     """Folder or URI: label_maps/IMAGE_ID.png, coco.json, summary.json."""
     epoch: int | None = None
-    """Epoch whose labels to export, from 0 on; by default the last that has some."""
+    """Epoch whose labels to export, counted from 1. Not set: the newest epoch that has labels."""
     undecided: Undecided = "ignore"
     """ignore: label maps as trained on, doubtful pixels 255; decided: those pixels as they were chosen."""
 
@@ -43,15 +43,16 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     run_dir, out = storage.absolute(settings.run_dir), storage.absolute(settings.out)
     config = read_config(run_dir)
-    epoch = _choose_epoch(run_dir, settings.epoch)
+    files = RunFiles(run_dir)
+    epoch = _choose_epoch(files, settings.epoch)
     inputs = open_inputs(config)
     mixture = inputs.mixture
     indices = mixture.with_supervision("box")
     if not indices:
         raise SettingError("only box supervision has labels", field="supervision", value=config.supervision)
     _check_ids(mixture, indices)
-    labels = read_labels(labels_uri(run_dir, epoch))
-    keep_identity(out, {"labels": labels_uri(run_dir, epoch), "undecided": settings.undecided})
+    labels = read_labels(files.labels(epoch))
+    keep_identity(out, {"labels": files.labels(epoch), "undecided": settings.undecided})
     session.start()
     parts = map_units(export_unit, indices, mixture=mixture, labels=labels, undecided=settings.undecided, out=out)
     num_images = 0
@@ -73,20 +74,21 @@ def export_labels(settings: Settings) -> dict[str, Any]:
         "num_boxes": num_boxes,
         "seconds": round(time.monotonic() - started, 2),
     }
-    storage.write_json(storage.join(out, "summary.json"), summary)
+    write_result(out, summary)
     return summary
 
 
-def _choose_epoch(run_dir: str, epoch: int | None) -> int:
-    names = storage.list_names(storage.join(run_dir, "labels"))
-    epochs = [int(found[1]) for name in names if (found := re.fullmatch(r"epoch-(\d+)\.parquet", name))]
+def _choose_epoch(files: RunFiles, epoch: int | None) -> int:
+    epochs = files.epochs_with_labels()
     if not epochs or (epoch is not None and epoch not in epochs):
         raise SettingError(
             "the run has no labels of this epoch",
-            file=run_dir,
+            file=files.run_dir,
             field="epoch",
             value=epoch,
-            expected=f"0 to {max(epochs)}" if epochs else "a run with box supervision, after its first reassignment",
+            expected=f"{min(epochs)} to {max(epochs)}"
+            if epochs
+            else "a run with box supervision, after its first reassignment",
         )
     return max(epochs) if epoch is None else epoch
 
@@ -105,8 +107,8 @@ def _check_ids(mixture: Mixture, indices: list[int]) -> None:
 
 def main(settings: Settings) -> None:
     """Export and print what was done."""
-    for key, value in export_labels(settings).items():
-        print(f"{key:<20} {value}")
+    for line in key_lines(export_labels(settings)):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from boxsup_dist.model.export import Comparison, InputType
 from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.summary import mlflow_run, write_result
 from boxsup_dist.tracking import models
-from boxsup_dist.tracking.client import read_run
 
 Format = Literal["mlflow", "onnx", "torch"]
 FILES: dict[Format, str] = {"mlflow": "model", "onnx": "model.onnx", "torch": "model.pt2"}
@@ -71,7 +71,7 @@ class Settings:
 def main(settings: Settings) -> None:
     """Write every format, compare it, then publish it; write OUT/summary.json and print the figures."""
     settings.check()
-    tracked = read_run(settings.run_dir) if settings.log or settings.register else None
+    tracked = mlflow_run(settings.run_dir) if settings.log or settings.register else None
     config = read_config(settings.run_dir)
     uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
     state = checkpoint.load(uri)
@@ -94,14 +94,17 @@ def main(settings: Settings) -> None:
             }
             if name == "mlflow" and tracked is not None:
                 summary["mlflow_uri"] = models.publish(path, *tracked, settings.register)
-    storage.write_json(storage.join(out, "summary.json"), summary)
-    for name, values in summary["formats"].items():
-        difference = values["max_abs_difference"]
-        print(f"{name:<8} {values['num_bytes'] / 1e6:7.1f} MB   {values['share_equal']:.4%} of "
-              f"{values['num_pixels']:,} pixels equal"
-              + ("" if difference is None else f", logits differ by {difference:.1e} at most"))  # fmt: skip
+    lines = [_line(name, values) for name, values in summary["formats"].items()]
     if "mlflow_uri" in summary:
-        print(f"published as {summary['mlflow_uri']}")
+        lines.append(f"published as {summary['mlflow_uri']}")
+    write_result(out, summary, lines)
+
+
+def _line(name: str, values: dict[str, Any]) -> str:
+    size = f"{name:<8} {values['num_bytes'] / 1e6:7.1f} MB"
+    equal = f"{values['share_equal']:.4%} of {values['num_pixels']:,} pixels equal"
+    difference = values["max_abs_difference"]
+    return f"{size}   {equal}" + ("" if difference is None else f", logits differ by {difference:.1e} at most")
 
 
 def _write(

@@ -34,7 +34,8 @@ from boxsup_dist.runs import comparison
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.comparison import FinishedRun
 from boxsup_dist.runs.networks import load_run, make_pool
-from boxsup_dist.tracking.client import add_artifacts, read_run
+from boxsup_dist.runs.summary import mlflow_run, write_result
+from boxsup_dist.tracking.client import add_artifacts
 
 Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
 KINDS: tuple[Kind, ...] = ("label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves")
@@ -59,7 +60,7 @@ class Settings:
     num_images: int = 5
     """Images in a figure where none are named."""
     epochs: tuple[int, ...] = ()
-    """Epochs whose label maps are shown, from 0; by default four, the first and the last among them."""
+    """Epochs whose label maps are shown, counted from 1. Not set: four, the first and the last among them."""
     log: bool = True
     """Leave the figures in the runs' MLflow runs."""
 
@@ -88,7 +89,7 @@ def main(settings: Settings) -> None:
             print(storage.join(out, name), flush=True)
             if settings.log:
                 _log(name, data, shown)
-    storage.write_json(storage.join(out, "summary.json"), {"figures": files})
+    write_result(out, {"figures": files})
 
 
 def _draw(kind: Kind, runs: Sequence[FinishedRun], settings: Settings) -> Iterator[Drawn]:
@@ -144,14 +145,14 @@ def _confusion(each: FinishedRun) -> np.ndarray:
         )
     finally:
         pool.close()
-    write_confusion(each.run_dir, result.confusion, each.inputs.class_names)
+    write_confusion(each.files.confusion, result.confusion, each.inputs.class_names)
     return result.confusion
 
 
 def _log(name: str, data: bytes, shown: Sequence[FinishedRun]) -> None:
     for each in shown:
         try:
-            add_artifacts(*read_run(each.run_dir), {f"figures/compared/{name}": data})
+            add_artifacts(*mlflow_run(each.run_dir), {f"figures/compared/{name}": data})
         except InputError as error:  # the figure is in its folder; the store may be gone or elsewhere
             print(f"warning: not in MLflow: {error}", flush=True)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.records import synthetic
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def main(settings: Settings) -> None:
         "num_written": progress.units,
         "seconds": round(time.monotonic() - started, 2),
     }
-    storage.write_json(storage.join(storage.absolute(settings.out), "summary.json"), summary)
-    print(f"{folder}: {settings.num_train} train, {settings.num_val} val, {progress.units} written now")
+    line = f"{folder}: {settings.num_train} train, {settings.num_val} val, {progress.units} written now"
+    write_result(settings.out, summary, [line])
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.networks import make_pool, pool_resources
+from boxsup_dist.runs.summary import write_result
 from boxsup_dist.tracking import models
 
 
@@ -130,7 +131,7 @@ def predict(settings: Settings) -> dict[str, Any]:
         "outputs": [*settings.kinds(), *(["coco.json"] if settings.coco_json else [])]
         + ([f"{settings.submission}.tar.gz"] if settings.submission else []),
     }
-    storage.write_json(storage.join(out, "summary.json"), summary)
+    write_result(out, summary)
     return summary
 
 

@@ -15,6 +15,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.proposals.curves import curves_figure, read_published
 from boxsup_dist.proposals.measure import measure
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def main(settings: Settings) -> None:
     out = storage.absolute(settings.out)
     png = curves_figure(summary["method"], summary["curve"], published, data_set)
     storage.write_bytes(storage.join(out, "curves.png"), png)
-    storage.write_json(storage.join(out, "summary.json"), summary)
+    write_result(out, summary)
     _print(summary)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ray
 
 from boxsup_dist.assignment.reassign import reassign
-from boxsup_dist.data.labels import labels_uri, read_labels, summarise
+from boxsup_dist.data.labels import read_labels, summarise
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
@@ -17,7 +17,9 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.networks import load_run, make_pool
+from boxsup_dist.runs.summary import key_lines, write_result
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def main(settings: Settings) -> None:
     seconds = time.monotonic() - started
     out = storage.absolute(settings.out)
     storage.write_bytes(storage.join(out, "labels.parquet"), labels.to_parquet())
-    before = labels_uri(config.run_dir, state.epoch - 1)
+    before = RunFiles(config.run_dir).labels(state.epoch)  # the newest finished epoch
     summary = {
-        "epoch": state.epoch,
+        "epoch": state.epoch + 1,
         "checkpoint": uri,
         "num_boxes": labels.table.num_rows,
         "images_per_s": sum(sizes) / seconds,
@@ -69,9 +71,7 @@ def main(settings: Settings) -> None:
         result = measure_labels(pool, mixture, labels, num_classes=len(inputs.class_names))
         summary["label_mean_iou"] = to_summary(result, inputs.class_names)["mean_iou"]
     pool.close()
-    storage.write_json(storage.join(out, "summary.json"), summary)
-    for key, value in summary.items():
-        print(f"{key:<24} {value}")
+    write_result(out, summary, key_lines(summary))
 
 
 if __name__ == "__main__":

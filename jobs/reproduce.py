@@ -18,7 +18,9 @@ from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table, to_html, to_markdown
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.paper import TABLES, Row, Scale, find_row, make_configs
+from boxsup_dist.runs.summary import Summary, is_finished, read_summary
 from boxsup_dist.runs.train import train
 from boxsup_dist.tracking.tracker import RunTracker, git_revision
 
@@ -64,7 +66,7 @@ def main(settings: Settings) -> None:
         print(format_table(_plan(configs, runs), title=f"Table {settings.table}, {settings.scale}: what would run"))
         return
     tracker = RunTracker(runs_root=runs, system_metrics=False)
-    tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=storage.join(out, "mlflow_run_id"))
+    tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=RunFiles(out).mlflow_run_id)
     parent = tracker.run_id(timeout_s=60)
     tags = {"mlflow.parentRunId": parent} if parent else {}
     results = []
@@ -86,7 +88,7 @@ def main(settings: Settings) -> None:
 
 
 def _is_finished(config: TrainConfig) -> bool:
-    return storage.exists(storage.join(config.run_dir, "summary.json"))
+    return is_finished(config.run_dir)
 
 
 def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[dict[str, Any]]:
@@ -95,12 +97,11 @@ def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[d
     Hours and storage are those of the finished runs in `runs`, a pass over an image and a run; none without any.
     """
     finished = [storage.join(runs, name) for name in storage.list_names(runs)]
-    finished = [folder for folder in finished if storage.exists(storage.join(folder, "summary.json"))]
+    finished = [folder for folder in finished if is_finished(folder)]
     seconds, sizes = [], []
     for folder in finished:
-        summary = storage.read_json(storage.join(folder, "summary.json"))
-        if "num_images" in summary:  # runs of earlier versions lack it
-            seconds.append(summary["seconds"]["all"] / (summary["epochs"] * max(summary["num_images"], 1)))
+        summary = read_summary(folder)
+        seconds.append(summary["seconds"]["all"] / (summary["epochs"] * max(summary["num_images"], 1)))
         sizes.append(storage.size(folder))
     lines = []
     for row, by_seed in configs.items():
@@ -126,8 +127,8 @@ def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[d
 
 def _count_images(config: TrainConfig) -> tuple[int, int]:
     """Images that a run trains on, and those that it drops because another data set has them."""
-    units = open_inputs(config).mixture.units
-    return sum(len(unit.rows) for unit in units), sum(unit.where.num_rows - len(unit.rows) for unit in units)
+    inputs = open_inputs(config)
+    return inputs.num_images, inputs.num_left_out
 
 
 def _write(base: str, results: list[dict[str, Any]], settings: Settings, tracker: RunTracker) -> None:
@@ -149,8 +150,8 @@ def _write(base: str, results: list[dict[str, Any]], settings: Settings, tracker
     tracker.log_metrics(scores, step=0)
 
 
-def _result(row: Row, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    scores = [run["mean_iou"] for run in runs.values()]
+def _result(row: Row, runs: dict[int, Summary]) -> dict[str, Any]:
+    scores = [score for run in runs.values() if (score := run["mean_iou"]) is not None]
     labels = [run["label_mean_iou"]["last"] for run in runs.values() if run["label_mean_iou"]]
     return {
         "row": row.name,

@@ -14,8 +14,8 @@ import tyro
 
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.errors import SettingError
-from boxsup_dist.io import storage
 from boxsup_dist.runs.command_line import clear_errors
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.recipes import RECIPES
 
 
@@ -58,15 +58,8 @@ def main() -> None:
 
     sources = (settings.first, *map(parse_source, settings.also))
     config = settings.config
-    weights = fetch_weights(config.network.weights, storage.join(config.run_dir, "start"))
-    summary = train(replace(config, sources=sources, network=replace(config.network, weights=weights)))
-    label = summary["label_mean_iou"]
-    print(f"supervision    {summary['supervision']}")
-    if summary["mean_iou"] is not None:
-        print(f"mean IoU       {summary['mean_iou']:.2f}")
-    if label is not None:
-        print(f"label mIoU     {label['first']:.2f} -> {label['last']:.2f}")
-    print(f"checkpoint     {summary['checkpoint']}")
+    weights = fetch_weights(config.network.weights, RunFiles(config.run_dir).start)
+    train(replace(config, sources=sources, network=replace(config.network, weights=weights)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from boxsup_dist.reporting.figures import trimap_figure
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.networks import predictor
+from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def main(settings: Settings) -> None:
         "records": records.uri,
         "seconds": time.monotonic() - started,
     }
-    storage.write_json(storage.join(out, "summary.json"), summary)
     storage.write_bytes(storage.join(out, "trimap.png"), trimap_figure(settings.widths, runs))
     rows = [
         {"run": name, "width_px": width, "inside": inside, "outside": outside, "band_share": share}
@@ -72,9 +72,12 @@ def main(settings: Settings) -> None:
             settings.widths, found["inside"], found["outside"], found["band_share"], strict=True
         )
     ]
-    print(format_table(rows, f"mean IoU (%) inside and outside the bands, {records.num_rows} images"))
-    for name, found in runs.items():
-        print(f"{name}: mean IoU {found['mean_iou']:.2f}   Boundary IoU {found['mean_boundary_iou']:.2f}")
+    table = format_table(rows, f"mean IoU (%) inside and outside the bands, {records.num_rows} images")
+    means = [
+        f"{name}: mean IoU {found['mean_iou']:.2f}   Boundary IoU {found['mean_boundary_iou']:.2f}"
+        for name, found in runs.items()
+    ]
+    write_result(out, summary, [table, *means])
 
 
 def _names(run_dirs: tuple[str, ...]) -> dict[str, str]:

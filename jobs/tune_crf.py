@@ -16,12 +16,12 @@ from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import mean_iou
 from boxsup_dist.evaluation.evaluate import draw_slices, score_crfs
-from boxsup_dist.io import storage
 from boxsup_dist.model.crf import CrfSettings, crf_settings
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.networks import predictor
+from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ def main(settings: Settings) -> None:
         "records": records.uri,
         "seconds": time.monotonic() - started,
     }
-    storage.write_json(storage.join(storage.absolute(settings.out), "summary.json"), summary)
     shown = [{name: value for name, value in row.items() if name not in ("crf", "num_iterations")} for row in rows]
-    print(format_table(shown, f"{plain.num_images} images, without CRF {without:.2f}"))
-    print(f"best: --crf {summary['best']}   mean IoU {without:.2f} -> {summary['best_mean_iou']:.2f}")
+    table = format_table(shown, f"{plain.num_images} images, without CRF {without:.2f}")
+    best = f"best: --crf {summary['best']}   mean IoU {without:.2f} -> {summary['best_mean_iou']:.2f}"
+    write_result(settings.out, summary, [table, best])
 
 
 if __name__ == "__main__":

@@ -60,11 +60,6 @@ class Labels:
         return sink.getvalue()
 
 
-def labels_uri(run_dir: str, epoch: int) -> str:
-    """Return the path of the labels that an epoch was trained on; `epoch` counts from 0."""
-    return storage.join(run_dir, "labels", f"epoch-{epoch:03d}.parquet")
-
-
 def read_labels(uri: str) -> Labels:
     """Read a labels file.
 

@@ -2,7 +2,7 @@
 
 Rank 0 posts events to a small actor on the driver's node without waiting; a thread of the driver fetches and handles
 them. So the console prints whole lines, and one process that outlives the workers writes to the tracking store.
-The events of a run are in `boxsup_dist/runs/run_events.py`.
+The events of a run are in `boxsup_dist/runs/events.py`.
 """
 
 from __future__ import annotations

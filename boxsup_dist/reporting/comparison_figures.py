@@ -1,7 +1,7 @@
 """Pictures that compare runs, as PNG bytes: grids of label maps, IoU by class, confusion, curves.
 
-Runs differ by colour (Okabe and Ito's, told apart by colour-blind readers) and by hatch or marker. Label maps have
-VOC's colours, which are not safe by themselves: the names of the classes are written on them.
+Runs differ by colour (Okabe and Ito's palette, safe for colour-blind readers) and by hatch or marker. Label maps have
+VOC's colours, which colour-blind readers confuse: the names of the classes are written on the regions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.reporting.figures import (
@@ -37,11 +38,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def image_grid_figure(
-    columns: Sequence[str], rows: Sequence[Sequence[np.ndarray | None]], class_names: Sequence[str]
+    columns: Sequence[str], rows: Sequence[Sequence[NDArray[np.uint8] | None]], class_names: Sequence[str]
 ) -> bytes:
-    """One image a row: uint8 pictures (H, W, 3) and label maps (H, W) under the titles `columns`; None stays empty.
+    """A grid with one image per row.
 
-    The first panel of a row is its image. Ignored pixels are white.
+    Args:
+        columns: Titles of the columns.
+        rows: Panels of each row: RGB pictures (H, W, 3) and label maps (H, W), with white for ignored pixels. The first
+            panel is the image; None leaves a panel empty. At least one row.
+        class_names: Names of the classes, written on the regions; a class without a name is shown by its number.
+
+    Returns:
+        The PNG file.
     """
     assert rows and all(len(row) == len(columns) and row[0] is not None for row in rows)
     heights = [_panel_height(row[0]) for row in rows]
@@ -63,12 +71,13 @@ def image_grid_figure(
     return png(figure)
 
 
-def _panel_height(image: np.ndarray | None) -> float:
+def _panel_height(image: NDArray[np.uint8] | None) -> float:
     assert image is not None
-    return PANEL_INCHES * min(max(image.shape[0] / image.shape[1], 0.4), 1.6)
+    height, width = image.shape[:2]
+    return PANEL_INCHES * float(min(max(height / width, 0.4), 1.6))
 
 
-def _name_regions(axes: Axes, label_map: np.ndarray, class_names: Sequence[str]) -> None:
+def _name_regions(axes: Axes, label_map: NDArray[np.uint8], class_names: Sequence[str]) -> None:
     """Write each class's name where its regions are widest."""
     from matplotlib.patheffects import withStroke
     from scipy import ndimage
@@ -85,9 +94,14 @@ def _name_regions(axes: Axes, label_map: np.ndarray, class_names: Sequence[str])
 
 
 def iou_comparison_figure(iou: Mapping[str, Mapping[str, float | None]]) -> bytes:
-    """Bars of IoU in percent by class and run, the mean on top: run -> class -> IoU, None for an absent class.
+    """Bars of IoU by class and run, with the mean on top.
 
-    All runs have the same classes.
+    Args:
+        iou: Name of the run -> class -> IoU in percent, None for an absent class. All runs have the same classes; at
+            least one run.
+
+    Returns:
+        The PNG file.
     """
     classes = list(next(iter(iou.values())))
     labels = ["mean", *classes]
@@ -122,10 +136,15 @@ def iou_comparison_figure(iou: Mapping[str, Mapping[str, float | None]]) -> byte
     return png(figure)
 
 
-def confusion_figure(confusion: np.ndarray, class_names: Sequence[str]) -> bytes:
-    """The matrix int64 (C, C), rows ground truth, as percent of each row; a class without a pixel is left empty.
+def confusion_figure(confusion: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
+    """A confusion matrix as percent of each row.
 
-    One hue from light to dark, so that it is read by lightness.
+    Args:
+        confusion: Counts of pixels (C, C), rows ground truth, columns prediction. A row without a pixel stays empty.
+        class_names: Names of the C classes.
+
+    Returns:
+        The PNG file. One hue from light to dark: it can be read by lightness alone.
     """
     num_classes = len(class_names)
     assert confusion.shape == (num_classes, num_classes)
@@ -151,7 +170,14 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str]) -> bytes
 
 
 def curves_comparison_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Curves over epochs, a panel for each of the known keys that a run has, a line a run; 1 is the first epoch."""
+    """Curves over epochs: one panel per known metric (CURVES) that a run has, one line per run.
+
+    Args:
+        histories: Name of the run -> the metrics of its epochs, with the key `epoch`.
+
+    Returns:
+        The PNG file.
+    """
     panels = [
         (f"{title}: {name}" if len(keys) > 1 else title, key, factor)
         for title, keys, factor in CURVES
@@ -163,10 +189,10 @@ def curves_comparison_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]
     down = math.ceil(count / across)
     figure = new_figure(3.9 * across, 2.7 * down + 0.4)
     grid = list(figure.subplots(down, across, squeeze=False).ravel())
-    last = max((row["epoch"] + 1 for rows in histories.values() for row in rows), default=1)
+    last = max((row["epoch"] for rows in histories.values() for row in rows), default=1)
     for axes, (title, key, factor) in zip(grid, panels, strict=False):
         for index, rows in enumerate(histories.values()):
-            points = [(row["epoch"] + 1, number(row.get(key))) for row in rows]
+            points = [(row["epoch"], number(row.get(key))) for row in rows]
             found = [(epoch, factor * value) for epoch, value in points if value is not None]
             if found:
                 axes.plot(*zip(*found, strict=True), linewidth=1.4, color=LINE_COLOURS[index % len(LINE_COLOURS)],

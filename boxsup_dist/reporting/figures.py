@@ -1,7 +1,7 @@
 """Pictures of a run as PNG bytes: label maps over the epochs, curves, IoU by class.
 
-Drawn on matplotlib's Agg canvas without pyplot, so nothing global changes and no display is needed. matplotlib is
-imported by what draws: every worker of a run imports this module, and only rank 0 and the driver draw.
+The canvas is matplotlib's Agg, without pyplot: nothing global changes and no display is needed. The functions import
+matplotlib when they draw, because every worker of a run imports this module and only a few of them draw.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.palette import voc_palette
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.reporting.words import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,51 +27,65 @@ DPI = 110
 CURVES_ACROSS = 3
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")  # Okabe, Ito
 
-# Panels of the curves figure: title, {key of the history: legend}, factor. IoUs are in percent there, shares 0..1.
+# Panels of the curves figure: title, {key of the history: legend}, factor. The history has IoUs in percent, shares in
+# 0..1.
 CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
     ("Training loss", {"train_loss": "loss"}, 1.0),
     ("Mean IoU (%)", {"mean_iou": "validation", "label_mean_iou": "label maps"}, 1.0),
     ("Foreground pixels (%)", {"foreground_share": "predicted", "label_foreground_share": "label maps"}, 100.0),
     ("Boxes whose segment changed (%)", {"share_changed": "changed"}, 100.0),
-    ("Mean cost of the chosen segments", {"mean_cost": "cost"}, 1.0),
-    ("Learning rate", {"lr": "rate"}, 1.0),
+    ("Mean costs of the chosen segments", {"mean_overlap_cost": "overlap", "mean_regression_cost": "regression"}, 1.0),
+    ("Boxes without a candidate (%)", {"share_without_candidate": "boxes"}, 100.0),
     ("Images per second", {"images_per_s": "rate"}, 1.0),
+    ("Training (s)", {"train_s": "steps", "first_batch_s": "first batch", "gap_s": "pause before it"}, 1.0),
+    ("Wait for later batches (% of the steps)", {"wait_share": "wait"}, 100.0),
 )
-STACKED = "seconds"  # a mapping of parts that add up
+NOT_DRAWN = {"epoch", "num_images", "num_without_ground_truth"}  # the same in every epoch
+STACKED = "seconds"  # a mapping of stages to their duration
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """An empty figure, laid out by matplotlib."""
+    """An empty figure whose layout matplotlib makes."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), dpi=DPI, layout="constrained")
 
 
-def shown_palette() -> np.ndarray:
-    """VOC's colour of every class id, uint8 (256, 3), but IGNORE_INDEX is white."""
+def shown_palette() -> NDArray[np.uint8]:
+    """VOC's colour of every class id, RGB (256, 3), with white for IGNORE_INDEX."""
     palette = voc_palette()
     palette[IGNORE_INDEX] = 255
     return palette
 
 
-def colour(label_map: np.ndarray) -> np.ndarray:
-    """Label map uint8 (H, W) as RGB uint8 (H, W, 3)."""
-    return shown_palette()[label_map]
+def colour(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A label map (H, W) as RGB (H, W, 3)."""
+    colours: NDArray[np.uint8] = shown_palette()[label_map]
+    return colours
 
 
 def label_evolution_figure(
-    image: np.ndarray,
-    boxes_xyxy: np.ndarray,
-    class_ids: np.ndarray,
-    label_maps: Sequence[tuple[str, np.ndarray]],
-    prediction: np.ndarray | None,
-    gt_label_map: np.ndarray | None = None,
+    image: NDArray[np.uint8],
+    boxes_xyxy: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    label_maps: Sequence[tuple[str, NDArray[np.uint8]]],
+    prediction: NDArray[np.uint8] | None,
+    gt_label_map: NDArray[np.uint8] | None = None,
     class_names: Sequence[str] = (),
 ) -> bytes:
     """One image in a row: with its boxes, its label map at several epochs, the prediction, the ground truth.
 
-    `image` is uint8 (H, W, 3), all maps uint8 (H, W), `boxes_xyxy` (K, 4) may be empty; `label_maps` are (title, map).
-    Ignored pixels are white. A legend names the classes that occur, by number where `class_names` has no name.
+    Args:
+        image: RGB (H, W, 3).
+        boxes_xyxy: Boxes (K, 4); K may be 0.
+        class_ids: Class of each box (K,).
+        label_maps: (title, label map (H, W)). White: ignored pixels.
+        prediction: Label map (H, W); None leaves the panel out.
+        gt_label_map: Label map (H, W); None leaves the panel out.
+        class_names: Names for the legend; a class without a name is shown by its number.
+
+    Returns:
+        The PNG file.
     """
     panels = [("image and boxes", image), *((title, colour(label_map)) for title, label_map in label_maps)]
     panels += [
@@ -92,7 +108,7 @@ def label_evolution_figure(
     return png(figure)
 
 
-def _draw_boxes(axes: Axes, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> None:
+def _draw_boxes(axes: Axes, boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32]) -> None:
     from matplotlib.patches import Rectangle
 
     palette = shown_palette() / 255.0
@@ -104,7 +120,7 @@ def _draw_boxes(axes: Axes, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> No
 
 
 def draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
-    """Patches below all panels, a class by its number where it has no name."""
+    """Patches below all panels; a class without a name is shown by its number."""
     from matplotlib.patches import Patch
 
     palette = shown_palette() / 255.0
@@ -120,10 +136,15 @@ def draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
-    """Curves over epochs of whatever a run's history holds; one mapping an epoch, with the key `epoch`.
+    """Curves of the numbers in a run's history over its epochs.
 
-    Known keys share panels (CURVES), other numbers get a panel each, the mapping `seconds` becomes stacked bars.
-    Missing and non-finite values have no point; the line goes on at the next one.
+    Args:
+        history: The metrics of each epoch, with the key `epoch`. Known keys share panels (CURVES); another number gets
+            a panel of its own; the mapping `seconds` becomes stacked bars. A value that is missing or not finite has no
+            point, and the line continues at the next one. [] gives an empty picture.
+
+    Returns:
+        The PNG file.
     """
     panels = _curve_panels(history)
     has_stack = any(isinstance(row.get(STACKED), Mapping) for row in history)
@@ -131,13 +152,13 @@ def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
     across = min(count, CURVES_ACROSS)
     figure = new_figure(3.9 * across, 2.7 * math.ceil(count / across))
     grid = list(np.atleast_1d(figure.subplots(math.ceil(count / across), across)).ravel())
-    epochs = [row.get("epoch", i) for i, row in enumerate(history)]
+    epochs = [row.get("epoch", i) for i, row in enumerate(history, 1)]
     for axes, (title, keys, factor) in zip(grid, panels, strict=False):
         _draw_curves(axes, epochs, history, keys, factor)
         finish_axes(axes, title, epochs)
     if has_stack:
         _draw_stack(grid[len(panels)], epochs, [row.get(STACKED) or {} for row in history])
-        finish_axes(grid[len(panels)], "Seconds an epoch", epochs)
+        finish_axes(grid[len(panels)], "Stages around the training (s)", epochs)
     for axes in grid[len(panels) + has_stack :]:
         axes.set_axis_off()
     return png(figure)
@@ -145,7 +166,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _curve_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str], float]]:
     present = {
-        key: None for row in history for key, value in row.items() if key != "epoch" and number(value) is not None
+        key: None for row in history for key, value in row.items() if key not in NOT_DRAWN and number(value) is not None
     }
     panels = [(t, {k: name for k, name in keys.items() if k in present}, factor) for t, keys, factor in CURVES]
     known = {key for _, keys, _ in CURVES for key in keys}
@@ -176,7 +197,7 @@ def _draw_stack(axes: Axes, epochs: Sequence[int], rows: Sequence[Mapping[str, A
     for index, part in enumerate(dict.fromkeys(part for row in rows for part in row)):
         values = np.array([number(row.get(part)) or 0.0 for row in rows])
         line_colour = LINE_COLOURS[index % len(LINE_COLOURS)]
-        axes.bar(epochs, values, bottom=base, color=line_colour, label=part.replace("_", " "))
+        axes.bar(epochs, values, bottom=base, color=line_colour, label=STAGES.get(part, part.replace("_", " ")))
         base += values
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
 
@@ -196,7 +217,7 @@ def finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
 
 
 def iou_bars_figure(iou: Sequence[float | None], class_names: Sequence[str]) -> bytes:
-    """One bar a class of its IoU in percent, 0..100; a class that is in neither map (nan or None) is marked absent."""
+    """One bar per class: its IoU in percent, 0..100. A class that is in neither map (nan or None) is marked absent."""
     assert len(iou) == len(class_names)
     values = np.array([np.nan if value is None else value for value in iou], np.float64)
     figure = new_figure(7.0, 0.24 * len(values) + 0.7)
@@ -219,9 +240,14 @@ def iou_bars_figure(iou: Sequence[float | None], class_names: Sequence[str]) -> 
 
 
 def trimap_figure(widths_px: Sequence[int], runs: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Mean IoU in percent over the width of the trimap band, inside it and outside, one curve a run.
+    """Mean IoU in percent over the width of the trimap band, inside and outside the band; one curve per run.
 
-    `runs` holds by name the lists `inside` and `outside`, a value or None a width.
+    Args:
+        widths_px: Widths of the band.
+        runs: Name of the run -> {"inside": values, "outside": values}, one value per width, None for a missing one.
+
+    Returns:
+        The PNG file.
     """
     figure = new_figure(8.2, 3.2)
     order = np.argsort(widths_px)
@@ -244,5 +270,5 @@ def png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()

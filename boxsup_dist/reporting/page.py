@@ -1,158 +1,161 @@
 """One self-contained HTML page of a run: no scripts, no links to the outside, readable in light and dark.
 
-It draws whatever keys it finds; IoUs are in percent there, shares 0..1.
+Known metrics are named in words (words.py), others by their keys. IoUs are in percent in the values, shares 0..1.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from boxsup_dist.reporting.figures import curves_figure, iou_bars_figure
+from boxsup_dist.progress import format_duration
+from boxsup_dist.reporting.figures import curves_figure, iou_bars_figure, number
+from boxsup_dist.reporting.html import render
 from boxsup_dist.reporting.text_table import format_value
+from boxsup_dist.reporting.words import METRICS
 
-REPORT = "report.html"
 MAX_FIGURES = 24  # embedded; the others are named
-
-STYLE = """
-:root { color-scheme: light dark; --line: #d5d9e0; --soft: #f4f5f8; --text: #1d2330; --faint: #667085;
-  --warn: #fff4e0; --warn-line: #d9902b; }
-@media (prefers-color-scheme: dark) { :root { --line: #3a4150; --soft: #20252f; --text: #e4e7ee; --faint: #9aa4b5;
-  --warn: #3a2d15; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); margin: 2rem auto; max-width: 1080px;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; }
-.faint, figcaption { color: var(--faint); font-size: .87rem; overflow-wrap: anywhere; }
-.cards { display: flex; flex-wrap: wrap; gap: .7rem; margin-top: 1.2rem; }
-.card { background: var(--soft); border-radius: 8px; padding: .6rem 1rem; min-width: 8.5rem; }
-.card b { display: block; font-size: 1.45rem; font-weight: 600; }
-.warning { background: var(--warn); border-left: 4px solid var(--warn-line); padding: .5rem .9rem; margin: .5rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-figure { margin: 0 0 1.2rem; } img { max-width: 100%; background: #fff; border-radius: 6px; padding: 6px; }
-summary { cursor: pointer; }
-"""
+Card = tuple[str, str]
+"""What it shows, and the caption below."""
+Cell = tuple[str, bool]
+"""Text, and whether it is a number."""
 
 
 def render_report(
     title: str,
+    *,
     summary: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
-    figures: Sequence[tuple[str, bytes]],
+    figures: Sequence[tuple[str, bytes]] = (),
     left_out: Sequence[str] = (),
     parts: Sequence[str] = (),
     confusion: bytes | None = None,
 ) -> str:
-    """The page as text. `figures` are (file name, PNG bytes), `parts` are sub-directories that have a report.
+    """The page as text.
 
-    `confusion` is the picture of the confusion matrix.
+    Args:
+        title: URI of the run directory.
+        summary: Result of the run, or of several; {} for a run that is not finished.
+        history: Metrics of the epochs in order, a mapping each with the key `epoch`, which counts from 1.
+        config: All settings.
+        figures: (file name, PNG bytes) of the pictures to embed.
+        left_out: File names of the pictures to name only.
+        parts: Links to the reports of the runs below this directory, relative to it.
+        confusion: Picture of the confusion matrix, PNG bytes.
     """
     last = history[-1] if history else {}
-    body = [f"<h1>{escape(title.rstrip('/').rpartition('/')[2])}</h1><div class=faint>{escape(title)}</div>"]
-    body += [_cards(summary, last), *_warnings(summary, history)]
-    body += _section("Runs", [f'<p><a href="{quote(p)}/{REPORT}">{escape(p)}</a></p>' for p in parts])
-    body += _section("Curves", [_image("Over the epochs", curves_figure(history))] if history else [])
-    body += _section("Example images", [*(_image(*figure) for figure in figures), *_not_shown(left_out)])
-    body += _section("IoU by class", _iou(summary.get("iou") or last.get("iou")))
-    body += _section("Confusion", [_image("Share of each class's pixels", confusion)] if confusion else [])
-    body += _section("Epochs", [_row_table(history)] if history else [])
+    columns = _columns(history)
     results = {key: value for key, value in summary.items() if key not in ("iou", "data", "warnings", "config")}
-    body += _section("Results", [_key_table(results)] if results else [])
-    body += _section("Data", [_key_table(summary["data"])] if summary.get("data") else [])
-    settings = f"<details open><summary>{len(config)} groups and values</summary>{_key_table(config)}</details>"
-    body += _section("Configuration", [settings] if config else [])
-    head = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title>"
-    head += f'<meta name=viewport content="width=device-width"><style>{STYLE}</style></head>'
-    return f"{head}<body>{''.join(body)}</body></html>\n"
+    return render(
+        "page",
+        title=title,
+        name=title.rstrip("/").rpartition("/")[2],
+        cards=list(_cards(summary, last)),
+        warnings=list(_warnings(summary, history)),
+        parts=[(part.rpartition("/")[0], quote(part)) for part in parts],
+        curves=_base64(curves_figure(history)) if history else None,
+        figures=[(_caption(name), _base64(png)) for name, png in figures],
+        left_out=list(left_out),
+        iou_bars=_iou_bars(summary.get("iou") or last.get("iou")),
+        confusion=_base64(confusion) if confusion else None,
+        epoch_columns=[METRICS[key][0] if key in METRICS else key.replace("_", " ") for key in columns],
+        epochs=[[_cell(_in_unit(key, row.get(key))) for key in columns] for row in history],
+        results=_leaves(results),
+        data=_leaves(summary.get("data") or {}),
+        config=_leaves(config),
+    )
 
 
-def _section(title: str, content: Sequence[str]) -> list[str]:
-    return [f"<h2>{escape(title)}</h2>", *content] if content else []
+def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[Card]:
+    for part, value in _numbers(summary.get("mean_iou", last.get("mean_iou"))):
+        yield f"{value:.1f} %", f"mean IoU: {part}" if part else "mean IoU on the validation images"
+    for part, value in _numbers(summary.get("label_mean_iou", last.get("label_mean_iou"))):
+        words = {"first": "first epoch", "last": "last epoch"}.get(part, part)
+        yield f"{value:.1f} %", f"mean IoU of the label maps: {words}" if part else "mean IoU of the label maps"
+    for _, value in _numbers(last.get("foreground_share")):
+        yield f"{100 * value:.1f} %", "foreground predicted in the last epoch"
+    for key, caption in (("num_images", "training images"), ("epochs", "epochs")):
+        for _, value in _numbers(summary.get(key)):
+            yield format_value(value if value % 1 else int(value)), caption
+    for part, value in _numbers(summary.get("seconds")):
+        if part == "all":
+            since = "continued" if summary.get("resumed_from") else "started"
+            yield format_duration(value), f"since the run was {since}"
 
 
-# Key of the summary or the last epoch, what it says, factor and unit.
-CARDS = (
-    ("mean_iou", "mean IoU", 1, " %"),
-    ("label_mean_iou", "label mean IoU", 1, " %"),
-    ("foreground_share", "predicted foreground", 100, " %"),
-    ("num_images", "images evaluated", None, ""),
-    ("epochs", "epochs", None, ""),
-)
+def _numbers(value: Any) -> Iterator[tuple[str, float]]:
+    """A number with the name ""; the named numbers of a mapping, such as those of several runs; else nothing."""
+    for name, each in value.items() if isinstance(value, Mapping) else [("", value)]:
+        found = number(each)
+        if found is not None:
+            yield name.replace("_", " "), found
 
 
-def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> str:
-    cards = []
-    for key, name, factor, unit in CARDS:
-        value = summary.get(key, last.get(key))
-        # A mapping, as of the first and the last label maps or of several runs, shows each of its numbers.
-        found = {**value} if isinstance(value, Mapping) else {"": value}
-        for part, number in found.items():
-            if isinstance(number, (int, float)):
-                text = format_value(number) if factor is None else f"{factor * number:.1f}"
-                cards.append(f"<div class=card><b>{text}{unit}</b>{escape(f'{name} {part}'.strip())}</div>")
-    return f"<div class=cards>{''.join(cards)}</div>"
+def _warnings(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Every warning once, with the epochs that gave it."""
+    yield from dict.fromkeys(_texts(summary.get("warnings")))
+    epochs: dict[str, list[int]] = {}
+    for row in history:
+        for text in dict.fromkeys(_texts(row.get("warnings"))):
+            epochs.setdefault(text, []).append(row["epoch"])
+    for text, found in epochs.items():
+        yield f"{_ranges(found)}: {text}"
 
 
-def _warnings(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [*_texts(summary.get("warnings")), *(text for row in history for text in _texts(row.get("warnings")))]
-    return [f"<div class=warning>{escape(text)}</div>" for text in dict.fromkeys(rows)]
+def _ranges(epochs: Sequence[int]) -> str:
+    """Ascending epochs in words: "epochs 2-4, 7"."""
+    groups = [list(group) for _, group in itertools.groupby(enumerate(epochs), lambda pair: pair[1] - pair[0])]
+    texts = [f"{group[0][1]}-{group[-1][1]}" if len(group) > 1 else str(group[0][1]) for group in groups]
+    return f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(texts)}"
 
 
 def _texts(value: Any) -> Iterable[str]:
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)] if value else []
+    return [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value)] if value else []
 
 
-def _not_shown(names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    return [f"<p class=faint>{len(names)} more in figures/: {escape(', '.join(names))}</p>"]
-
-
-def _iou(iou: Any) -> list[str]:
+def _iou_bars(iou: Any) -> str | None:
     if not isinstance(iou, Mapping) or not iou:
-        return []
-    values = [value if isinstance(value, (int, float)) else None for value in iou.values()]
-    return [_image("IoU in percent; the dashed line is the mean", iou_bars_figure(values, [str(name) for name in iou]))]
+        return None
+    return _base64(iou_bars_figure([number(value) for value in iou.values()], [str(name) for name in iou]))
 
 
-def _image(caption: str, png: bytes) -> str:
-    text = escape(re.sub(r"[_/]+", " ", caption.removesuffix(".png")))
-    data = base64.b64encode(png).decode()
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+def _caption(file_name: str) -> str:
+    return re.sub(r"[_/]+", " ", file_name.removesuffix(".png"))
 
 
-def _row_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Scalars of every row under one header; nested values are drawn elsewhere or in the file."""
-    columns = list(dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, (Mapping, list))))
-    header = "".join(f"<th class=number>{escape(column.replace('_', ' '))}</th>" for column in columns)
-    lines = ("".join(_cell(row.get(column)) for column in columns) for row in rows)
-    return f"<div class=scroll><table><tr>{header}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></div>"
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()
 
 
-def _key_table(values: Mapping[str, Any]) -> str:
-    lines = (f"<tr><th>{escape(key)}</th>{_cell(value)}</tr>" for key, value in _leaves(values))
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of the single values of all rows, known ones first; nested values are drawn elsewhere or in the file."""
+    nested = (Mapping, list, tuple)
+    found = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, nested))
+    return [key for key in METRICS if key in found] + [key for key in found if key not in METRICS]
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _in_unit(key: str, value: Any) -> Any:
+    factor = METRICS[key][1] if key in METRICS else 1
+    return value if factor == 1 or number(value) is None else factor * value
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str, bool]]:
+    """Dotted name, text and whether it is a number, of every single value of nested mappings."""
+    found = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            found += _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            found.append((f"{prefix}{key}", *_cell(value)))
+    return found
 
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return f"<td class=number>{format_value(value)}</td>"
-    return f"<td>{escape(format_value(value if not isinstance(value, (list, dict)) else json.dumps(value)))}</td>"
+def _cell(value: Any) -> Cell:
+    is_number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return format_value(json.dumps(value) if isinstance(value, (list, tuple, dict)) else value), is_number

@@ -1,19 +1,20 @@
-"""Small tables for the end of a job: as text, Markdown and HTML."""
+"""Small tables of results: as text, Markdown and HTML."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from boxsup_dist.reporting.html import render
+
 
 def format_value(value: Any) -> str:
-    """A cell: four significant digits for floats, thousands apart for integers, a dash for None and nan."""
+    """The text of a cell: floats with four significant digits, integers as 12,000, None and nan as a dash."""
     if value is None or value != value:
         return "-"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -22,9 +23,12 @@ def format_value(value: Any) -> str:
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
-    """The rows under one header, numbers right-aligned; columns in the order in which the rows first name them.
+    """Rows as text under one header, with numbers on the right of their column.
 
-    A key that a row lacks gives a dash. Without rows: only the title.
+    Args:
+        rows: One mapping per row; columns come in the order in which the rows first name them. A missing key gives a
+            dash. [] gives the title alone.
+        title: A line above the table.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(title=Text(title) if title else None, title_justify="left")
@@ -50,13 +54,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
 def to_html(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
     """The same table as one HTML page that needs nothing else."""
     columns, cells = _cells(rows)
-    style = "body{font-family:sans-serif}td,th{padding:.2em .8em;text-align:right}td:first-child{text-align:left}"
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in cells)
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title><style>{style}</style>"
-        f"</head><body><h1>{escape(title)}</h1><table><tr>{head}</tr>{body}</table></body></html>\n"
-    )
+    return render("table", title=title, columns=columns, rows=cells)
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -1,7 +1,7 @@
-"""What the figures that compare finished runs show, read from their directories and the tables they were trained on.
+"""What the figures that compare finished runs show: from the run directories and the tables they were trained on.
 
-Label maps are painted as training saw them (`sources.painter`); predictions are of each run's newest checkpoint, made
-here, image by image.
+Label maps are painted as the training saw them (data/painting). Predictions are made here, image by image, with the
+newest checkpoint of each run. Epochs count from 1.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.painting import painter
 from boxsup_dist.data.schema import Record, iter_records
 from boxsup_dist.data.sources import Unit
@@ -29,15 +30,16 @@ from boxsup_dist.runs.examples import epochs_to_show
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import Inputs, open_inputs
 from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.layout import RunFiles
 
-Panels = list[np.ndarray | None]
+Panels = list[NDArray[np.uint8] | None]
 Grid = tuple[list[str], list[Panels]]
-"""Titles of the columns, and for each image its panels."""
+"""Titles of the columns, and the panels of each image: RGB pictures (H, W, 3) and label maps (H, W)."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run directory, and the name that figures call it by."""
+    """A run directory and the name of the run in figures."""
 
     name: str
     run_dir: str
@@ -49,10 +51,14 @@ class FinishedRun:
         return open_inputs(self.config)
 
     @property
+    def files(self) -> RunFiles:
+        """URIs of its files."""
+        return RunFiles(self.run_dir)
+
+    @property
     def history(self) -> list[dict[str, Any]]:
-        """What is known of each epoch, in order."""
-        found = read_history(self.run_dir)
-        return [found[epoch] for epoch in sorted(found)]
+        """What is known of each epoch, in order, as figures take it: HistoryEntry.to_dict."""
+        return [entry.to_dict() for entry in read_history(self.run_dir).values()]
 
     @property
     def iou(self) -> dict[str, float | None] | None:
@@ -60,15 +66,17 @@ class FinishedRun:
         return next((row["iou"] for row in reversed(self.history) if row.get("iou")), None)
 
     @property
-    def confusion(self) -> np.ndarray | None:
-        """Confusion matrix int64 (C, C) of the last evaluation; None where the run did not keep it."""
-        return read_confusion(self.run_dir)
+    def confusion(self) -> NDArray[np.int64] | None:
+        """Confusion matrix (C, C) of the last evaluation; None for a run that was never evaluated."""
+        found = read_confusion(self.files.confusion)
+        return None if found is None else found.confusion
 
 
 def open_runs(run_dirs: Sequence[str]) -> list[FinishedRun]:
-    """The runs in order, named by their supervision where that tells them apart, else by their folders.
+    """The runs in order, named by their supervision if it differs from run to run, else by their folders.
 
-    InputError for a folder without configuration.
+    Raises:
+        InputError: a directory has no config.json, no run is given, or one is given twice.
     """
     if not run_dirs:
         raise SettingError("no run to draw", field="run_dirs", expected="one run directory or more")
@@ -82,9 +90,18 @@ def open_runs(run_dirs: Sequence[str]) -> list[FinishedRun]:
 
 
 def label_maps_by_epoch(run: FinishedRun, image_ids: Sequence[str], epochs: Sequence[int] = ()) -> Grid | None:
-    """The paper's Figure 3: image, label maps of some epochs (0 is the first), ground truth.
+    """The paper's Figure 3: image, label maps of some epochs, ground truth.
 
-    None for a run whose labels never change. InputError for an epoch without labels.
+    Args:
+        run: The run.
+        image_ids: Training images to show.
+        epochs: Epochs to show, from 1. () shows some, the first and the last among them.
+
+    Returns:
+        The grid; None for a run whose labels never change.
+
+    Raises:
+        InputError: an epoch has no labels.
     """
     if not run.inputs.mixture.with_supervision("box"):
         return None
@@ -94,13 +111,16 @@ def label_maps_by_epoch(run: FinishedRun, image_ids: Sequence[str], epochs: Sequ
         [_picture(record), *(_label_map(run, unit, record, epoch) for epoch in shown), _ground_truth(run, record)]
         for unit, record in found.values()
     ]
-    return ["image", *(f"epoch {epoch + 1}" for epoch in shown), "ground truth"], rows
+    return ["image", *(f"epoch {epoch}" for epoch in shown), "ground truth"], rows
 
 
 def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> Grid:
     """The paper's Figure 2: image, its label map in the last epoch of every run, ground truth.
 
-    A run that does not train on an image has no panel of it.
+    A run that does not train on an image has an empty panel.
+
+    Raises:
+        InputError: no run trains on one of the images.
     """
     found = [_find_training_images(run, image_ids) for run in runs]
     rows = []
@@ -109,7 +129,7 @@ def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> 
         if not any(where):
             raise InputError("no run trains on such an image", field="image_ids", value=image_id)
         maps: Panels = [
-            None if place is None else _label_map(run, *place, run.config.optimizer.epochs - 1)
+            None if place is None else _label_map(run, *place, run.config.optimizer.epochs)
             for run, place in zip(runs, where, strict=True)
         ]
         run, (_, record) = next((run, place) for run, place in zip(runs, where, strict=True) if place is not None)
@@ -120,16 +140,23 @@ def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> 
 def predictions_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> Grid:
     """The paper's Figures 5 and 6: validation image, prediction of every run, ground truth.
 
-    InputError if the runs know other classes or have no checkpoint.
+    Raises:
+        InputError: the runs have different classes, a run has no checkpoint, or the validation records of the first run
+            lack an image.
     """
     records = find_records(_val_records(runs[0]), image_ids)
     rows: list[Panels] = [[_picture(record)] for record in records.values()]
     for run in runs:
+        names, expected = run.inputs.class_names, runs[0].inputs.class_names
+        if names != expected:
+            raise InputError(
+                f"the networks of the runs have different classes: compare runs of the classes of {runs[0].run_dir}",
+                file=run.run_dir,
+                field="classes",
+                value=names,
+                expected=str(expected),
+            )
         network = checkpoint.load_network(checkpoint.newest(run.run_dir))
-        if network.spec.num_classes != len(runs[0].inputs.class_names):
-            raise InputError("the runs have different classes", file=run.run_dir, field="classes",
-                             value=network.spec.num_classes,
-                             expected=f"the {len(runs[0].inputs.class_names)} of {runs[0].run_dir}")  # fmt: skip
         for row, record in zip(rows, records.values(), strict=True):
             row.append(predict_log_probs(network, _picture(record)).argmax(0).astype(np.uint8))
     for row, record in zip(rows, records.values(), strict=True):
@@ -138,11 +165,11 @@ def predictions_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) ->
 
 
 def training_examples(run: FinishedRun, count: int) -> list[str]:
-    """image_id of some training images with boxes, spread over the whole stream."""
+    """image_id of up to `count` training images with boxes, spread over all units of the run."""
     units = run.inputs.mixture.units
     found: dict[str, None] = {}
     for start in np.linspace(0, len(units), count, endpoint=False).astype(int).tolist():
-        # A unit may have none: its images are another source's too, or have no box.
+        # A unit may have none: another source has its images too, or they have no box.
         following = (image_id for unit in units[start:] for image_id in _with_boxes(unit) if image_id not in found)
         image_id = next(following, None)
         if image_id is not None:
@@ -163,7 +190,11 @@ def validation_examples(run: FinishedRun, count: int) -> list[str]:
 
 
 def find_records(records: Table, image_ids: Sequence[str]) -> dict[str, Record]:
-    """Whole records by image_id, in the order of `image_ids`. InputError if one is not in the table."""
+    """Whole records by image_id, in the order of `image_ids`.
+
+    Raises:
+        InputError: the table lacks one of them.
+    """
     found: dict[str, Record] = {}
     for where in records.row_groups():
         found |= {record.image_id: record for record in _rows(records, where, image_ids)}
@@ -187,7 +218,7 @@ def _find_training_images(run: FinishedRun, image_ids: Sequence[str]) -> dict[st
 
 
 def _rows(records: Table, where: RowGroup, image_ids: Sequence[str], rows: Sequence[int] | None = None) -> list[Record]:
-    """Records of a row group with one of these ids; the other columns are read only where there is one."""
+    """Records of a row group with one of these ids. The other columns are read only if there is one."""
     ids = records.read(where, ("image_id",))["image_id"].to_pylist()
     chosen = [row for row in (range(len(ids)) if rows is None else rows) if ids[row] in image_ids]
     return list(iter_records(records.read(where).take(chosen))) if chosen else []
@@ -199,19 +230,19 @@ def _check_found(image_ids: Sequence[str], found: Mapping[str, Any], uri: str) -
         raise InputError("the table has no such image", file=uri, field="image_ids", value=missing)
 
 
-def _picture(record: Record) -> np.ndarray:
+def _picture(record: Record) -> NDArray[np.uint8]:
     assert record.image is not None
     return decode_image(record.image)
 
 
-def _label_map(run: FinishedRun, unit_index: int, record: Record, epoch: int) -> np.ndarray:
+def _label_map(run: FinishedRun, unit_index: int, record: Record, epoch: int) -> NDArray[np.uint8]:
     unit = run.inputs.mixture.units[unit_index]
     segments = {}
     if unit.source.supervision == "box":
-        segments = read_labels(labels_uri(run.run_dir, epoch)).segments(unit_index)
+        segments = read_labels(run.files.labels(epoch)).segments(unit_index)
     return painter(unit, segments, run.inputs.mixture.assignment)(record)
 
 
-def _ground_truth(run: FinishedRun, record: Record) -> np.ndarray | None:
-    """Of a training image only where the run may look at it."""
+def _ground_truth(run: FinishedRun, record: Record) -> NDArray[np.uint8] | None:
+    """Ground truth of a training image, if the run may look at it."""
     return decode_png(record.gt_label_map) if record.gt_label_map and run.config.measure_labels else None

@@ -1,73 +1,153 @@
-"""What a person reads while a run trains: prints what rank 0 tells, and passes it on to the tracker."""
+"""What a person reads while a run trains: a header, the progress, one line an epoch, and what to do at the end.
+
+The same events go to MLflow from here, because the driver outlives the workers.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
-from boxsup_dist.config import TrainConfig
+from boxsup_dist.config import ResourceSettings, TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, Stalled
+from boxsup_dist.errors import InputError
 from boxsup_dist.progress import format_duration
-from boxsup_dist.runs.history import entry_metrics
-from boxsup_dist.runs.run_events import Begun, EpochDone, Failed, Progress, Warned
+from boxsup_dist.reporting.words import STAGES
+from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
+from boxsup_dist.runs.history import HistoryEntry
+from boxsup_dist.runs.inputs import Inputs
+from boxsup_dist.runs.layout import RunFiles
+from boxsup_dist.runs.summary import MlflowRun, Summary
 from boxsup_dist.tracking.tracker import RunTracker
+
+PROGRESS_EVERY_S = 10.0
+MAX_CLASSES_NAMED = 8
 
 
 class Console:
-    """Prints what rank 0 tells, and passes it on to the tracker."""
-
-    PROGRESS_EVERY_S = 10.0
+    """Prints the events of a run and passes them on to the tracker."""
 
     def __init__(self, config: TrainConfig, tracker: RunTracker) -> None:
         self.config, self.tracker = config, tracker
-        self.failure: Exception | None = None
+        self.failure: InputError | None = None
         self._stage: tuple[int, str] | None = None
         self._since = self._printed = 0.0
 
     def handle(self, event: Event) -> None:
-        """Dispatch one event of the coordinator."""
+        """Print one event of rank 0; keep the error of a run that failed in `failure`."""
         match event:
             case Begun():
-                self._on_begin(event.epoch, event.step, event.num_workers)
+                _print_begin(event)
             case Progress():
-                self._on_progress(event.epoch, event.stage, event.done, event.total, event.images_per_s)
-            case EpochDone():
-                self._on_epoch(event.entry)
+                self._print_progress(event)
+            case Measured():
+                self.tracker.log_metrics(event.entry.metrics(), step=event.entry.epoch)
+                if event.complete:
+                    print(epoch_line(event.entry, self.config.optimizer.epochs), flush=True)
             case Warned():
-                self._on_warning(event.text)
+                print(f"warning: {event.text}", flush=True)
             case Stalled():
-                self._on_stalled(event.seconds)
+                self._print_stall(event)
             case Failed():
                 self.failure = event.error
             case _:
-                raise AssertionError(f"an event without a handler: {event}")
+                raise TypeError(f"no event of a run: {event!r}")
 
-    def _on_progress(self, epoch: int, stage: str, done: int, total: int, images_per_s: float | None = None) -> None:
+    def _print_progress(self, event: Progress) -> None:
         now = time.monotonic()
-        if self._stage != (epoch, stage):
-            self._stage, self._since, self._printed = (epoch, stage), now, now
+        if self._stage != (event.epoch, event.stage):
+            self._stage, self._since, self._printed = (event.epoch, event.stage), now, now
             return
-        if now - self._printed < self.PROGRESS_EVERY_S or done == 0:
+        if now - self._printed < PROGRESS_EVERY_S or event.done == 0:
             return
         self._printed = now
-        left = (now - self._since) / done * (total - done)
-        rate = f"  {images_per_s:.1f} images/s" if images_per_s else ""
-        print(f"  epoch {epoch}  {stage} {done}/{total}{rate}  left {format_duration(left)}", flush=True)
+        left = (now - self._since) / event.done * (event.total - event.done)
+        speed = f"  {event.images_per_s:.1f} images/s" if event.images_per_s else ""
+        where = f"epoch {event.epoch}, {STAGES[event.stage]}"
+        print(f"  {where}: {event.done}/{event.total}{speed}  left {format_duration(left)}", flush=True)
 
-    def _on_begin(self, epoch: int, step: int, num_workers: int) -> None:
-        where = "the start" if epoch == step == 0 else f"epoch {epoch}, step {step}"
-        print(f"training begins at {where}, workers: {num_workers}", flush=True)
+    def _print_stall(self, event: Stalled) -> None:
+        where = "the start of the workers"
+        if self._stage is not None:
+            epoch, stage = self._stage
+            where = f"epoch {epoch}, {STAGES[stage]}"
+        print(f"warning: no message for {event.seconds:.0f} s, since {where}; {session.describe()}", flush=True)
 
-    def _on_epoch(self, entry: dict[str, Any]) -> None:
-        keys = ("train_loss", "images_per_s", "foreground_share", "share_changed", "label_mean_iou", "mean_iou")
-        shown = "  ".join(f"{key} {entry[key]:.3g}" for key in keys if key in entry)
-        print(f"epoch {entry['epoch'] + 1}/{self.config.optimizer.epochs}  {shown}", flush=True)
-        self.tracker.log_metrics(entry_metrics(entry), step=entry["epoch"])
 
-    def _on_stalled(self, seconds: float) -> None:
-        where = "the start of the workers" if self._stage is None else f"epoch {self._stage[0]}, {self._stage[1]}"
-        print(f"warning: nothing heard for {seconds:.0f} s from {where}; {session.describe()}", flush=True)
+def _print_begin(event: Begun) -> None:
+    what = "training begins"
+    if event.epoch > 1 or event.steps_done:
+        what = f"training continues at epoch {event.epoch}, after {event.steps_done} steps"
+    print(f"{what}, workers: {event.num_workers}", flush=True)
 
-    def _on_warning(self, text: str) -> None:
-        print(f"warning: {text}", flush=True)
+
+def epoch_line(entry: HistoryEntry, num_epochs: int) -> str:
+    """One line with what a person wants to know of a finished epoch."""
+    parts = [f"epoch {entry.epoch}/{num_epochs}"]
+    for value, text in (
+        (entry.train_loss, "loss {:.3g}"),
+        (entry.images_per_s, "{:.1f} images/s"),
+        (entry.foreground_share, "foreground: {:.1%} predicted"),
+        (entry.label_foreground_share, "{:.1%} in the label maps"),
+        (entry.share_changed, "segments changed {:.1%}"),
+        (entry.label_mean_iou, "label maps' mean IoU {:.1f}"),
+        (entry.mean_iou, "validation mean IoU {:.1f}"),
+    ):
+        if value is not None:
+            parts.append(text.format(value))
+    return "  ".join(parts)
+
+
+def print_header(config: TrainConfig, inputs: Inputs, tracking_uri: str) -> None:
+    """What is about to run, before anything of it starts. `config.resources` are resolved."""
+    options = config.optimizer
+    steps = -(-inputs.num_images // options.global_batch_size)
+    dropped, val = inputs.num_left_out, inputs.val_records
+    names = inputs.class_names
+    shown = ", ".join(names[:MAX_CLASSES_NAMED]) + (", ..." if len(names) > MAX_CLASSES_NAMED else "")
+    lines = {
+        "run directory": RunFiles(config.run_dir).run_dir,
+        "images": f"{inputs.num_images} to train on"
+        + (f" ({dropped} left out: another table of the run has them)" if dropped else "")
+        + (f", {val.num_rows} to evaluate on" if val is not None else ", none to evaluate on"),
+        "classes": f"{len(names)}: {shown}",
+        "supervision": config.supervision,
+        "steps": f"{steps} an epoch, {steps * options.epochs} in {options.epochs} epochs, "
+        f"{options.global_batch_size} images each",
+        **_describe_resources(config.resources),
+        "MLflow": f"{tracking_uri}, experiment {config.experiment}",
+    }
+    for name, text in lines.items():
+        print(f"{name:<14} {text}", flush=True)
+
+
+def _describe_resources(resources: ResourceSettings) -> dict[str, str]:
+    def device(gpus: float) -> str:
+        return f"{gpus:g} GPU" if gpus else "CPU"
+
+    workers, members = resources.num_workers, resources.num_actors
+    return {
+        "workers": f"{workers}, each on {device(resources.gpus_per_worker)}, threads: {resources.threads_per_worker}",
+        "actor pool": f"{members}, each on {device(resources.gpus_per_actor)}, threads: {resources.threads_per_actor}",
+    }
+
+
+def print_result(run_dir: str, summary: Summary) -> None:
+    """The result of a finished run, and what a person can do with it."""
+    files = RunFiles(run_dir)
+    result = [f"supervision {summary['supervision']}"]
+    if summary["mean_iou"] is not None:
+        result.append(f"validation mean IoU {summary['mean_iou']:.2f}")
+    label = summary["label_mean_iou"]
+    if label is not None:
+        result.append(f"label maps' mean IoU {label['first']:.2f} -> {label['last']:.2f}")
+    print(f"result         {', '.join(result)}")
+    print(f"report         {files.report}")
+    print(f"MLflow         {_how_to_open(summary['mlflow'])}")
+    print(f"next           python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER", flush=True)
+
+
+def _how_to_open(mlflow: MlflowRun) -> str:
+    uri = mlflow["tracking_uri"]
+    how = f"open {uri}" if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
+    return f"{how} (run {mlflow['run_id']})" if mlflow["run_id"] else f"{how} (MLflow does not have this run yet)"

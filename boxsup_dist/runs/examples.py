@@ -1,11 +1,11 @@
-"""Example figures of a run: a few training images with their label maps over the epochs and the final prediction."""
+"""Example figures of a run: some training images with their label maps over the epochs and the final prediction."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.painting import Painter, painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
@@ -14,14 +14,15 @@ from boxsup_dist.io import storage
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.reporting.figures import label_evolution_figure
+from boxsup_dist.runs.layout import RunFiles
 
-MAX_EXAMPLES = 3  # of each row group that is drawn
-NUM_STAGES = 4  # epochs shown of one image, first and last among them
+MAX_EXAMPLES = 3  # images per unit
+NUM_SHOWN = 4  # epochs of one image, first and last among them
 
 
 def epochs_to_show(num_epochs: int) -> list[int]:
-    """At most NUM_STAGES epochs, evenly spaced, first and last included."""
-    return sorted({round(e) for e in np.linspace(0, num_epochs - 1, NUM_STAGES)})
+    """At most NUM_SHOWN epochs, counted from 1, evenly spaced, first and last included."""
+    return sorted({round(epoch) for epoch in np.linspace(1, num_epochs, NUM_SHOWN)})
 
 
 def draw_examples(
@@ -34,7 +35,20 @@ def draw_examples(
     class_names: tuple[str, ...],
     show_ground_truth: bool,
 ) -> list[tuple[str, bytes]]:
-    """(file name, PNG) for some images of a unit of the training records."""
+    """Draw some images of a unit of the training records, on a member of the actor pool.
+
+    Args:
+        network: The run's trained network.
+        index: Index of the unit in `mixture`.
+        mixture: Training data of the run.
+        run_dir: Run directory, for the labels of the epochs.
+        num_epochs: Epochs of the run.
+        class_names: Names for the legend.
+        show_ground_truth: Add a panel with the ground truth of records that have one.
+
+    Returns:
+        (file name, PNG) of each image; [] if no record of the unit has a box.
+    """
     unit = mixture.units[index]
     painters = _painters(index, mixture, run_dir, num_epochs)
     figures = []
@@ -45,7 +59,7 @@ def draw_examples(
             with decoding(record.image_id):
                 image = decode_image(record.image)
             painted = [(title, paint(record)) for title, paint in painters]
-        except RecordError:  # the training has left it out and told
+        except RecordError:  # the training has left it out and warned of it
             continue
         truth = decode_png(record.gt_label_map) if record.gt_label_map and show_ground_truth else None
         figure = label_evolution_figure(
@@ -63,18 +77,18 @@ def draw_examples(
 
 
 def _painters(index: int, mixture: Mixture, run_dir: str, num_epochs: int) -> list[tuple[str, Painter]]:
-    """Title and painter of the epochs to show; one entry where the labels never change."""
+    """Title and painter of each epoch to show; one entry for labels that never change."""
     unit, assignment = mixture.units[index], mixture.assignment
     if unit.source.supervision != "box":
         return [("label map", painter(unit, {}, assignment))]
     shown = []
     for epoch in epochs_to_show(num_epochs):
-        segments = read_labels(labels_uri(run_dir, epoch)).segments(index)
-        shown.append((f"epoch {epoch + 1}", painter(unit, segments, assignment)))
+        segments = read_labels(RunFiles(run_dir).labels(epoch)).segments(index)
+        shown.append((f"epoch {epoch}", painter(unit, segments, assignment)))
     return shown
 
 
 def store_figures(run_dir: str, figures: list[tuple[str, bytes]]) -> None:
-    """Write figures under RUN/figures."""
+    """Write figures, (file name, PNG), to RUN/figures."""
     for name, png in figures:
-        storage.write_bytes(storage.join(run_dir, "figures", name), png)
+        storage.write_bytes(storage.join(RunFiles(run_dir).figures, name), png)

@@ -1,25 +1,111 @@
-"""RUN/history.jsonl: what is known of each epoch, one line an epoch."""
+"""RUN/history.jsonl: what is known of each epoch, one JSON line an epoch. Epochs count from 1."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
+from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
+from boxsup_dist.runs.layout import RunFiles
+from boxsup_dist.runs.typed_json import parse_json
 
-History = dict[int, dict[str, Any]]
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """What is known of one epoch. None: not measured (yet), or meaningless under the run's supervision.
+
+    IoUs are in percent, shares in 0..1. The names are those of the metrics in MLflow.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    epoch: int
+    """Number of the epoch, from 1."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Duration of the stages around the training: reassign, measure_labels, evaluate, figures."""
+
+    share_without_candidate: float | None = None
+    """Share of the boxes that no candidate segment overlaps."""
+    mean_overlap_cost: float | None = None
+    """Mean overlap cost, 1 - IoU of box and segment, of the chosen segments."""
+    mean_regression_cost: float | None = None
+    """Mean regression cost of the chosen segments."""
+    share_changed: float | None = None
+    """Share of the boxes whose segment is not that of the epoch before."""
+    label_mean_iou: float | None = None
+    """Mean IoU of the label maps against ground truth."""
+    label_foreground_share: float | None = None
+    """Share of the ground truth's pixels that are an object in the label maps."""
+
+    train_loss: float | None = None
+    foreground_share: float | None = None
+    """Share of the pixels that the network predicts to be an object, during training."""
+    images_per_s: float | None = None
+    train_s: float | None = None
+    """Duration of the training steps."""
+    first_batch_s: float | None = None
+    """Wait for the first batch."""
+    wait_share: float | None = None
+    """Share of train_s that was a wait for batches."""
+    gap_s: float | None = None
+    """Pause between the last step of the epoch before and the first step, without the stages in between."""
+
+    mean_iou: float | None = None
+    """Mean IoU on the validation records."""
+    iou: dict[str, float | None] | None = None
+    """IoU by class; None for a class that does not occur."""
+    num_images: int | None = None
+    """Validation images."""
+    num_without_ground_truth: int | None = None
+    """Validation images without ground truth."""
+
+    bad_records: dict[str, str] = field(default_factory=dict)
+    """image_id -> problem of the records that the run has left out so far."""
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, as JSON keeps it."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, {}, ())}
+
+    def metrics(self) -> dict[str, Any]:
+        """What MLflow gets of the epoch: all but its number."""
+        return {name: value for name, value in self.to_dict().items() if name != "epoch"}
+
+
+History = dict[int, HistoryEntry]
+"""The epochs by their number, in order."""
 
 
 def read_history(run_dir: str) -> History:
-    """What is known of each epoch so far."""
-    uri = storage.join(run_dir, "history.jsonl")
+    """What is known of each epoch so far; {} for a run without history.
+
+    A killed run may leave half a line at the end: it is passed over. Of two lines of one epoch the last counts.
+
+    Raises:
+        InputError: a line in the middle is no JSON, or a field is not one of an entry.
+    """
+    uri = RunFiles(run_dir).history
     if not storage.exists(uri):
         return {}
-    entries = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
-    return {entry["epoch"]: entry for entry in entries}
+    found: History = {}
+    lines = storage.read_bytes(uri).splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_json(HistoryEntry, line, file=uri, place=f"line {number}")
+        except InputError as error:
+            if number == len(lines) and error.expected == "JSON":
+                break
+            raise
+        found[entry.epoch] = entry
+    return dict(sorted(found.items()))
 
 
-def entry_metrics(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tracking store gets of an epoch: all but its number."""
-    return {key: value for key, value in entry.items() if key != "epoch"}
+def write_history(run_dir: str, history: Mapping[int, HistoryEntry]) -> None:
+    """Replace the history of a run, in the order of the epochs."""
+    lines = [json.dumps(entry.to_dict()) for _, entry in sorted(history.items())]
+    storage.write_bytes(RunFiles(run_dir).history, ("\n".join(lines) + "\n").encode())

@@ -24,6 +24,16 @@ class Inputs:
     class_names: tuple[str, ...]
     can_measure_labels: bool
 
+    @property
+    def num_images(self) -> int:
+        """Images that the run trains on."""
+        return sum(len(unit.rows) for unit in self.mixture.units)
+
+    @property
+    def num_left_out(self) -> int:
+        """Images that the run does not train on, because another of its tables has them."""
+        return sum(unit.where.num_rows - len(unit.rows) for unit in self.mixture.units)
+
 
 def with_absolute_uris(config: TrainConfig) -> TrainConfig:
     """The same configuration with absolute paths: it means the same, and compares equal, from any directory."""

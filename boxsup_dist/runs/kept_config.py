@@ -6,6 +6,7 @@ from boxsup_dist.config import TrainConfig, differences
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
+from boxsup_dist.runs.layout import FORMAT, RunFiles
 
 # Settings that may change when a run is continued: the result does not depend on them.
 FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "max_bad_records", "experiment")
@@ -17,15 +18,32 @@ def read_config(run_dir: str) -> TrainConfig:
     Settings added after the run started take their defaults, which is how the run behaved.
 
     Raises:
-        InputError: There is none.
-        SettingError: It has settings of another version.
+        InputError: The directory has no config.json, or it is not JSON.
+        SettingError: Another version wrote the directory.
     """
-    uri = storage.join(storage.absolute(run_dir), "config.json")
+    uri = RunFiles(run_dir).config
     values = storage.read_json(uri)
+    if not isinstance(values, dict):
+        raise SettingError("not the settings of a run", file=uri, value=type(values).__name__, expected="a JSON object")
+    found = values.pop("format", 1)
+    if found != FORMAT:
+        raise SettingError(
+            "another version of boxsup_dist wrote this run directory: train the run again in another directory; "
+            f"to begin with its network, use --network.weights checkpoint:{run_dir}",
+            file=uri,
+            field="format",
+            value=found,
+            expected=str(FORMAT),
+        )
     try:
         return TrainConfig.from_dict(values)
     except SettingError as error:
         raise error.at(file=uri) from None
+
+
+def write_config(config: TrainConfig) -> None:
+    """Store the configuration, and the format of the directory, in the run's directory."""
+    storage.write_json(RunFiles(config.run_dir).config, {"format": FORMAT, **config.to_dict()})
 
 
 def check_resume(config: TrainConfig) -> None:
@@ -34,7 +52,7 @@ def check_resume(config: TrainConfig) -> None:
     Raises:
         SettingError: Settings differ; names each with both values.
     """
-    uri = storage.join(config.run_dir, "config.json")
+    uri = RunFiles(config.run_dir).config
     if not storage.exists(uri) or not _has_trained(config.run_dir):
         return
     changed = _changed(config)
@@ -56,15 +74,15 @@ def keep_config(config: TrainConfig) -> None:
     A directory where nothing was trained takes any configuration. If it held another one, the MLflow run and the
     history of that attempt are not continued.
     """
-    uri = storage.join(config.run_dir, "config.json")
-    if storage.exists(uri) and not _has_trained(config.run_dir) and _changed(config):
-        for name in ("mlflow_run_id", "history.jsonl"):
-            storage.remove(storage.join(config.run_dir, name))
-    storage.write_json(uri, config.to_dict())
+    files = RunFiles(config.run_dir)
+    if storage.exists(files.config) and not _has_trained(config.run_dir) and _changed(config):
+        for uri in (files.mlflow_run_id, files.history):
+            storage.remove(uri)
+    write_config(config)
 
 
 def _has_trained(run_dir: str) -> bool:
-    return checkpoint.latest(run_dir) is not None or storage.exists(storage.join(run_dir, "summary.json"))
+    return checkpoint.latest(run_dir) is not None or is_finished(run_dir)
 
 
 def _free(config: TrainConfig) -> tuple[str, ...]:

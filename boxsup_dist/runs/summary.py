@@ -1,48 +1,145 @@
-"""RUN/summary.json: the result of a finished run."""
+"""summary.json: the result of a finished run, and of every command that has an output folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.tables import Table
-from boxsup_dist.model import checkpoint
+from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
 from boxsup_dist.runs.history import read_history
-from boxsup_dist.runs.inputs import Inputs, tables_by_name
-from boxsup_dist.tracking.tracker import RunTracker
+from boxsup_dist.runs.layout import SUMMARY, RunFiles
+from boxsup_dist.runs.typed_json import parse_json
+
+
+class FirstAndLast(TypedDict):
+    """A metric in the first and in the last epoch that have it."""
+
+    first: float
+    last: float
+
+
+class MlflowRun(TypedDict):
+    """Where MLflow has the run; no id while it has not."""
+
+    tracking_uri: str
+    run_id: str | None
+
+
+class Summary(TypedDict):
+    """The result of a finished run. IoUs are in percent; None: not measured."""
+
+    supervision: str
+    mean_iou: float | None
+    iou: dict[str, float | None] | None
+    label_mean_iou: FirstAndLast | None
+    epochs: int
+    train_loss: float | None
+    seconds: dict[str, float]  # "all": since the run was started or continued; the stages: over all epochs
+    gap_s_median: float | None
+    checkpoint: str | None
+    resumed_from: str | None
+    bad_records: dict[str, str]
+    data: dict[str, dict[str, Any]]  # part in the run -> URI, fingerprint and counts of the table
+    num_images: int  # that the run trains on
+    num_left_out: int  # because another table of the run has them
+    mlflow: MlflowRun
 
 
 def make_summary(
-    config: TrainConfig, inputs: Inputs, seconds: float, resumed_from: str | None, tracker: RunTracker
-) -> dict[str, Any]:
-    """The result of a finished run, from its history."""
-    run_dir = config.run_dir
-    history = read_history(run_dir)
-    last = history[max(history)]
+    config: TrainConfig,
+    *,
+    tables: Mapping[str, Table],
+    num_images: int,
+    num_left_out: int,
+    seconds: float,
+    checkpoint: str | None,
+    resumed_from: str | None,
+    mlflow: MlflowRun,
+) -> Summary:
+    """The result of a run whose last epoch is over; the metrics are those of its history."""
+    history = list(read_history(config.run_dir).values())
+    last = history[-1]
     stages: dict[str, float] = {}
-    for entry in history.values():
-        for stage, spent in {**entry["seconds"], "train": entry.get("train_s", 0.0)}.items():
+    for entry in history:
+        for stage, spent in {**entry.seconds, "train": entry.train_s or 0.0}.items():
             stages[stage] = stages.get(stage, 0.0) + spent
-    label_curve = [entry["label_mean_iou"] for _, entry in sorted(history.items()) if "label_mean_iou" in entry]
-    gaps = sorted(entry["gap_s"] for entry in history.values() if "gap_s" in entry)
+    label_curve = [entry.label_mean_iou for entry in history if entry.label_mean_iou is not None]
+    gaps = sorted(entry.gap_s for entry in history if entry.gap_s is not None)
     return {
         "supervision": config.supervision,
-        "mean_iou": last.get("mean_iou"),
-        "iou": last.get("iou"),
+        "mean_iou": last.mean_iou,
+        "iou": last.iou,
         "label_mean_iou": {"first": label_curve[0], "last": label_curve[-1]} if label_curve else None,
         "epochs": config.optimizer.epochs,
-        "train_loss": last.get("train_loss"),
+        "train_loss": last.train_loss,
         "seconds": {"all": seconds, **stages},
         "gap_s_median": gaps[len(gaps) // 2] if gaps else None,
-        "checkpoint": checkpoint.latest(run_dir),
+        "checkpoint": checkpoint,
         "resumed_from": resumed_from,
-        "bad_records": last.get("bad_records", {}),
-        "data": {name: _describe(table) for name, table in tables_by_name(inputs).items()},
-        "num_images": sum(len(unit.rows) for unit in inputs.mixture.units),
-        "num_left_out": sum(unit.where.num_rows - len(unit.rows) for unit in inputs.mixture.units),
-        "mlflow": {"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()},
+        "bad_records": last.bad_records,
+        "data": {name: _describe(table) for name, table in tables.items()},
+        "num_images": num_images,
+        "num_left_out": num_left_out,
+        "mlflow": mlflow,
     }
 
 
 def _describe(table: Table) -> dict[str, Any]:
     return {"uri": table.uri, "fingerprint": table.fingerprint, "num_rows": table.num_rows, **table.counts}
+
+
+def is_finished(run_dir: str) -> bool:
+    """True if the directory holds the result of a run."""
+    return storage.exists(RunFiles(run_dir).summary)
+
+
+def read_summary(run_dir: str) -> Summary:
+    """The result of a finished run.
+
+    Raises:
+        InputError: the run is not finished, or the file does not hold the result of a run.
+    """
+    uri = RunFiles(run_dir).summary
+    return parse_json(Summary, storage.read_bytes(uri), file=uri)
+
+
+def mlflow_run(run_dir: str) -> tuple[str, str]:
+    """Tracking URI and run id in MLflow of a finished run.
+
+    Raises:
+        InputError: the run is not finished, or MLflow does not have it.
+    """
+    uri = RunFiles(run_dir).summary
+    found = storage.read_json(uri).get("mlflow") or {}
+    if not found.get("run_id"):
+        expected = "a run that MLflow has: give the command of the training again to send it"
+        raise InputError("the run has no MLflow run", file=uri, field="mlflow.run_id", expected=expected)
+    return found["tracking_uri"], found["run_id"]
+
+
+def write_summary(run_dir: str, summary: Summary) -> None:
+    """Keep the result of a run: from now on the run is finished."""
+    storage.write_json(RunFiles(run_dir).summary, summary)
+
+
+def write_result(out: str, values: Mapping[str, Any], lines: Iterable[str] = ()) -> None:
+    """Write the result of a command to OUT/summary.json, then print it.
+
+    Args:
+        out: Output folder or URI of the command.
+        values: The result; JSON values.
+        lines: What a person reads of it.
+    """
+    storage.write_json(storage.join(storage.absolute(out), SUMMARY), values)
+    for line in lines:
+        print(line, flush=True)
+
+
+def key_lines(values: Mapping[str, Any]) -> list[str]:
+    """A result as one line a value, aligned, for a person to read."""
+    return [f"{key:<24} {value}" for key, value in values.items()]

@@ -1,10 +1,7 @@
 """A whole training run: open the tables, check that everything fits, train, and leave the results in the run directory.
 
-    RUN/config.json  RUN/history.jsonl  RUN/labels/  RUN/checkpoints/  RUN/figures/  RUN/report.html  RUN/summary.json
-    RUN/mlflow_pending   there while the tracking store may lack something of the run
-
-The same call on the same directory continues an interrupted run and returns at once for a finished one, once the
-tracking store has all of it.
+The same call on the same directory continues an interrupted run. For a finished run it returns at once, after it has
+sent to MLflow what MLflow lacks. `runs/layout.py` lists the files.
 """
 
 from __future__ import annotations
@@ -18,27 +15,36 @@ from typing import Any
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.events import EventLoop, EventPost
+from boxsup_dist.distributed.events import EventLoop
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.transfer import check_start
-from boxsup_dist.runs.console import Console
+from boxsup_dist.runs.console import Console, print_header, print_result
 from boxsup_dist.runs.coordinator import Coordinator
-from boxsup_dist.runs.history import entry_metrics, read_history
+from boxsup_dist.runs.events import Warned
+from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import Inputs, open_inputs, tables_by_name, with_absolute_uris
 from boxsup_dist.runs.kept_config import check_resume, keep_config
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.report import write_report
-from boxsup_dist.runs.run_events import Warned
-from boxsup_dist.runs.summary import make_summary
+from boxsup_dist.runs.summary import Summary, is_finished, make_summary, read_summary, write_summary
 from boxsup_dist.tracking.client import default_tracking_uri
 from boxsup_dist.tracking.tracker import RunTracker
 from boxsup_dist.training.fit import fit
 
 
-def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Run or continue a training; returns its summary. `tags` go to its MLflow run.
+def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary:
+    """Run or continue a training.
 
-    Raises InputError for what a user can mend.
+    Args:
+        config: All settings of the run.
+        tags: Tags of its MLflow run.
+
+    Returns:
+        The result, as RUN/summary.json has it.
+
+    Raises:
+        InputError: a setting, a table or the run directory cannot be used; the message says what to do.
     """
     config = with_absolute_uris(config.check())
     run_dir = config.run_dir
@@ -46,89 +52,98 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> dict[st
     tracking_uri = default_tracking_uri(runs_root)
     inputs = open_inputs(config)
     check_resume(config)
-    summary_uri = storage.join(run_dir, "summary.json")
-    if storage.exists(summary_uri):
+    if is_finished(run_dir):
         print(f"{run_dir}: this run is finished", flush=True)
-        if storage.exists(_pending_uri(run_dir)):
+        if storage.exists(RunFiles(run_dir).mlflow_pending):
             _deliver(RunTracker(runs_root, tracking_uri), config, inputs, tags)
-        return storage.read_json(summary_uri)
+        summary = read_summary(run_dir)
+    else:
+        check_start(inputs.network, config.network.weights)
+        session.start()
+        size = session.total_cpus(), session.total_gpus()
+        resources = config.resources.resolve(*size)
+        resources.check_room(*size)
+        replace(config, resources=resources).check()
+        keep_config(config)
+        config = replace(config, resources=resources)
+        print_header(config, inputs, tracking_uri)
+        summary = _train(config, inputs, RunTracker(runs_root, tracking_uri), tags)
+    print_result(run_dir, summary)
+    return summary
 
-    check_start(inputs.network, config.network.weights)
-    session.start()
-    size = session.total_cpus(), session.total_gpus()
-    resources = config.resources.resolve(*size)
-    resources.check_room(*size)
-    replace(config, resources=resources).check()
-    keep_config(config)
-    config = replace(config, resources=resources)
+
+def _train(config: TrainConfig, inputs: Inputs, tracker: RunTracker, tags: Mapping[str, Any] | None) -> Summary:
+    """Train from the newest checkpoint to the end, and keep the result."""
     started = time.perf_counter()
-    resumed_from = checkpoint.latest(run_dir)
-    tracker = RunTracker(runs_root, tracking_uri)
-    _start_run(tracker, config, inputs, tags)
+    resumed_from = checkpoint.latest(config.run_dir)
+    _start_tracking(tracker, config, inputs, tags)
     console = Console(config, tracker)
     status = "FAILED"
     try:
         with EventLoop(console.handle) as events:
-            tell = partial(_warn, events.post)
-            fit(config, inputs.mixture, partial(Coordinator, config, inputs, events.post), tell)
+            post = events.post
+            make_coordinator = partial(Coordinator, config, inputs, post)
+            fit(config, inputs.mixture, make_coordinator, lambda text: post(Warned(text)))
         if console.failure is not None:
             raise console.failure
-        summary = make_summary(config, inputs, time.perf_counter() - started, resumed_from, tracker)
-        storage.write_json(summary_uri, summary)
-        _publish(run_dir, tracker)
+        summary = make_summary(
+            config,
+            tables=tables_by_name(inputs),
+            num_images=inputs.num_images,
+            num_left_out=inputs.num_left_out,
+            seconds=time.perf_counter() - started,
+            checkpoint=checkpoint.latest(config.run_dir),
+            resumed_from=resumed_from,
+            mlflow={"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()},
+        )
+        write_summary(config.run_dir, summary)
+        _publish(config.run_dir, summary, tracker)
         status = "FINISHED"
         return summary
     finally:
         tracker.end(status)
-        _close(tracker, run_dir)
+        _close(tracker, config.run_dir)
 
 
-def _start_run(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Mapping[str, Any] | None) -> None:
+def _start_tracking(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Mapping[str, Any] | None) -> None:
     """Open the run's MLflow run and send what is known of it so far."""
-    name, id_uri = os.path.basename(config.run_dir), storage.join(config.run_dir, "mlflow_run_id")
-    storage.write_bytes(_pending_uri(config.run_dir), b"")
-    tracker.start(config.experiment, name, id_uri=id_uri)
+    files = RunFiles(config.run_dir)
+    storage.write_bytes(files.mlflow_pending, b"")
+    tracker.start(config.experiment, os.path.basename(config.run_dir), id_uri=files.mlflow_run_id)
     tracker.set_tags(tags or {})
     tracker.log_params(config.to_dict())
     for name, table in tables_by_name(inputs).items():
         tracker.log_table("evaluation" if name == "evaluation" else "training", table)
     history = read_history(config.run_dir)
-    tracker.log_history({epoch: entry_metrics(entry) for epoch, entry in history.items() if "train_loss" in entry})
-
-
-def _pending_uri(run_dir: str) -> str:
-    return storage.join(run_dir, "mlflow_pending")
+    # An epoch without a loss is not over: its metrics come when it is.
+    tracker.log_history({epoch: entry.metrics() for epoch, entry in history.items() if entry.train_loss is not None})
 
 
 def _deliver(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Mapping[str, Any] | None) -> None:
-    """Send what the tracking store lacks of a finished run, and note the MLflow run where it had none before."""
-    _start_run(tracker, config, inputs, tags)
-    _publish(config.run_dir, tracker)
+    """Send what MLflow lacks of a finished run, and note the MLflow run where the summary has none."""
+    summary = read_summary(config.run_dir)
+    _start_tracking(tracker, config, inputs, tags)
+    _publish(config.run_dir, summary, tracker)
     tracker.end()
     _close(tracker, config.run_dir)
-    uri = storage.join(config.run_dir, "summary.json")
-    summary, run_id = storage.read_json(uri), tracker.run_id()
+    run_id = tracker.run_id()
     if run_id is not None and summary["mlflow"]["run_id"] != run_id:
-        storage.write_json(uri, {**summary, "mlflow": {**summary["mlflow"], "run_id": run_id}})
+        summary["mlflow"]["run_id"] = run_id
+        write_summary(config.run_dir, summary)
 
 
 def _close(tracker: RunTracker, run_dir: str) -> None:
     if tracker.close():
-        storage.remove(_pending_uri(run_dir))
+        storage.remove(RunFiles(run_dir).mlflow_pending)
     else:
-        print("warning: the tracking store lacks some of this run; the same command sends it again", flush=True)
+        print("warning: MLflow lacks a part of this run: give the same command again to send it", flush=True)
 
 
-def _warn(post: EventPost, text: str) -> None:
-    post(Warned(text))
-
-
-def _publish(run_dir: str, tracker: RunTracker) -> None:
-    """Write the report and leave it, with the figures and the checkpoint's place, in the tracking store."""
-    report = write_report(run_dir)
-    tracker.log_artifact("report.html", storage.read_bytes(report))
-    for name in ("summary.json", "history.jsonl"):
-        tracker.log_artifact(name, storage.read_bytes(storage.join(run_dir, name)))
-    for name in storage.list_names(storage.join(run_dir, "figures")):
-        tracker.log_artifact(f"figures/{name}", storage.read_bytes(storage.join(run_dir, "figures", name)))
-    tracker.set_tags({"checkpoint": checkpoint.latest(run_dir), "run_dir": run_dir})
+def _publish(run_dir: str, summary: Summary, tracker: RunTracker) -> None:
+    """Write the report. Leave it, with the figures and the place of the checkpoint, in MLflow."""
+    files = RunFiles(run_dir)
+    for uri in (write_report(run_dir), files.summary, files.history):
+        tracker.log_artifact(os.path.basename(uri), storage.read_bytes(uri))
+    for name in storage.list_names(files.figures):
+        tracker.log_artifact(f"figures/{name}", storage.read_bytes(storage.join(files.figures, name)))
+    tracker.set_tags({"checkpoint": summary["checkpoint"], "run_dir": run_dir})

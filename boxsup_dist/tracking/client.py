@@ -137,21 +137,6 @@ def _experiment_id(client: MlflowClient, name: str, artifact_root: str | None) -
     return str(found.experiment_id)
 
 
-def read_run(run_dir: str) -> tuple[str, str]:
-    """Tracking URI and MLflow run id of a finished run, from its summary.json.
-
-    Raises:
-        InputError: The run directory has no summary, or the run was not tracked.
-    """
-    uri = storage.join(storage.absolute(run_dir), "summary.json")
-    found = storage.read_json(uri).get("mlflow") or {}
-    if not found.get("run_id"):
-        raise InputError(
-            "the run has no MLflow run", file=uri, field="mlflow.run_id", expected="a run that was tracked"
-        )
-    return found["tracking_uri"], found["run_id"]
-
-
 def add_artifacts(tracking_uri: str, run_id: str, artifacts: Mapping[str, bytes]) -> None:
     """Add files to the artifacts of a run that has ended.
 

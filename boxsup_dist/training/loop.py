@@ -50,7 +50,7 @@ class Coordinator(Protocol):
     def evaluate(self, epoch: int, weights: StateDict) -> None:
         """Evaluate a finished epoch if that is due; called after its checkpoint, also when a run resumes from it."""
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: InputError) -> None:
         """Report that the run ends with this error, because a restart would meet it again."""
 
     def close(self) -> None:

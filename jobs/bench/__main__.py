@@ -41,6 +41,7 @@ from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.recipes import mini
+from boxsup_dist.runs.summary import write_result
 from boxsup_dist.runs.train import train
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.stream import Batch
@@ -83,8 +84,7 @@ def main(settings: Settings) -> None:
         _row("between epochs", "seconds", gap["gap_s"], 2.0, at_most=True),
     ]
     summary = {"rows": rows, "scoring": scoring, "epoch": epochs, "gap": gap}
-    storage.write_json(storage.join(out, "summary.json"), summary)
-    print(format_table(rows))
+    write_result(out, summary, [format_table(rows)])
 
 
 def _row(name: str, unit: str, measured: float, goal: float, *, at_most: bool = False) -> dict[str, Any]:

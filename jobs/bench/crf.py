@@ -20,12 +20,12 @@ from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.crf import MIN_PROB, SETTLED, CrfSettings, LikelyScores, crf_settings, likely_labels, mean_field
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.summary import write_result
 
 GOAL_RATIO, GOAL_EQUAL = 2.5, 0.999
 
@@ -115,9 +115,9 @@ def main(settings: Settings) -> None:
         "checkpoint": uri,
         "records": settings.records,
     }
-    storage.write_json(storage.join(storage.absolute(settings.out), "summary.json"), summary)
     title = f"{len(plain_s)} images of {num_pixels / len(plain_s):,.0f} pixels, {network.spec.num_classes} classes"
-    print(format_table([row | {"equal_pixels": f"{row['equal_pixels']:.5%}"} for row in rows], title))
+    table = format_table([row | {"equal_pixels": f"{row['equal_pixels']:.5%}"} for row in rows], title)
+    write_result(settings.out, summary, [table])
 
 
 def _images(records: Table, num_images: int) -> Iterator[np.ndarray]:

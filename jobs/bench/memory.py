@@ -23,7 +23,9 @@ from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.runs.recipes import demo
+from boxsup_dist.runs.summary import write_result
 from jobs.bench.watch import MIB, private_bytes
 
 SAMPLE_EVERY_S = 0.1
@@ -66,7 +68,7 @@ def _untrained_run(folder: str, records: str, proposals: str) -> str:
     epoch = config.assignment.warmup_epochs
     state = checkpoint.CheckpointState(epoch, 0, 0, network.spec, network.state_dict())
     checkpoint.save(config.run_dir, state)
-    storage.write_json(storage.join(config.run_dir, "config.json"), replace(config, measure_labels=False).to_dict())
+    write_config(replace(config, measure_labels=False))
     return config.run_dir
 
 
@@ -105,8 +107,7 @@ def main(settings: Settings) -> None:
         }
         for stage in small
     ]
-    storage.write_json(storage.join(out, "summary.json"), rows)
-    print(format_table(rows))
+    write_result(out, {"rows": rows}, [format_table(rows)])
 
 
 if __name__ == "__main__":

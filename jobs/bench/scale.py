@@ -33,6 +33,7 @@ from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import Inputs, open_inputs
 from boxsup_dist.runs.networks import make_pool
+from boxsup_dist.runs.summary import write_result
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
 from jobs.bench.scale_cost import Cluster, Costs, extrapolate
@@ -77,10 +78,8 @@ def main(settings: Settings) -> None:
     costs = costs_of(stages, settings.num_images)
     clusters = [Cluster(gpus, settings.cpus_per_gpu, settings.gpu_images_per_s) for gpus in GPUS]
     scaled = [extrapolate(costs, settings.num_images, cluster) for cluster in clusters]
-    storage.write_json(
-        storage.join(folder, "summary.json"),
-        {"num_images": settings.num_images, "stages": stages, "costs_s": asdict(costs), "extrapolated": scaled},
-    )
+    summary = {"num_images": settings.num_images, "stages": stages, "costs_s": asdict(costs), "extrapolated": scaled}
+    write_result(folder, summary)
     _print(settings, stages, scaled)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import InputError, SettingError
@@ -31,6 +31,8 @@ from boxsup_dist.model.checkpoint import checkpoint_name, latest
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.layout import RunFiles
+from boxsup_dist.runs.summary import is_finished, write_result
 from boxsup_dist.tracking.calls import flatten
 from boxsup_dist.tracking.client import make_client
 from jobs.bench.scale_run import store_proposals, store_records
@@ -46,7 +48,7 @@ WORKER_CPUS, ACTOR_CPUS = 1.6, 0.2  # a node of the cluster has room for one wor
 STORE_ROOM = 24 << 20  # of an object store, before the disk is full and other programs take the rest too
 CLEAR_ERROR = 2  # exit status of a command that told what is wrong
 LOSS_TOLERANCE = 1e-3  # relative, where the number of workers changed: gradients are added up in another order
-BEGINS = re.compile(r"training begins at (?:the start|epoch (\d+), step (\d+)), workers: (\d+)")
+BEGINS = re.compile(r"training (?:begins|continues at epoch (\d+), after (\d+) steps), workers: (\d+)")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3
 
 
 def _reached(run_dir: str, epoch: int, step: int) -> Callable[[], bool]:
-    manifest = Path(storage.join(run_dir, "checkpoints", checkpoint_name(epoch, step), "manifest.json"))
+    manifest = Path(storage.join(RunFiles(run_dir).checkpoints, checkpoint_name(epoch, step), "manifest.json"))
     return manifest.exists
 
 
@@ -119,11 +121,11 @@ class Drills:
 
     def undisturbed(self) -> None:
         """What the others are compared with."""
-        if not storage.exists(storage.join(self.out, "undisturbed", "summary.json")):
+        if not is_finished(storage.join(self.out, "undisturbed")):
             self._train("undisturbed").finish()
 
     def _disturb_epoch(self, name: str, fault: str, disturb: Callable[[Command], Command], **options: Any) -> Outcome:
-        """Disturb in the middle of epoch 1, between two checkpoints; `disturb` gives the command that goes on."""
+        """Disturb in the middle of epoch 2, between two checkpoints; `disturb` gives the command that goes on."""
         command = self._train(name, **options)
         run_dir = storage.join(self.out, name)
         command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
@@ -135,13 +137,13 @@ class Drills:
         match, began = BEGINS.search(line), BEGINS.search(before[1] if before else "")
         assert match is not None and began is not None and kept is not None
         epoch, step, workers = (int(group or 0) for group in match.groups())
-        if checkpoint_name(epoch, step) < storage.join(kept).rpartition("/")[2]:
+        if checkpoint_name(max(epoch - 1, 0), step) < storage.join(kept).rpartition("/")[2]:
             raise InputError("the run went on from before its newest checkpoint", file=kept, value=line)
         return Outcome(
             name,
             fault,
             goes_on_after_s=told - at,
-            goes_on_from=f"epoch {epoch}, step {step}",
+            goes_on_from=f"epoch {max(epoch, 1)}, after {step} steps",
             workers=f"{began[3]} -> {workers}",
             **self._compare(name, same_workers=int(began[3]) == workers),
         )
@@ -187,13 +189,15 @@ class Drills:
         return self._disturb_epoch("driver", "the driver dies in an epoch, same command again", disturb)
 
     def _disturb_reassignment(self, name: str, fault: str, disturb: Callable[[], None]) -> Outcome:
-        """Disturb while epoch 2's labels are made, and wait until the pool tells that it lost a member."""
+        """Disturb while epoch 3's labels are made, and wait until the pool tells that it lost a member."""
         command = self._train(name)
         run_dir = storage.join(self.out, name)
         command.wait_for(_reached(run_dir, 2, 0))
         at = time.monotonic()
         disturb()
-        told, _ = command.wait_for(lambda: command.first_line("a pool member was lost|training begins|epoch 3/3", at))
+        told, _ = command.wait_for(
+            lambda: command.first_line("a pool member was lost|training (begins|continues)|epoch 3/3", at)
+        )
         lost = command.first_line("a pool member was lost", at)
         command.finish()
         if lost is None and command.first_line(BEGINS.pattern, at) is None:
@@ -297,13 +301,13 @@ class Drills:
 
     def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
         ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
-        pairs = [[labels_uri(each, epoch) for each in (ours, theirs)] for epoch in range(EPOCHS)]
+        pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, EPOCHS + 1)]
         if same_workers:
             same = "same bytes" if all(storage.read_bytes(a) == storage.read_bytes(b) for a, b in pairs) else None
         else:  # costs have the last digits of other sums
             chosen = [[read_labels(uri).table.select(CHOICES) for uri in pair] for pair in pairs]
             same = "same choices" if all(a.equals(b) for a, b in chosen) else None
-        curves = [[entry["train_loss"] for entry in read_history(each).values()] for each in (ours, theirs)]
+        curves = [[entry.train_loss or 0.0 for entry in read_history(each).values()] for each in (ours, theirs)]
         apart = max(abs(a - b) / b for a, b in zip(*curves, strict=True))
         good = apart == 0 if same_workers else apart < LOSS_TOLERANCE
         losses = "same bits" if apart == 0 else f"{apart:.1e} apart"
@@ -313,8 +317,8 @@ class Drills:
 def _untracked(run_dir: str, tracking_uri: str) -> list[str]:
     """The numbers of history.jsonl, KEY@EPOCH, that MLflow has not or has otherwise."""
     client = make_client(tracking_uri)
-    run_id = storage.read_bytes(storage.join(run_dir, "mlflow_run_id")).decode().strip()
-    history = {epoch: flatten(entry, "/") for epoch, entry in read_history(run_dir).items()}
+    run_id = storage.read_bytes(RunFiles(run_dir).mlflow_run_id).decode().strip()
+    history = {epoch: flatten(entry.metrics(), "/") for epoch, entry in read_history(run_dir).items()}
     known = {
         key: {(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)}
         for key in {key for entry in history.values() for key in entry}
@@ -354,8 +358,8 @@ def main(settings: Settings) -> None:
             print(f"{outcome.drill}: goes on after {outcome.goes_on_after_s:.1f} s, {outcome.labels}", flush=True)
             outcomes.append(outcome)
     rows = [asdict(outcome) for outcome in outcomes]
-    storage.write_json(storage.join(out, "summary.json"), {"drills": rows})
-    print(format_table(rows, f"{NUM_IMAGES} images, checkpoints every {CHECKPOINT_EVERY_STEPS} steps"))
+    title = f"{NUM_IMAGES} images, checkpoints every {CHECKPOINT_EVERY_STEPS} steps"
+    write_result(out, {"drills": rows}, [format_table(rows, title)])
     bad = [row["drill"] for row in rows if row["labels"].isupper() or row["losses"].isupper()]
     if bad:
         raise InputError("a fault changed the result", file=out, field="drill", value=bad, expected="the same result")

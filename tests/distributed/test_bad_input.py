@@ -10,6 +10,8 @@ import pytest
 from boxsup_dist.data.schema import SCHEMA_VERSION, VOC_CLASSES
 from boxsup_dist.io import storage
 from boxsup_dist.runs.command_line import clear_errors
+from boxsup_dist.runs.kept_config import write_config
+from boxsup_dist.runs.layout import FORMAT
 from jobs import evaluate, train
 from tests import devkit
 from tests.distributed import tiny
@@ -110,7 +112,7 @@ def test_train_as_a_process_exits_with_status_2(folder, tmp_path):
 @pytest.fixture
 def run_without_checkpoint(folder, tmp_path) -> str:
     config = tiny.make_config(folder, tmp_path / "young")
-    storage.write_json(str(tmp_path / "young" / "config.json"), config.to_dict())
+    write_config(config)
     return config.run_dir
 
 
@@ -146,5 +148,5 @@ def test_a_damaged_configuration_is_no_traceback(ray_local, folder, tmp_path, ca
     (tmp_path / "config.json").write_text("{half")
     settings = evaluate.Settings(str(tmp_path), str(tmp_path / "out"), records=str(folder / "val"))
     assert "not valid JSON" in told(lambda: evaluate.main(settings), capsys)
-    (tmp_path / "config.json").write_text(json.dumps({"run_dir": "x", "unknown": 1}))
+    (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT, "run_dir": "x", "unknown": 1}))
     assert "config.json" in told(lambda: evaluate.main(settings), capsys)

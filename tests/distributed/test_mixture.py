@@ -10,12 +10,13 @@ from boxsup_dist.assignment import static
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import ResourceSettings, SourceSettings, TrainConfig
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.train import train
 from tests.distributed import tiny
 
@@ -59,16 +60,17 @@ def test_a_mixture_trains_opens_no_mask_that_it_was_not_granted_and_is_the_same_
         assert summary["supervision"] == "mask+box+grabcut+wssl_em"
         assert summary["mean_iou"] is not None and summary["num_left_out"] == 0
         assert {"training", "training 2", "proposals 2", "label maps 3", "training 4"} < set(summary["data"])
-        tables.append([read_labels(labels_uri(config.run_dir, epoch)) for epoch in (0, 1)])
+        tables.append([read_labels(RunFiles(config.run_dir).labels(epoch)) for epoch in (1, 2)])
         histories.append(read_history(config.run_dir))
     choices = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
     for epoch in (0, 1):
         one, two = (labels[epoch].table.select(choices) for labels in tables)
         assert one.equals(two)
-        losses = [history[epoch]["train_loss"] for history in histories]
+        entries = [history[epoch + 1] for history in histories]
+        losses = [entry.train_loss for entry in entries]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-        assert all(h[epoch]["images_per_s"] > 0 and h[epoch]["seconds"]["reassign"] > 0 for h in histories)
-    assert all("gap_s" in history[1] for history in histories)
+        assert all(entry.images_per_s > 0 and entry.seconds["reassign"] > 0 for entry in entries)
+    assert all(history[2].gap_s is not None for history in histories)
     # Labels are of the boxes of the second source alone.
     (labels, _), _ = tables
     assert {i.split("_")[0] for i in labels.table.column("image_id").to_pylist()} == {"tiny/train"}

@@ -18,7 +18,7 @@ from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import Labels, labels_uri
+from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import front_order, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
 from boxsup_dist.export.labels import export_unit
@@ -28,7 +28,8 @@ from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import clear_errors
 from boxsup_dist.runs.inputs import open_inputs
-from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.kept_config import read_config, write_config
+from boxsup_dist.runs.layout import RunFiles
 from jobs import export_labels, predict
 from tests.distributed import tiny
 
@@ -54,14 +55,14 @@ def network():
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, network) -> str:
-    """A run directory of box supervision, on real tables, with a checkpoint and the labels of epochs 0 and 1."""
+    """A run directory of box supervision, on real tables, with a checkpoint and the labels of epochs 1 and 2."""
     folder = tmp_path_factory.mktemp("run")
     records, proposals, val = tiny.write_tables(folder, mask=tiny.POISON)
     rectangles = tiny.make_source(folder, "rectangles", records=val.uri)
     config = tiny.make_config(
         folder, folder / "box", sources=(tiny.make_source(folder), rectangles), val_records=None, duplicates="drop"
     )
-    storage.write_json(storage.join(config.run_dir, "config.json"), config.to_dict())
+    write_config(config)
     state = checkpoint.CheckpointState(2, 0, 0, network.spec, network.state_dict())
     checkpoint.save(config.run_dir, state)
     num_units = len(open_inputs(config).mixture.units)
@@ -71,7 +72,9 @@ def run_dir(tmp_path_factory, network) -> str:
             for w in records.row_groups()
         ]
         rest = [parts[0].slice(0, 0)] * (num_units - len(parts))
-        storage.write_bytes(labels_uri(config.run_dir, epoch), Labels.concatenate([*parts, *rest]).to_parquet())
+        storage.write_bytes(
+            RunFiles(config.run_dir).labels(epoch + 1), Labels.concatenate([*parts, *rest]).to_parquet()
+        )
     return config.run_dir
 
 
@@ -186,10 +189,10 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
     summary = export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), undecided=undecided))
     config = read_config(run_dir)
     mixture = open_inputs(config).mixture
-    labels = export_labels.read_labels(labels_uri(run_dir, 1))
+    labels = export_labels.read_labels(RunFiles(run_dir).labels(2))
     coco = COCO(str(tmp_path / "coco.json"))
     chosen = {(row["image_id"], row["box_index"]): row for row in labels.table.to_pylist()}
-    assert (summary["epoch"], summary["num_images"], summary["num_boxes"]) == (1, tiny.NUM_TRAIN, len(chosen))
+    assert (summary["epoch"], summary["num_images"], summary["num_boxes"]) == (2, tiny.NUM_TRAIN, len(chosen))
     assert len(label_maps(tmp_path)) == tiny.NUM_TRAIN
     num_undecided = 0
     for index in mixture.with_supervision("box"):
@@ -221,7 +224,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
 def test_a_unit_whose_images_another_source_has_exports_nothing(run_dir, tmp_path):
     mixture = open_inputs(read_config(run_dir)).mixture
     none = replace(mixture, units=tuple(unit._replace(rows=()) for unit in mixture.units))
-    labels = export_labels.read_labels(labels_uri(run_dir, 1))
+    labels = export_labels.read_labels(RunFiles(run_dir).labels(2))
     assert export_unit(0, mixture=none, labels=labels, undecided="ignore", out=str(tmp_path)) == []
 
 

@@ -16,13 +16,14 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
-from boxsup_dist.data.labels import labels_uri, read_labels
+from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, MissingFileError, NonFiniteLossError, RecordError, SettingError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.train import train
 from boxsup_dist.tracking.client import default_tracking_uri
 from jobs import evaluate, reassign
@@ -137,7 +138,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder, monk
     """
     config, log = long_config(folder, "killed"), folder / "killed.log"
     run_dir = Path(config.run_dir)
-    kill_when(start(config, 0, log), run_dir / "labels" / "epoch-001.parquet", log)
+    kill_when(start(config, 0, log), run_dir / "labels" / "epoch-002.parquet", log)
     assert checkpoint.latest(config.run_dir).endswith("epoch-001-step-00000")
     middle = run_dir / "checkpoints" / "epoch-002-step-00002"
     kill_when(start(config, 2, log), middle / "manifest.json", log)
@@ -156,11 +157,11 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder, monk
     assert summary["resumed_from"] == resumed_from and expected["resumed_from"] is None
     assert summary["mean_iou"] == expected["mean_iou"] and summary["label_mean_iou"] == expected["label_mean_iou"]
     lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(EPOCHS))
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
     history = read_history(unbroken.run_dir)
     for line in lines:
-        assert line["train_loss"] == history[line["epoch"]]["train_loss"]
-        assert line["foreground_share"] == history[line["epoch"]]["foreground_share"]
+        assert line["train_loss"] == history[line["epoch"]].train_loss
+        assert line["foreground_share"] == history[line["epoch"]].foreground_share
     assert "MLflow" in caplog.text
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # a store that answers, at last
@@ -211,10 +212,10 @@ def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tm
     out = str(tmp_path / "labels")
     reassign.main(reassign.Settings(unbroken.run_dir, out, checkpoint=start_of_last, num_actors=2))
     labels = labels_of(unbroken.run_dir)
-    assert Path(out, "labels.parquet").read_bytes() == labels[f"epoch-{EPOCHS - 1:03d}.parquet"]
-    history = read_history(unbroken.run_dir)[EPOCHS - 1]
+    assert Path(out, "labels.parquet").read_bytes() == labels[f"epoch-{EPOCHS:03d}.parquet"]
+    last = read_history(unbroken.run_dir)[EPOCHS]
     for name in ("label_mean_iou", "share_changed", "mean_overlap_cost", "mean_regression_cost"):
-        assert summary_of(out)[name] == history[name]
+        assert summary_of(out)[name] == getattr(last, name)
 
     out = str(tmp_path / "metrics")
     evaluate.main(evaluate.Settings(unbroken.run_dir, out, records=str(folder / "val"), num_actors=2))
@@ -260,7 +261,7 @@ def test_a_run_fine_tunes_the_network_of_another_run_to_other_classes(unbroken, 
     ours, theirs = weights_of(config.run_dir), weights_of(unbroken.run_dir)
     assert ours.keys() == theirs.keys() and ours["score.weight"].shape[0] == len(classes)
     assert all(torch.allclose(ours[name], theirs[name]) for name in ours if not name.startswith("score."))
-    assert read_history(config.run_dir)[0]["train_loss"] == pytest.approx(math.log(len(classes)), rel=1e-5)
+    assert read_history(config.run_dir)[1].train_loss == pytest.approx(math.log(len(classes)), rel=1e-5)
 
     small = replace(config.network, name="timm:resnet18")
     another = replace(config, run_dir=str(folder / "another-network"), network=small)
@@ -310,9 +311,9 @@ def test_records_that_do_not_decode_are_named_and_left_out(ray_local, folder, da
     names = ["tiny/train_04", "tiny/train_07", "tiny/train_09"]
     assert sorted(summary["bad_records"]) == names and summary["num_images"] == tiny.NUM_TRAIN
     history = read_history(config.run_dir)
-    warnings = [text for epoch in history.values() for text in epoch.get("warnings", []) if "does not decode" in text]
+    warnings = [text for epoch in history.values() for text in epoch.warnings if "does not decode" in text]
     assert len(warnings) == 3 and all("left out" in text and "damaged" in text for text in warnings)
-    labels = read_labels(labels_uri(config.run_dir, 1)).table.to_pylist()
+    labels = read_labels(RunFiles(config.run_dir).labels(2)).table.to_pylist()
     assert {row["image_id"] for row in labels if row["proposal_index"] < 0} >= set(names)
     assert "does not decode" in Path(config.run_dir, "report.html").read_text()
     assert math.isfinite(summary["train_loss"])

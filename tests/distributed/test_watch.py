@@ -10,7 +10,7 @@ from boxsup_dist.distributed import ordered
 from boxsup_dist.distributed.events import EventLoop, Stalled
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.rates import StageRates
-from boxsup_dist.runs.run_events import Progress
+from boxsup_dist.runs.events import Progress
 
 
 def wait_until(ready, seconds: float = 60) -> None:

@@ -42,6 +42,7 @@ from boxsup_dist.proposals.hed import load_hed
 from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
 from boxsup_dist.records import archives, coco, files, voc
 from boxsup_dist.records.archives import Archive
+from boxsup_dist.reporting.page import render_report
 from boxsup_dist.reporting.text_table import to_html
 from boxsup_dist.runs.examples import draw_examples
 from boxsup_dist.runs.report import write_report
@@ -347,7 +348,7 @@ def test_a_report_shows_what_data_is_called_and_runs_none_of_it(tmp_path):
     summary = {"mean_iou": 1.0, "iou": {SCRIPT: 50.0}, SCRIPT: SCRIPT, "warnings": [SCRIPT], "data": {SCRIPT: [SCRIPT]}}
     storage.write_json(str(run / "summary.json"), summary)
     storage.write_json(str(run / "config.json"), {SCRIPT: {SCRIPT: SCRIPT}})
-    row = {"epoch": 0, "train_loss": 1.0, SCRIPT: SCRIPT, "warnings": [SCRIPT]}
+    row = {"epoch": 1, "train_loss": 1.0, "iou": {SCRIPT: 1.0}, "bad_records": {SCRIPT: SCRIPT}, "warnings": [SCRIPT]}
     storage.write_bytes(str(run / "history.jsonl"), json.dumps(row).encode() + b"\n")
     storage.write_json(str(run / "confusion.json"), {"confusion": [[1, 2], [3, 4]], "class_names": [SCRIPT, "b"]})
     for part in ("javascript:alert(1)", SCRIPT.replace("/", ""), "a#b"):
@@ -358,6 +359,8 @@ def test_a_report_shows_what_data_is_called_and_runs_none_of_it(tmp_path):
     assert "&lt;script&gt;" in page and "<script" not in page
     assert 'href="javascript%3Aalert%281%29/report.html"' in page and 'href="javascript:' not in page
     assert 'href="a%23b/report.html"' in page
+    unknown = render_report(SCRIPT, summary={}, history=[{"epoch": 1, SCRIPT: SCRIPT}], config={}, left_out=[SCRIPT])
+    assert unknown.count("&lt;script&gt;") >= 5 and "<script" not in unknown
 
 
 def test_a_table_of_rows_shows_names_and_runs_none_of_them():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.confusion import read_confusion, write_confusion
 from boxsup_dist.reporting import comparison_figures as figures
 
@@ -69,19 +70,27 @@ def test_the_confusion_matrix_is_of_rows() -> None:
 
 
 @pytest.mark.parametrize("histories", [
-    {"a": [{"epoch": 0, "train_loss": 1.0}, {"epoch": 1, "train_loss": 0.5, "mean_iou": 40.0}],
-     "b": [{"epoch": 0, "train_loss": 2.0, "label_mean_iou": 70.0}]},
+    {"a": [{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "train_loss": 0.5, "mean_iou": 40.0}],
+     "b": [{"epoch": 1, "train_loss": 2.0, "label_mean_iou": 70.0}]},
     {"a": [], "b": []},
-    {"a": [{"epoch": 0, "train_loss": float("nan")}]},
+    {"a": [{"epoch": 1, "train_loss": float("nan")}]},
 ])  # fmt: skip
 def test_curves_of_runs(histories: dict) -> None:
     assert pixels(figures.curves_comparison_figure(histories)).size > 0
 
 
 def test_a_kept_confusion_matrix_comes_back(tmp_path) -> None:
-    assert read_confusion(str(tmp_path)) is None
+    uri = str(tmp_path / "confusion.json")
+    assert read_confusion(uri) is None
     confusion = np.array([[2**40, 1], [0, 3]])
-    write_confusion(str(tmp_path), confusion, ("background", "cat"))
-    found = read_confusion(str(tmp_path))
-    assert found is not None and found.dtype == np.int64
-    np.testing.assert_array_equal(found, confusion)
+    write_confusion(uri, confusion, ("background", "cat"))
+    found = read_confusion(uri)
+    assert found is not None and found.confusion.dtype == np.int64 and found.class_names == ("background", "cat")
+    np.testing.assert_array_equal(found.confusion, confusion)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"confusion": [[1], [2, 3]], "class_names": []}'])
+def test_what_is_no_confusion_matrix_is_an_error_that_names_the_file(tmp_path, text: str) -> None:
+    (tmp_path / "confusion.json").write_text(text)
+    with pytest.raises(InputError, match=r"not a confusion matrix.*confusion\.json"):
+        read_confusion(str(tmp_path / "confusion.json"))

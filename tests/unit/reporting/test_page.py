@@ -13,9 +13,9 @@ import pytest
 from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.reporting.figures import iou_bars_figure
-from boxsup_dist.reporting.page import MAX_FIGURES
+from boxsup_dist.reporting.page import MAX_FIGURES, render_report
 from boxsup_dist.reporting.text_table import format_table, format_value
-from boxsup_dist.runs.report import read_history, write_report
+from boxsup_dist.runs.report import write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Path:
     )
     rows = [
         {
-            "epoch": e,
+            "epoch": e + 1,
             "train_loss": 2.0 - e,
             "mean_iou": 10.0 * e,
             "foreground_share": 0.1 * e,
@@ -89,7 +89,7 @@ def test_the_page_holds_all_and_needs_nothing(run: Path) -> None:
     for text in (
         "58.3 %",
         "61.0 %",
-        "label mean IoU last",
+        "mean IoU of the label maps: last epoch",
         "20.0 %",
         "/data/r",
         "data",
@@ -104,10 +104,35 @@ def test_the_page_holds_all_and_needs_nothing(run: Path) -> None:
 
 
 def test_the_confusion_matrix_is_drawn_where_the_run_kept_it(run: Path) -> None:
-    write_confusion(str(run), np.array([[5, 1], [0, 3]]), ("background", "cat"))
+    write_confusion(str(run / "confusion.json"), np.array([[5, 1], [0, 3]]), ("background", "cat"))
     page = Page(Path(write_report(str(run))).read_text())
     assert "Confusion" in page.text
     assert page.tags.count("img") == 4
+
+
+def test_words_not_keys(run: Path) -> None:
+    """A stranger reads what a number is, with epochs from 1 and shares in percent."""
+    page = Page(Path(write_report(str(run))).read_text())
+    for text in ("training loss", "predicted foreground (%)", "mean IoU on the validation images (%)"):
+        assert text in page.text
+    assert "train loss" not in page.text and "foreground share" not in page.text
+
+
+def render(**values: Any) -> Page:
+    return Page(render_report("/runs/box", **{"summary": {}, "history": [], "config": {}, **values}))
+
+
+def test_training_images_are_not_called_evaluated() -> None:
+    page = render(summary={"num_images": 420}, history=[{"epoch": 1, "num_images": 60}])
+    assert "420training images" in page.text and "evaluated" not in page.text
+    assert "validation images" in page.text
+
+
+def test_a_warning_is_shown_once_with_its_epochs() -> None:
+    rows = [{"epoch": e, "warnings": ["same", f"only {e}"] if e == 4 else ["same"]} for e in (2, 3, 4, 6)]
+    page = render(history=rows)
+    assert "epochs 2-4, 6: same" in page.text and "epoch 4: only 4" in page.text
+    assert page.text.count("same") == 1
 
 
 def test_text_is_escaped(run: Path) -> None:
@@ -147,17 +172,7 @@ def test_a_report_of_runs_links_to_theirs(run: Path) -> None:
     page = Page(Path(write_report(str(run.parent))).read_text())
     assert page.sources == ["box/report.html"]
     assert "mean_iou.mask" in page.text
-    assert "mean IoU mask" in page.text
-
-
-def test_history_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    assert read_history(str(path)) == []
-    path.write_text('{"epoch": 0, "a": 1}\n{"epoch": 1, "a": 2}\n\n{"epoch": 1, "a": 3}\n{"epoch": 2, "a"')
-    assert read_history(str(path)) == [{"epoch": 0, "a": 1}, {"epoch": 1, "a": 3}]
-    path.write_text('{"epoch": 0}\nrubbish\n{"epoch": 1}\n')
-    with pytest.raises(InputError, match="line 2"):
-        read_history(str(path))
+    assert "mean IoU: mask" in page.text
 
 
 def test_text_table_lines_up_and_keeps_every_value() -> None:

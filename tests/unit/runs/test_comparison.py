@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from boxsup_dist.data.images import decode_png
-from boxsup_dist.data.labels import Labels, labels_table, labels_uri
+from boxsup_dist.data.labels import Labels, labels_table
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.confusion import write_confusion
@@ -20,6 +20,9 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.networks import build_network
 from boxsup_dist.runs import comparison
+from boxsup_dist.runs.history import HistoryEntry, write_history
+from boxsup_dist.runs.kept_config import write_config
+from boxsup_dist.runs.layout import RunFiles
 from jobs import figures
 from tests import networks
 from tests.distributed import tiny
@@ -41,7 +44,7 @@ def write_labels(run_dir: str, epoch: int) -> None:
             for i in unit for box, class_id in enumerate(records[i].class_ids)
         ]  # fmt: skip
         parts.append(labels_table(rows))
-    storage.write_bytes(labels_uri(run_dir, epoch), Labels.concatenate(parts).to_parquet())
+    storage.write_bytes(RunFiles(run_dir).labels(epoch + 1), Labels.concatenate(parts).to_parquet())
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +57,14 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for supervision in ("mask", "box"):
         run_dir = str(folder / supervision)
         config = tiny.make_config(folder, Path(run_dir), sources=(tiny.make_source(folder, supervision),))
-        storage.write_json(storage.join(run_dir, "config.json"), config.to_dict())
+        write_config(config)
         torch.manual_seed(0)
         network = build_network(spec, "none")
         checkpoint.save(run_dir, CheckpointState(2, 0, 0, spec, network.state_dict()))
-        rows = [{"epoch": e, "train_loss": 2.0 - e, "iou": dict.fromkeys(VOC_CLASSES, 10.0 * e)} for e in range(2)]
-        storage.write_bytes(storage.join(run_dir, "history.jsonl"), "\n".join(map(json.dumps, rows)).encode())
+        iou = dict.fromkeys(VOC_CLASSES, 10.0)
+        write_history(run_dir, {e: HistoryEntry(e, train_loss=3.0 - e, iou=iou) for e in (1, 2)})
         storage.write_json(storage.join(run_dir, "summary.json"), {})
-        write_confusion(run_dir, np.eye(21, dtype=np.int64), VOC_CLASSES)
+        write_confusion(RunFiles(run_dir).confusion, np.eye(21, dtype=np.int64), VOC_CLASSES)
         found.append(run_dir)
     for epoch in range(2):
         write_labels(found[1], epoch)
@@ -90,7 +93,7 @@ def test_label_maps_change_over_the_epochs(run_dirs: list[str]) -> None:
     record = tiny.make_record(0, "train")
     assert record.gt_label_map is not None
     np.testing.assert_array_equal(rows[0][3], decode_png(record.gt_label_map))
-    chosen = comparison.label_maps_by_epoch(box, IDS, [1])
+    chosen = comparison.label_maps_by_epoch(box, IDS, [2])
     assert chosen is not None and chosen[0] == ["image", "epoch 2", "ground truth"]
     with pytest.raises(InputError, match="no such file"):
         comparison.label_maps_by_epoch(box, IDS, [5])

@@ -1,22 +1,32 @@
-"""Which configurations may continue a run: all where nothing was trained, else only those with the same result."""
+"""The configuration that a run directory keeps, what may continue the run, and the directories that are refused."""
 
+from __future__ import annotations
+
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from boxsup_dist.config import OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
-from boxsup_dist.errors import SettingError
+from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import CheckpointState, save
-from boxsup_dist.runs.kept_config import FREE_ON_RESUME, check_resume, keep_config, read_config
+from boxsup_dist.runs.kept_config import FREE_ON_RESUME, check_resume, keep_config, read_config, write_config
+from boxsup_dist.runs.layout import FORMAT, RunFiles
 from tests import networks
 
 
 @pytest.fixture
-def config(tmp_path) -> TrainConfig:
+def config(tmp_path: Path) -> TrainConfig:
     source = SourceSettings("records", "box", "proposals")
     return TrainConfig(str(tmp_path / "run"), (source,), "val", optimizer=OptimizerSettings(epochs=10)).check()
+
+
+@pytest.fixture
+def written(config: TrainConfig) -> TrainConfig:
+    write_config(config)
+    return config
 
 
 def train_a_step(config: TrainConfig) -> None:
@@ -25,7 +35,7 @@ def train_a_step(config: TrainConfig) -> None:
     save(config.run_dir, CheckpointState(0, 1, 0, network.spec, network.state_dict()))
 
 
-def test_a_directory_where_nothing_was_trained_takes_any_configuration(config):
+def test_a_directory_where_nothing_was_trained_takes_any_configuration(config: TrainConfig) -> None:
     check_resume(config)
     keep_config(config)
     for name in ("mlflow_run_id", "history.jsonl"):
@@ -40,28 +50,28 @@ def test_a_directory_where_nothing_was_trained_takes_any_configuration(config):
     assert [path.name for path in Path(config.run_dir).iterdir()] == ["config.json"], "another run starts anew"
 
 
-def test_a_run_that_was_trained_names_every_setting_that_differs(config):
+def test_a_run_that_was_trained_names_every_setting_that_differs(config: TrainConfig) -> None:
     keep_config(config)
     train_a_step(config)
     check_resume(config)
     other = replace(config, seed=7, optimizer=replace(config.optimizer, epochs=20), experiment="another")
     with pytest.raises(SettingError) as caught:
         check_resume(other)
-    assert caught.value.file == storage.join(config.run_dir, "config.json")
+    assert caught.value.file == RunFiles(config.run_dir).config
     assert caught.value.field == "optimizer.epochs, seed"
     text = str(caught.value)
     assert "optimizer.epochs: this run has 10, the command says 20, seed: this run has 0, the command says 7" in text
     assert all(name in text for name in FREE_ON_RESUME)
 
 
-def test_a_finished_run_keeps_its_settings_without_its_checkpoints(config):
+def test_a_finished_run_keeps_its_settings_without_its_checkpoints(config: TrainConfig) -> None:
     keep_config(config)
-    storage.write_json(storage.join(config.run_dir, "summary.json"), {})
+    storage.write_json(RunFiles(config.run_dir).summary, {})
     with pytest.raises(SettingError, match="seed: this run has 0, the command says 7"):
         check_resume(replace(config, seed=7))
 
 
-def test_free_settings_may_change(config):
+def test_free_settings_may_change(config: TrainConfig) -> None:
     keep_config(config)
     train_a_step(config)
     free = replace(config, resources=ResourceSettings(num_workers=2), keep_checkpoints=5, checkpoint_every_steps=3,
@@ -71,20 +81,42 @@ def test_free_settings_may_change(config):
     assert read_config(config.run_dir) == free
 
 
-def test_the_assignment_is_free_where_nothing_is_assigned(config):
+def test_the_assignment_is_free_where_nothing_is_assigned(config: TrainConfig) -> None:
     masks = replace(config, sources=(SourceSettings("records", "mask"),))
     keep_config(masks)
     train_a_step(masks)
     check_resume(replace(masks, assignment=replace(masks.assignment, top_k=1)))
 
 
-def test_settings_added_after_a_run_started_take_their_defaults(config):
+def test_settings_added_after_a_run_started_take_their_defaults(config: TrainConfig) -> None:
     keep_config(config)
     train_a_step(config)
-    uri = storage.join(config.run_dir, "config.json")
+    uri = RunFiles(config.run_dir).config
     values = storage.read_json(uri)
     del values["assignment"]["rank_weight"], values["duplicates"]
     storage.write_json(uri, values)
     check_resume(config)
     with pytest.raises(SettingError, match=r"assignment\.rank_weight: this run has 0\.0, the command says 0\.5"):
         check_resume(replace(config, assignment=replace(config.assignment, rank_weight=0.5)))
+
+
+def test_a_configuration_is_read_as_it_was_written(written: TrainConfig) -> None:
+    assert json.loads(Path(written.run_dir, "config.json").read_text())["format"] == FORMAT
+    assert read_config(written.run_dir).to_dict() == written.to_dict()
+
+
+@pytest.mark.parametrize("found", [None, 1, FORMAT + 1])
+def test_a_directory_of_another_version_is_refused_with_what_to_do(written: TrainConfig, found: int | None) -> None:
+    """The first version wrote no number, and counted epochs from 0."""
+    values = written.to_dict() if found is None else {**written.to_dict(), "format": found}
+    Path(written.run_dir, "config.json").write_text(json.dumps(values))
+    with pytest.raises(SettingError, match=r"another directory.*--network\.weights checkpoint:") as caught:
+        read_config(written.run_dir)
+    assert caught.value.value == (found or 1) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{half", json.dumps({"format": FORMAT, "unknown": 1})])
+def test_what_is_no_configuration_is_an_error_that_names_the_file(written: TrainConfig, text: str) -> None:
+    Path(written.run_dir, "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        read_config(written.run_dir)

@@ -23,8 +23,9 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint, export
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.networks import SegmentationNetwork, build_network
+from boxsup_dist.runs.kept_config import write_config
+from boxsup_dist.runs.summary import mlflow_run
 from boxsup_dist.tracking import models
-from boxsup_dist.tracking.client import read_run
 from boxsup_dist.tracking.tracker import RunTracker
 from jobs import export_model
 from tests import networks
@@ -60,7 +61,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = TrainConfig(
         run_dir, (SourceSettings(str(folder / "records"), "mask"),), None, network=NetworkSettings("timm:test_resnet")
     )
-    storage.write_json(storage.join(run_dir, "config.json"), config.to_dict())
+    write_config(config)
     checkpoint.save(run_dir, make_state())
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -191,7 +192,7 @@ def test_the_job_publishes_what_it_has_compared(run_dir: str, tmp_path: Path, mo
     assert summary["mlflow_uri"] == "models:/tiny-box/1"
     assert Path(out, "model", "MLmodel").exists()
 
-    tracking_uri, run_id = read_run(run_dir)
+    tracking_uri, run_id = mlflow_run(run_dir)
     for uri in ("models:/tiny-box/1", f"runs:/{run_id}/model"):
         assert models.is_model_uri(uri)
         assert same(models.load_network(uri, tracking_uri), make_state())

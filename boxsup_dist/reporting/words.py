@@ -1,0 +1,33 @@
+"""What a person reads for the keys of a run's history."""
+
+from __future__ import annotations
+
+# Metric of an epoch -> words with the unit, and the factor from the value to that unit.
+METRICS: dict[str, tuple[str, float]] = {
+    "epoch": ("epoch", 1),
+    "train_loss": ("training loss", 1),
+    "mean_iou": ("mean IoU on the validation images (%)", 1),
+    "label_mean_iou": ("mean IoU of the label maps (%)", 1),
+    "foreground_share": ("predicted foreground (%)", 100),
+    "label_foreground_share": ("foreground of the label maps (%)", 100),
+    "share_changed": ("boxes whose segment changed (%)", 100),
+    "share_without_candidate": ("boxes without a candidate (%)", 100),
+    "mean_overlap_cost": ("mean overlap cost", 1),
+    "mean_regression_cost": ("mean regression cost", 1),
+    "images_per_s": ("images per second", 1),
+    "train_s": ("training steps (s)", 1),
+    "first_batch_s": ("wait for the first batch (s)", 1),
+    "wait_share": ("wait for later batches (% of the steps)", 100),
+    "gap_s": ("pause before the epoch, without stages (s)", 1),
+    "num_images": ("validation images", 1),
+    "num_without_ground_truth": ("validation images without ground truth", 1),
+}
+
+# Stage of an epoch, as progress and `seconds` name it.
+STAGES = {
+    "reassign": "choosing segments",
+    "measure_labels": "measuring the label maps",
+    "train": "training",
+    "evaluate": "evaluating",
+    "figures": "drawing examples",
+}

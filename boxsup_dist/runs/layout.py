@@ -1,0 +1,64 @@
+"""The files of a run directory. This module alone names them.
+
+    RUN/config.json                          every setting of the run, and the format of the directory
+    RUN/history.jsonl                        one line an epoch: loss, label and evaluation metrics, seconds, warnings
+    RUN/labels/epoch-001.parquet             the segment of every box that epoch 1 was trained on; one file an epoch
+    RUN/checkpoints/epoch-003-step-00000/    the state after 3 whole epochs and 0 steps of the next (model/checkpoint)
+    RUN/confusion.json                       confusion matrix of the last evaluation
+    RUN/figures/example-IMAGE.png            training images with their labels over the epochs and the prediction
+    RUN/report.html                          all of it on one page
+    RUN/summary.json                         the result; it exists once the run is finished
+    RUN/mlflow_run_id                        id of the run in MLflow
+    RUN/mlflow_pending                       exists while MLflow may lack a part of the run
+    RUN/start/                               weights that the run begins with, if they came from an MLflow model
+    RUN/ray_train/                           Ray Train's notes (training/fit); removed when the training ends
+
+Epochs count from 1 in names and in files. Only a checkpoint counts what is finished: `epoch-003` means that epoch 3 is
+over.
+"""
+
+from __future__ import annotations
+
+import re
+
+from boxsup_dist.io import storage
+
+FORMAT = 2  # of a run directory; 1 counted epochs from 0
+REPORT = "report.html"
+SUMMARY = "summary.json"  # also what every command leaves in its output folder
+
+_LABELS = re.compile(r"epoch-(\d{3,})\.parquet")
+
+
+class RunFiles:
+    """URIs of a run's files; the module says what each holds."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = storage.absolute(run_dir)
+        self.config = self._uri("config.json")
+        self.history = self._uri("history.jsonl")
+        self.checkpoints = self._uri("checkpoints")
+        self.confusion = self._uri("confusion.json")
+        self.figures = self._uri("figures")
+        self.report = self._uri(REPORT)
+        self.summary = self._uri(SUMMARY)
+        self.mlflow_run_id = self._uri("mlflow_run_id")
+        self.mlflow_pending = self._uri("mlflow_pending")
+        self.start = self._uri("start")
+
+    def _uri(self, *names: str) -> str:
+        return storage.join(self.run_dir, *names)
+
+    def labels(self, epoch: int) -> str:
+        """The labels table that an epoch was trained on; epochs count from 1."""
+        return self._uri("labels", f"epoch-{epoch:03d}.parquet")
+
+    def reports_of_parts(self) -> list[str]:
+        """Reports of the runs below this folder, as paths relative to it: "box/report.html"; [] for a run."""
+        paths = [f"{name}/{REPORT}" for name in storage.list_names(self.run_dir)]
+        return [path for path in paths if storage.exists(self._uri(path))]
+
+    def epochs_with_labels(self) -> list[int]:
+        """Epochs, counted from 1, that have a labels table; [] for a supervision that needs none."""
+        names = storage.list_names(self._uri("labels"))
+        return sorted(int(found[1]) for name in names if (found := _LABELS.fullmatch(name)))

@@ -1,0 +1,122 @@
+"""What a person reads of a run, and what its MLflow run gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.distributed.events import Stalled
+from boxsup_dist.errors import InputError
+from boxsup_dist.runs import console
+from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
+from boxsup_dist.runs.history import HistoryEntry
+from boxsup_dist.runs.inputs import open_inputs
+from tests.distributed import tiny
+
+
+class Tracker:
+    """Remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        self.logged.append((step, metrics))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    tiny.write_tables(tmp_path)
+    return tiny.make_config(tmp_path, tmp_path / "box")
+
+
+def handled(config: TrainConfig, *events: object) -> tuple[console.Console, Tracker]:
+    tracker = Tracker()
+    made = console.Console(config, tracker)  # type: ignore[arg-type]
+    for event in events:
+        made.handle(event)
+    return made, tracker
+
+
+def test_the_header_says_what_will_run(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    console.print_header(config, open_inputs(config), "sqlite:////runs/mlflow.db")
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert config.run_dir in lines["run"]
+    assert lines["images"] == f"{tiny.NUM_TRAIN} to train on, {tiny.NUM_VAL} to evaluate on"
+    assert lines["classes"].startswith("21: background, aeroplane") and lines["supervision"] == "box"
+    assert lines["steps"] == "4 an epoch, 8 in 2 epochs, 4 images each"  # 14 images: the last step has two
+    assert lines["workers"] == "1, each on CPU, threads: 1" and lines["actor"].startswith("pool")
+    assert lines["MLflow"] == "sqlite:////runs/mlflow.db, experiment boxsup"
+
+
+def test_an_epoch_has_one_line_once_it_is_complete(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    trained = HistoryEntry(1, train_loss=0.25, images_per_s=12.0, foreground_share=0.1)
+    evaluated = HistoryEntry(1, train_loss=0.25, images_per_s=12.0, foreground_share=0.1, mean_iou=46.2)
+    _, tracker = handled(config, Measured(trained, complete=False), Measured(evaluated, complete=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["epoch 1/2  loss 0.25  12.0 images/s  foreground: 10.0% predicted  validation mean IoU 46.2"]
+    assert [step for step, _ in tracker.logged] == [1, 1] and tracker.logged[1][1]["mean_iou"] == 46.2
+
+
+def test_where_the_training_begins(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    handled(config, Begun(1, 0, 2), Begun(3, 8, 2), Begun(1, 4, 1))
+    assert capsys.readouterr().out.splitlines() == [
+        "training begins, workers: 2",
+        "training continues at epoch 3, after 8 steps, workers: 2",
+        "training continues at epoch 1, after 4 steps, workers: 1",
+    ]
+
+
+def test_progress_now_and_then(
+    config: TrainConfig, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 1.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    handled(config, *(Progress(1, "train", done, 10, 5.0) for done in (1, 2, 4)))
+    assert capsys.readouterr().out == "  epoch 1, training: 4/10  5.0 images/s  left 30s\n"
+
+
+def test_warnings_and_failures(
+    config: TrainConfig, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.session, "describe", lambda: "the cluster has 1 nodes")
+    error = InputError("no")
+    made, _ = handled(config, Warned("a"), Stalled(61.0), Progress(2, "evaluate", 0, 3), Stalled(121.0), Failed(error))
+    assert made.failure is error
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: a",
+        "warning: no message for 61 s, since the start of the workers; the cluster has 1 nodes",
+        "warning: no message for 121 s, since epoch 2, evaluating; the cluster has 1 nodes",
+    ]
+    with pytest.raises(TypeError, match="no event"):
+        made.handle("rubbish")
+
+
+@pytest.mark.parametrize(
+    ("uri", "run_id", "expected"),
+    [
+        ("sqlite:////r/mlflow.db", "7", "mlflow ui --backend-store-uri sqlite:////r/mlflow.db (run 7)"),
+        ("https://host", "7", "open https://host (run 7)"),
+        ("https://host", None, "open https://host (MLflow does not have this run yet)"),
+    ],
+)
+def test_the_end_says_what_to_do(
+    uri: str, run_id: str | None, expected: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    summary: Any = {
+        "supervision": "box",
+        "mean_iou": 46.2,
+        "label_mean_iou": {"first": 57.0, "last": 71.5},
+        "mlflow": {"tracking_uri": uri, "run_id": run_id},
+    }
+    console.print_result(str(tmp_path), summary)
+    lines = [line[15:] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "supervision box, validation mean IoU 46.20, label maps' mean IoU 57.00 -> 71.50",
+        f"{tmp_path}/report.html",
+        expected,
+        f"python -m jobs.predict --run-dir {tmp_path} --images FOLDER --out FOLDER",
+    ]
