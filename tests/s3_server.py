@@ -124,7 +124,12 @@ class FaultyStore:
     def _break(self, environ: WSGIEnvironment, start_response: StartResponse, fault: str) -> Iterator[bytes]:
         """Do what was asked, then close the connection before the answer or inside it."""
         kept: list[Any] = []
-        body = b"".join(self.inner(environ, lambda status, headers, *rest: kept.extend((status, headers))))
+
+        def keep(status: str, headers: list[tuple[str, str]], problem: Any = None, /) -> Callable[[bytes], object]:
+            kept.extend((status, headers))
+            return kept.append  # to be called by old applications only; moto returns its body
+
+        body = b"".join(self.inner(environ, keep))
         if fault == "cut" and len(body) > 1:
             start_response(*kept)
             yield body[: len(body) // 2]
