@@ -36,14 +36,13 @@ from boxsup_dist.config import (
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.labels import Labels
-from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, records_to_table
+from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, proposals_to_table, records_to_table
 from boxsup_dist.data.sources import Mixture, Source, make_units
-from boxsup_dist.data.superpixels import proposals_to_table
 from boxsup_dist.proposals.methods import find_method
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import count_records
 from boxsup_dist.records.synthetic import image_name, write_synthetic
-from boxsup_dist.training.stream import Batch, load_slice
+from boxsup_dist.training.stream import Batch, TrainingPair, load_slice
 from boxsup_dist.training.worker import TrainWorker
 
 FOLDER = Path(__file__).parent
@@ -228,29 +227,25 @@ def train(config: TrainConfig, mixture: Mixture, labels: Labels) -> Iterator[flo
         worker = TrainWorker(config, mixture)
     worker.model = worker.network
     worker.network.train()
-    for _ in range(config.optimizer.epochs):
-        plan = worker.plan()
-        for step in range(plan.num_steps):
-            pairs = [
-                {name: values[step - piece.first_step] for name, values in found.items()}
-                for piece in plan.slices
-                if piece.first_step <= step < piece.first_step + len(piece.rows)
-                for found in [load_slice(piece, mixture, labels, worker.epoch)]
-            ]
+    for epoch in range(config.optimizer.epochs):
+        order = worker.order()
+        pairs = [pair for piece in order.slices for pair in load_slice(piece, mixture, labels, epoch)]
+        for step in range(order.num_steps):
             loss, weights = worker.totals.loss, worker.totals.weights
-            worker.train_step(batch_of(step, pairs), plan.num_steps)
+            worker.train_step(batch_of(step, [pair for pair in pairs if pair.step == step]), order.num_steps)
             yield (worker.totals.loss - loss) / (worker.totals.weights - weights)
         worker.finish_epoch()
 
 
-def batch_of(step: int, pairs: list[dict[str, Any]]) -> Batch:
-    """The training pairs of one step."""
+def batch_of(step: int, pairs: list[TrainingPair]) -> Batch:
+    """The training pairs of one step, in the order of their lanes."""
+    pairs = sorted(pairs, key=lambda pair: pair.lane)
     return Batch(
         step,
-        [str(pair["image_id"]) for pair in pairs],
-        np.stack([pair["image"] for pair in pairs]),
-        np.stack([pair["label_map"] for pair in pairs]),
-        np.array([pair["is_em"] for pair in pairs]),
+        [pair.image_id for pair in pairs],
+        np.stack([pair.image for pair in pairs]),
+        np.stack([pair.label_map for pair in pairs]),
+        np.array([pair.is_em for pair in pairs]),
     )
 
 
