@@ -1,38 +1,54 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up what it needs first.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Every target first sets up what it needs.
 PYTHON ?= python3
 VOC ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test lint types bench setup clean-env
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-long golden lint types docs bench clean-env
 
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+# Pip shows its errors only: on some machines its warnings about their own configuration fill pages.
 $(READY): pyproject.toml constraints.txt infra/check_machine.py
 	@$(PYTHON) infra/check_machine.py
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install -qq --disable-pip-version-check --upgrade "pip>=25"
 	@echo "installing the environment (7 GB, some minutes) ..."
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@$(PY) -m pip install -qq --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-setup: $(READY)
+setup: $(READY) ## make the environment .venv (7 GB, some minutes)
 
-# VOC=<devkit root> runs on a real VOC devkit instead of the embedded data.
-demo: $(READY)
+demo: $(READY) ## the whole method on small data; VOC=DEVKIT runs on a real VOC devkit
 	$(PY) -m jobs.demo $(if $(VOC),--voc-root $(VOC))
 
-test: $(READY)
+test: $(READY) ## all tests but the long ones, about 10 minutes on 2 cores
 	$(PY) -m pytest --numprocesses 2
 
-lint: $(READY)
+test-fast: $(READY) ## tests without Ray and trainings, under 2 minutes on 2 cores
+	$(PY) -m pytest --numprocesses 2 tests/unit tests/golden
+
+test-long: $(READY) ## the tests that are long by nature; `make test` has a short form of each
+	$(PY) -m pytest --numprocesses 2 -m long
+
+golden: $(READY) ## write the golden values again, after a change of the results that is meant
+	$(PY) -m tests.golden
+
+lint: $(READY) ## style rules and format, by Ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(READY)
+types: $(READY) ## static types, by mypy --strict
 	$(PY) -m mypy
 
-bench: $(READY)
-	$(PY) -m jobs.bench
-	$(PY) -m jobs.bench.memory
+docs: $(READY) ## build the pages of docs/ into site/; a broken link is an error
+	$(PY) -m mkdocs build --strict
 
-clean-env:
+bench: $(READY) ## measure speed and memory on this machine
+	$(PY) -m jobs.bench
+	$(PY) -m jobs.bench memory
+
+clean-env: ## remove .venv
 	rm -rf .venv

@@ -1,4 +1,4 @@
-"""What the machine must have before anything is installed; says what is missing and how to get it."""
+"""Checks what the machine must have before anything is installed; prints what is missing and how to get it."""
 
 import shutil
 import sys
@@ -11,9 +11,10 @@ NEEDED_GB = 9  # the environment takes 7 GB
 def main() -> int:
     """Print every missing prerequisite; the exit status is their number."""
     missing = []
-    if sys.version_info < (3, 11):  # noqa: UP036 - it runs under whatever python3 is there
+    if not (3, 11) <= sys.version_info < (3, 13):  # this file runs under whatever python3 is there
         found = ".".join(map(str, sys.version_info[:2]))
-        missing.append(f"Python 3.11 or newer, found {found}: name another one by `make PYTHON=/path/to/python3.12`")
+        # On 3.13 pydensecrf2 1.1 does not compile: its C++ uses what that Python made private.
+        missing.append(f"Python 3.11 or 3.12, found {found}: name another one by `make PYTHON=/path/to/python3.12`")
     if shutil.which("g++") is None:
         missing.append("g++, which builds the dense CRF: on Debian or Ubuntu `apt-get install g++`")
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():

@@ -38,6 +38,7 @@ export RAY_ADDRESS="$head_ip:$port"
 node=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-spilling-directory="$spill")
 
 # Spilled objects are the job's data: only its user may read them, and nobody else may have made the folder before.
+# shellcheck disable=SC2016  # each node's own bash expands the words in single quotes, here and below
 srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
     bash -c 'mkdir --parents --mode=0700 "$0" && test -O "$0"' "$spill"
 
@@ -46,6 +47,7 @@ srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" --cpus-per-task="$SLURM_C
     env -u RAY_ADDRESS ray start --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1 "${node[@]}" &
 if [ "$SLURM_NNODES" -gt 1 ]; then
     # A worker that begins before the head asks again until the head answers.
+    # shellcheck disable=SC2016
     srun --overlap --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
         --cpus-per-task="$SLURM_CPUS_PER_TASK" env -u RAY_ADDRESS \
         bash -c 'until timeout 5 bash -c "</dev/tcp/$0/$1"; do sleep 2; done 2>/dev/null; ray start "${@:2}"' \

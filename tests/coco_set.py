@@ -31,7 +31,7 @@ def annotation(image_id: int = 1, category: str = "person", **changes: Any) -> d
     return item | changes
 
 
-def content(annotations: Sequence[dict], num_images: int = 1) -> dict[str, Any]:
+def content(annotations: Sequence[dict[str, Any]], num_images: int = 1) -> dict[str, Any]:
     """The annotation file's content, with all classes of VOC and a zebra."""
     known = {_COCO_NAMES.get(name, name): 100 + i for i, name in enumerate(VOC_CLASSES[1:])} | CATEGORIES
     images = [
@@ -41,7 +41,7 @@ def content(annotations: Sequence[dict], num_images: int = 1) -> dict[str, Any]:
     return {"images": images, "annotations": list(annotations), "categories": categories}
 
 
-def write(root: Path, annotations: Sequence[dict] | dict, num_images: int = 1) -> str:
+def write(root: Path, annotations: Sequence[dict[str, Any]] | dict[str, Any], num_images: int = 1) -> str:
     """Write the images and `instances.json` (from annotations, or a whole content); returns that file's path."""
     root.mkdir(parents=True, exist_ok=True)
     for i in range(1, num_images + 1):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import Proposals
 
 
-def random_superpixels(rng: np.random.Generator, height: int, width: int, num_superpixels: int) -> np.ndarray:
+def random_superpixels(rng: np.random.Generator, height: int, width: int, num_superpixels: int) -> NDArray[np.uint16]:
     """uint16 (H, W): every pixel has the id of the nearest of `num_superpixels` random centres; ids may be absent."""
     centres = rng.uniform((0, 0), (height, width), (num_superpixels, 2))
     y, x = np.mgrid[:height, :width]
     distance = (y[..., None] - centres[:, 0]) ** 2 + (x[..., None] - centres[:, 1]) ** 2
-    return distance.argmin(axis=2).astype(np.uint16)
+    nearest: NDArray[np.uint16] = distance.argmin(axis=2).astype(np.uint16)
+    return nearest
 
 
 def random_proposals(
@@ -35,7 +37,10 @@ def random_proposals(
 
 
 def proposals_of(
-    superpixels: np.ndarray, num_superpixels: int, members: list[np.ndarray], image_id: str = "test/0"
+    superpixels: NDArray[np.uint16],
+    num_superpixels: int,
+    members: list[NDArray[np.uint16]],
+    image_id: str = "test/0",
 ) -> Proposals:
     """Proposals with these superpixel ids, their boxes drawn the slow way."""
     boxes = np.empty((len(members), 4), np.uint16)

@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from jobs.drill.mlflow_server import free_port
 
@@ -46,7 +47,7 @@ def serve() -> Iterator[S3Server]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        line = process.stderr.readline()  # it says so when it listens
+        line = process.stderr.readline()  # written once the server listens
         assert "ready" in line, line + process.stderr.read()
         yield S3Server(uri)
     finally:
@@ -61,8 +62,10 @@ class S3Server:
         self.uri, self.root = uri, f"s3://{BUCKET}"
 
     @contextlib.contextmanager
-    def faults(self, share: float, seed: int = 0, kinds: tuple[str, ...] = KINDS) -> Iterator[Callable[[], dict]]:
-        """Let this share of the requests fail, by a seeded draw; gives a function that tells how many did so far."""
+    def faults(
+        self, share: float, seed: int = 0, kinds: tuple[str, ...] = KINDS
+    ) -> Iterator[Callable[[], dict[str, int]]]:
+        """Let this share of the requests fail, by a seeded draw; yields a function that returns the counts so far."""
         self._control({"share": share, "seed": seed, "kinds": kinds})
         try:
             yield lambda: self._control(None)
@@ -72,27 +75,28 @@ class S3Server:
     def _control(self, values: dict[str, Any] | None) -> dict[str, int]:
         data = None if values is None else json.dumps(values).encode()
         with urllib.request.urlopen(self.uri + CONTROL, data, timeout=WAIT_S) as answer:
-            return json.loads(answer.read())
+            counts: dict[str, int] = json.loads(answer.read())
+        return counts
 
 
 # -- the server's own process -----------------------------------------------------------------------------------------
 
 
 class FaultyStore:
-    """A WSGI application in front of another: answers, by a seeded draw for each request, as stores do on a bad day."""
+    """A WSGI application in front of another: some requests, chosen by a seeded draw, fail as they do in a bad hour."""
 
     DELAY_S = 0.2
 
-    def __init__(self, inner: Callable) -> None:
+    def __init__(self, inner: WSGIApplication) -> None:
         self.inner, self.lock = inner, threading.Lock()
         self.set_rule(0.0, 0, KINDS)
 
     def set_rule(self, share: float, seed: int, kinds: Iterable[str]) -> None:
-        """From now on."""
+        """Let this share of the coming requests fail, and count from zero."""
         self.share, self.kinds, self.draws = share, tuple(kinds), random.Random(seed)
         self.counts = dict.fromkeys(("requests", *KINDS), 0)
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] == CONTROL:
             return self._answer_control(environ, start_response)
         if environ["PATH_INFO"].startswith(f"/{FORBIDDEN}"):
@@ -117,17 +121,22 @@ class FaultyStore:
             self.counts[kind] += 1
             return kind
 
-    def _break(self, environ: dict[str, Any], start_response: Callable, fault: str) -> Iterator[bytes]:
-        """Do what was asked, then close the connection: before the answer, or in the midst of it."""
+    def _break(self, environ: WSGIEnvironment, start_response: StartResponse, fault: str) -> Iterator[bytes]:
+        """Do what was asked, then close the connection before the answer or inside it."""
         kept: list[Any] = []
-        body = b"".join(self.inner(environ, lambda status, headers, *rest: kept.extend((status, headers))))
+
+        def keep(status: str, headers: list[tuple[str, str]], problem: Any = None, /) -> Callable[[bytes], object]:
+            kept.extend((status, headers))
+            return kept.append  # to be called by old applications only; moto returns its body
+
+        body = b"".join(self.inner(environ, keep))
         if fault == "cut" and len(body) > 1:
             start_response(*kept)
             yield body[: len(body) // 2]
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         raise ConnectionAbortedError
 
-    def _answer_control(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
+    def _answer_control(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         with self.lock:
             counts = dict(self.counts)
             if environ["REQUEST_METHOD"] == "POST":
@@ -137,7 +146,7 @@ class FaultyStore:
         return [body]
 
 
-def _error(environ: dict[str, Any], start_response: Callable, status: str, code: str) -> Iterable[bytes]:
+def _error(environ: WSGIEnvironment, start_response: StartResponse, status: str, code: str) -> Iterable[bytes]:
     environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))  # else the connection breaks, too
     body = b"" if environ["REQUEST_METHOD"] == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
     start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
@@ -146,7 +155,7 @@ def _error(environ: dict[str, Any], start_response: Callable, status: str, code:
 
 def main(port: int) -> None:
     """Serve until killed."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
@@ -160,7 +169,7 @@ def main(port: int) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
     print("ready", file=sys.stderr, flush=True)
-    os.close(2)  # nobody reads what werkzeug says of connections that we break
+    os.close(2)  # nobody reads what werkzeug prints about the connections that we break
     os.open(os.devnull, os.O_WRONLY)
     threading.Event().wait()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from boxsup_dist.config import ResourceSettings, TrainConfig
+from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, Stalled
 from boxsup_dist.errors import InputError
@@ -100,6 +100,7 @@ def epoch_line(entry: HistoryEntry, num_epochs: int) -> str:
 
 def print_header(config: TrainConfig, inputs: Inputs, tracking_uri: str) -> None:
     """What is about to run, before anything of it starts. `config.resources` are resolved."""
+    assert isinstance(config.resources, Resources)
     options = config.optimizer
     steps = -(-inputs.num_images // options.global_batch_size)
     dropped, val = inputs.num_left_out, inputs.val_records
@@ -121,7 +122,7 @@ def print_header(config: TrainConfig, inputs: Inputs, tracking_uri: str) -> None
         print(f"{name:<14} {text}", flush=True)
 
 
-def _describe_resources(resources: ResourceSettings) -> dict[str, str]:
+def _describe_resources(resources: Resources) -> dict[str, str]:
     def device(gpus: float) -> str:
         return f"{gpus:g} GPU" if gpus else "CPU"
 

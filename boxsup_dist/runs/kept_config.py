@@ -7,6 +7,7 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.layout import FORMAT, RunFiles
+from boxsup_dist.runs.summary import is_finished
 
 # Settings that may change when a run is continued: the result does not depend on them.
 FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "max_bad_records", "experiment")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -258,8 +259,21 @@ STAND_INS = {
 }
 
 
-def test_slurms_script_is_sound():
-    subprocess.run(["bash", "-n", str(INFRA / "slurm.sh")], check=True)
+SHELL_FILES = [*sorted(INFRA.rglob("*.sh")), ROOT / ".ci" / "run"]
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
+def test_a_shell_file_is_sound(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
+def test_a_shell_file_passes_shellcheck(path):
+    checker = shutil.which("shellcheck")
+    if checker is None:
+        pytest.skip("no shellcheck on the PATH (Debian: apt-get install shellcheck)")
+    done = subprocess.run([checker, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_slurms_script_starts_a_node_each_runs_the_job_and_leaves_nothing(tmp_path):
