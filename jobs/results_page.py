@@ -17,7 +17,7 @@ from typing import Any
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.reporting.text_table import to_markdown
-from jobs._cli import run
+from boxsup_dist.runs.command_line import run
 
 HEAD = """# Results
 
