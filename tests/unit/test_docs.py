@@ -112,7 +112,9 @@ def written_commands() -> list[tuple[str, str, tuple[str, ...]]]:
     """(where, job, words) of every command of ours in blocks and in spans of code."""
     lines = [(block.where, words) for block in BLOCKS if block.language == "sh" for words in block.commands]
     spans = [(page_id(page), span) for page in PAGES for span in SPAN.findall(prose(page))]
-    lines += [(where, shlex.split(span)) for where, span in spans if re.match(r"(python -m jobs\.|boxsup |jobs\.)", span)]
+    lines += [
+        (where, shlex.split(span)) for where, span in spans if re.match(r"(python -m jobs\.|boxsup |jobs\.)", span)
+    ]
     found = [(where, job, tuple(rest)) for where, words in lines for job, rest in split_commands(words)]
     return sorted({entry for entry in found if entry[1] != "NAME"})
 
