@@ -1,5 +1,6 @@
 """Figures of finished runs side by side: python -m jobs.figures --run-dirs A B --out O.
 
+    O/labels-and-prediction-RUN.png  image with boxes, its label maps over the epochs, the prediction
     O/label-maps-by-epoch-RUN.png  how the label maps of one run change (the paper's Figure 3)
     O/label-maps-by-run.png        what each supervision trains on (Figure 2)
     O/predictions.png              validation images (Figures 5 and 6)
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import ray
@@ -37,8 +38,10 @@ from boxsup_dist.runs.networks import load_run, make_pool
 from boxsup_dist.runs.summary import mlflow_run, write_result
 from boxsup_dist.tracking.client import add_artifacts
 
-Kind = Literal["label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"]
-KINDS: tuple[Kind, ...] = ("label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves")
+Kind = Literal[
+    "labels-and-prediction", "label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Drawn = tuple[str, bytes, Sequence[FinishedRun]]
 """File name, PNG, the runs that it shows."""
 
@@ -94,10 +97,13 @@ def main(settings: Settings) -> None:
 
 def _draw(kind: Kind, runs: Sequence[FinishedRun], settings: Settings) -> Iterator[Drawn]:
     first, count = runs[0], settings.num_images
-    if kind == "label-maps-by-epoch":
+    if kind in ("labels-and-prediction", "label-maps-by-epoch"):
+        make_grid = comparison.label_maps_by_epoch
+        if kind == "labels-and-prediction":
+            make_grid = comparison.labels_and_prediction
         for each in runs:
             ids = settings.image_ids or comparison.training_examples(each, count)
-            grid = comparison.label_maps_by_epoch(each, ids, settings.epochs)
+            grid = make_grid(each, ids, settings.epochs)
             if grid is not None:
                 yield f"{kind}-{_slug(each)}.png", image_grid_figure(*grid, each.inputs.class_names), [each]
     elif kind == "label-maps-by-run":

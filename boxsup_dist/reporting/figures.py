@@ -64,6 +64,23 @@ def colour(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return colours
 
 
+def outline_boxes(
+    image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32]
+) -> NDArray[np.uint8]:
+    """A copy of the image, uint8 (H, W, 3), with a frame in its class's colour along the inside of every box."""
+    outlined, palette = image.copy(), shown_palette()
+    height, width = image.shape[:2]
+    for box, class_id in zip(boxes_xyxy, class_ids, strict=True):
+        x0, y0 = np.clip(np.floor(box[:2]), 0, (width, height)).astype(int).tolist()
+        x1, y1 = np.clip(np.ceil(box[2:]), 0, (width, height)).astype(int).tolist()
+        for frame_px, frame_colour in ((3, 255), (2, palette[class_id])):  # a white rim separates dark from dark
+            inner = np.s_[y0 + frame_px : max(y1 - frame_px, 0), x0 + frame_px : max(x1 - frame_px, 0)]
+            content = outlined[inner].copy()
+            outlined[y0:y1, x0:x1] = frame_colour
+            outlined[inner] = content
+    return outlined
+
+
 def label_evolution_figure(
     image: NDArray[np.uint8],
     boxes_xyxy: NDArray[np.float32],

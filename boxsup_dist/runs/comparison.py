@@ -26,6 +26,7 @@ from boxsup_dist.evaluation.confusion import read_confusion
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.reporting.figures import outline_boxes
 from boxsup_dist.runs.examples import epochs_to_show
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import Inputs, open_inputs
@@ -112,6 +113,24 @@ def label_maps_by_epoch(run: FinishedRun, image_ids: Sequence[str], epochs: Sequ
         for unit, record in found.values()
     ]
     return ["image", *(f"epoch {epoch}" for epoch in shown), "ground truth"], rows
+
+
+def labels_and_prediction(run: FinishedRun, image_ids: Sequence[str], epochs: Sequence[int] = ()) -> Grid | None:
+    """BoxSup in one picture: training image with its boxes, label maps of some epochs, the network's prediction.
+
+    None for a run whose labels never change. InputError for an epoch without labels, or without a checkpoint.
+    """
+    if not run.inputs.mixture.with_supervision("box"):
+        return None
+    shown = list(epochs) or epochs_to_show(run.config.optimizer.epochs)
+    network = checkpoint.load_network(checkpoint.newest(run.run_dir))
+    rows: list[Panels] = []
+    for unit, record in _find_training_images(run, image_ids).values():
+        image = _picture(record)
+        prediction = predict_log_probs(network, image).argmax(0).astype(np.uint8)
+        maps = [_label_map(run, unit, record, epoch) for epoch in shown]
+        rows.append([outline_boxes(image, record.boxes_xyxy, record.class_ids), *maps, prediction])
+    return ["image and boxes", *(f"labels, epoch {epoch + 1}" for epoch in shown), "prediction"], rows
 
 
 def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> Grid:

@@ -116,3 +116,18 @@ def test_no_global_state_of_matplotlib_is_touched() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_boxes_are_outlined_in_their_colour_and_the_rest_stays() -> None:
+    image = np.full((40, 60, 3), 7, np.uint8)
+    boxes = np.array([[10, 5, 30, 25], [50, 30, 70, 45], [0, 0, 2, 2]], np.float32)  # whole, over the border, tiny
+    outlined = figures.outline_boxes(image, boxes, np.array([1, 2, 3], np.int32))
+    palette = figures.shown_palette()
+    assert (image == 7).all()
+    assert (outlined[5:7, 10:30] == palette[1]).all() and (outlined[23:25, 10:30] == palette[1]).all()
+    assert (outlined[7, 12:28] == 255).all()
+    assert (outlined[8:22, 13:27] == 7).all()
+    assert (outlined[30:32, 50:60] == palette[2]).all() and (outlined[33:37, 53:57] == 7).all()
+    assert (outlined[0:2, 0:2] == palette[3]).all()
+    assert (outlined[0:5, 2:50] == 7).all()
+    assert figures.outline_boxes(image, np.empty((0, 4), np.float32), np.empty(0, np.int32)).tolist() == image.tolist()

@@ -99,6 +99,22 @@ def test_label_maps_change_over_the_epochs(run_dirs: list[str]) -> None:
         comparison.label_maps_by_epoch(box, IDS, [5])
 
 
+def test_boxes_label_maps_and_prediction_in_one_row(run_dirs: list[str]) -> None:
+    mask, box = comparison.open_runs(run_dirs)
+    assert comparison.labels_and_prediction(mask, IDS) is None
+    grid = comparison.labels_and_prediction(box, IDS)
+    by_epoch = comparison.label_maps_by_epoch(box, IDS)
+    assert grid is not None and by_epoch is not None
+    titles, rows = grid
+    assert titles == ["image and boxes", "labels, epoch 1", "labels, epoch 2", "prediction"]
+    for row, other in zip(rows, by_epoch[1], strict=True):
+        np.testing.assert_array_equal(row[1], other[1])
+        np.testing.assert_array_equal(row[2], other[2])
+        assert row[0] is not None and other[0] is not None and row[3] is not None
+        assert row[0].shape == other[0].shape and not np.array_equal(row[0], other[0])
+        assert row[3].shape == other[0].shape[:2] and row[3].dtype == np.uint8
+
+
 def test_label_maps_of_each_supervision(run_dirs: list[str]) -> None:
     titles, rows = comparison.label_maps_by_run(comparison.open_runs(run_dirs), IDS)
     assert titles == ["image", "mask", "box", "ground truth"]
@@ -140,7 +156,7 @@ def test_the_job_draws_everything(run_dirs: list[str], tmp_path: Path, capsys: p
     figures.main(figures.Settings(tuple(run_dirs), str(tmp_path / "out"), num_images=2))
     names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert names == ["confusion-box.png", "confusion-mask.png", "curves.png", "iou.png", "label-maps-by-epoch-box.png",
-                     "label-maps-by-run.png", "predictions.png"]  # fmt: skip
+                     "label-maps-by-run.png", "labels-and-prediction-box.png", "predictions.png"]  # fmt: skip
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["figures"]["iou.png"] == run_dirs
     assert "not in MLflow" in capsys.readouterr().out

@@ -1,0 +1,117 @@
+"""Write the results page from the measured tables: python -m jobs.results_page [--folder DIR] [--out FILE].
+
+    DIR/index.json   sections of the page in order, each with its tables: file, title, text
+    DIR/NAME.json    one table: `command`, `seeds`, `rows`; what jobs.reproduce writes, or rows of named cells
+    FILE             the page in Markdown
+
+Run it after a table or the index changed; a test compares the page with what this command writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boxsup_dist.errors import InputError
+from boxsup_dist.reporting.text_table import to_markdown
+from boxsup_dist.runs.command_line import run
+
+HEAD = """# Results
+
+<!-- Written by `python -m jobs.results_page` from docs/results. Edit the tables there, not this page. -->
+
+Mean IoU is in percent, over all classes with background, accumulated over all images. *Label mIoU* is the mean IoU of
+the label maps that training used, measured against the hidden masks of the training images. *Spread* is the largest
+minus the smallest value over the seeds; a table of one seed has none. In the commands, words in capitals stand for your
+own folders.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Write docs/results.md from docs/results/*.json."""
+
+    folder: Path = Path("docs/results")
+    """Folder of the tables and of index.json."""
+    out: Path = Path("docs/results.md")
+    """Page to write."""
+
+
+def main(settings: Settings) -> None:
+    """Write the page and print its name."""
+    settings.out.write_text(results_page(settings.folder))
+    print(settings.out)
+
+
+def results_page(folder: Path) -> str:
+    """The page in Markdown. InputError for a table that index.json does not name."""
+    sections = _read(folder / "index.json")
+    named = {table["file"] for section in sections for table in section["tables"]}
+    unnamed = sorted(path.stem for path in folder.glob("*.json") if path.stem not in {*named, "index"})
+    if unnamed:
+        raise InputError("tables without a section", file=str(folder / "index.json"), value=", ".join(unnamed))
+    parts = [HEAD]
+    for section in sections:
+        parts.append(f"## {section['section']}\n\n{section['text']}\n")
+        parts += [_table(table, _read(folder / f"{table['file']}.json")) for table in section["tables"]]
+    return "\n".join(parts)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError("no such table", file=str(path))
+    return json.loads(path.read_text())
+
+
+def _table(place: Mapping[str, str], table: Mapping[str, Any]) -> str:
+    """Title, text, rows and origin of one table."""
+    rows = _reproduced_rows(table["rows"]) if "runs" in table["rows"][0] else _plain_rows(table)
+    lines = [f"### {place['title']}", "", *([place["text"], ""] if place["text"] else []), to_markdown(rows)]
+    commands = [table["command"]] if isinstance(table["command"], str) else table["command"] or []
+    if commands:
+        lines += ["<!-- not run: the measurement takes hours -->", "```sh", *commands, "```", ""]
+    else:
+        lines += [f"Made by {table['made_by']}.", ""]
+    seeds = table["seeds"]
+    if seeds:
+        lines.append(f"{'Seeds' if len(seeds) > 1 else 'Seed'}: {', '.join(map(str, seeds))}.")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _plain_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows as they are, but numbers of the columns in `digits` with that many decimals."""
+    digits = table.get("digits", {})
+    return [
+        {
+            name: f"{value:.{digits[name]}f}" if name in digits and value is not None else value
+            for name, value in row.items()
+        }
+        for row in table["rows"]
+    ]
+
+
+def _reproduced_rows(rows: list[dict[str, Any]]) -> list[dict[str, str | None]]:
+    """The rows of a table of jobs.reproduce with one decimal."""
+
+    def number(value: float | None) -> str | None:
+        return None if value is None else f"{value:.1f}"
+
+    return [
+        {
+            "row": row["row"],
+            "paper": number(row["paper"]),
+            "mean IoU": number(row["mean_iou"]),
+            "spread": number(row["spread"]),
+            "seeds": ", ".join(row["runs"]),
+            "label mIoU": number(row["label_mean_iou"]),
+        }
+        for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""The commands of the README and of the pages that are marked to run: all of them, in reading order, on small data."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from boxsup_dist.records.synthetic import write_synthetic
+from tests.docs_blocks import all_blocks
+
+NUM_TRAIN, NUM_VAL = 10, 4
+
+
+def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m jobs.NAME ...` in this process, in the Ray session of the tests; `python -c` in another."""
+    assert words[0] == "python", words
+    if words[1] == "-c":
+        subprocess.run([sys.executable, *words[1:]], check=True)
+        return
+    assert words[1] == "-m" and words[2].startswith("jobs."), words
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", words[2:])
+        try:
+            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            assert not ended.code, f"exit status {ended.code}"
+
+
+def test_marked_commands_run_in_order(ray_local, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_synthetic("VOCdevkit", NUM_TRAIN, NUM_VAL)
+    blocks = [block for block in all_blocks() if block.before == "<!-- run -->"]
+    assert {block.page for block in blocks} >= {"README.md", "docs/getting-started.md", "docs/using-a-network.md"}
+    for block in blocks:
+        for words in block.commands:
+            try:
+                run_command(words, monkeypatch)
+            except Exception as error:
+                raise AssertionError(f"{block.where}: {' '.join(words)}") from error
+    label_maps = {path.stem for path in (tmp_path / "runs/box-predictions/label_maps").rglob("*.png")}
+    assert len(label_maps) == NUM_TRAIN + NUM_VAL
+    assert (tmp_path / "runs/tour-figures/labels-and-prediction-box.png").is_file()
