@@ -49,13 +49,14 @@ RAY_FILES = {
     "boxsup_dist.runs.comparison",
     "boxsup_dist.runs.command_line",
     "boxsup_dist.runs.console",
-    "boxsup_dist.runs.run_events",
+    "boxsup_dist.runs.events",
     "boxsup_dist.runs.networks",
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
 # wrapped functions, and have no effect.
 PURE_CALLS = {
-    "arg", "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "getLogger",
+    "arg", "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "get_args",
+    "getLogger", "Path",
     "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "njit", "no_grad", "remote", "schema",
     "string", "Struct", "tuple", "TypeVar", "uint16", "_voc",
 }  # fmt: skip
