@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import ray
@@ -41,7 +41,9 @@ from boxsup_dist.tracking.client import add_artifacts
 Kind = Literal[
     "labels-and-prediction", "label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = (
+    "labels-and-prediction", "label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves",
+)  # fmt: skip
 Drawn = tuple[str, bytes, Sequence[FinishedRun]]
 """File name, PNG, the runs that it shows."""
 

@@ -34,15 +34,15 @@ own folders.
 class Settings:
     """Write docs/results.md from docs/results/*.json."""
 
-    folder: Path = Path("docs/results")
+    folder: str = "docs/results"
     """Folder of the tables and of index.json."""
-    out: Path = Path("docs/results.md")
+    out: str = "docs/results.md"
     """Page to write."""
 
 
 def main(settings: Settings) -> None:
     """Write the page and print its name."""
-    settings.out.write_text(results_page(settings.folder))
+    Path(settings.out).write_text(results_page(Path(settings.folder)))
     print(settings.out)
 
 

@@ -130,7 +130,7 @@ def labels_and_prediction(run: FinishedRun, image_ids: Sequence[str], epochs: Se
         prediction = predict_log_probs(network, image).argmax(0).astype(np.uint8)
         maps = [_label_map(run, unit, record, epoch) for epoch in shown]
         rows.append([outline_boxes(image, record.boxes_xyxy, record.class_ids), *maps, prediction])
-    return ["image and boxes", *(f"labels, epoch {epoch + 1}" for epoch in shown), "prediction"], rows
+    return ["image and boxes", *(f"labels, epoch {epoch}" for epoch in shown), "prediction"], rows
 
 
 def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> Grid:
