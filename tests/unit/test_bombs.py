@@ -76,7 +76,10 @@ def refused(root: Path, name: str, match: str) -> set[str]:
     return {path.name for path in root.rglob("*")} - {name}
 
 
-TOO_MUCH = r"unpacks to too much: download it again; file: .*; field: bytes; found: \d+; expected: <= \d+, 10 times the archive and 1048576"
+TOO_MUCH = (
+    r"unpacks to too much: download it again; file: .*; field: bytes; found: \d+; "
+    r"expected: <= \d+, 10 times the archive and 1048576"
+)
 
 
 def test_a_zip_writes_nothing_if_its_sizes_are_too_large(tmp_path):
