@@ -32,8 +32,8 @@ def decode(counts: bytes | str | Sequence[int], height: int, width: int) -> NDAr
     """Decode run lengths, compressed or plain numbers, to a mask (height, width).
 
     Raises:
-        RecordError: unless the runs cover exactly height * width pixels. This check is why pycocotools is not used:
-            it would return whatever the memory holds.
+        RecordError: unless the runs cover exactly height * width pixels. pycocotools does not check this and would
+            return uninitialised memory.
     """
     runs = _uncompress(counts) if isinstance(counts, bytes | str) else counts
     if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != height * width:

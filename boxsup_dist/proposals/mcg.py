@@ -72,7 +72,7 @@ class Tree:
             )
         return cls(space, letters, boundary or "mean")
 
-    def weights(self) -> np.ndarray:
+    def weights(self) -> NDArray[np.float64]:
         """Return the weight (5,) of each of grouping.SIMILARITIES: how often its letter occurs."""
         return np.array([float(self.similarities.count(letter)) for letter in grouping.SIMILARITIES])
 

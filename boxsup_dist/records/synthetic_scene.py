@@ -1,8 +1,9 @@
 """One synthetic scene: textured objects of six shapes among distractors, with its exact instance map.
 
-A class is told by its outline only. Each class prefers a hue and a kind of texture, but shares both with other classes,
-with the distractors (convex shapes of no class) and with the background; it may lie anywhere. Objects have parts that
-look different, and take on some of the colour behind them, so bottom-up grouping does not find them easily.
+Only the outline of an object gives its class away. Each class prefers a hue and a kind of texture, but shares both
+with other classes, with the distractors (convex shapes of no class) and with the background; it may lie anywhere.
+Objects have parts that look different, and take on some of the colour behind them, so bottom-up grouping does not find
+them easily.
 
 An object covers 45 to 75 % of its box before others hide parts of it. The mean is near the 57 % of VOC's objects, so
 training on filled rectangles is as strong a baseline here as on VOC.

@@ -1,6 +1,6 @@
 """Reader of PASCAL VOC devkits, in the layout of 2007 and 2012, and of any data set in that layout.
 
-    JPEGImages/ID.jpg             the image; its bytes go into the record unchanged, whatever its colour mode and EXIF
+    JPEGImages/ID.jpg             the image, of any colour mode; its bytes go into the record unchanged
     Annotations/ID.xml            the boxes, 1-based with both ends inside: (xmin-1, ymin-1, xmax, ymax) is 0-based and
                                   half-open; they refer to the stored image, not rotated by EXIF
     SegmentationClass/ID.png      optional: class ids, 255 is void
