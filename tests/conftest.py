@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests import s3_server
@@ -27,6 +28,11 @@ WITH_RAY = (  # the longest first
 # NumPy and torch read it when they are imported; processes that tests start inherit it.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# The same examples in every run of `make test`; other ones each time, and far more, in `make test-long`.
+settings.register_profile("short", max_examples=200, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=20_000, deadline=None, database=None)
+settings.load_profile("short")
 
 
 def needs_ray(nodeid: str) -> bool:

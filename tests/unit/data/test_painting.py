@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from boxsup_dist.config import AssignmentSettings, Supervision
@@ -224,7 +224,6 @@ def test_an_image_without_boxes_is_background():
     assert not paint_rectangles((3, 4), *none).any()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     corners=st.tuples(*[st.floats(-40, 40, width=32) | st.integers(-40, 40).map(float)] * 4),
     height=st.integers(1, 20),
