@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def handled(config: TrainConfig, *events: object) -> tuple[console.Console, Trac
 
 
 def test_the_header_says_what_will_run(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    config = replace(config, resources=config.resources.resolve(2, 0))
     console.print_header(config, open_inputs(config), "sqlite:////runs/mlflow.db")
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert config.run_dir in lines["run"]
