@@ -17,7 +17,7 @@ from boxsup_dist.assignment.static import StaticMethod
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.proposals.build import build_proposals
-from boxsup_dist.proposals.mcg import McgSettings
+from boxsup_dist.proposals.settings import McgSettings
 from boxsup_dist.records import coco, context, sbd, voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.reader import Reader

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import build
 from boxsup_dist.proposals.methods import METHODS
+from boxsup_dist.proposals.settings import MAX_FAILED_SHARE
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.summary import write_result
 
@@ -32,7 +33,7 @@ class Settings:
     """Folder or URI of the proposals table."""
     method: str = DEFAULT_METHOD
     """Proposal method: mcg, selective_search, gop, or imported for files that another program wrote."""
-    max_failed_share: float = build.MAX_FAILED_SHARE
+    max_failed_share: float = MAX_FAILED_SHARE
     """Refuse the table if more than this share of the images failed."""
     num_cpus: int | None = None
     """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""

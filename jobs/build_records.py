@@ -12,8 +12,8 @@ from rich.table import Table as RichTable
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.records import build, coco, context, sbd, voc
-from boxsup_dist.records.coco import ClassList
 from boxsup_dist.records.reader import Reader
+from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD, ClassList
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.summary import write_result
 
@@ -54,11 +54,11 @@ class Settings:
     """Refuse the table unless it holds exactly so many images, or as many as the split has as published."""
     strict: bool = False
     """Stop at the first unusable image instead of leaving it out."""
-    max_skipped_share: float = build.MAX_SKIPPED_SHARE
+    max_skipped_share: float = MAX_SKIPPED_SHARE
     """Refuse the table if more than this share of the images is unusable."""
-    rows_per_shard: int = build.ROWS_PER_SHARD
+    rows_per_shard: int = ROWS_PER_SHARD
     """Images in one Parquet file; a task holds that many in memory."""
-    row_group_size: int = build.ROW_GROUP_SIZE
+    row_group_size: int = ROW_GROUP_SIZE
     """Images in one row group, the unit of later reads and work."""
     num_cpus: int | None = None
     """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""

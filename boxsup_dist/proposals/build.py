@@ -23,9 +23,9 @@ from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.methods import Method, find_method
+from boxsup_dist.proposals.settings import MAX_FAILED_SHARE
 
 _COLUMNS = ("image_id", "image", "height", "width")
-MAX_FAILED_SHARE = 0.05
 
 
 def build_proposals(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from PIL import Image
 from boxsup_dist.proposals import features
 from boxsup_dist.proposals.superpixels import smooth
 
-Detector = Literal["gradient", "hed"]
 _SIGMAS = (1.0, 2.0, 4.0)
 _FULL_GRADIENT = 40.0  # length of a gradient, channels in 0..255, that counts as the strongest boundary
 

@@ -41,7 +41,7 @@ def _position(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([rows * (255 / height), columns * (255 / width)], -1)
 
 
-COLOUR_SPACES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
+_CONVERSIONS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
     "rgb": lambda image: image.astype(np.float32),
     "lab": _lab,
     "ab": lambda image: np.clip(_lab(image)[..., 1:] * 2 - 127, 0, 255),
@@ -54,8 +54,8 @@ COLOUR_SPACES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
 
 
 def colour_space(image: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
-    """Convert an RGB image (H, W, 3) to a colour space of COLOUR_SPACES, (H, W, D), every channel within 0..255."""
-    return COLOUR_SPACES[name](image)
+    """Convert an RGB image (H, W, 3) to one of settings.COLOUR_SPACES, (H, W, D), every channel within 0..255."""
+    return _CONVERSIONS[name](image)
 
 
 @numba.njit(cache=True)

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents
-from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import assemble, edges, features, geodesic, gop_ranking, hierarchy, near_duplicates
 from boxsup_dist.proposals.membership import Membership
 from boxsup_dist.proposals.oversegment import FULL_CONTRAST, oversegment
+from boxsup_dist.proposals.settings import GopSettings
 from boxsup_dist.proposals.superpixels import region_graph, smooth
 
 
@@ -62,34 +61,6 @@ _DISTANCES = (
     _Distance(2, 0.0, 1.0, 0.2, 1e-3, (_Background("tb", 1.0),)),
 )
 _MAX_EXAMINED = 8_000  # candidates that are examined for near-duplicates
-
-
-@dataclass(frozen=True)
-class GopSettings:
-    """Settings of GOP: sizes, seeds, and what is a critical level and a near-duplicate."""
-
-    max_candidates: int = 800
-    """Candidates to keep per image, the best ones."""
-    min_leaf_px: int = 8
-    """Superpixels of fewer pixels are joined to a neighbour."""
-    max_leaves: int = 1500
-    """Largest number of superpixels: neighbours are joined, weak borders and small superpixels first."""
-    max_side_px: int = 1000
-    """Images with a longer side are shrunk to it and segmented; the superpixel map is enlarged to the image's size."""
-    num_seeds: int = 120
-    """Number of seeds for each of the five distances."""
-    level_ratio: float = 1.2
-    """A level is critical if no level within this factor of its area has a stronger contour."""
-    duplicate_jaccard: float = 0.77
-    """Drop a candidate whose Jaccard index with a better one exceeds this."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_candidates", 1, 2**31), ("min_leaf_px", 1, 2**31), ("max_leaves", 1, 2**16),
-            ("max_side_px", 1, 2**15), ("num_seeds", 1, 2**16), ("level_ratio", 1, np.inf), ("duplicate_jaccard", 0, 1),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
 
 
 def _side(superpixels: NDArray[np.uint16], sides: str) -> NDArray[np.int64]:

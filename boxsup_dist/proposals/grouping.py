@@ -17,8 +17,6 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-SIMILARITIES = "ctsfb"  # colour, texture, size, fill, border: the order of the weights
-
 
 class RegionFeatures(NamedTuple):
     """The features of R regions and of their E pairs of neighbours, from which similarities are computed."""

@@ -18,8 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,34 +26,13 @@ from numpy.typing import NDArray
 from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
-from boxsup_dist.errors import InputError, RecordError, SettingError
+from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
+from boxsup_dist.proposals.settings import ImportedSettings
 
-Format = Literal["mcg", "gop", "rigor", "lpo", "rle"]
 _Integer = TypeVar("_Integer", bound=np.integer)
 MAX_SUPERPIXELS = 2**16  # ids are uint16
-
-
-@dataclass(frozen=True)
-class ImportedSettings:
-    """Settings of the import: where the files are, and in which format."""
-
-    folder: str = ""
-    """Folder or URI of the files. A file is named by the image id without its source: 2007_000032.mat."""
-    format: Format = "mcg"
-    """Program that wrote the files; rle: masks of any program, in COCO's format of results."""
-    max_candidates: int | None = None
-    """Candidates to keep per image, the best ones; by default all."""
-
-    def __post_init__(self) -> None:
-        if not self.folder:
-            raise SettingError("the method imported needs the folder of the files: set folder", field="folder")
-        if self.format not in get_args(Format):
-            expected = " or ".join(get_args(Format))
-            raise SettingError("unknown format", field="format", value=self.format, expected=expected)
-        if self.max_candidates is not None and self.max_candidates < 1:
-            raise SettingError("out of range", field="max_candidates", value=self.max_candidates, expected=">= 1")
 
 
 class Found(NamedTuple):

@@ -12,9 +12,8 @@ The hierarchies share the superpixels, so their contours need no alignment, and 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents
-from boxsup_dist.errors import InputError, SettingError, WeightsError
+from boxsup_dist.errors import InputError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.proposals import (
     assemble,
@@ -34,101 +33,11 @@ from boxsup_dist.proposals import (
     mcg_ranking,
     near_duplicates,
 )
-from boxsup_dist.proposals.edges import Detector
 from boxsup_dist.proposals.oversegment import oversegment
+from boxsup_dist.proposals.settings import McgSettings, Tree
 from boxsup_dist.proposals.superpixels import region_graph, smooth
 
 _MAX_EXAMINED = 30_000  # candidates that are examined for near-duplicates
-
-
-@dataclass(frozen=True)
-class Tree:
-    """One hierarchy of MCG: the similarities by which its regions are merged."""
-
-    space: str | None  # colour space of the colour similarity; None without the letter c
-    similarities: str  # letters of SIMILARITIES; a repeated letter weighs more
-    boundary: str  # boundary map of the border similarity
-
-    @classmethod
-    def parse(cls, text: str) -> Tree:
-        """Parse [SPACE:]SIMILARITIES[@BOUNDARY], for example "lab:csfb" or "ssffb@coarse".
-
-        Raises:
-            SettingError: if the text has another form, a SPACE without the letter c or the letter c without a SPACE, or
-                a BOUNDARY without the letter b.
-        """
-        match = re.fullmatch(rf"(?:(\w+):)?([{grouping.SIMILARITIES}]+)(?:@(\w+))?", text)
-        spaces, boundaries = features.COLOUR_SPACES, edges.Boundaries._fields
-        space, letters, boundary = match.groups() if match else (None, "", None)
-        allowed_spaces = spaces if "c" in letters else (None,)
-        allowed_boundaries = (None, *boundaries) if "b" in letters else (None,)
-        if not letters or space not in allowed_spaces or boundary not in allowed_boundaries:
-            raise SettingError(
-                "not a hierarchy of MCG",
-                field="hierarchies",
-                value=text,
-                expected=f"[SPACE:]SIMILARITIES[@BOUNDARY]; SIMILARITIES letters of {grouping.SIMILARITIES}; "
-                f"with c a SPACE of {', '.join(spaces)}; with b, if not mean, a BOUNDARY of {', '.join(boundaries)}",
-            )
-        return cls(space, letters, boundary or "mean")
-
-    def weights(self) -> NDArray[np.float64]:
-        """Return the weight (5,) of each of grouping.SIMILARITIES: how often its letter occurs."""
-        return np.array([float(self.similarities.count(letter)) for letter in grouping.SIMILARITIES])
-
-
-@dataclass(frozen=True)
-class McgSettings:
-    """Settings of MCG: boundary detector, sizes and hierarchies.
-
-    The default hierarchies were chosen out of 29 by hand, guided by the gain of each in the best Jaccard index on every
-    fourth of the images on which they are measured.
-    """
-
-    max_candidates: int = 2000
-    """Candidates to keep per image, the best ones."""
-    edges: Detector = "gradient"
-    """Boundary detector: gradient (local colour gradients, needs no weights) or hed (a learned network)."""
-    hed_weights: str | None = None
-    """Path or URI of HED's weight file, which python -m jobs.get_hed_weights makes; only with edges hed."""
-    min_leaf_px: int = 8
-    """Superpixels of fewer pixels are joined to a neighbour."""
-    max_leaves: int = 2000
-    """Largest number of superpixels: neighbours are joined, weak borders and small superpixels first."""
-    max_side_px: int = 1000
-    """Images with a longer side are shrunk to it and segmented; the superpixel map is enlarged to the image's size."""
-    duplicate_jaccard: float = 0.8
-    """Drop a candidate whose Jaccard index with a better one exceeds this."""
-    hierarchies: tuple[str, ...] = (
-        "ssffb", "position:csfb", "lab:csfb", "sfb@coarse", "hue:ctsfb", "ab:cf", "rgi:ctsf", "sf", "hsv:csf",
-        "hue:ctsf",
-    )  # fmt: skip
-    """Each [SPACE:]SIMILARITIES[@BOUNDARY]. SIMILARITIES: first letters of colour, texture, size, fill, border; a
-    repeated letter weighs more. SPACE: colour space for c. BOUNDARY: mean or coarse, for b."""
-    single_steps: int = 2**16
-    """The regions of the first so many splits of each hierarchy are candidates."""
-    pair_steps: int = 200
-    """In the first so many splits, each new region joined with one neighbour is a candidate too."""
-    triplet_steps: int = 50
-    """In the first so many splits, each new region joined with two neighbours is a candidate too."""
-
-    def __post_init__(self) -> None:
-        for text in self.hierarchies:
-            Tree.parse(text)
-        for name, low, high in (
-            ("max_candidates", 1, 2**31), ("min_leaf_px", 1, 2**31), ("max_leaves", 1, 2**13),
-            ("max_side_px", 1, 2**15), ("duplicate_jaccard", 0, 1), ("single_steps", 0, 2**16),
-            ("pair_steps", 0, self.single_steps), ("triplet_steps", 0, self.pair_steps),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
-        if not self.hierarchies:
-            raise SettingError("MCG needs at least one hierarchy", field="hierarchies")
-        if (self.edges == "hed") != (self.hed_weights is not None):
-            has_weights = self.hed_weights is not None
-            problem = "hed_weights has no effect unless edges is hed" if has_weights else "edges hed needs hed_weights"
-            expected = "none" if has_weights else "the file that python -m jobs.get_hed_weights makes"
-            raise SettingError(problem, field="hed_weights", value=self.hed_weights, expected=expected)
 
 
 def identity(settings: McgSettings) -> dict[str, Any]:

@@ -5,7 +5,8 @@ To add a method:
 1. Write a function `propose(image, settings, *, image_id) -> Proposals` in a file of this folder. `image` is RGB, uint8
    (H, W, 3). The result depends on nothing but the image and the settings. `assemble.ranked_proposals` makes Proposals
    of a superpixel map and of segments that are ordered best first.
-2. Write a frozen dataclass of its settings, JSON values with a docstring each, that checks itself in `__post_init__`.
+2. Write a frozen dataclass of its settings in settings.py, JSON values with a docstring each, that checks itself in
+   `__post_init__`; add it to SETTINGS and the name to MethodName.
 3. Register both in METHODS.
 4. Test it in tests/unit/proposals/; test_native_methods.py has the properties that every method must have.
 """
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals.edges import Boundaries
-from boxsup_dist.proposals.gop import GopSettings, gop
-from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
-from boxsup_dist.proposals.mcg import McgSettings, detect, identity, mcg
-from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
+from boxsup_dist.proposals.gop import gop
+from boxsup_dist.proposals.imported import import_proposals
+from boxsup_dist.proposals.mcg import detect, identity, mcg
+from boxsup_dist.proposals.selective_search import selective_search
+from boxsup_dist.proposals.settings import SETTINGS, MethodName
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Method:
     """identity(settings): JSON values that distinguish a build with these settings from any other."""
 
 
-METHODS = {
-    "mcg": Method(mcg, McgSettings, detect, identity),
-    "selective_search": Method(selective_search, SelectiveSearchSettings),
-    "gop": Method(gop, GopSettings),
-    "imported": Method(import_proposals, ImportedSettings),
+METHODS: dict[MethodName, Method] = {
+    "mcg": Method(mcg, SETTINGS["mcg"], detect, identity),
+    "selective_search": Method(selective_search, SETTINGS["selective_search"]),
+    "gop": Method(gop, SETTINGS["gop"]),
+    "imported": Method(import_proposals, SETTINGS["imported"]),
 }
 
 

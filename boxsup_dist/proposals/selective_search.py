@@ -6,93 +6,16 @@ one superpixel map, so every candidate is a union of superpixels.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents
-from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals import assemble, features, grouping, hierarchy, near_duplicates
+from boxsup_dist.proposals.settings import SIMILARITIES, SelectiveSearchSettings, Strategy
 from boxsup_dist.proposals.superpixels import coarsen, felzenszwalb, overlay, reduce, region_graph, smooth
 
 _FULL_CONTRAST = 60.0  # distance of colours, channels in 0..255, that counts as the strongest border
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """One hierarchy of Selective Search: what is compared, and from which segmentation it starts."""
-
-    space: str  # colour space
-    similarities: str  # letters of SIMILARITIES
-    start: float  # Felzenszwalb's scale of the segmentation that it starts from; 0: it starts from the superpixels
-
-    @classmethod
-    def parse(cls, text: str) -> Strategy:
-        """Parse SPACE:SIMILARITIES[@START], for example "hsv:csf@2000".
-
-        Raises:
-            SettingError: if the text has another form.
-        """
-        match = re.fullmatch(rf"(\w+):([{grouping.SIMILARITIES}]+)(?:@(\d+(?:\.\d+)?))?", text)
-        if match is None or match[1] not in features.COLOUR_SPACES:
-            raise SettingError(
-                "not a strategy of Selective Search",
-                field="strategies",
-                value=text,
-                expected=f"SPACE:SIMILARITIES[@START]; SPACE one of {', '.join(features.COLOUR_SPACES)}; "
-                f"SIMILARITIES letters of {grouping.SIMILARITIES}; START a scale",
-            )
-        return cls(match[1], match[2], float(match[3] or 0))
-
-
-@dataclass(frozen=True)
-class SelectiveSearchSettings:
-    """Settings of Selective Search: sizes and strategies.
-
-    The default strategies were chosen greedily out of 71, by the gain of each in the best Jaccard index on half of the
-    images on which they are measured.
-    """
-
-    max_candidates: int = 2000
-    """Candidates to keep per image, the best ones."""
-    leaf_spaces: tuple[str, ...] = ("lab", "rgb")
-    """Colour spaces of the fine segmentations; their overlay gives the superpixels."""
-    leaf_scale: float = 100.0
-    """Felzenszwalb's scale of the fine segmentations; a larger scale gives larger superpixels."""
-    min_leaf_px: int = 30
-    """Superpixels of fewer pixels are joined to a neighbour."""
-    max_leaves: int = 1500
-    """Largest number of superpixels: neighbours are joined, weak borders and small superpixels first."""
-    max_side_px: int = 1000
-    """Images with a longer side are shrunk to it and segmented; the superpixel map is enlarged to the image's size."""
-    duplicate_jaccard: float = 0.9
-    """A candidate whose Jaccard index with a better one exceeds this is moved behind all others."""
-    strategies: tuple[str, ...] = (
-        "hsv:csfb", "lab:sf", "hue:ctsf", "rgi:ctsf", "lab:cts", "hsv:csf@2000", "position:csf", "rgb:sfb", "rgi:csf",
-        "hsv:sfb", "ab:cf", "hsv:ctsf", "hue:cts", "lab:csf@2000",
-    )  # fmt: skip
-    """One hierarchy each, SPACE:SIMILARITIES[@START]. SPACE: a colour space. SIMILARITIES: first letters of colour,
-    texture, size, fill, border. START: scale of the segmentation to start from; by default the superpixels."""
-
-    def __post_init__(self) -> None:
-        for text in self.strategies:
-            Strategy.parse(text)
-        for name, low, high in (
-            ("max_candidates", 1, 2**31), ("leaf_scale", 1e-9, np.inf), ("min_leaf_px", 1, 2**31),
-            ("max_leaves", 1, 2**16), ("max_side_px", 1, 2**15), ("duplicate_jaccard", 0, 1),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
-        for space in self.leaf_spaces:
-            if space not in features.COLOUR_SPACES:
-                expected = ", ".join(features.COLOUR_SPACES)
-                raise SettingError("no such colour space", field="leaf_spaces", value=space, expected=expected)
-        if not self.leaf_spaces or not self.strategies:
-            name = "leaf_spaces" if self.strategies else "strategies"
-            raise SettingError(f"Selective Search needs at least one of {name}", field=name)
 
 
 class _Image:
@@ -146,7 +69,7 @@ class _Image:
         groups: NDArray[np.integer] = np.arange(self.count)
         if strategy.start:
             groups = coarsen(self.graph, self.sizes, self.contrast(strategy.space), strategy.start)
-        weights = np.array([float(letter in strategy.similarities) for letter in grouping.SIMILARITIES])
+        weights = np.array([float(letter in strategy.similarities) for letter in SIMILARITIES])
         merges = grouping.group(self._group_features(groups, strategy), weights)
         return hierarchy.lay_out(hierarchy.parents_of_merges(groups, merges), self.count)
 

@@ -22,10 +22,7 @@ from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.records.reader import Entry, Reader
-
-ROWS_PER_SHARD = 64
-ROW_GROUP_SIZE = 16
-MAX_SKIPPED_SHARE = 0.05
+from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD
 
 
 def build_records(

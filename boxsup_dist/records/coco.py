@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,8 @@ from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.records.files import read_image
 from boxsup_dist.records.reader import Reader, published_images
+from boxsup_dist.records.settings import ClassList
 
-ClassList = Literal["voc", "all"]
 # COCO's names of VOC's classes, if they differ.
 _VOC_NAMES = {
     "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "potted plant": "pottedplant",

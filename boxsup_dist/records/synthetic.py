@@ -26,9 +26,9 @@ from boxsup_dist.data.palette import voc_palette
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.records.settings import NUM_TRAIN, NUM_VAL, SEED
 from boxsup_dist.records.synthetic_scene import Scene, make_scene, tight_box
 
-NUM_TRAIN, NUM_VAL, SEED = 420, 60, 0
 MARKER, STARTED = "synthetic.json", "synthetic-unfinished.json"
 _VERSION = 2  # raise it when the scenes change: data sets of an older version are then replaced
 _DIFFICULT_BELOW = 0.6  # an object with a smaller visible share is marked difficult

@@ -18,9 +18,8 @@ from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import RecordError, SettingError, TableError, WeightsError
 from boxsup_dist.proposals import hed
 from boxsup_dist.proposals.build import build_proposals
-from boxsup_dist.proposals.mcg import McgSettings
 from boxsup_dist.proposals.methods import METHODS
-from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
+from boxsup_dist.proposals.settings import McgSettings, SelectiveSearchSettings
 from boxsup_dist.runs.command_line import run
 from jobs import build_proposals as build_proposals_job
 from tests.unit.proposals.pictures import blobs
@@ -83,9 +82,9 @@ def test_same_bytes_on_any_number_of_cpus(ray_local, records, tmp_path):
     command = f"""
 from boxsup_dist.proposals import hed
 from boxsup_dist.proposals.build import build_proposals
-from boxsup_dist.proposals.mcg import McgSettings
+from boxsup_dist.proposals.settings import McgSettings
 from boxsup_dist.proposals.methods import METHODS
-from boxsup_dist.proposals.selective_search import SelectiveSearchSettings
+from boxsup_dist.proposals.settings import SelectiveSearchSettings
 build_proposals({str(tmp_path / "one")!r}, {records.uri!r}, "selective_search",
     SelectiveSearchSettings(min_leaf_px=10, max_candidates=50), max_failed_share=0.2, num_cpus=1)
 """

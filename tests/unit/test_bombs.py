@@ -22,7 +22,8 @@ import scipy.sparse
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import mat_file
 from boxsup_dist.io.mat_file import read_mat
-from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
+from boxsup_dist.proposals.imported import import_proposals
+from boxsup_dist.proposals.settings import ImportedSettings
 from boxsup_dist.records import archives
 from boxsup_dist.records.archives import Archive
 from boxsup_dist.records.files import read_mat_field

@@ -39,7 +39,8 @@ from boxsup_dist.model import checkpoint, transfer
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.weights import read_state_dict
 from boxsup_dist.proposals.hed import load_hed
-from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
+from boxsup_dist.proposals.imported import import_proposals
+from boxsup_dist.proposals.settings import ImportedSettings
 from boxsup_dist.records import archives, coco, files, voc
 from boxsup_dist.records.archives import Archive
 from boxsup_dist.reporting.page import render_report

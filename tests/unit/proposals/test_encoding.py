@@ -8,7 +8,8 @@ from boxsup_dist.data.schema import Proposals, Record, proposals_from_table, pro
 from boxsup_dist.data.superpixels import decode_superpixels, encode_superpixels
 from boxsup_dist.errors import TableError
 from boxsup_dist.proposals.build import no_proposals
-from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
+from boxsup_dist.proposals.selective_search import selective_search
+from boxsup_dist.proposals.settings import SelectiveSearchSettings
 from tests.unit.proposals.pictures import blobs
 
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from boxsup_dist.proposals.grouping import SIMILARITIES, RegionFeatures, group, merged_features
+from boxsup_dist.proposals.grouping import RegionFeatures, group, merged_features
+from boxsup_dist.proposals.settings import SIMILARITIES
 
 WEIGHTS = {"all": "ctsfb", "paper": "ctsf", "border": "b", "size": "s", "shape": "sf"}
 

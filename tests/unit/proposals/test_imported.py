@@ -13,7 +13,8 @@ from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals, proposals_from_table, proposals_to_table
 from boxsup_dist.errors import RecordError, SettingError
 from boxsup_dist.proposals import imported
-from boxsup_dist.proposals.imported import ImportedSettings, import_proposals
+from boxsup_dist.proposals.imported import import_proposals
+from boxsup_dist.proposals.settings import ImportedSettings
 from tests.mat73 import savemat73
 from tests.random_proposals import random_superpixels
 from tests.unit.proposals.pictures import drawn

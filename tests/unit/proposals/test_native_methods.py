@@ -1,12 +1,24 @@
 """All native methods: what holds for every image, and images at the edge of what is possible."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals.gop import GopSettings, gop
-from boxsup_dist.proposals.mcg import McgSettings, Tree, detect, mcg
+from boxsup_dist.proposals import edges, features
+from boxsup_dist.proposals.gop import gop
+from boxsup_dist.proposals.mcg import detect, mcg
 from boxsup_dist.proposals.methods import METHODS, find_method
+from boxsup_dist.proposals.settings import (
+    BOUNDARIES,
+    COLOUR_SPACES,
+    SETTINGS,
+    GopSettings,
+    McgSettings,
+    MethodName,
+    Tree,
+)
 from tests.unit.proposals.pictures import blobs, drawn, jaccard
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
@@ -120,3 +132,9 @@ def test_find_method():
     with pytest.raises(SettingError, match="not the settings of the method"):
         find_method("gop", McgSettings())
     assert len(gop(blobs(), GopSettings(max_candidates=5))) == 5
+
+
+def test_the_names_that_settings_offer_are_those_of_the_methods():
+    assert set(COLOUR_SPACES) == set(features._CONVERSIONS)
+    assert edges.Boundaries._fields == BOUNDARIES
+    assert set(METHODS) == set(get_args(MethodName)) == set(SETTINGS)

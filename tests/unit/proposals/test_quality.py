@@ -9,7 +9,8 @@ from boxsup_dist.data import rle
 from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import Record
 from boxsup_dist.proposals import quality
-from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, selective_search
+from boxsup_dist.proposals.selective_search import selective_search
+from boxsup_dist.proposals.settings import SelectiveSearchSettings
 from tests.random_proposals import random_proposals
 from tests.unit.proposals.pictures import blobs, drawn, jaccard
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals.selective_search import SelectiveSearchSettings, Strategy, selective_search
+from boxsup_dist.proposals.selective_search import selective_search
+from boxsup_dist.proposals.settings import SelectiveSearchSettings, Strategy
 from tests.unit.proposals.pictures import blobs, drawn, jaccard
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)

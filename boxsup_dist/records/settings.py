@@ -1,0 +1,12 @@
+"""Choices and default sizes of records tables, apart from the readers so that a command line loads no reader."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ClassList = Literal["voc", "all"]
+ROWS_PER_SHARD = 64
+ROW_GROUP_SIZE = 16
+MAX_SKIPPED_SHARE = 0.05
+# Of the synthetic data set.
+NUM_TRAIN, NUM_VAL, SEED = 420, 60, 0
