@@ -1,1 +1,1 @@
-"""Entry points, one a file: python -m jobs.NAME."""
+"""Commands, one a file: `python -m jobs` lists them, `python -m jobs.NAME` runs one."""

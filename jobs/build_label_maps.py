@@ -1,6 +1,8 @@
-"""Build the label maps that boxes give without a network: python -m jobs.build_label_maps --records T --method M ...
+"""Build label maps from boxes without a network, by GrabCut or WSSL.
 
-They are what the supervisions grabcut and wssl train on.
+    python -m jobs.build_label_maps --records T --method grabcut --out T2
+
+The supervisions grabcut and wssl train on them. Run the command again to continue an interrupted build.
 """
 
 from __future__ import annotations
@@ -8,28 +10,30 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.assignment.static import StaticMethod
-from boxsup_dist.runs.command_line import run
+from boxsup_dist.data.tables import open_table
+from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.summary import key_lines, write_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write a label map for every record; a second call continues."""
+    """What to read, write and do."""
 
     records: str
     """Folder or URI of the records table."""
     out: str
-    """Folder or URI of the label maps table."""
+    """Folder or URI of the label maps table to write."""
     method: StaticMethod
-    """grabcut: GrabCut in each box; wssl: Bbox-Seg of WSSL, a dense CRF in each box."""
-    num_cpus: int | None = None
-    """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+    """grabcut: GrabCut in each box. wssl: Bbox-Seg of WSSL, a dense CRF in each box."""
+    num_cpus: NumCpus = None
 
 
 def main(settings: Settings) -> None:
-    """Build the table, leave OUT/summary.json and print it."""
+    """Build the table, write OUT/summary.json and print it."""
+    open_table(settings.records, "records")  # before anything starts
+    from boxsup_dist.assignment.build import build_label_maps
+
     started = time.monotonic()
     table = build_label_maps(settings.out, settings.records, settings.method, num_cpus=settings.num_cpus)
     summary = {

@@ -1,6 +1,9 @@
-"""Build the proposals table of a records table: python -m jobs.build_proposals --records URI --method M --out URI.
+"""Build the proposals table of a records table: candidate segments for every image.
 
-The other options are those of the method: --method M --help shows them.
+    python -m jobs.build_proposals --records T --method mcg --out T2
+    python -m jobs.build_proposals --method mcg --help      # the options of the method mcg
+
+Run the command again to continue an interrupted build.
 """
 
 from __future__ import annotations
@@ -8,54 +11,56 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, make_dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
+import tyro
 
-from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals import build
-from boxsup_dist.proposals.methods import METHODS
-from boxsup_dist.proposals.settings import MAX_FAILED_SHARE
-from boxsup_dist.runs.command_line import run
+from boxsup_dist.data.tables import open_table
+from boxsup_dist.proposals.settings import MAX_FAILED_SHARE, SETTINGS, MethodName
+from boxsup_dist.runs.command_line import NumCpus, check_choice, run
 from boxsup_dist.runs.summary import write_result
 
-DEFAULT_METHOD = "selective_search"
+DEFAULT_METHOD: MethodName = "selective_search"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write candidate segments for every record; a second call continues."""
+    """What to read, write and do, besides the settings of the method."""
 
     records: str
     """Folder or URI of the records table."""
     out: str
-    """Folder or URI of the proposals table."""
-    method: str = DEFAULT_METHOD
-    """Proposal method: mcg, selective_search, gop, or imported for files that another program wrote."""
+    """Folder or URI of the proposals table to write."""
+    method: MethodName = DEFAULT_METHOD
+    """Proposal method; imported reads files that another program wrote."""
     max_failed_share: float = MAX_FAILED_SHARE
     """Refuse the table if more than this share of the images failed."""
-    num_cpus: int | None = None
-    """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+    num_cpus: NumCpus = None
     gpus_per_task: float = 0
-    """Share of a GPU for each task; HED computes on it, in batches of images of one size."""
+    """Share of a GPU for each task. Only HED computes on it, in batches of images of one size."""
 
 
-def with_method_settings() -> type:
-    """Settings with a field `method_settings`, those of the method that the command line names."""
+def with_method_settings() -> type[Settings]:
+    """Settings with a field `method_settings`, those of the method that the command line names.
+
+    Raises:
+        SettingError: The command line names no method that exists.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method", default=DEFAULT_METHOD)
-    name = parser.parse_known_args()[0].method
-    if name not in METHODS:
-        raise SettingError("no such proposal method", field="method", value=name, expected=" or ".join(METHODS))
-    fields = [("method_settings", METHODS[name].settings_type)]
-    return make_dataclass("Settings", fields, bases=(Settings,), frozen=True, kw_only=True)
+    parser.add_argument("--method", default=DEFAULT_METHOD, nargs="?")
+    name = parser.parse_known_args()[0].method or ""
+    check_choice(name, SETTINGS, "method")
+    own = Annotated[SETTINGS[name], tyro.conf.arg(name="")]  # type: ignore[valid-type]  # chosen at run time
+    return make_dataclass("Settings", [("method_settings", own)], bases=(Settings,), frozen=True, kw_only=True)
 
 
 def main(settings: Any) -> None:
-    """Build the table, leave OUT/summary.json and print what is in it."""
+    """Build the table, write OUT/summary.json and print what is in it."""
+    open_table(settings.records, "records")  # before anything starts
+    from boxsup_dist.proposals.build import build_proposals, summarize
+
     started = time.monotonic()
-    table = build.build_proposals(
+    table = build_proposals(
         settings.out,
         settings.records,
         settings.method,
@@ -64,13 +69,16 @@ def main(settings: Any) -> None:
         num_cpus=settings.num_cpus,
         gpus_per_task=settings.gpus_per_task,
     )
-    summary = {"records": settings.records, **build.summarize(table)}
+    summary = {"records": settings.records, **summarize(table)}
     summary["seconds"] = round(time.monotonic() - started, 2)
     write_result(table.uri, summary)
     _print(summary)
 
 
-def _print(summary: dict) -> None:
+def _print(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
     console = Console()
     rows = RichTable("proposals", summary["method"], title=summary["out"])
     rows.add_row("images", str(summary["num_images"]))
@@ -85,7 +93,7 @@ def _print(summary: dict) -> None:
     for problem in summary["problems"][:20]:
         console.print(f"failed {problem['image_id']}: {problem['problem']}", markup=False, highlight=False)
     if len(summary["problems"]) > 20:
-        console.print(f"and {len(summary['problems']) - 20} more, see summary.json")
+        console.print(f"and {len(summary['problems']) - 20} more: see summary.json")
 
 
 if __name__ == "__main__":

@@ -1,67 +1,69 @@
-"""Build a records table: python -m jobs.build_records --split S --out URI and the root of a data set (see --help)."""
+"""Build a records table: the images and annotations of one split of a data set.
+
+    VOC             python -m jobs.build_records --voc-root VOCdevkit/VOC2012 --split train --out T
+    SBD             ... --sbd-root SBD --voc-root VOCdevkit/VOC2012 --split train_aug --out T
+    PASCAL-Context  ... --context-root CONTEXT --voc-root VOCdevkit/VOC2010 --split train --out T
+    COCO            ... --coco-annotations instances_train2017.json --coco-images train2017 --split train2017 --out T
+
+SBD alone has no boxes of its own: with --voc-root it takes VOC's, and train_aug needs them. Run the command again to
+continue an interrupted build.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
-from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.records import build, coco, context, sbd, voc
-from boxsup_dist.records.reader import Reader
 from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD, ClassList
-from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.summary import write_result
+
+if TYPE_CHECKING:
+    from boxsup_dist.data.tables import Table
+    from boxsup_dist.records.reader import Reader
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write images and annotations of a split as a records table; a second call continues.
-
-    VOC wants --voc-root; SBD --sbd-root, with VOC's boxes if --voc-root is given too (train_aug needs it);
-    PASCAL-Context --context-root and the --voc-root of VOC 2010; COCO --coco-annotations and --coco-images.
-    """
+    """What to read, and where to write."""
 
     split: str
-    """VOC: list in ImageSets/Segmentation, else Main (train, Main/trainval), or a list file. SBD: train, val,
-    train_aug, or aug (what train_aug adds). Context: train, val. COCO: the name that the records carry (train2017).
-    Several are joined by +."""
+    """VOC: list in ImageSets/Segmentation or ImageSets/Main (train, Main/trainval), or a list file. SBD: train, val,
+    train_aug, or aug (the images that train_aug adds). PASCAL-Context: train or val. COCO: the name to store
+    (train2017). Join several by +."""
     out: str
-    """Folder or URI of the table."""
+    """Folder or URI of the records table to write."""
     voc_root: str | None = None
-    """VOC: year folder (VOCdevkit/VOC2012), or a folder that holds just one. A path or an fsspec URI, as all roots."""
+    """VOC: year folder (VOCdevkit/VOC2012), or a folder that holds only that. All roots may be paths or URIs."""
     sbd_root: str | None = None
     """SBD: benchmark_RELEASE or the folder `dataset` in it."""
     context_root: str | None = None
-    """Context: the folder that holds trainval/*.mat and labels.txt."""
+    """PASCAL-Context: the folder with trainval/*.mat and labels.txt."""
     coco_annotations: tuple[str, ...] | None = None
-    """COCO: the file instances_*.json; or several, with as many folders of images, and splits joined by +."""
+    """COCO: the file instances_*.json. Or several, with as many folders of images, and splits joined by +."""
     coco_images: tuple[str, ...] | None = None
     """COCO: the folder of the images of each file."""
     classes: ClassList = "voc"
-    """COCO: VOC's 20 classes, or all of the file."""
+    """COCO: VOC's 20 classes, or all classes of the file."""
     only_with_objects: bool = False
     """COCO: leave out images without an object of these classes."""
     images_only: bool = False
-    """VOC: read no annotation. For lists without any, as VOC 2012's test."""
+    """VOC: read no annotation. For lists without any, such as VOC 2012's test."""
     source: str | None = None
-    """Name of the data set in the image ids; by default VOC's year folder in lower case, or sbd, context, coco."""
+    """Name of the data set in the image ids. Default: VOC's year folder in lower case, or sbd, context or coco."""
     expect_images: int | Literal["published"] | None = None
-    """Refuse the table unless it holds exactly so many images, or as many as the split has as published."""
+    """Refuse the table unless it holds exactly this many images, or as many as the split has as published."""
     strict: bool = False
     """Stop at the first unusable image instead of leaving it out."""
     max_skipped_share: float = MAX_SKIPPED_SHARE
     """Refuse the table if more than this share of the images is unusable."""
     rows_per_shard: int = ROWS_PER_SHARD
-    """Images in one Parquet file; a task holds that many in memory."""
+    """Images in one Parquet file. A task holds this many in memory."""
     row_group_size: int = ROW_GROUP_SIZE
     """Images in one row group, the unit of later reads and work."""
-    num_cpus: int | None = None
-    """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+    num_cpus: NumCpus = None
 
 
 _ROOTS = ("voc_root", "sbd_root", "context_root", "coco_annotations", "coco_images")
@@ -76,11 +78,20 @@ _DATA_SETS: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def open_reader(settings: Settings) -> Reader:
-    """The reader of the one data set that the settings name; SettingError if that is none or several."""
+    """The reader of the data set that the settings name.
+
+    Raises:
+        SettingError: They name no data set or several, or have a setting that only another data set has.
+        InputError: A root, list or file is absent or not what it should be.
+    """
+    from boxsup_dist.records import coco, context, sbd, voc
+
     given = tuple(name for name in _ROOTS if getattr(settings, name) is not None)
     if given not in _DATA_SETS:
         sets = "; ".join(" and ".join(names) for names in _DATA_SETS)
-        raise SettingError("no data set to read", field="roots", value=", ".join(given) or None, expected=sets)
+        raise SettingError(
+            "no data set to read: name one by its roots", field="roots", value=", ".join(given) or None, expected=sets
+        )
     for name in ("images_only", "classes", "only_with_objects"):
         if getattr(settings, name) != getattr(Settings, name) and name not in _DATA_SETS[given]:
             raise SettingError("has no effect on this data set", field=name, value=getattr(settings, name))
@@ -103,13 +114,19 @@ def open_reader(settings: Settings) -> Reader:
 
 
 def build(settings: Settings) -> tuple[Table, int | None]:
-    """The table, built or opened, and the images that its split has as published where that is known."""
+    """The table, built or opened, and how many images its split has as published, None where that is not known."""
+    from boxsup_dist.records.build import build_records
+
     reader = open_reader(settings)
     expected = reader.published if settings.expect_images == "published" else settings.expect_images
     if settings.expect_images == "published" and expected is None:
-        value = f"{reader.source}, {reader.split}"
-        raise SettingError("no published count is known of this split", field="expect_images", value=value)
-    table = build.build_records(
+        raise SettingError(
+            "no published count of this split is known",
+            field="expect_images",
+            value=f"{reader.source}, {reader.split}",
+            expected="a number",
+        )
+    table = build_records(
         settings.out,
         reader,
         expect_images=expected,
@@ -123,16 +140,21 @@ def build(settings: Settings) -> tuple[Table, int | None]:
 
 
 def main(settings: Settings) -> None:
-    """Build the table, leave OUT/summary.json and print what is in it."""
+    """Build the table, write OUT/summary.json and print what is in it."""
+    from boxsup_dist.records.build import summarize
+
     started = time.monotonic()
     table, published = build(settings)
-    summary = build.summarize(table) | {"published_images": published}
+    summary = summarize(table) | {"published_images": published}
     summary["seconds"] = round(time.monotonic() - started, 2)
     write_result(table.uri, summary)
     _print(summary)
 
 
-def _print(summary: dict) -> None:
+def _print(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
     console = Console()
     rows = RichTable("records", "", title=summary["out"])
     for key, value in summary["counts"].items():
@@ -143,7 +165,7 @@ def _print(summary: dict) -> None:
     for problem in summary["problems"][:20]:
         console.print(f"skipped {problem['image_id']}: {problem['problem']}", markup=False, highlight=False)
     if len(summary["problems"]) > 20:
-        console.print(f"and {len(summary['problems']) - 20} more, see summary.json")
+        console.print(f"and {len(summary['problems']) - 20} more: see summary.json")
     published = summary["published_images"]
     if published is not None:
         relation = "as" if summary["num_images"] == published else "NOT the"

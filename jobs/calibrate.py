@@ -1,256 +1,75 @@
-"""Measure this machine for jobs.plan, in a minute or two: python -m jobs.calibrate {paper,mini,demo} [--out FILE].
+"""Measure the rates of this machine, in a minute or two: jobs.plan reads them.
 
-Each stage does its work on a few images of the embedded synthetic data, or of tables of yours (--records with
---proposals), in this one process on one core, or on its GPU: the same functions that train workers, actors and data
-tasks call, without Ray around them. The rates of the recipe are added to FILE. A core is measured in CPU seconds, so
-that other work on the machine matters little; a GPU should have no other.
+    python -m jobs.calibrate mini
+    python -m jobs.calibrate mini --records T --proposals T2      # on tables of yours
+
+It measures on a few images of the embedded synthetic data, on one core or on the GPU, and adds the rates of the recipe
+to the file of all recipes. Run it on a machine of the kind that the cluster will have.
 """
 
 from __future__ import annotations
 
-import platform
-import resource
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
-import psutil
-import pyarrow as pa
-import ray
-import torch
 import tyro
 
-from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
-from boxsup_dist.config import SourceSettings, TrainConfig
-from boxsup_dist.data.labels import Labels
-from boxsup_dist.data.sources import Mixture, Unit
-from boxsup_dist.distributed import session
+from boxsup_dist.config import SourceSettings
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.units import EVALUATION_COLUMNS, evaluate_unit
-from boxsup_dist.model.inference import predict_log_probs
-from boxsup_dist.model.loss import segmentation_loss
-from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network, parameter_groups
-from boxsup_dist.proposals.build import build_proposals, propose_shard
-from boxsup_dist.proposals.methods import find_method
-from boxsup_dist.records import voc
-from boxsup_dist.records.build import build_records
-from boxsup_dist.records.synthetic import write_synthetic
+from boxsup_dist.proposals.settings import MethodName
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.inputs import open_inputs
-from boxsup_dist.runs.planning import Rates, write_rates
-from boxsup_dist.runs.recipes import RECIPES
-from boxsup_dist.training.optimizer import make_optimizer
-from boxsup_dist.training.order import Slice
-from boxsup_dist.training.stream import load_slice
-
-MIN_STEPS = 2
+from boxsup_dist.runs.planning import RATES_FILE, write_rates
+from boxsup_dist.runs.recipes import RECIPES, RecipeName
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Measure the rates of one recipe and add them to a file."""
+    """What to measure, and where to write."""
 
-    recipe: Annotated[str, tyro.conf.Positional]
-    """paper, mini or demo: its network, crop and assignment are measured."""
-    out: str = "runs/rates.json"
+    recipe: Annotated[RecipeName, tyro.conf.Positional]
+    """Recipe whose network, crop and assignment are measured."""
+    out: str = RATES_FILE
     """File of the rates of all recipes."""
     records: str | None = None
-    """A records table of yours; its first row group is measured on."""
+    """Records table to measure on: its first row group. Default: the synthetic data."""
     proposals: str | None = None
-    """The proposals table of those records."""
-    method: str = "selective_search"
-    """Proposal method."""
+    """Proposals table of these records."""
+    method: MethodName = "selective_search"
+    """Proposal method to measure."""
     num_images: int = 8
     """Images to measure on, at most a row group."""
     batch_images: int = 4
-    """Images of a training step; on a GPU better those that a worker will have."""
+    """Images of a training step. On a GPU take as many as a worker will have."""
     seconds: float = 15.0
     """How long to train."""
 
+    def check(self) -> None:
+        """Raise SettingError on settings that do not work together."""
+        if (self.records is None) != (self.proposals is None):
+            missing, given = ("records", "proposals") if self.records is None else ("proposals", "records")
+            raise SettingError(f"{given} needs {missing}: set both or neither", field=missing)
+        for name in ("num_images", "batch_images", "seconds"):
+            if getattr(self, name) <= 0:
+                raise SettingError("out of range", field=name, value=getattr(self, name), expected="> 0")
+
 
 def main(settings: Settings) -> None:
-    """Measure, write and print."""
-    if settings.recipe not in RECIPES:
-        raise SettingError("no such recipe", field="recipe", value=settings.recipe, expected=" or ".join(RECIPES))
-    if (settings.records is None) != (settings.proposals is None):
-        raise SettingError("records and proposals come together", field="proposals", value=settings.proposals)
-    for name in ("num_images", "batch_images", "seconds"):
-        if getattr(settings, name) <= 0:
-            raise SettingError("a setting is out of range", field=name, value=getattr(settings, name), expected="> 0")
+    """Measure, add the rates to OUT and print them."""
+    settings.check()
+    from boxsup_dist.runs.calibration import Options, make_tables, measure
+
+    options = Options(settings.recipe, settings.method, settings.num_images, settings.batch_images, settings.seconds)
     with tempfile.TemporaryDirectory() as folder:
         records, proposals = settings.records, settings.proposals
         if records is None or proposals is None:
             records, proposals = make_tables(folder, settings.num_images, settings.method)
         config = RECIPES[settings.recipe](folder, (SourceSettings(records, "box", proposals),), None)
-        rates = measure(config, settings)
+        rates = measure(config, options)
     write_rates(settings.out, rates)
     print(format_table([{"rate": name, "value": value} for name, value in vars(rates).items()]))
     print(f"rates of {settings.recipe} are in {settings.out}")
-
-
-def make_tables(folder: str, num_images: int, method: str) -> tuple[str, str]:
-    """Records and proposals of synthetic images. Ray has ended afterwards: its processes would disturb the clock."""
-    session.start()
-    try:
-        root = write_synthetic(f"{folder}/devkit", num_images, 1)
-        records = build_records(f"{folder}/records", voc.open_splits(root, "train"))
-        proposals = build_proposals(f"{folder}/proposals", records.uri, method)
-    finally:
-        ray.shutdown()
-    return records.uri, proposals.uri
-
-
-def measure(config: TrainConfig, settings: Settings) -> Rates:
-    """The rates of a configuration on its first row group."""
-    inputs = open_inputs(config)
-    mixture = inputs.mixture
-    unit = mixture.units[0]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(config.resources.threads_per_worker)
-    count = min(settings.num_images, len(unit.rows))
-    records = unit.source.records.read(unit.where).slice(0, count)
-    assert unit.source.proposals is not None
-    proposals = unit.source.proposals.read(unit.where).slice(0, count)
-    by_overlap = assign_row_group(None, records.select(RECORD_COLUMNS), proposals, mixture.assignment, seed=0, epoch=0)
-    if by_overlap.num_rows == 0:
-        raise SettingError("no box among the images to measure on", field="records", value=unit.source.records.uri)
-    labels = Labels.concatenate([by_overlap])
-
-    stream_s, images, label_maps = measure_stream(mixture, labels, count, settings.batch_images)
-    trained = measure_training(config, inputs.network, images, label_maps, settings.seconds, device)
-    network = trained.network.eval()
-
-    def log_probs(image: np.ndarray) -> np.ndarray:
-        return predict_log_probs(network, image, device)
-
-    def assign() -> None:
-        boxes = records.select(RECORD_COLUMNS)
-        assign_row_group(
-            log_probs, boxes, proposals, mixture.assignment, seed=0, epoch=mixture.assignment.warmup_epochs
-        )
-
-    def evaluate() -> None:
-        evaluate_unit(lambda image: log_probs(image).argmax(0), with_mask, inputs.network.num_classes)
-
-    log_probs(images[0])  # what a first call sets up is not measured
-    torch.set_num_threads(config.resources.threads_per_actor)
-    assign_s = clock(assign, device)
-    with_mask = records.select(EVALUATION_COLUMNS)
-    with_mask = with_mask.filter(pa.compute.is_valid(with_mask.column("gt_label_map")))
-    # Without ground truth the assignment's forward pass stands for that of an evaluation.
-    evaluate_s = clock(evaluate, device) / with_mask.num_rows if with_mask.num_rows else assign_s / count
-    return Rates(
-        recipe=settings.recipe,
-        machine=torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or 'CPU'}, one core",
-        gpu=device.type == "cuda",
-        image_px=float(np.mean(np.multiply(records.column("height"), records.column("width")))),
-        batch_images=len(images),
-        train_images_per_s=trained.images_per_s,
-        stream_s_per_image=stream_s,
-        assign_images_per_s=count / assign_s,
-        evaluate_images_per_s=1 / evaluate_s,
-        proposals_method=settings.method,
-        proposals_s_per_image=measure_proposals(unit, settings.method),
-        record_bytes=unit.source.records.num_bytes / unit.source.records.num_rows,
-        proposals_bytes=unit.source.proposals.num_bytes / unit.source.proposals.num_rows,
-        label_stored_bytes=len(labels.to_parquet()) / by_overlap.num_rows,
-        label_memory_bytes=by_overlap.nbytes / by_overlap.num_rows,
-        weights_bytes=trained.weights_bytes,
-        checkpoint_bytes=trained.weights_bytes + trained.optimizer_bytes,
-        process_bytes=trained.process_bytes,
-        train_bytes_per_image=trained.bytes_per_image,
-    )
-
-
-def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call that has a core, or as many as torch has threads, or the GPU to itself."""
-    if device.type == "cuda":
-        started = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        return time.perf_counter() - started
-    started = time.process_time()
-    work()
-    return (time.process_time() - started) / torch.get_num_threads()
-
-
-def measure_stream(
-    mixture: Mixture, labels: Labels, count: int, batch_images: int
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Core seconds an image of a data task, and a batch: images (n, h, w, 3) and label maps (n, h, w), uint8."""
-    rows = mixture.units[0].rows[:count]
-    load_slice(Slice(0, 0, 0, rows[:1]), mixture, labels, 0)
-    started = time.process_time()
-    pairs = load_slice(Slice(0, 0, 0, rows), mixture, labels, 0)
-    seconds = (time.process_time() - started) / len(rows)
-    chosen = [pairs[i] for i in np.resize(np.arange(len(rows)), batch_images)]
-    return seconds, np.stack([pair.image for pair in chosen]), np.stack([pair.label_map for pair in chosen])
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training took; bytes of weights and of the optimizer's state."""
-
-    network: SegmentationNetwork
-    images_per_s: float
-    weights_bytes: float
-    optimizer_bytes: float
-    process_bytes: float
-    bytes_per_image: float
-
-
-def measure_training(
-    config: TrainConfig,
-    spec: NetworkSpec,
-    images: np.ndarray,
-    label_maps: np.ndarray,
-    seconds: float,
-    device: torch.device,
-) -> Trained:
-    """Train on one batch for a while, as training.worker does; from random weights, whose steps take as long."""
-    options = config.optimizer
-    network = build_network(spec, "none").to(device).to(memory_format=torch.channels_last)
-    groups = parameter_groups(network, options.lr, options.head_lr_multiplier, options.weight_decay)
-    optimizer = make_optimizer(groups, options)
-    process_bytes = float(psutil.Process().memory_info().rss)
-
-    def step() -> None:
-        batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = network(batch)
-        loss_sum, weight_sum = segmentation_loss(logits, torch.from_numpy(label_maps).to(device))
-        optimizer.zero_grad(set_to_none=True)
-        (loss_sum / weight_sum.clamp(min=1)).backward()
-        optimizer.step()
-
-    network.train()
-    step()  # makes the optimizer's state, and what else a first step sets up
-    steps, spent, end = 0, 0.0, time.monotonic() + seconds
-    while steps < MIN_STEPS or time.monotonic() < end:
-        spent += clock(step, device)
-        steps += 1
-    weights = float(sum(value.nbytes for value in network.state_dict().values()))
-    states = [value for state in optimizer.state.values() for value in state.values()]
-    state = float(sum(value.nbytes for value in states if isinstance(value, torch.Tensor)))
-    if device.type == "cuda":
-        peak, before = float(torch.cuda.max_memory_allocated()), 0.0
-    else:
-        peak, before = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, process_bytes
-    # Gradients are as large as the weights. At least the batch itself and its logits are there.
-    least = 4.0 * spec.num_classes * label_maps[0].size
-    grown = max((peak - before - weights - state) / len(images), least)
-    return Trained(network, steps * len(images) / spent, weights, state, process_bytes, grown)
-
-
-def measure_proposals(unit: Unit, method: str) -> float:
-    """Core seconds an image, of the whole row group: decoding and a detector of boundaries included."""
-    chosen, options = find_method(method)
-    counts = propose_shard(unit.source.records, [unit.where], chosen, options).counts
-    return max(counts["compute_ms"], 1) / 1000 / counts["images"]
 
 
 if __name__ == "__main__":

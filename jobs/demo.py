@@ -1,8 +1,10 @@
-"""The whole loop, end to end: python -m jobs.demo [--voc-root DEVKIT].
+"""Run everything once: build tables, train from masks, rectangles and boxes, compare.
 
-Builds records and proposals, trains with masks, rectangles and boxes for the same number of steps, and compares them
-on images that none of them saw. Without a devkit it writes and uses the embedded synthetic data. A second call
-continues where the first one stopped.
+    python -m jobs.demo                                     # on the embedded synthetic data
+    python -m jobs.demo --voc-root VOCdevkit/VOC2012        # on a VOC devkit
+
+All three train for the same number of steps and are compared on images that none of them saw. Run the command again to
+continue where it stopped.
 """
 
 from __future__ import annotations
@@ -12,34 +14,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boxsup_dist.config import SourceSettings, Supervision
-from boxsup_dist.distributed import session
 from boxsup_dist.io import storage
-from boxsup_dist.proposals.build import build_proposals
-from boxsup_dist.records.build import build_records
-from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.records.voc import open_splits
+from boxsup_dist.proposals.settings import MethodName
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.layout import RunFiles
-from boxsup_dist.runs.recipes import RECIPES
-from boxsup_dist.runs.report import write_report
+from boxsup_dist.runs.recipes import RECIPES, RecipeName
 from boxsup_dist.runs.summary import write_result
-from boxsup_dist.runs.train import train
 
 SUPERVISIONS: tuple[Supervision, ...] = ("mask", "rectangles", "box")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Train mask, rectangles and box side by side and write OUT/summary.json."""
+    """What to run the demo on, and where to write."""
 
     voc_root: str | None = None
-    """A VOC devkit's year folder; by default the embedded synthetic data."""
+    """Year folder of a VOC devkit (VOCdevkit/VOC2012). Default: the embedded synthetic data."""
     out: str | None = None
-    """Folder of the demo; runs/demo, or runs/demo-voc with a devkit."""
-    recipe: str | None = None
-    """Recipe to train with; demo, or mini with a devkit."""
-    method: str = "selective_search"
+    """Folder or URI to write. Default: runs/demo, or runs/demo-voc with a devkit."""
+    recipe: RecipeName | None = None
+    """Recipe to train with. Default: demo, or mini with a devkit."""
+    method: MethodName = "selective_search"
     """Proposal method."""
     train_split: str = "train"
     """List to train on."""
@@ -58,7 +54,15 @@ def _timed(seconds: dict[str, float], stage: str, call: Any, *args: Any, **kwarg
 
 
 def main(settings: Settings) -> None:
-    """Run every stage that is not done yet, write OUT/summary.json and print the comparison."""
+    """Run every stage that is not done yet, write OUT/summary.json and OUT/report.html, and print the comparison."""
+    from boxsup_dist.distributed import session
+    from boxsup_dist.proposals.build import build_proposals
+    from boxsup_dist.records.build import build_records
+    from boxsup_dist.records.synthetic import write_synthetic
+    from boxsup_dist.records.voc import open_splits
+    from boxsup_dist.runs.report import write_report
+    from boxsup_dist.runs.train import train
+
     voc = settings.voc_root is not None
     out = storage.absolute(settings.out or ("runs/demo-voc" if voc else "runs/demo"))
     recipe = RECIPES[settings.recipe or ("mini" if voc else "demo")]

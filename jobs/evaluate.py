@@ -1,6 +1,10 @@
-"""Evaluate a run's network, exactly, on the actor pool: python -m jobs.evaluate --run-dir R --records T --out DIR.
+"""Evaluate a trained network on records with ground truth: mean IoU.
 
-Test-time options: --scales 0.8 1 1.2 --flip --crf deeplab_vgg --tile-px 513.
+    python -m jobs.evaluate --run-dir R --records T --out DIR
+    python -m jobs.evaluate --run-dir R --records T --out DIR --scales 0.8 1 1.2 --flip --crf deeplab_vgg
+
+It measures by the VOC protocol: every image counts once at its own size, void pixels are ignored, and IoU is
+accumulated over all images. The result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -10,56 +14,63 @@ from dataclasses import asdict, dataclass, field
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.tables import Table, open_table
-from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.evaluate import evaluate, to_summary
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.records import voc
-from boxsup_dist.records.build import build_records
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.networks import predictor
+from boxsup_dist.runs.command_line import Checkpoint, NumActors, Prediction, RunDir, run
+from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Mean IoU (VOC protocol: void pixels ignored, accumulated over all images) of a checkpoint on records."""
+    """Which network, on what."""
 
-    run_dir: str
-    """Run directory of a training."""
+    run_dir: RunDir
     out: str
-    """Folder or URI for summary.json."""
+    """Folder or URI of summary.json."""
     records: str | None = None
-    """Records table with ground truth; else give voc_root and split."""
+    """Folder or URI of the records table. Or set --voc-root and --split."""
     voc_root: str | None = None
-    """VOC devkit; its records are built under OUT/records."""
+    """Year folder of a VOC devkit; its records are built in OUT/records."""
     split: str | None = None
-    """List of that devkit."""
-    checkpoint: str | None = None
-    """Checkpoint to evaluate; by default the run's newest."""
-    num_actors: int | None = None
-    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core."""
-    prediction: PredictionSettings = field(default_factory=PredictionSettings)
-    """Test-time options; the default is a plain forward pass."""
+    """List of this devkit, such as val."""
+    checkpoint: Checkpoint = None
+    num_actors: NumActors = None
+    prediction: Prediction = field(default_factory=PredictionSettings)
 
 
-def _open_records(settings: Settings) -> Table:
+def _open_records(settings: Settings) -> Table | None:
+    """The records table; None where it is still to be built from a devkit."""
     if (settings.records is None) == (settings.voc_root is None):
-        raise SettingError("give either records or voc_root with split", field="records")
+        raise SettingError("set either records, or voc_root and split", field="records", value=settings.records)
     if settings.records is not None:
         return open_table(settings.records, "records")
     if settings.voc_root is None or settings.split is None:
         raise SettingError("voc_root needs a split", field="split", expected="a list such as val")
+    return None
+
+
+def _build_records(settings: Settings) -> Table:
+    from boxsup_dist.records import voc
+    from boxsup_dist.records.build import build_records
+
+    assert settings.voc_root is not None and settings.split is not None
     return build_records(storage.join(settings.out, "records"), voc.open_splits(settings.voc_root, settings.split))
 
 
 def main(settings: Settings) -> None:
-    """Evaluate, write OUT/summary.json and print the figures."""
-    started = time.monotonic()
+    """Evaluate, write OUT/summary.json and print the IoU of every class."""
     settings.prediction.check()
-    session.start()
+    read_config(settings.run_dir)
     records = _open_records(settings)
+    from boxsup_dist.distributed import session
+    from boxsup_dist.evaluation.evaluate import evaluate, to_summary
+    from boxsup_dist.runs.networks import predictor
+
+    started = time.monotonic()
+    session.start()
+    records = records or _build_records(settings)
     groups = records.row_groups()
     opened = predictor(settings.run_dir, settings.checkpoint, settings.num_actors, records)
     with opened as found, ProgressMeter("evaluate", len(groups)) as meter:

@@ -1,56 +1,69 @@
-"""Export the label maps that an epoch of a run trained on: python -m jobs.export_labels --run-dir R --out DIR."""
+"""Export the label maps that an epoch trained on, as PNGs and COCO annotations.
+
+    python -m jobs.export_labels --run-dir R --out DIR --epoch 10
+
+It covers the images with box supervision. coco.json has the segment of every box, and why it was chosen.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boxsup_dist.data.labels import read_labels
-from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed import session
-from boxsup_dist.distributed.ordered import map_units
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.export.coco import CocoImage, coco_image_id, write_coco
+from boxsup_dist.export.coco import coco_image_id, write_coco
 from boxsup_dist.export.files import keep_identity
-from boxsup_dist.export.labels import Undecided, export_unit
+from boxsup_dist.export.labels import Undecided
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.command_line import RunDir, run
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import key_lines, write_result
 
+if TYPE_CHECKING:
+    from boxsup_dist.data.sources import Mixture
+    from boxsup_dist.export.coco import CocoImage
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Label maps of the box-supervised records as palette PNGs, and each box's segment with why it was chosen."""
+    """Which run and epoch, and where to write."""
 
-    run_dir: str
-    """Run directory of a training with box supervision."""
+    run_dir: RunDir
     out: str
-    """Folder or URI: label_maps/IMAGE_ID.png, coco.json, summary.json."""
+    """Folder or URI of label_maps/IMAGE_ID.png, coco.json and summary.json."""
     epoch: int | None = None
-    """Epoch whose labels to export, counted from 1. Not set: the newest epoch that has labels."""
+    """Epoch whose labels to export; the first is 1. Default: the last that has labels."""
     undecided: Undecided = "ignore"
-    """ignore: label maps as trained on, doubtful pixels 255; decided: those pixels as they were chosen."""
+    """ignore: label maps as trained on, with 255 for undecided pixels. decided: these pixels get the chosen class."""
 
 
 def export_labels(settings: Settings) -> dict[str, Any]:
-    """Export; returns the summary that it leaves in OUT/summary.json. Raises InputError."""
+    """Export and write OUT/summary.json.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: There is no such run or epoch, or two images would be one file.
+    """
+    config = read_config(settings.run_dir)
+    from boxsup_dist.distributed import session
+    from boxsup_dist.distributed.ordered import map_units
+    from boxsup_dist.export.labels import export_unit
+    from boxsup_dist.runs.inputs import open_inputs
+
     started = time.monotonic()
     run_dir, out = storage.absolute(settings.run_dir), storage.absolute(settings.out)
-    config = read_config(run_dir)
     files = RunFiles(run_dir)
     epoch = _choose_epoch(files, settings.epoch)
     inputs = open_inputs(config)
     mixture = inputs.mixture
-    indices = mixture.with_supervision("box")
-    if not indices:
-        raise SettingError("only box supervision has labels", field="supervision", value=config.supervision)
-    _check_ids(mixture, indices)
+    indices = _units_of_boxes(mixture)
     labels = read_labels(files.labels(epoch))
     keep_identity(out, {"labels": files.labels(epoch), "undecided": settings.undecided})
     session.start()
@@ -79,22 +92,36 @@ def export_labels(settings: Settings) -> dict[str, Any]:
 
 
 def _choose_epoch(files: RunFiles, epoch: int | None) -> int:
+    """The epoch if it has labels; None: the newest that has."""
     epochs = files.epochs_with_labels()
     if not epochs or (epoch is not None and epoch not in epochs):
+        none = "a run with box supervision, after its first reassignment"
         raise SettingError(
             "the run has no labels of this epoch",
             file=files.run_dir,
             field="epoch",
             value=epoch,
-            expected=f"{min(epochs)} to {max(epochs)}"
-            if epochs
-            else "a run with box supervision, after its first reassignment",
+            expected=f"{min(epochs)} to {max(epochs)}" if epochs else none,
         )
     return max(epochs) if epoch is None else epoch
 
 
+def _units_of_boxes(mixture: Mixture) -> list[int]:
+    """Units of the sources with box supervision.
+
+    Raises:
+        InputError: There is none, or two records have one name.
+    """
+    indices = mixture.with_supervision("box")
+    if not indices:
+        expected = "a run with a source of box supervision"
+        raise SettingError("the run has no labels to export", field="supervision", expected=expected)
+    _check_ids(mixture, indices)
+    return indices
+
+
 def _check_ids(mixture: Mixture, indices: list[int]) -> None:
-    """Two records of one id would write one file."""
+    """Raise InputError where two records have one id: they would be one file."""
     seen: set[int | str] = set()
     for index in indices:
         unit = mixture.units[index]
@@ -106,7 +133,7 @@ def _check_ids(mixture: Mixture, indices: list[int]) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Export and print what was done."""
+    """Export and print the summary."""
     for line in key_lines(export_labels(settings)):
         print(line)
 

@@ -1,8 +1,11 @@
-"""A run's network for others to use: python -m jobs.export_model --run-dir R --out O --formats mlflow onnx torch.
+"""Export a trained network to MLflow, ONNX and torch.export, checked on real images.
 
-O/model/      MLflow model: image bytes in, label maps out; mlflow.pyfunc.load_model, mlflow models serve
-O/model.onnx  O/model.pt2    images (N, 3, H, W) of RGB 0..255 in, logits (N, C, H, W) out, for any N, H, W
-O/summary.json               how far each agrees with the network on real images; one that does not is not published
+python -m jobs.export_model --run-dir R --out O --formats mlflow onnx torch
+
+O/model/         MLflow model: image bytes in, label maps out (mlflow.pyfunc.load_model, mlflow models serve)
+O/model.onnx     images (N, 3, H, W) of RGB 0..255 in, logits (N, C, H, W) out, for any N, H, W
+O/model.pt2      the same for torch.export.load
+O/summary.json   how far each agrees with the network; a format that does not agree is not published
 """
 
 from __future__ import annotations
@@ -13,21 +16,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from boxsup_dist.config import TrainConfig
+from boxsup_dist.config import InputType, TrainConfig
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.model import checkpoint, export
-from boxsup_dist.model.checkpoint import CheckpointState
-from boxsup_dist.model.export import Comparison, InputType
-from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
-from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.command_line import Checkpoint, RunDir, run
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import mlflow_run, write_result
-from boxsup_dist.tracking import models
+
+if TYPE_CHECKING:
+    from boxsup_dist.model.checkpoint import CheckpointState
+    from boxsup_dist.model.export import Comparison
+    from boxsup_dist.model.networks import SegmentationNetwork
 
 Format = Literal["mlflow", "onnx", "torch"]
 FILES: dict[Format, str] = {"mlflow": "model", "onnx": "model.onnx", "torch": "model.pt2"}
@@ -37,42 +40,44 @@ FILES: dict[Format, str] = {"mlflow": "model", "onnx": "model.onnx", "torch": "m
 class Settings:
     """Which network, which formats, and where they go."""
 
-    run_dir: str
-    """Run directory of a training."""
+    run_dir: RunDir
     out: str
-    """Folder or URI for the models and summary.json."""
+    """Folder or URI of the models and summary.json."""
     formats: tuple[Format, ...] = ("mlflow", "onnx", "torch")
-    """What to write."""
-    checkpoint: str | None = None
-    """Checkpoint to export; by default the run's newest."""
-    images: tuple[str, ...] = ()
-    """Image files to compare on; by default images of the run's validation records, else of its training records."""
+    """Formats to write."""
+    checkpoint: Checkpoint = None
+    check_images: tuple[str, ...] = ()
+    """Image files to compare on. Default: images of the run's validation records, else of its training records."""
     num_images: int = 8
-    """Images to compare on where none are given."""
+    """Images to compare on where check_images names none."""
     input_type: InputType = "uint8"
     """Type of the images that the ONNX and torch models take."""
     log: bool = False
-    """Leave the MLflow model in the run's own MLflow run, as runs:/ID/model."""
+    """Also store the MLflow model in the MLflow run of the training, as runs:/ID/model."""
     register: str | None = None
-    """The same, and register it under this name, as models:/NAME/VERSION."""
+    """As --log, and register the model under this name, as models:/NAME/VERSION."""
 
     def check(self) -> None:
-        """Raise SettingError on settings that can't work or would have no effect."""
+        """Raise SettingError on settings that cannot work or would have no effect."""
         unknown = sorted(set(self.formats) - set(get_args(Format)))
         if unknown or not self.formats:
             raise SettingError("unknown format", field="formats", value=unknown, expected=str(get_args(Format)))
         if (self.log or self.register) and "mlflow" not in self.formats:
-            raise SettingError("only the MLflow model is published", field="formats", value=self.formats,
+            raise SettingError("only the MLflow model can be published", field="formats", value=self.formats,
                                expected="mlflow among them")  # fmt: skip
-        if not self.images and self.num_images < 1:
+        if not self.check_images and self.num_images < 1:
             raise SettingError("nothing to compare on", field="num_images", value=self.num_images, expected=">= 1")
 
 
 def main(settings: Settings) -> None:
-    """Write every format, compare it, then publish it; write OUT/summary.json and print the figures."""
+    """Write every format, compare it with the network, then publish it; write OUT/summary.json and print it."""
     settings.check()
-    tracked = mlflow_run(settings.run_dir) if settings.log or settings.register else None
     config = read_config(settings.run_dir)
+    from boxsup_dist.model import checkpoint, export
+    from boxsup_dist.model.networks import network_from_state
+    from boxsup_dist.tracking import models
+
+    tracked = mlflow_run(settings.run_dir) if settings.log or settings.register else None
     uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
     state = checkpoint.load(uri)
     classes = open_table(config.sources[0].records, "records").classes
@@ -116,7 +121,10 @@ def _write(
     images: Sequence[bytes],
     input_type: InputType,
 ) -> Comparison:
-    """Write one format and compare what it gives, loaded again, with what the network gives."""
+    """Write one format, load it again and compare its results with those of the network."""
+    from boxsup_dist.model import export
+    from boxsup_dist.tracking import models
+
     decoded = [decode_image(data) for data in images]
     logits = [export.network_runner(network)(image) for image in decoded]
     if name == "mlflow":
@@ -132,15 +140,15 @@ def _write(
 
 
 def _images(settings: Settings, config: TrainConfig) -> list[bytes]:
-    if settings.images:
-        return [storage.read_bytes(storage.absolute(uri)) for uri in settings.images]
+    if settings.check_images:
+        return [storage.read_bytes(storage.absolute(uri)) for uri in settings.check_images]
     found = []
     for data in _stored_images(open_table(config.val_records or config.sources[0].records, "records")):
         found.append(data)
         if len(found) == settings.num_images:
             break
     if not found:
-        raise InputError("the records hold no image to compare on", field="images", expected="image files")
+        raise InputError("the records hold no image to compare on", field="check_images", expected="image files")
     return found
 
 
@@ -150,7 +158,7 @@ def _stored_images(records: Table) -> Iterator[bytes]:
 
 
 def _upload(path: str, uri: str) -> int:
-    """Copy a file, or a folder in the place of an earlier one, to its URI; returns the bytes."""
+    """Copy a file, or a folder that replaces an earlier one, to its URI; returns its bytes."""
     source = Path(path)
     if source.is_file():
         storage.write_bytes(uri, source.read_bytes())

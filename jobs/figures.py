@@ -1,12 +1,14 @@
-"""Figures of finished runs side by side: python -m jobs.figures --run-dirs A B --out O.
+"""Draw figures that compare finished runs.
 
-    O/labels-and-prediction-RUN.png  image with boxes, its label maps over the epochs, the prediction
-    O/label-maps-by-epoch-RUN.png  how the label maps of one run change (the paper's Figure 3)
-    O/label-maps-by-run.png        what each supervision trains on (Figure 2)
-    O/predictions.png              validation images (Figures 5 and 6)
+    python -m jobs.figures --run-dir A B --out O
+
+    O/labels-and-prediction-RUN.png  images with boxes, label maps over the epochs and prediction
+    O/label-maps-by-epoch-RUN.png    how the label maps of one run change (the paper's Figure 3)
+    O/label-maps-by-run.png          what each supervision trains on (Figure 2)
+    O/predictions.png                validation images (Figures 5 and 6)
     O/iou.png  O/confusion-RUN.png  O/curves.png
 
-Each goes to the MLflow runs that it shows, too, under figures/compared.
+Each figure is also stored in the MLflow runs that it shows, under figures/compared.
 """
 
 from __future__ import annotations
@@ -14,73 +16,66 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
-import ray
+from numpy.typing import NDArray
 
-from boxsup_dist.distributed import session
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.evaluation.confusion import write_confusion
-from boxsup_dist.evaluation.evaluate import evaluate
 from boxsup_dist.io import storage
-from boxsup_dist.model import checkpoint
-from boxsup_dist.reporting.comparison_figures import (
-    confusion_figure,
-    curves_comparison_figure,
-    image_grid_figure,
-    iou_comparison_figure,
-)
-from boxsup_dist.runs import comparison
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.comparison import FinishedRun
-from boxsup_dist.runs.networks import load_run, make_pool
+from boxsup_dist.runs.command_line import RunDirs, run
+from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import mlflow_run, write_result
-from boxsup_dist.tracking.client import add_artifacts
+
+if TYPE_CHECKING:
+    from boxsup_dist.runs.comparison import FinishedRun
 
 Kind = Literal[
     "labels-and-prediction", "label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves"
 ]
-KINDS: tuple[Kind, ...] = (
-    "labels-and-prediction", "label-maps-by-epoch", "label-maps-by-run", "predictions", "iou", "confusion", "curves",
-)  # fmt: skip
-Drawn = tuple[str, bytes, Sequence[FinishedRun]]
-"""File name, PNG, the runs that it shows."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Drawn: TypeAlias = "tuple[str, bytes, Sequence[FinishedRun]]"
+"""File name, PNG, and the runs that it shows."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which runs and images."""
+    """Which runs and images, and what to draw of them."""
 
-    run_dirs: tuple[str, ...]
-    """Run directories, in the order of the columns."""
+    run_dirs: RunDirs
     out: str
-    """Folder or URI for the figures and summary.json."""
+    """Folder or URI of the figures and summary.json."""
     kinds: tuple[Kind, ...] = KINDS
-    """What to draw."""
+    """Figures to draw."""
     image_ids: tuple[str, ...] = ()
-    """Training images to show label maps of; by default some of the first run's."""
+    """Training images whose label maps to show. Default: some of the first run."""
     val_image_ids: tuple[str, ...] = ()
-    """Validation images to show predictions of; by default some of the first run's."""
+    """Validation images whose predictions to show. Default: some of the first run."""
     num_images: int = 5
     """Images in a figure where none are named."""
-    epochs: tuple[int, ...] = ()
-    """Epochs whose label maps are shown, counted from 1. Not set: four, the first and the last among them."""
+    show_epochs: tuple[int, ...] = ()
+    """Epochs whose label maps to show; the first is 1. Default: four, with the first and the last."""
     log: bool = True
-    """Leave the figures in the runs' MLflow runs."""
+    """Also store the figures in the MLflow runs of the trainings."""
 
     def check(self) -> None:
-        """Raise SettingError on settings that can't work."""
+        """Raise SettingError on settings that cannot work."""
         unknown = sorted(set(self.kinds) - set(KINDS))
         if unknown or not self.kinds:
             raise SettingError("unknown figure", field="kinds", value=unknown, expected=", ".join(KINDS))
         if self.num_images < 1:
             raise SettingError("no image to show", field="num_images", value=self.num_images, expected=">= 1")
+        if any(epoch < 1 for epoch in self.show_epochs):
+            raise SettingError("no such epoch", field="show_epochs", value=self.show_epochs, expected=">= 1")
 
 
 def main(settings: Settings) -> None:
     """Draw, write OUT/*.png and OUT/summary.json, log, and print the files."""
     settings.check()
+    for run_dir in settings.run_dirs:
+        read_config(run_dir)
+    from boxsup_dist.runs import comparison
+
     out = storage.absolute(settings.out)
     runs = comparison.open_runs(settings.run_dirs)
     files: dict[str, list[str]] = {}
@@ -98,6 +93,9 @@ def main(settings: Settings) -> None:
 
 
 def _draw(kind: Kind, runs: Sequence[FinishedRun], settings: Settings) -> Iterator[Drawn]:
+    from boxsup_dist.reporting import comparison_figures as draw
+    from boxsup_dist.runs import comparison
+
     first, count = runs[0], settings.num_images
     if kind in ("labels-and-prediction", "label-maps-by-epoch"):
         make_grid = comparison.label_maps_by_epoch
@@ -105,40 +103,48 @@ def _draw(kind: Kind, runs: Sequence[FinishedRun], settings: Settings) -> Iterat
             make_grid = comparison.labels_and_prediction
         for each in runs:
             ids = settings.image_ids or comparison.training_examples(each, count)
-            grid = make_grid(each, ids, settings.epochs)
+            grid = make_grid(each, ids, settings.show_epochs)
             if grid is not None:
-                yield f"{kind}-{_slug(each)}.png", image_grid_figure(*grid, each.inputs.class_names), [each]
+                yield f"{kind}-{_slug(each)}.png", draw.image_grid_figure(*grid, each.inputs.class_names), [each]
     elif kind == "label-maps-by-run":
         ids = settings.image_ids or comparison.training_examples(first, count)
         grid = comparison.label_maps_by_run(runs, ids)
-        yield f"{kind}.png", image_grid_figure(*grid, first.inputs.class_names), runs
+        yield f"{kind}.png", draw.image_grid_figure(*grid, first.inputs.class_names), runs
     elif kind == "predictions" and first.inputs.val_records is not None:
         ids = settings.val_image_ids or comparison.validation_examples(first, count)
         grid = comparison.predictions_by_run(runs, ids)
-        yield f"{kind}.png", image_grid_figure(*grid, first.inputs.class_names), runs
+        yield f"{kind}.png", draw.image_grid_figure(*grid, first.inputs.class_names), runs
     elif kind == "iou":
         measured = {each.name: each.iou for each in runs}
         iou = {name: by_class for name, by_class in measured.items() if by_class is not None}
         if iou:
-            yield f"{kind}.png", iou_comparison_figure(iou), [each for each in runs if each.name in iou]
+            yield f"{kind}.png", draw.iou_comparison_figure(iou), [each for each in runs if each.name in iou]
     elif kind == "confusion":
         for each in runs:
             if each.inputs.val_records is not None:
-                data = confusion_figure(_confusion(each), each.inputs.class_names)
+                data = draw.confusion_figure(_confusion(each), each.inputs.class_names)
                 yield f"{kind}-{_slug(each)}.png", data, [each]
     elif kind == "curves":
-        yield f"{kind}.png", curves_comparison_figure({each.name: each.history for each in runs}), runs
+        yield f"{kind}.png", draw.curves_comparison_figure({each.name: each.history for each in runs}), runs
 
 
 def _slug(each: FinishedRun) -> str:
     return re.sub(r"[^\w\-+]+", "_", each.name).strip("_")
 
 
-def _confusion(each: FinishedRun) -> np.ndarray:
-    """The run's confusion matrix; evaluated on the actor pool, and kept, where an older run did not keep its own."""
+def _confusion(each: FinishedRun) -> NDArray[np.int64]:
+    """The run's confusion matrix (C, C); a run that kept none is evaluated on the actor pool, and it is kept."""
     if each.confusion is not None:
         return each.confusion
     assert each.inputs.val_records is not None
+    import ray
+
+    from boxsup_dist.distributed import session
+    from boxsup_dist.evaluation.confusion import write_confusion
+    from boxsup_dist.evaluation.evaluate import evaluate
+    from boxsup_dist.model import checkpoint
+    from boxsup_dist.runs.networks import load_run, make_pool
+
     session.start()
     config, uri = load_run(each.run_dir, None, None)
     spec, weights = checkpoint.load_weights(uri)
@@ -158,10 +164,12 @@ def _confusion(each: FinishedRun) -> np.ndarray:
 
 
 def _log(name: str, data: bytes, shown: Sequence[FinishedRun]) -> None:
+    from boxsup_dist.tracking.client import add_artifacts
+
     for each in shown:
         try:
             add_artifacts(*mlflow_run(each.run_dir), {f"figures/compared/{name}": data})
-        except InputError as error:  # the figure is in its folder; the store may be gone or elsewhere
+        except InputError as error:  # the figure is in its folder; the store may be gone or moved
             print(f"warning: not in MLflow: {error}", flush=True)
 
 

@@ -1,4 +1,9 @@
-"""Write the synthetic data set as a VOC devkit: python -m jobs.make_synthetic --out DIR."""
+"""Write the synthetic data set in the layout of a VOC devkit.
+
+    python -m jobs.make_synthetic --out DIR
+
+DIR/VOC2012 gets images, masks, boxes and the splits train and val. A second call does nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +11,29 @@ import time
 from dataclasses import dataclass
 
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.records import synthetic
+from boxsup_dist.records.settings import NUM_TRAIN, NUM_VAL, SEED
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write DIR/VOC2012 with images, masks, boxes and the splits train and val; a second call does nothing."""
+    """Where to write, and how much."""
 
     out: str
-    """Local folder; the devkit's year folder is made inside it."""
-    num_train: int = synthetic.NUM_TRAIN
+    """Local folder; the devkit's folder VOC2012 is made in it."""
+    num_train: int = NUM_TRAIN
     """Images of the split train."""
-    num_val: int = synthetic.NUM_VAL
+    num_val: int = NUM_VAL
     """Images of the split val."""
-    seed: int = synthetic.SEED
-    """Another seed is another data set."""
+    seed: int = SEED
+    """Seed of the data set: another seed gives other images."""
 
 
 def main(settings: Settings) -> None:
-    """Write the data set, leave DIR/summary.json and print where it is."""
+    """Write the data set and DIR/summary.json, and print where it is."""
+    from boxsup_dist.records import synthetic
+
     started = time.monotonic()
     total = settings.num_train + settings.num_val
     with ProgressMeter("synthetic", total) as progress:

@@ -1,8 +1,10 @@
-"""What a training would take on a cluster: python -m jobs.plan RECIPE --images N --nodes N --cpus-per-node C ...
+"""Plan a training on a cluster before you rent it: hours, storage, memory, cost.
 
-Prints steps, hours a stage, storage, memory and cost, from rates that jobs.calibrate measured, and warns of settings
-that starve the data tasks or do not fit. Each line says whether it was measured or extrapolated, and from what
-(boxsup_dist/runs/planning.py tells how).
+    python -m jobs.plan paper --num-images 10582 --nodes 2 --cpus-per-node 16 --gpus-per-node 4
+
+The plan rests on rates that jobs.calibrate measured. Each line says whether its value is exact, measured, extrapolated
+or assumed, and from what (boxsup_dist/runs/planning.py explains it). Warnings name settings that do not fit or that
+hold up the training.
 """
 
 from __future__ import annotations
@@ -13,40 +15,43 @@ from typing import Annotated
 import tyro
 
 from boxsup_dist.config import ResourceSettings, Supervision
-from boxsup_dist.errors import SettingError
 from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.planning import VOC_IMAGE_PX, Cluster, Plan, Workload, make_plan, read_rates
-from boxsup_dist.runs.recipes import RECIPES
+from boxsup_dist.runs.command_line import Epochs, run
+from boxsup_dist.runs.planning import RATES_FILE, VOC_IMAGE_PX, Cluster, Plan, Workload, make_plan, read_rates
+from boxsup_dist.runs.recipes import RECIPES, RecipeName
 
 
 @dataclass(frozen=True)
 class Settings:
     """A recipe, what it trains on, and the cluster."""
 
-    recipe: Annotated[str, tyro.conf.Positional]
-    """paper, mini or demo."""
-    images: int
+    recipe: Annotated[RecipeName, tyro.conf.Positional]
+    """Recipe of the training."""
+    num_images: int
     """Training images."""
     nodes: int
     """Nodes of the cluster."""
     cpus_per_node: int
+    """CPU cores of a node."""
     gpus_per_node: int = 0
+    """GPUs of a node."""
     memory_gib_per_node: float = 64.0
+    """Memory of a node."""
     gpu_memory_gib: float | None = None
-    """Memory of one GPU, to be warned of batches that do not fit."""
+    """Memory of one GPU; set it to be warned of batches that do not fit."""
     price_per_node_hour: float | None = None
-    """In any currency; the cost is in the same."""
-    rates: str = "runs/rates.json"
+    """Price in any currency; the cost is in the same."""
+    rates: str = RATES_FILE
     """File of jobs.calibrate."""
     boxes_per_image: float = 2.5
+    """Mean number of boxes of an image."""
     image_px: int = VOC_IMAGE_PX
-    """Mean pixels of an image; the default is VOC's 500 x 375."""
-    val_images: int = 1449
-    """Images of an evaluation; the default is VOC 2012 val."""
+    """Mean pixels of an image. The default is VOC's 500 x 375."""
+    num_val_images: int = 1449
+    """Images of an evaluation. The default is VOC 2012 val."""
     supervision: Supervision = "box"
-    epochs: int | None = None
-    """Passes over the images; by default the recipe's."""
+    """Annotation that training uses."""
+    epochs: Epochs = None
     resources: ResourceSettings = field(default_factory=ResourceSettings)
 
 
@@ -56,15 +61,17 @@ def main(settings: Settings) -> None:
 
 
 def plan(settings: Settings) -> Plan:
-    """The plan of these settings. SettingError for an unknown recipe."""
-    if settings.recipe not in RECIPES:
-        raise SettingError("no such recipe", field="recipe", value=settings.recipe, expected=" or ".join(RECIPES))
+    """The plan of these settings.
+
+    Raises:
+        InputError: A setting is out of range, or there are no rates of the recipe.
+    """
     config = RECIPES[settings.recipe]("", (), None)
     settings.resources.check()
     optimizer = replace(config.optimizer, epochs=settings.epochs or config.optimizer.epochs)
     optimizer.check()
     workload = Workload(
-        settings.images, settings.boxes_per_image, settings.image_px, settings.val_images, settings.supervision
+        settings.num_images, settings.boxes_per_image, settings.image_px, settings.num_val_images, settings.supervision
     )
     cluster = Cluster(
         settings.nodes,
@@ -79,7 +86,7 @@ def plan(settings: Settings) -> Plan:
 
 
 def show(found: Plan) -> str:
-    """The figures as a table, the warnings after it."""
+    """The plan as a table, and the warnings below it."""
     rows = []
     for figure in found.figures:
         number = f"{figure.value:,.0f}" if figure.value >= 100 or figure.value == int(figure.value) else None

@@ -1,6 +1,10 @@
-"""Predict images with a trained network: python -m jobs.predict --run-dir R --images FOLDER --out DIR.
+"""Predict label maps of images with a trained network.
 
-Exit status 0: all images predicted; 1: some could not be read, they are told; 2: nothing was done, a setting is wrong.
+    python -m jobs.predict --run-dir R --images FOLDER --out DIR
+    python -m jobs.predict --checkpoint models:/NAME/1 --images "photos/*.jpg" --out DIR --overlays
+
+Run the command again to predict only what is missing. Unreadable images are reported and skipped: the exit status is
+then 1. It is 2 where a setting is wrong and nothing was done.
 """
 
 from __future__ import annotations
@@ -9,62 +13,69 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import ray
 import tyro
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
-from boxsup_dist.distributed import session
-from boxsup_dist.distributed.ordered import map_units
-from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import coco_image_id, write_coco
 from boxsup_dist.export.files import Kind, finished_names, keep_identity
 from boxsup_dist.export.images import Images, Item, check_distinct, find_images
-from boxsup_dist.export.prediction import Outcome, PredictionJob, predict_unit, regions_unit
 from boxsup_dist.export.submission import Competition, member_name, write_submission
 from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
-from boxsup_dist.model.trained import TrainedNetwork, load_trained
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.command_line import NumActors, Prediction, run
 from boxsup_dist.runs.kept_config import read_config
-from boxsup_dist.runs.networks import make_pool, pool_resources
 from boxsup_dist.runs.summary import write_result
-from boxsup_dist.tracking import models
+
+if TYPE_CHECKING:
+    from boxsup_dist.distributed.pool import NetworkPool
+    from boxsup_dist.export.prediction import Outcome
+    from boxsup_dist.model.trained import TrainedNetwork
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write a label map for every image, and what else is asked for; a second call does what is missing."""
+    """Which network, on which images, and what to write."""
 
-    run_dir: str
-    """Run directory of a training, whose newest checkpoint predicts, or a checkpoint: a folder or URI; or an MLflow
-    model, models:/NAME/1 or runs:/ID/model."""
     images: str
-    """What to predict: a folder (with all below it), a pattern (quoted), an image, a text file that lists one path a
-    line, or a records table. A path or URI (s3://...)."""
+    """Path or URI of a folder, a quoted pattern, an image, a text file with one path per line, or a records table."""
     out: str
-    """Folder or URI: label_maps/NAME.png, what else is asked for, summary.json."""
-    prediction: Annotated[PredictionSettings, tyro.conf.arg(name="")] = field(default_factory=PredictionSettings)
+    """Folder or URI of label_maps/NAME.png, summary.json and the other outputs."""
+    run_dir: str | None = None
+    """Run directory of a training: a folder or URI. Or set --checkpoint."""
+    checkpoint: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Folder or URI of the checkpoint to use, or an MLflow model (models:/NAME/1, runs:/ID/model). "
+            "Default: the run's newest."
+        ),
+    ] = None
+    prediction: Prediction = field(default_factory=PredictionSettings)
     overlays: bool = False
-    """Also overlays/NAME.jpg: the image half covered by its label map."""
+    """Also write overlays/NAME.jpg: the image, half covered by its label map."""
     probabilities: bool = False
-    """Also probabilities/NAME.npz: probs, float16 (C, H, W), compressed."""
+    """Also write probabilities/NAME.npz: probs, float16 (C, H, W), compressed."""
     submission: Competition | None = None
-    """Also COMP.tar.gz, the label maps in the layout of VOC's evaluation server."""
+    """Also write comp5.tar.gz or comp6.tar.gz: the label maps in the layout of VOC's evaluation server."""
     coco_json: bool = False
-    """Also coco.json: a COCO annotation file with the region of every class as run lengths."""
+    """Also write coco.json: a COCO annotation file with the region of every class as run lengths."""
     turn_by_exif: bool = True
-    """Turn image files the way up that their EXIF orientation tells; never a table's images, whose annotation lies on
-    them as they are stored."""
+    """Rotate image files by their EXIF tag. Images of a records table stay as their annotations refer to them."""
     max_megapixels: float = 25.0
-    """Larger images are told instead of predicted: the scores take 4 bytes a pixel, class and copy."""
-    num_actors: int | None = None
-    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core."""
+    """Report and skip larger images: the scores take 4 bytes per pixel, class and copy."""
+    num_actors: NumActors = None
+
+    @property
+    def network(self) -> str:
+        """URI of the checkpoint, MLflow model or run directory that predicts; `check` has found one."""
+        found = self.checkpoint or self.run_dir
+        assert found is not None
+        return found
 
     def kinds(self) -> tuple[Kind, ...]:
         """Files that every image gets."""
@@ -76,23 +87,33 @@ class Settings:
         return tuple(kinds)
 
     def check(self) -> None:
-        """Raise SettingError on a value that can't work."""
+        """Raise SettingError on a value that cannot work."""
         self.prediction.check()
+        if self.run_dir is None and self.checkpoint is None:
+            expected = "a run directory or a checkpoint: python -m jobs.train makes both"
+            raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
         if self.prediction.crf is not None:
             crf_settings(self.prediction.crf)
         if not self.max_megapixels > 0:
             raise SettingError(
-                "no image is so small", field="max_megapixels", value=self.max_megapixels, expected="> 0"
+                "no image is that small", field="max_megapixels", value=self.max_megapixels, expected="> 0"
             )
 
 
 def predict(settings: Settings) -> dict[str, Any]:
-    """Predict what is missing; returns the summary that it leaves in OUT/summary.json. Raises InputError."""
-    started = time.monotonic()
+    """Predict what is missing and write OUT/summary.json.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: A setting cannot work, or there is no such network or image. Nothing was predicted.
+    """
     settings.check()
+    started = time.monotonic()
     out = storage.absolute(settings.out)
     images = find_images(settings.images, out)
-    trained = _find_network(settings.run_dir)
+    trained = _find_network(settings.network)
     _check_outputs(settings, images, trained)
     identity = {
         "network": trained.fingerprint,
@@ -112,31 +133,51 @@ def predict(settings: Settings) -> dict[str, Any]:
             pool.close()
     bad = {outcome.item.name for outcome in failed}
     if settings.coco_json:
-        session.start()
-        parts = map_units(regions_unit, images.units(skipped=lambda item: item.name in bad), out=out)
-        write_coco(storage.join(out, "coco.json"), (i for part in parts for i in part), _class_names(trained))
+        _write_coco(images.units(skipped=lambda item: item.name in bad), trained, out)
     good = [item.name for item in images.items if item.name not in bad]
     if settings.submission is not None:
         write_submission(out, settings.submission, good)
-    summary = {
-        "network": trained.uri,
-        "images": settings.images,
-        "prediction": identity["prediction"],
-        "num_images": len(images.items),
-        "num_predicted": sum(map(len, units)) - len(failed),
-        "num_finished_before": len(images.items) - sum(map(len, units)),
-        "num_failed": len(failed),
-        "failed": [{"file": _place(outcome.item), "reason": outcome.problem} for outcome in failed],
-        "seconds": round(time.monotonic() - started, 2),
-        "outputs": [*settings.kinds(), *(["coco.json"] if settings.coco_json else [])]
-        + ([f"{settings.submission}.tar.gz"] if settings.submission else []),
-    }
+    summary = _summary(settings, trained, images, identity["prediction"], sum(map(len, units)), failed)
+    summary["seconds"] = round(time.monotonic() - started, 2)
     write_result(out, summary)
     return summary
 
 
+def _write_coco(units: list[list[Item]], trained: TrainedNetwork, out: str) -> None:
+    """Write coco.json from the label maps of these images."""
+    from boxsup_dist.distributed import session
+    from boxsup_dist.distributed.ordered import map_units
+    from boxsup_dist.export.prediction import regions_unit
+
+    session.start()
+    parts = map_units(regions_unit, units, out=out)
+    write_coco(storage.join(out, "coco.json"), (image for part in parts for image in part), _class_names(trained))
+
+
+def _summary(
+    settings: Settings, trained: TrainedNetwork, images: Images, prediction: Any, num_tried: int, failed: list[Outcome]
+) -> dict[str, Any]:
+    outputs = [*settings.kinds(), *(["coco.json"] if settings.coco_json else [])]
+    if settings.submission is not None:
+        outputs.append(f"{settings.submission}.tar.gz")
+    return {
+        "network": trained.uri,
+        "images": settings.images,
+        "prediction": prediction,
+        "num_images": len(images.items),
+        "num_predicted": num_tried - len(failed),
+        "num_finished_before": len(images.items) - num_tried,
+        "num_failed": len(failed),
+        "failed": [{"file": _place(outcome.item), "reason": outcome.problem} for outcome in failed],
+        "outputs": outputs,
+    }
+
+
 def _find_network(uri: str) -> TrainedNetwork:
     """The network of a run directory, a checkpoint or an MLflow model."""
+    from boxsup_dist.model.trained import load_trained
+    from boxsup_dist.tracking import models
+
     if not models.is_model_uri(uri):
         return load_trained(uri)
     with tempfile.TemporaryDirectory() as scratch:
@@ -144,14 +185,14 @@ def _find_network(uri: str) -> TrainedNetwork:
 
 
 def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> None:
-    """Refuse outputs that can't be made of these images, before any is predicted."""
+    """Raise SettingError, before anything is predicted, unless all outputs can be made of these images."""
     if settings.coco_json:
         check_distinct(images.items, lambda item: coco_image_id(item.name), "would have the same id in coco.json")
     if settings.submission is not None:
         check_distinct(images.items, lambda item: member_name(item.name), "would have the same name in the submission")
         if trained.spec.num_classes != len(VOC_CLASSES):
             raise SettingError(
-                "the server knows VOC's classes alone",
+                "the evaluation server knows only VOC's classes",
                 file=trained.uri,
                 field="submission",
                 value=f"{trained.spec.num_classes} classes",
@@ -160,6 +201,9 @@ def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) 
 
 
 def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
+    from boxsup_dist.distributed import session
+    from boxsup_dist.runs.networks import make_pool, pool_resources
+
     session.start()
     return make_pool(trained.spec, pool_resources(settings.num_actors))
 
@@ -167,7 +211,11 @@ def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
 def _predict(
     pool: NetworkPool, units: list[list[Item]], settings: Settings, images: Images, trained: TrainedNetwork
 ) -> list[Outcome]:
-    """Predict all units, telling as it happens what can't be read; returns that."""
+    """Predict all units and report each image that cannot be read; returns these."""
+    import ray
+
+    from boxsup_dist.export.prediction import PredictionJob, predict_unit
+
     job = PredictionJob(
         out=storage.absolute(settings.out),
         kinds=settings.kinds(),
@@ -199,7 +247,7 @@ def _place(item: Item) -> str:
 
 
 def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
-    """Those of the records that the network was trained on, where they are still there, or of VOC."""
+    """Names from the records that the network was trained on; where these are gone, VOC's names or numbers."""
     num_classes = trained.spec.num_classes
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
     try:
@@ -211,7 +259,7 @@ def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
 
 
 def main(settings: Settings) -> None:
-    """Predict, print what was done; exit status 1 if an image failed."""
+    """Predict and print what was done; the exit status is 1 if an image failed."""
     summary = predict(settings)
     for key in ("num_images", "num_predicted", "num_finished_before", "num_failed", "seconds"):
         print(f"{key:<20} {summary[key]}")

@@ -1,4 +1,7 @@
-"""Measure proposals against ground truth: python -m jobs.proposal_quality --records URI --proposals URI --out DIR."""
+"""Measure proposals against ground truth: best Jaccard index and recall.
+
+python -m jobs.proposal_quality --records T --proposals T2 --out DIR
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,51 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.proposals.curves import curves_figure, read_published
-from boxsup_dist.proposals.measure import measure
-from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Best Jaccard index and recall against the number of candidates: OUT/summary.json and OUT/curves.png."""
+    """Which tables, and where to write."""
 
     records: str
-    """Records table with instance masks, or with class masks: then objects whose box meets no other of its class."""
+    """Folder or URI of the records table, with instance masks. With class masks, only boxes apart from others count."""
     proposals: str
-    """Proposals table of those records."""
+    """Folder or URI of the proposals table of these records."""
     out: str
-    """Folder or URI for summary.json and curves.png."""
+    """Folder or URI of summary.json and curves.png."""
     published: str | None = None
     """Folder of published curves, SET_METHOD.txt, to draw beside ours."""
     published_set: str | None = None
-    """Data set of the published curves; by default COCO_val2014 for records of COCO, else pascal2012_val2012."""
+    """Data set of the published curves. Default: COCO_val2014 for records of COCO, else pascal2012_val2012."""
     num_storage_images: int = 8
-    """Images whose candidates are stored as RLE and PNG too, to compare sizes."""
-    num_cpus: int | None = None
-    """CPUs of the local Ray session; by default all cores. Not with RAY_ADDRESS."""
+    """Images whose candidates are also stored as RLE and PNG, to compare sizes."""
+    num_cpus: NumCpus = None
 
 
 def main(settings: Settings) -> None:
-    """Measure, write summary and curves, print the figures."""
-    started = time.monotonic()
+    """Measure, write OUT/summary.json and OUT/curves.png, and print the metrics."""
     if settings.published is None and settings.published_set is not None:
-        raise SettingError("has no effect without published", field="published_set", value=settings.published_set)
+        expected = "none, or a folder as published"
+        raise SettingError(
+            "published_set has no effect without published",
+            field="published_set",
+            value=settings.published_set,
+            expected=expected,
+        )
     if settings.num_storage_images < 0:
         raise SettingError(
             "out of range", field="num_storage_images", value=settings.num_storage_images, expected=">= 0"
         )
     records, proposals = open_table(settings.records, "records"), open_table(settings.proposals, "proposals")
+    from boxsup_dist.proposals.curves import curves_figure, read_published
+    from boxsup_dist.proposals.measure import measure
+
+    started = time.monotonic()
     is_coco = str(records.settings.get("source")).startswith("coco")
     data_set = settings.published_set or ("COCO_val2014" if is_coco else "pascal2012_val2012")
     published = read_published(settings.published, data_set) if settings.published is not None else {}
@@ -62,6 +68,9 @@ def main(settings: Settings) -> None:
 
 
 def _print(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
     console = Console()
     title = f"{summary['method']}: {summary['num_objects']} objects ({summary['objects']})"
     rows = RichTable("cut", "candidates", "Jaccard", "by class", "at 0.5", "at 0.7", "at 0.85", title=title)

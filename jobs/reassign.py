@@ -1,50 +1,58 @@
-"""One round of reassignment alone, from a checkpoint: python -m jobs.reassign --run-dir R --out DIR."""
+"""Reassign the labels of all boxes once, from a checkpoint, without training.
+
+    python -m jobs.reassign --run-dir R --out DIR
+
+The labels are those of the epoch that follows the checkpoint, as the run itself would make them.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
-import ray
-
-from boxsup_dist.assignment.reassign import reassign
-from boxsup_dist.data.labels import read_labels, summarise
-from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
 from boxsup_dist.io import storage
-from boxsup_dist.model import checkpoint
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.command_line import Checkpoint, NumActors, RunDir, run
+from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.layout import RunFiles
-from boxsup_dist.runs.networks import load_run, make_pool
 from boxsup_dist.runs.summary import key_lines, write_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Labels of the epoch that follows a checkpoint, as the run itself would make them."""
+    """Which network, and where to write."""
 
-    run_dir: str
-    """Run directory of a training with box supervision."""
+    run_dir: RunDir
     out: str
-    """Folder or URI for labels.parquet and summary.json."""
-    checkpoint: str | None = None
-    """Checkpoint whose network assigns; by default the run's newest."""
-    num_actors: int | None = None
-    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core. The labels don't depend on it."""
+    """Folder or URI of labels.parquet and summary.json."""
+    checkpoint: Checkpoint = None
+    num_actors: NumActors = None
 
 
 def main(settings: Settings) -> None:
-    """Reassign, write OUT/labels.parquet and OUT/summary.json, and print the figures."""
+    """Reassign, write OUT/labels.parquet and OUT/summary.json, and print the summary."""
+    config = read_config(settings.run_dir)
+    if "box" not in (source.supervision for source in config.sources):
+        expected = "a run with a source of box supervision"
+        raise SettingError(
+            "the run has no labels to reassign", field="supervision", value=config.supervision, expected=expected
+        )
+    import ray
+
+    from boxsup_dist.assignment.reassign import reassign
+    from boxsup_dist.data.labels import read_labels, summarise
+    from boxsup_dist.distributed import session
+    from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
+    from boxsup_dist.model import checkpoint
+    from boxsup_dist.runs.inputs import open_inputs
+    from boxsup_dist.runs.networks import load_run, make_pool
+
     session.start()
     config, uri = load_run(settings.run_dir, settings.checkpoint, settings.num_actors)
     inputs = open_inputs(config)
     mixture = inputs.mixture
     sizes = [len(mixture.units[i].rows) for i in mixture.with_supervision("box")]
-    if not sizes:
-        raise SettingError("only box supervision assigns", field="supervision", value=config.supervision)
     state = checkpoint.load(uri)
     pool = make_pool(state.network, config.resources)
     started = time.monotonic()

@@ -1,54 +1,58 @@
-"""Train the rows of one of the paper's tables and print ours beside its figures: python -m jobs.reproduce --table N ...
+"""Train the rows of a table of the paper and print our results beside the paper's.
 
-    OUT/runs/            one run directory a row and seed, shared by rows of other tables that are the same run
-    OUT/tableN.json      the table, also as .md and .html
+    python -m jobs.reproduce --table 2 --data DATA --out OUT --dry-run      # what would run
+    python -m jobs.reproduce --table 2 --data DATA --out OUT --seeds 0 1 2
 
-Finished runs are kept: the same command does what is missing. The runs are children of one MLflow run. What the rows
-are is told in boxsup_dist/runs/paper.py.
+    OUT/runs/          a run directory per row and seed; rows of other tables that are the same run share it
+    OUT/tableN.json    the table, also as .md and .html
+
+jobs.build_data makes DATA. Run the command again to train what is missing: finished runs are kept. All runs are
+children of one MLflow run. boxsup_dist/runs/paper.py defines the rows.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table, to_html, to_markdown
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.command_line import Epochs, run
+from boxsup_dist.runs.costs import RunCosts
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.paper import TABLES, Row, Scale, find_row, make_configs
-from boxsup_dist.runs.summary import Summary, is_finished, read_summary
-from boxsup_dist.runs.train import train
-from boxsup_dist.tracking.tracker import RunTracker, git_revision
+from boxsup_dist.runs.summary import Summary, is_finished
+
+if TYPE_CHECKING:
+    from boxsup_dist.tracking.tracker import RunTracker
 
 EXPERIMENT = "boxsup"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Run what is missing of a table's rows, over several seeds, and write OUT/tableN.json, .md and .html."""
+    """Which rows of which table."""
 
-    table: int
+    table: Literal[1, 2, 3, 4, 5]
     """Number of the table in the paper."""
     data: str
-    """Folder or URI of the tables (DATA/voc12-train/records and so on, see jobs.build_data)."""
+    """Folder or URI of the data root that jobs.build_data makes."""
     out: str
     """Folder or URI of the runs and of the result."""
     scale: Scale = "mini"
-    """full: the paper's training; mini: that of some hundred images."""
+    """full: the paper's training. mini: a training for some hundred images."""
     rows: tuple[str, ...] = ()
-    """Names of the rows to run; by default all of the table."""
+    """Names of the rows to run. Default: all rows of the table."""
     seeds: tuple[int, ...] = (0,)
-    """One run of each row for each seed."""
-    epochs: int | None = None
-    """Passes over the data; by default as many as the scale's recipe has."""
+    """Train each row once per seed."""
+    epochs: Epochs = None
     train_missing: bool = True
-    """Train what is missing; else the table is written of the finished runs alone."""
+    """Train what is missing. Otherwise write the table from finished runs only."""
     dry_run: bool = False
-    """Only open the tables and tell what would run, with hours and storage as finished runs of OUT had them."""
+    """Only open the tables and print what would run. Hours and storage are those of finished runs in OUT."""
 
 
 def main(settings: Settings) -> None:
@@ -65,6 +69,9 @@ def main(settings: Settings) -> None:
     if settings.dry_run:
         print(format_table(_plan(configs, runs), title=f"Table {settings.table}, {settings.scale}: what would run"))
         return
+    from boxsup_dist.runs.train import train
+    from boxsup_dist.tracking.tracker import RunTracker
+
     tracker = RunTracker(runs_root=runs, system_metrics=False)
     tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=RunFiles(out).mlflow_run_id)
     parent = tracker.run_id(timeout_s=60)
@@ -92,52 +99,53 @@ def _is_finished(config: TrainConfig) -> bool:
 
 
 def _plan(configs: dict[Row, dict[int, list[TrainConfig]]], runs: str) -> list[dict[str, Any]]:
-    """A line a row: images, steps, the runs that are missing, their hours and the storage that they fill.
+    """A line per row: images, steps, the runs that are missing, and the hours and storage that they will take.
 
-    Hours and storage are those of the finished runs in `runs`, a pass over an image and a run; none without any.
+    Hours and storage follow from the finished runs in `runs` (boxsup_dist/runs/costs.py); None if there is none.
     """
-    finished = [storage.join(runs, name) for name in storage.list_names(runs)]
-    finished = [folder for folder in finished if is_finished(folder)]
-    seconds, sizes = [], []
-    for folder in finished:
-        summary = read_summary(folder)
-        seconds.append(summary["seconds"]["all"] / (summary["epochs"] * max(summary["num_images"], 1)))
-        sizes.append(storage.size(folder))
-    lines = []
-    for row, by_seed in configs.items():
-        own = next(iter(by_seed.values()))[-1]
-        images, dropped = _count_images(own)
-        missing = [c for made in by_seed.values() for c in made if c.run_dir not in finished]
-        passes = sum(c.optimizer.epochs * _count_images(c)[0] for c in missing)
-        lines.append(
-            {
-                "row": row.name,
-                "supervision": own.supervision,
-                "images": images,
-                "dropped": dropped,
-                "steps": -(-images // own.optimizer.global_batch_size) * own.optimizer.epochs,
-                "runs": sum(map(len, by_seed.values())),
-                "missing": len(missing),
-                "hours": round(passes * statistics.median(seconds) / 3600, 2) if seconds else None,
-                "GB": round(len(missing) * statistics.median(sizes) / 1e9, 2) if sizes else None,
-            }
-        )
-    return lines
+    folders = [storage.join(runs, name) for name in storage.list_names(runs)]
+    finished = [folder for folder in folders if is_finished(folder)]
+    return [_plan_row(row, by_seed, finished, RunCosts.of(finished)) for row, by_seed in configs.items()]
+
+
+def _plan_row(
+    row: Row, by_seed: dict[int, list[TrainConfig]], finished: Sequence[str], costs: RunCosts
+) -> dict[str, Any]:
+    own = next(iter(by_seed.values()))[-1]
+    images, dropped = _count_images(own)
+    missing = [config for made in by_seed.values() for config in made if config.run_dir not in finished]
+    hours = costs.hours(sum(config.optimizer.epochs * _count_images(config)[0] for config in missing))
+    gigabytes = costs.gigabytes(len(missing))
+    return {
+        "row": row.name,
+        "supervision": own.supervision,
+        "images": images,
+        "dropped": dropped,
+        "steps": -(-images // own.optimizer.global_batch_size) * own.optimizer.epochs,
+        "runs": sum(map(len, by_seed.values())),
+        "missing": len(missing),
+        "hours": None if hours is None else round(hours, 2),
+        "GB": None if gigabytes is None else round(gigabytes, 2),
+    }
 
 
 def _count_images(config: TrainConfig) -> tuple[int, int]:
-    """Images that a run trains on, and those that it drops because another data set has them."""
+    """How many images a run trains on, and how many it drops because another data set has them."""
+    from boxsup_dist.runs.inputs import open_inputs
+
     inputs = open_inputs(config)
     return inputs.num_images, inputs.num_left_out
 
 
 def _write(base: str, results: list[dict[str, Any]], settings: Settings, tracker: RunTracker) -> None:
-    """The table so far, also as artifacts of the parent run."""
+    """Write the table so far, also as artifacts of the parent run."""
+    from boxsup_dist.tracking.tracker import git_revision
+
     made_by = {name: getattr(settings, name) for name in ("table", "scale", "seeds", "epochs")}
     made_by["command"] = (
         f"python -m jobs.reproduce --table {settings.table} --scale {settings.scale} --data DATA --out OUT"
         f" --seeds {' '.join(map(str, settings.seeds))}"
-        + (f" --epochs {settings.epochs}" if settings.epochs is not None else "")
+        + (f" --optimizer.epochs {settings.epochs}" if settings.epochs is not None else "")
     )
     storage.write_json(f"{base}.json", {**made_by, "git_revision": git_revision(), "rows": results})
     shown = [_shown(result) for result in results]

@@ -1,10 +1,11 @@
-"""Write the results page from the measured tables: python -m jobs.results_page [--folder DIR] [--out FILE].
+"""Write docs/results.md from the measured tables in docs/results.
 
-    DIR/index.json   sections of the page in order, each with its tables: file, title, text
-    DIR/NAME.json    one table: `command`, `seeds`, `rows`; what jobs.reproduce writes, or rows of named cells
-    FILE             the page in Markdown
+    python -m jobs.results_page
 
-Run it after a table or the index changed; a test compares the page with what this command writes.
+    FOLDER/index.json    sections of the page in order, each with its tables: file, title, text
+    FOLDER/NAME.json     one table: `command`, `seeds`, `rows`; what jobs.reproduce writes, or rows of named cells
+
+Run it after a table or the index changed: a test compares the page with what this command writes.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ own folders.
 
 @dataclass(frozen=True)
 class Settings:
-    """Write docs/results.md from docs/results/*.json."""
+    """What to read and write."""
 
     folder: str = "docs/results"
     """Folder of the tables and of index.json."""
     out: str = "docs/results.md"
-    """Page to write."""
+    """Page to write, in Markdown."""
 
 
 def main(settings: Settings) -> None:
@@ -47,12 +48,16 @@ def main(settings: Settings) -> None:
 
 
 def results_page(folder: Path) -> str:
-    """The page in Markdown. InputError for a table that index.json does not name."""
+    """The page in Markdown.
+
+    Raises:
+        InputError: A table is missing, or index.json does not name it.
+    """
     sections = _read(folder / "index.json")
     named = {table["file"] for section in sections for table in section["tables"]}
     unnamed = sorted(path.stem for path in folder.glob("*.json") if path.stem not in {*named, "index"})
     if unnamed:
-        raise InputError("tables without a section", file=str(folder / "index.json"), value=", ".join(unnamed))
+        raise InputError("tables without a section: name them in index.json", file=str(folder / "index.json"), value=", ".join(unnamed))
     parts = [HEAD]
     for section in sections:
         parts.append(f"## {section['section']}\n\n{section['text']}\n")

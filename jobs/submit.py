@@ -1,15 +1,17 @@
-"""Run a job of this project on a running Ray cluster: python -m jobs.submit [--address URL] -- python -m jobs.train ...
+"""Run a command as a job on a running Ray cluster, follow its log, or stop it.
 
-Sends the working tree along (or relies on the cluster's image, --no-upload), shows the job's log as it grows, and ends
-with the job's exit status. The job lives on the cluster: an interrupted or detached one goes on, and is found again.
-
-    python -m jobs.submit --detach -- python -m jobs.train mini --run-dir s3://bucket/runs/a ...    # prints its ID
-    python -m jobs.submit --follow ID      # its log, from its begin
+    python -m jobs.submit -- python -m jobs.train mini --run-dir s3://bucket/runs/a ...
+    python -m jobs.submit --detach -- python -m jobs.train mini ...      # print the job's ID and end
+    python -m jobs.submit --follow ID                                    # its log, from the start
     python -m jobs.submit --stop ID
 
-A remote cluster is best reached through a tunnel that ends on this machine (ray dashboard infra/ray-aws.yaml; kubectl
-port-forward; ssh -L 8265:localhost:8265 HEAD), as Ray does not encrypt: the token would travel in the clear. The token
-is Ray's own: RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token.
+It sends the working tree to the cluster, shows the log of the job as it grows, and ends with the job's exit status.
+The job continues on the cluster if this command is interrupted.
+
+Reach a remote cluster through a tunnel that ends on this machine (ray dashboard infra/ray-aws.yaml; kubectl
+port-forward; ssh -L 8265:localhost:8265 HEAD): Ray does not encrypt, and without a tunnel others can read the token.
+Ray stores the values of --env with the job, and everybody who has the token can read them: give secrets to the nodes
+instead. The token is Ray's own: RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import os
-import pkgutil
 import shlex
 import sys
 import time
@@ -25,16 +26,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import tyro
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from typing import TYPE_CHECKING, Any
 
 from boxsup_dist.credentials import has_credentials
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.runs.command_line import clear_errors
+from boxsup_dist.runs.command_line import check_choice, clear_errors, read
+from jobs.__main__ import COMMANDS
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Besides what .gitignore names.
@@ -50,32 +51,42 @@ EXCLUDES = (
     ".ruff_cache/",
     ".pytest_cache/",
 )
-# Ray would take these before the address of the command line.
+# Ray would prefer these to the address of the command line.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-# Settings that name files: of no use on a cluster as a relative path.
-FILE_FLAGS = ("--run-dir", "--out", "--data", "--root", "--records", "--val-records", "--proposals", "--label-maps")
+# Settings that name files: a relative path is useless on a cluster.
+FILE_FLAGS = (
+    "--run-dir",
+    "--checkpoint",
+    "--out",
+    "--data",
+    "--root",
+    "--records",
+    "--val-records",
+    "--proposals",
+    "--label-maps",
+    "--images",
+)
 POLL_S = 1.0
-STOPPED_STATUS = 143  # as a shell tells of a process ended by SIGTERM
+STOPPED_STATUS = 143  # as a shell reports a process ended by SIGTERM
 INTERRUPTED_STATUS = 130
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to do with a job on a cluster; a new one's command stands after `--`."""
+    """What to do with a job on a cluster. The command of a new job stands after `--`."""
 
     address: str | None = None
-    """URL of the cluster's dashboard; RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
+    """URL of the cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     detach: bool = False
-    """Print the new job's ID and leave it to itself."""
+    """Print the ID of the new job and end at once."""
     follow: str | None = None
-    """ID of a job whose log to show from its begin, and with whose status to end."""
+    """ID of a job to follow: show its log from the start and end with its status."""
     stop: str | None = None
-    """ID of a job to end."""
+    """ID of a job to stop."""
     upload: bool = True
-    """Send the working tree along; --no-upload: the cluster's image has this project."""
+    """Send the working tree to the cluster. --no-upload: the cluster's image has this project."""
     env: tuple[str, ...] = ()
-    """Names of this machine's environment variables that the job shall have, as MLFLOW_TRACKING_URI or AWS_*. Ray keeps
-    their values with the job, where who holds the token can read them: better give secrets to the cluster's nodes."""
+    """Environment variables to hand to the job: names or patterns (AWS_*). Whoever has the token can read them."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -98,11 +109,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
-    """Settings and the job's command. SettingError unless exactly one thing is to be done."""
+    """Settings, and the command of the job.
+
+    Raises:
+        SettingError: Not exactly one thing is to be done, or the command is no command of this working tree.
+    """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     command = list(arguments[end + 1 :])
-    config = (tyro.conf.OmitArgPrefixes,)
-    settings = tyro.cli(Settings, args=list(arguments[:end]), description=__doc__, config=config)
+    settings = read(Settings, __doc__, arguments[:end])
     wanted = [
         name for name, on in (("-- COMMAND", command), ("--follow", settings.follow), ("--stop", settings.stop)) if on
     ]
@@ -115,48 +129,62 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
             expected = "none: all who see the processes or the cluster's jobs can read them"
             raise SettingError("an argument holds credentials", field="command", value=word, expected=expected)
     if command and command[:2] == ["python", "-m"] and settings.upload:
-        names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-        name = command[2].removeprefix("jobs.") if len(command) > 2 else ""
-        if name not in names:
-            raise SettingError("no such job", field="command", value=name, expected=", ".join(names))
+        words = [word.removeprefix("jobs.") for word in command[2:] if word != "jobs"]
+        names = [name for group in COMMANDS.values() for name in group]
+        check_choice(words[0].split(".")[0] if words else "", names, "command")
     return settings, command
 
 
 def chosen_environment(patterns: Sequence[str]) -> dict[str, str]:
-    """The variables whose names match. SettingError, never with a value in it, where none does or one is Ray's."""
+    """The environment variables whose names match.
+
+    Raises:
+        SettingError: No name matches a pattern, or a name is one of Ray's. It never holds the value of a variable.
+    """
     chosen: dict[str, str] = {}
     for pattern in patterns:
         name = pattern.partition("=")[0]
         if name != pattern:
             raise SettingError(
-                "a value on the command line can be read by all users",
+                "all users of this machine can read a value on the command line",
                 field="env",
                 value=name,
-                expected="the variable's name only; set it in the environment",
+                expected="only the name; set the value in the environment",
             )
         if name.startswith("RAY_"):
-            raise SettingError("the cluster has its own", field="env", value=name, expected="no variable of Ray's")
+            raise SettingError(
+                "the cluster has its own variables of Ray", field="env", value=name, expected="another name"
+            )
         found = {key: value for key, value in os.environ.items() if fnmatch.fnmatchcase(key, name)}
         found = {key: value for key, value in found.items() if not key.startswith("RAY_")}
         if not found:
-            raise SettingError("no such variable is set here", field="env", value=name, expected="one that is set")
+            raise SettingError(
+                "no such variable is set here", field="env", value=name, expected="a variable that is set"
+            )
         chosen |= found
     return chosen
 
 
 def find_relative_paths(command: Sequence[str]) -> list[str]:
-    """A line for every file setting that names a relative path: it would lie in a job's temporary folder."""
+    """A warning for every file setting with a relative path: on the cluster it is in a temporary folder of the job."""
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
     return [
-        f"{flag} {value} is relative: on the cluster that is a temporary folder of the head; "
-        "take a path that all nodes share, or s3://..."
+        f"{flag} {value} is relative: on the cluster it is in a temporary folder of the head; "
+        "set a path that all nodes share, or s3://..."
         for flag, value in pairwise(words)
         if flag in FILE_FLAGS and storage.is_local(value) and not os.path.isabs(value)
     ]
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster's job server. SettingError where none answers or the token is refused."""
+    """A client of the cluster's job server.
+
+    Raises:
+        SettingError: No job server answers, or it refuses the token.
+    """
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
     address = address or os.environ.get(ADDRESS_VARIABLES[0]) or DEFAULT_ADDRESS
     if not address.startswith(("http://", "https://")):
         raise SettingError("not a dashboard's URL", field="address", value=address, expected="http://HOST:8265")
@@ -167,7 +195,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
     except AuthenticationError:
         raise SettingError(
-            "the cluster refuses our token" if token else "the cluster asks for a token, and there is none here",
+            "the cluster refuses our token" if token else "the cluster asks for a token and none is set here",
             field="RAY_AUTH_TOKEN",
             expected=f"the token of {address} in RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
         ) from None
@@ -181,9 +209,12 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 
 def find_token() -> str | None:
-    """The token where Ray itself looks for it (ray-security/token-auth in Ray's documentation); None: there is none.
+    """The token, from where Ray itself looks for it (ray-security/token-auth in Ray's documentation); None without one.
 
-    Given to the client by us: Ray's sends it only if RAY_AUTH_MODE was set before Ray was imported.
+    We hand it to the client ourselves: Ray sends it only if RAY_AUTH_MODE was set before Ray was imported.
+
+    Raises:
+        InputError: RAY_AUTH_TOKEN_PATH names a file that cannot be read.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
@@ -198,7 +229,11 @@ def find_token() -> str | None:
 
 
 def submit(client: JobSubmissionClient, command: Sequence[str], environment: dict[str, str], *, upload: bool) -> str:
-    """Start the command on the cluster; returns the job's ID. InputError where Ray refuses it."""
+    """Start the command on the cluster and return the ID of the job.
+
+    Raises:
+        InputError: Ray refuses the job, or the working tree is too large to send.
+    """
     runtime_env: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **environment}}
     if upload:
         root = Path(__file__).parents[1]
@@ -206,7 +241,7 @@ def submit(client: JobSubmissionClient, command: Sequence[str], environment: dic
     try:
         return client.submit_job(entrypoint=shlex.join(command), runtime_env=runtime_env)
     except (OSError, RuntimeError, ValueError) as error:
-        # Not the error's text: it may quote the variables.
+        # Without the error's text, which may quote the values of variables.
         problem = (
             "the working tree is too large to send"
             if "exceeds the maximum size" in str(error)
@@ -216,12 +251,14 @@ def submit(client: JobSubmissionClient, command: Sequence[str], environment: dic
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Print a job's log until it ends; returns its exit status. Interrupted, it leaves the job alone."""
+    """Print a job's log until it ends and return its exit status. The job continues if this is interrupted."""
+    from ray.job_submission import JobStatus
+
     status_of(client, job_id)
     try:
         asyncio.run(_print_log(client, job_id))
     except KeyboardInterrupt:
-        print(f"\n{job_id} goes on; --follow {job_id} shows it again, --stop {job_id} ends it", file=sys.stderr)
+        print(f"\n{job_id} continues; --follow {job_id} shows it again, --stop {job_id} stops it", file=sys.stderr)
         return INTERRUPTED_STATUS
     status = status_of(client, job_id)
     details = client.get_job_info(job_id)
@@ -236,14 +273,14 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
 
 
 def exit_status(code: int | None) -> int:
-    """What a shell would tell of a failed process: its code, 128 + N if signal N ended it, 1 if it is not known."""
+    """What a shell reports of a failed process: its code, 128 + N if signal N ended it, 1 if the code is unknown."""
     if code is None or code == 0:
         return 1
     return 128 - code if code < 0 else code
 
 
 async def _print_log(client: JobSubmissionClient, job_id: str) -> None:
-    """The log from its begin to its end, once, however often the connection is lost."""
+    """Print the log once from start to end, however often the connection is lost."""
     printed = 0
     while True:
         position = 0
@@ -254,14 +291,18 @@ async def _print_log(client: JobSubmissionClient, job_id: str) -> None:
                 print(new, end="", flush=True)
                 printed = max(printed, position)
         except (OSError, RuntimeError) as error:
-            print(f"the connection was lost ({type(error).__name__}), trying again", file=sys.stderr)
+            print(f"the connection was lost ({type(error).__name__}): trying again", file=sys.stderr)
         if status_of(client, job_id).is_terminal():
             return
         await asyncio.sleep(POLL_S)
 
 
 def status_of(client: JobSubmissionClient, job_id: str) -> JobStatus:
-    """A job's status. SettingError if the cluster knows no such job."""
+    """Status of a job.
+
+    Raises:
+        SettingError: The cluster knows no such job, or does not answer any more.
+    """
     try:
         return client.get_job_status(job_id)
     except OSError as error:
@@ -274,7 +315,7 @@ def status_of(client: JobSubmissionClient, job_id: str) -> JobStatus:
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> int:
-    """End a job, wait until it has ended, and tell how; 0, also if it had ended before."""
+    """Stop a job, wait until it has ended and print its status; returns 0, also if it had ended before."""
     if not status_of(client, job_id).is_terminal():
         client.stop_job(job_id)
     while not (status := status_of(client, job_id)).is_terminal():

@@ -1,7 +1,10 @@
-"""Accuracy near object boundaries: python -m jobs.trimap --run-dirs A B --records VAL --widths 2 4 8 16 32 --out DIR.
+"""Measure accuracy near object boundaries: mean IoU in bands, and Boundary IoU.
 
-The paper's figure 4: mean IoU inside bands around the contours, and outside them, of one run or several; Boundary IoU
-beside it. evaluation/trimap.py defines both.
+    python -m jobs.trimap --run-dir A B --records VAL --widths 2 4 8 16 32 --out DIR
+
+It measures mean IoU inside and outside bands around contours: the paper's Figure 4, for one run or several, on the same
+records. boxsup_dist/evaluation/trimap.py
+defines both measures.
 """
 
 from __future__ import annotations
@@ -12,48 +15,47 @@ from typing import Any
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.tables import Table, open_table
-from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.evaluate import boundary_summary, measure_boundaries
 from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, check_widths
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.reporting.figures import trimap_figure
 from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.networks import predictor
+from boxsup_dist.runs.command_line import NumActors, Prediction, RunDirs, run
+from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Measure the runs one after the other on the same records; write summary.json and trimap.png."""
+    """Which networks, on what."""
 
-    run_dirs: tuple[str, ...]
-    """Run directories of trainings."""
+    run_dirs: RunDirs
     records: str
-    """Records table with ground truth."""
+    """Folder or URI of the records table; its images need ground truth."""
     out: str
-    """Folder or URI for the results."""
+    """Folder or URI of summary.json and trimap.png."""
     widths: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Widths of the bands, in pixels to either side of the contour."""
     boundary_share: float = BOUNDARY_SHARE
-    """Depth of Boundary IoU's regions, as a share of the image's diagonal."""
-    num_actors: int | None = None
-    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core. The result doesn't depend on it."""
-    prediction: PredictionSettings = field(default_factory=PredictionSettings)
-    """Test-time options; the default is a plain forward pass."""
+    """Depth of the regions of Boundary IoU, as a share of the image's diagonal."""
+    num_actors: NumActors = None
+    prediction: Prediction = field(default_factory=PredictionSettings)
 
 
 def main(settings: Settings) -> None:
-    """Measure, write the results and print a row a run and width."""
-    started = time.monotonic()
+    """Measure one run after the other, write the results and print a row per run and width."""
     if not settings.run_dirs:
-        raise SettingError("no run to measure", field="run_dirs", expected="one run directory or more")
+        raise SettingError("no run to measure", field="run_dir", expected="one run directory or more")
     check_widths(settings.widths, settings.boundary_share)
     settings.prediction.check()
-    session.start()
+    for run_dir in settings.run_dirs:
+        read_config(run_dir)
     records = open_table(settings.records, "records")
+    from boxsup_dist.distributed import session
+    from boxsup_dist.reporting.figures import trimap_figure
+
+    started = time.monotonic()
+    session.start()
     runs = {name: _measure(uri, records, settings) for name, uri in _names(settings.run_dirs).items()}
     out = storage.absolute(settings.out)
     summary = {
@@ -87,6 +89,9 @@ def _names(run_dirs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _measure(run_dir: str, records: Table, settings: Settings) -> dict[str, Any]:
+    from boxsup_dist.evaluation.evaluate import boundary_summary, measure_boundaries
+    from boxsup_dist.runs.networks import predictor
+
     groups = records.row_groups()
     opened = predictor(run_dir, None, settings.num_actors, records)
     with opened as found, ProgressMeter("trimap", len(groups)) as meter:

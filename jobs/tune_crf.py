@@ -1,6 +1,9 @@
-"""Grid search of the dense CRF on a seeded draw of images: python -m jobs.tune_crf --run-dir R --records VAL --out DIR.
+"""Find the best parameters of the dense CRF for a trained network, by grid search.
 
-The best set can be given to jobs.evaluate as --crf "4,67,3,3,1". Draw the images from a set that is not tested on.
+    python -m jobs.tune_crf --run-dir R --records VAL --out DIR
+
+It measures mean IoU of every combination of values, on predictions that are made once, and prints the best set: give
+it to jobs.evaluate or jobs.predict as --crf "4,67,3,3,1". Draw the images from a set that you do not test on.
 """
 
 from __future__ import annotations
@@ -8,32 +11,30 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.tables import open_table
-from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import mean_iou
-from boxsup_dist.evaluation.evaluate import draw_slices, score_crfs
 from boxsup_dist.model.crf import CrfSettings, crf_settings
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.networks import predictor
+from boxsup_dist.runs.command_line import Checkpoint, NumActors, Prediction, RunDir, run
+from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import write_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Mean IoU of every combination of the values, on network predictions that are made once."""
+    """Which network, on what, and the values to combine."""
 
-    run_dir: str
-    """Run directory of a training."""
+    run_dir: RunDir
     records: str
-    """Records table with ground truth."""
+    """Folder or URI of the records table; its images need ground truth."""
     out: str
-    """Folder or URI for summary.json."""
+    """Folder or URI of summary.json."""
     num_images: int = 100
     """Images to draw."""
     seed: int = 0
@@ -41,19 +42,16 @@ class Settings:
     bilateral_weight: tuple[float, ...] = (4.0,)
     """Weights of the appearance potential."""
     bilateral_xy_std_px: tuple[float, ...] = (33.0, 49.0, 67.0)
-    """Its widths over the image, in pixels."""
+    """Widths of the appearance potential over the image, in pixels."""
     bilateral_rgb_std: tuple[float, ...] = (3.0, 5.0, 8.0)
-    """Its widths over the colours, on 0..255."""
+    """Widths of the appearance potential over the colours, on 0..255."""
     spatial_weight: tuple[float, ...] = (3.0,)
     """Weights of the smoothness potential."""
     spatial_xy_std_px: tuple[float, ...] = (1.0, 3.0)
-    """Its widths, in pixels."""
-    checkpoint: str | None = None
-    """Checkpoint to predict with; by default the run's newest."""
-    num_actors: int | None = None
-    """Members of the pool. Not set: one per GPU, without GPUs one per CPU core. The result doesn't depend on it."""
-    prediction: PredictionSettings = field(default_factory=PredictionSettings)
-    """Test-time options of the predictions; crf stays none."""
+    """Widths of the smoothness potential, in pixels."""
+    checkpoint: Checkpoint = None
+    num_actors: NumActors = None
+    prediction: Prediction = field(default_factory=PredictionSettings)
 
 
 def to_text(crf: CrfSettings) -> str:
@@ -62,24 +60,34 @@ def to_text(crf: CrfSettings) -> str:
 
 
 def grid(settings: Settings) -> list[CrfSettings]:
-    """All combinations. SettingError on a value that can't work, or if there is none."""
+    """All combinations of the values.
+
+    Raises:
+        SettingError: A parameter has no value, or one that is out of range.
+    """
     names = ("bilateral_weight", "bilateral_xy_std_px", "bilateral_rgb_std", "spatial_weight", "spatial_xy_std_px")
     for name in names:
         if not getattr(settings, name):
-            raise SettingError("an empty grid", field=name, expected="one value or more")
+            raise SettingError("no value to try", field=name, expected="one value or more")
     combinations = itertools.product(*(getattr(settings, name) for name in names))
     return [crf_settings(",".join(map(repr, values))) for values in combinations]
 
 
 def main(settings: Settings) -> None:
     """Search, write OUT/summary.json and print the table, best first."""
-    started = time.monotonic()
     candidates = grid(settings)
     if settings.prediction.crf is not None:
-        raise SettingError("the CRF is what is searched", field="crf", value=settings.prediction.crf, expected="none")
+        expected = "none: this command searches it"
+        raise SettingError("crf has no effect here", field="crf", value=settings.prediction.crf, expected=expected)
     settings.prediction.check()
-    session.start()
+    read_config(settings.run_dir)
     records = open_table(settings.records, "records")
+    from boxsup_dist.distributed import session
+    from boxsup_dist.evaluation.evaluate import draw_slices, score_crfs
+    from boxsup_dist.runs.networks import predictor
+
+    started = time.monotonic()
+    session.start()
     slices = draw_slices(records, settings.num_images, settings.seed)
     sizes = [len(unit.rows or ()) for unit in slices]
     opened = predictor(settings.run_dir, settings.checkpoint, settings.num_actors, records)
@@ -95,17 +103,9 @@ def main(settings: Settings) -> None:
             settings=settings.prediction,
             on_progress=lambda done, _: meter.advance(sizes[done - 1]),
         )
-    without = 100 * mean_iou(plain.confusion)
-    rows = [
-        {**asdict(crf), "mean_iou": 100 * mean_iou(result.confusion), "crf": to_text(crf)}
-        for crf, result in zip(candidates, results, strict=True)
-    ]
-    rows.sort(key=lambda row: -row["mean_iou"])  # a stable sort: the grid's order decides between equals
+    scores = [100 * mean_iou(result.confusion) for result in results]
     summary = {
-        "best": rows[0]["crf"],
-        "best_mean_iou": rows[0]["mean_iou"],
-        "mean_iou_without_crf": without,
-        "rows": rows,
+        **_ranked(candidates, scores, 100 * mean_iou(plain.confusion)),
         "num_images": plain.num_images,
         "image_ids": [
             record.image_id
@@ -118,10 +118,30 @@ def main(settings: Settings) -> None:
         "records": records.uri,
         "seconds": time.monotonic() - started,
     }
-    shown = [{name: value for name, value in row.items() if name not in ("crf", "num_iterations")} for row in rows]
-    table = format_table(shown, f"{plain.num_images} images, without CRF {without:.2f}")
-    best = f"best: --crf {summary['best']}   mean IoU {without:.2f} -> {summary['best_mean_iou']:.2f}"
-    write_result(settings.out, summary, [table, best])
+    write_result(settings.out, summary, _lines(summary))
+
+
+def _ranked(candidates: list[CrfSettings], scores: list[float], without: float) -> dict[str, Any]:
+    """A row per candidate, best first, equal ones in the grid's order; and the best of them."""
+    rows = [
+        {**asdict(crf), "mean_iou": score, "crf": to_text(crf)} for crf, score in zip(candidates, scores, strict=True)
+    ]
+    rows.sort(key=lambda row: -row["mean_iou"])
+    return {
+        "best": rows[0]["crf"],
+        "best_mean_iou": rows[0]["mean_iou"],
+        "mean_iou_without_crf": without,
+        "rows": rows,
+    }
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    hidden, without = ("crf", "num_iterations"), summary["mean_iou_without_crf"]
+    rows = [{name: value for name, value in row.items() if name not in hidden} for row in summary["rows"]]
+    return [
+        format_table(rows, f"{summary['num_images']} images, without CRF {without:.2f}"),
+        f"best: --crf {summary['best']}   mean IoU {without:.2f} -> {summary['best_mean_iou']:.2f}",
+    ]
 
 
 if __name__ == "__main__":

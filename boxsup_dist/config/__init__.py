@@ -33,6 +33,7 @@ __all__ = [
     "CostForm",
     "Duplicates",
     "Head",
+    "InputType",
     "NetworkSettings",
     "OptimizerKind",
     "OptimizerSettings",
@@ -48,6 +49,7 @@ __all__ = [
 
 Supervision = Literal["mask", "rectangles", "grabcut", "wssl", "wssl_em", "box"]
 Duplicates = Literal["refuse", "drop"]
+InputType = Literal["uint8", "float32"]  # of the images that an exported network takes
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def newest(uri: str) -> str:
         return uri
     found = latest(uri)
     if found is None:
-        expected = "a run directory with a whole checkpoint, or a checkpoint's folder"
+        expected = "a run directory with a whole checkpoint (python -m jobs.train makes it), or a checkpoint's folder"
         raise CheckpointError("no checkpoint here", file=uri, expected=expected)
     return found
 

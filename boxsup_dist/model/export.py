@@ -14,19 +14,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from boxsup_dist.config import InputType
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.model.grids import CellGrid
 from boxsup_dist.model.inference import image_to_batch
 from boxsup_dist.model.networks import SegmentationNetwork
 
-InputType = Literal["uint8", "float32"]
 Logits = NDArray[np.float32]
 Runner = Callable[[NDArray[np.uint8]], Logits]
 """Logits float32 (C, H, W) of one image, uint8 RGB (H, W, 3)."""

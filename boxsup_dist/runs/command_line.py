@@ -1,19 +1,53 @@
-"""What every job's command line does alike."""
+"""What the command lines of all jobs have in common: how they are read, listed, called by name, and how they fail."""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import importlib.util
+import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
-from boxsup_dist.errors import InputError
+from boxsup_dist.config import PredictionSettings
+from boxsup_dist.errors import InputError, SettingError
+
+# Settings that several commands share: one name, one type and one help text for each.
+RunDir = Annotated[str, tyro.conf.arg(help="Run directory of a training: a folder or URI.")]
+RunDirs = Annotated[
+    tuple[str, ...], tyro.conf.arg(name="run_dir", help="Run directories of trainings: one or several folders or URIs.")
+]
+Checkpoint = Annotated[
+    str | None, tyro.conf.arg(help="Folder or URI of the checkpoint to use. Default: the run's newest.")
+]
+NumActors = Annotated[
+    int | None,
+    tyro.conf.arg(
+        name="resources.num-actors",
+        help="Processes that compute. The result does not depend on their number. Default: one per GPU, without GPUs one per CPU core.",
+    ),
+]
+NumCpus = Annotated[
+    int | None,
+    tyro.conf.arg(help="CPUs of the local Ray session. Default: all cores. Refused when RAY_ADDRESS is set."),
+]
+Epochs = Annotated[
+    int | None,
+    tyro.conf.arg(name="optimizer.epochs", help="Passes over the training images. Default: as many as the recipe has."),
+]
+Prediction = Annotated[PredictionSettings, tyro.conf.arg(name="")]
+T = TypeVar("T")
+_called_as: str | None = None  # set by `call`: run_module overwrites sys.argv[0]
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """A user's error becomes one clear line on stderr and exit status 2."""
+    """Turn a user's error into one line on stderr and exit status 2."""
     try:
         yield
     except InputError as error:
@@ -31,14 +65,108 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def run(main: Callable, choose_settings: Callable[[], type] | None = None) -> None:
-    """Call `main` with the command line's settings, errors told clearly.
+def run(main: Callable[[Any], object], choose_settings: Callable[[], type] | None = None) -> None:
+    """Call `main` with the settings of the command line; a user's error ends it with one clear line.
 
-    `choose_settings` gives the type of the settings where it depends on the command line itself.
+    Args:
+        main: The job. Its argument is typed with the dataclass of the settings; the docstring of its module is the
+            description in the help.
+        choose_settings: Gives that dataclass where it depends on the command line itself.
     """
-    description = sys.modules[main.__module__].__doc__
     with clear_errors():
-        if choose_settings is None:
-            tyro.cli(main, description=description, config=(tyro.conf.OmitArgPrefixes,))
-        else:
-            main(tyro.cli(choose_settings(), description=description, config=(tyro.conf.OmitArgPrefixes,)))
+        chosen = choose_settings() if choose_settings is not None else get_type_hints(main)["settings"]
+        main(read(chosen, sys.modules[main.__module__].__doc__))
+
+
+def read(
+    settings_type: type[T], description: str | None, arguments: Sequence[str] | None = None, prog: str | None = None
+) -> T:
+    """The settings that the arguments give; --help or a wrong argument ends the process.
+
+    Args:
+        settings_type: Dataclass of the settings.
+        description: Text of the help above the options.
+        arguments: None: those of the process.
+        prog: How to call the command; None: as the process was called.
+    """
+    config = (tyro.conf.DisallowNone,)  # not set is None; nobody has to type it
+    return tyro.cli(settings_type, prog=prog or program(), description=description, args=arguments, config=config)
+
+
+def program() -> str:
+    """How a person called this process: `python -m jobs.train`, or `boxsup train` through the front door."""
+    if _called_as is not None:
+        return _called_as
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def check_choice(value: str, choices: Iterable[str], field: str) -> None:
+    """Raise SettingError, with the close matches and all choices, unless `value` is one of them."""
+    choices = list(choices)
+    if value in choices:
+        return
+    close = difflib.get_close_matches(value, choices)
+    problem = f"no such {field}" + (f": did you mean {' or '.join(close)}?" if close else "")
+    raise SettingError(problem, field=field, value=value, expected=f"one of {', '.join(choices)}")
+
+
+# -- commands by name --------------------------------------------------------------------------------------------------
+
+
+def front_door(package: str, groups: Mapping[str, Sequence[str]], default: str | None = None) -> tuple[str, list[str]]:
+    """The command of a package that sys.argv names, and its arguments.
+
+    Without a name the commands are listed and, unless there is a default, the process ends; so it does on --help.
+
+    Args:
+        package: Name of the package whose modules are the commands.
+        groups: Names of the modules, in groups to be listed.
+        default: The command to run where none is named.
+
+    Raises:
+        SettingError: There is no such command; the close matches are named.
+    """
+    arguments = sys.argv[1:]
+    wants_help = bool(arguments) and arguments[0] in ("-h", "--help")
+    if not arguments or wants_help:
+        print(_listing(package, groups, default), flush=True)
+    if wants_help or (default is None and not arguments):
+        raise SystemExit(0)
+    if default is not None and (not arguments or arguments[0].startswith("-")):
+        return default, arguments
+    name = arguments[0].replace("-", "_")
+    check_choice(name, [name for names in groups.values() for name in names], "command")
+    return name, arguments[1:]
+
+
+def call(package: str, name: str, arguments: Sequence[str]) -> None:
+    """Run a module of the package as the command that it is; its help shows how this program was called."""
+    global _called_as
+    _called_as = f"{program()} {name}"
+    sys.argv = [name, *arguments]
+    runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
+
+
+def docstring_of(module: str) -> str:
+    """Docstring of a module, or of a package's `__main__`, which is read but not imported."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    path = Path(spec.origin)
+    if spec.submodule_search_locations is not None:
+        path = path.with_name("__main__.py")
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def _listing(package: str, groups: Mapping[str, Sequence[str]], default: str | None) -> str:
+    width = max(len(name) for names in groups.values() for name in names) + 2
+    command = "COMMAND" if default is None else "[NAME]"
+    lines = [f"usage: {program()} {command} [OPTIONS]", "", docstring_of(package), ""]
+    for group, names in groups.items():
+        lines.append(f"{group}:")
+        lines += [f"  {name:<{width}}{docstring_of(f'{package}.{name}').partition(chr(10))[0]}" for name in names]
+        lines.append("")
+    lines.append(f"`{program()} NAME --help` shows the options of one.")
+    return "\n".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from boxsup_dist.config import TrainConfig, differences
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.layout import FORMAT, RunFiles
 from boxsup_dist.runs.summary import is_finished
 
@@ -83,6 +82,8 @@ def keep_config(config: TrainConfig) -> None:
 
 
 def _has_trained(run_dir: str) -> bool:
+    from boxsup_dist.model import checkpoint  # torch with it, which reading a configuration does without
+
     return checkpoint.latest(run_dir) is not None or is_finished(run_dir)
 
 

@@ -21,11 +21,10 @@ from typing import Literal
 from boxsup_dist.config import SourceSettings, Supervision, TrainConfig
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.model.weights import CHECKPOINT_PREFIX
-from boxsup_dist.runs.recipes import RECIPES
+from boxsup_dist.runs.recipes import RECIPES, RecipeName
 
 Scale = Literal["full", "mini"]
-RECIPE_OF_SCALE: dict[Scale, str] = {"full": "paper", "mini": "mini"}
+RECIPE_OF_SCALE: dict[Scale, RecipeName] = {"full": "paper", "mini": "mini"}
 TRAIN, AUG, COCO, VOC07, VAL = "voc12-train", "voc12-aug", "coco", "voc07", "voc12-val"
 COCO80, CONTEXT_TRAIN, CONTEXT_VAL = "coco80", "context-train", "context-val"
 
@@ -126,6 +125,8 @@ def make_configs(
         seed: Seed of the runs.
         epochs: None: those of the recipe. Else the warm-up of the assignment keeps its share of them.
     """
+    from boxsup_dist.model.weights import CHECKPOINT_PREFIX  # torch with it: seconds that --help does not have
+
     before = make_configs(row.start, scale, data, runs, seed=seed, epochs=epochs) if row.start else []
     val = storage.join(data, row.val, "records") if row.val else None
     config = RECIPES[RECIPE_OF_SCALE[scale]](runs, _sources(row, data), val)

@@ -22,14 +22,16 @@ from typing import Any
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.records.settings import ROW_GROUP_SIZE
+from boxsup_dist.runs.costs import Capacity, Costs, Epoch, epoch_of
 
 GIB = 2**30
 VOC_IMAGE_PX = 500 * 375
 # Ray's own share (ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION and ..._MAX_MEMORY_BYTES).
 OBJECT_STORE_SHARE = 0.3
 OBJECT_STORE_MAX_BYTES = 200e9
+RATES_FILE = "runs/rates.json"  # where jobs.calibrate writes and jobs.plan reads by default
 BETWEEN_EPOCHS_S = 2.0  # the bound that jobs.bench holds a run to
-ROWS_OF_A_BLOCK = 16  # records.shard.ROW_GROUP_SIZE: a slice of the stream is no longer than a row group
 BLOCKS_OF_A_TASK = 3  # one in the making, two prefetched (training.stream)
 BYTES_OF_A_PIXEL = 4  # RGB and the label map
 LABELS_KEPT = 2  # epochs whose labels and weights are in the object store at once
@@ -92,15 +94,15 @@ class Rates:
 class Workload:
     """What is to be trained on."""
 
-    images: int
+    num_images: int
     boxes_per_image: float = 2.5
     image_px: float = VOC_IMAGE_PX
-    val_images: int = 1449
+    num_val_images: int = 1449
     supervision: str = "box"
 
     def check(self) -> Workload:
         """Raise SettingError on a number that can't be; returns self."""
-        for name, least in (("images", 1), ("boxes_per_image", 0), ("image_px", 1), ("val_images", 0)):
+        for name, least in (("num_images", 1), ("boxes_per_image", 0), ("image_px", 1), ("num_val_images", 0)):
             _check_least(name, getattr(self, name), least)
         return self
 
@@ -155,7 +157,7 @@ class Plan:
 
 def read_rates(uri: str, recipe: str) -> Rates:
     """The rates of a recipe in a file of jobs.calibrate. InputError where it has none."""
-    found = storage.read_json(uri)
+    found = storage.read_json(uri) if storage.exists(uri) else {}
     if not isinstance(found, dict) or recipe not in found:
         expected = f"one with `{recipe}`; python -m jobs.calibrate {recipe} --out {uri} adds it"
         raise InputError("no rates of this recipe", file=uri, field="recipe", value=recipe, expected=expected)
@@ -220,7 +222,7 @@ class _Planner:
         if self.workers > self.batch:
             self.warnings.append(
                 f"{self.workers} workers for a batch of {self.batch}: the run would be refused; "
-                f"planned with {self.batch} (--num-workers {self.batch})"
+                f"planned with {self.batch} (--resources.num-workers {self.batch})"
             )
             self.workers = self.batch
         try:
@@ -231,7 +233,7 @@ class _Planner:
             self.warnings.append("the rates are of a CPU: a GPU is faster; calibrate on such a machine")
 
     def _counts(self) -> list[Figure]:
-        steps = math.ceil(self.workload.images / self.batch)
+        steps = math.ceil(self.workload.num_images / self.batch)
         return [
             Figure("workers", self.workers, "", "exact"),
             Figure("actors", self.actors, "", "exact"),
@@ -249,39 +251,50 @@ class _Planner:
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    def train_rate(self) -> float:
-        """Images/s of the training: what the workers can train, the data tasks supply, and the cores do for both."""
-        threads, tasks = self.resources.threads_per_worker, self.resources.stream_tasks_per_worker
-        could_train = self.workers * self.rates.train_images_per_s
-        reserved = (
-            self.workers * self.resources.cpus_per_worker + self.resources.num_actors * self.resources.cpus_per_actor
-        )
-        stream_s = self.rates.stream_s_per_image * self.size
-        data_cpus = max(self.cpus - reserved, 0)
-        supplied = min(max(data_cpus, 1), self.workers * tasks) / stream_s
-        # A worker's threads are busy while it computes, whatever share of a CPU Ray reserves for it.
-        by_cores = self.cpus / (threads / self.rates.train_images_per_s + stream_s)
-        rate = min(could_train, supplied, by_cores)
-        if rate < STARVED_BELOW * could_train:
+    def _free_cpus(self) -> float:
+        """CPUs that workers and actors leave to the data tasks."""
+        resources = self.resources
+        reserved = self.workers * resources.cpus_per_worker + resources.num_actors * resources.cpus_per_actor
+        return max(self.cpus - reserved, 0)
+
+    def _capacity(self) -> Capacity:
+        """What the cluster does at the same time. An actor has a GPU, or as many cores as it has threads."""
+        resources = self.resources
+        actors = self.actors if self.gpus else min(self.actors, self.cpus / resources.threads_per_actor)
+        data_cores = min(max(self._free_cpus(), 1), self.workers * resources.stream_tasks_per_worker)
+        return Capacity(self.workers, actors, data_cores, self.cpus, resources.threads_per_worker)
+
+    def _epoch(self) -> Epoch:
+        """The run's epoch by the cost model; warns where data tasks hold up the training."""
+        epoch = epoch_of(self._costs(), self._capacity(), self.workload.num_images)
+        if epoch.train * STARVED_BELOW > epoch.parts["steps"]:
+            could_train, trained = (self.workload.num_images / s for s in (epoch.parts["steps"], epoch.train))
             cause = (
-                f"{data_cpus:g} of {self.cpus} CPUs are left for data tasks, {tasks} tasks a worker"
-                if supplied <= by_cores
+                f"{self._free_cpus():g} of {self.cpus} CPUs are left for data tasks, "
+                f"{self.resources.stream_tasks_per_worker} tasks per worker"
+                if epoch.parts["data tasks"] >= epoch.parts["shared cores"]
                 else f"workers and data tasks share {self.cpus} cores"
             )
             self.warnings.append(
-                f"Ray Data starves: the workers could train {could_train:.1f} images/s and get {rate:.1f}; {cause}. "
-                "Take more CPUs a node, or fewer and smaller shares (--cpus-per-worker, --cpus-per-actor, "
-                "--stream-tasks-per-worker, --num-workers)"
+                f"data tasks hold up the training: the workers could train {could_train:.1f} images/s and get "
+                f"{trained:.1f}; {cause}. Take more CPUs per node, or fewer processes and smaller shares "
+                "(--resources.cpus-per-worker, --resources.cpus-per-actor, --resources.stream-tasks-per-worker, "
+                "--resources.num-workers)"
             )
-        return rate
+        return epoch
 
-    def _pool_rate(self, images_per_s: float) -> float:
-        """Images/s of all actors, as far as there are cores (or GPUs, which an actor each is given) for them."""
-        at_once = self.actors if self.gpus else min(self.actors, self.cpus / self.resources.threads_per_actor)
-        return at_once * images_per_s / self.size
+    def _costs(self) -> Costs:
+        """The rates as the cost model has them: whole images cost by their pixels, crops have one size."""
+        rates = self.rates
+        return Costs(
+            step=1 / rates.train_images_per_s,
+            stream=rates.stream_s_per_image * self.size,
+            choose=self.size / rates.assign_images_per_s,
+            ingest=rates.proposals_s_per_image * self.size,
+        )
 
     def _time(self) -> list[Figure]:
-        images, epochs = self.workload.images, self.epochs
+        epochs, epoch, costs = self.epochs, self._epoch(), self._costs()
         device = ("from a CPU to a GPU",) if self.gpus and not self.rates.gpu else ()
         share = math.ceil(self.batch / self.workers)
         other_share = (f"from {self.rates.batch_images} to {share} images a step",)
@@ -290,19 +303,18 @@ class _Planner:
             processes=self.workers,
             reasons=device + (other_share if share != self.rates.batch_images else ()),
         )
-        found = [Figure("train", images * epochs / self.train_rate() / 3600, "h", train_basis)]
+        found = [Figure("train", epochs * epoch.train / 3600, "h", train_basis)]
         if self.workload.supervision == "box":
-            core_s = images * self.rates.proposals_s_per_image * self.size
+            core_s = self.workload.num_images * costs.ingest
             basis = self._basis(by_size=True, processes=self.cpus, reasons=())
             basis += f"; {self.rates.proposals_method}"
             found.insert(0, Figure("proposals", core_s / self.cpus / 3600, "h", basis))
-            rate = self._pool_rate(self.rates.assign_images_per_s)
             basis = self._basis(by_size=True, processes=self.actors, reasons=device)
-            found.append(Figure("reassignment", images * epochs / rate / 3600, "h", basis))
-        evaluated = self.workload.val_images * self._evaluations()
-        rate = self._pool_rate(self.rates.evaluate_images_per_s)
+            found.append(Figure("reassignment", epochs * epoch.reassign / 3600, "h", basis))
+        evaluated = self.workload.num_val_images * self._evaluations()
+        evaluate_s = self.size / self.rates.evaluate_images_per_s / self._capacity().actors
         basis = self._basis(by_size=True, processes=self.actors, reasons=device)
-        found.append(Figure("evaluation", evaluated / rate / 3600, "h", basis))
+        found.append(Figure("evaluation", evaluated * evaluate_s / 3600, "h", basis))
         basis = f"assumed: {BETWEEN_EPOCHS_S:g} s an epoch"
         found.append(Figure("between epochs", BETWEEN_EPOCHS_S * epochs / 3600, "h", basis))
         return found
@@ -315,9 +327,9 @@ class _Planner:
     # -- storage -----------------------------------------------------------------------------------------------------
 
     def _storage(self) -> list[Figure]:
-        images, rates = self.workload.images, self.rates
+        images, rates = self.workload.num_images, self.rates
         by_size = self._basis(by_size=True)
-        with_val = images + self.workload.val_images
+        with_val = images + self.workload.num_val_images
         kept = self.config.keep_checkpoints
         found = [Figure("records", with_val * rates.record_bytes * self.size / 1e9, "GB", by_size)]
         if self.workload.supervision == "box":
@@ -337,9 +349,9 @@ class _Planner:
         workers, actors = math.ceil(self.workers / nodes), math.ceil(self.actors / nodes)
         tasks = min(workers * self.resources.stream_tasks_per_worker, self.cluster.cpus_per_node)
         crop_px = self.config.augment.crop_height_px * self.config.augment.crop_width_px
-        block = ROWS_OF_A_BLOCK * crop_px * BYTES_OF_A_PIXEL
+        block = ROW_GROUP_SIZE * crop_px * BYTES_OF_A_PIXEL
         blocks = workers * self.resources.stream_tasks_per_worker * BLOCKS_OF_A_TASK * block
-        labels = self.workload.images * self.workload.boxes_per_image * rates.label_memory_bytes
+        labels = self.workload.num_images * self.workload.boxes_per_image * rates.label_memory_bytes
         store = LABELS_KEPT * (rates.weights_bytes + labels) + blocks
         has = self.cluster.memory_gib_per_node * GIB
         store_has = min(OBJECT_STORE_SHARE * has, OBJECT_STORE_MAX_BYTES)

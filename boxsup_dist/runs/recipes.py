@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from boxsup_dist.config import (
     AssignmentSettings,
@@ -17,6 +18,7 @@ from boxsup_dist.config import (
     TrainConfig,
 )
 
+RecipeName = Literal["paper", "mini", "demo"]
 Recipe = Callable[[str, tuple[SourceSettings, ...], str | None], TrainConfig]
 
 
@@ -89,4 +91,4 @@ def demo(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
     )
 
 
-RECIPES: dict[str, Recipe] = {"paper": paper, "mini": mini, "demo": demo}
+RECIPES: dict[RecipeName, Recipe] = {"paper": paper, "mini": mini, "demo": demo}

@@ -1,10 +1,12 @@
-"""Reassignment by one actor and by two, in turns, on the same row groups: python -m jobs.bench.actors [--out DIR]."""
+"""Measure how much faster two actors reassign than one.
+
+Both pools are warm and take turns on the same row groups.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 from functools import partial
 
 from boxsup_dist.distributed import session
@@ -12,7 +14,6 @@ from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.model.networks import build_network
 from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
 from jobs.bench.scale_run import (
     check_positive,
@@ -22,27 +23,14 @@ from jobs.bench.scale_run import (
     store_proposals,
     store_records,
 )
+from jobs.bench.settings import Actors
 
 IMAGES_A_UNIT = 16  # row group size of the tables
 GOAL = 1.8  # two actors against one
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Print images/s of one actor and of two, and write OUT/actors.json."""
-
-    out: str = "runs/bench_actors"
-    """Folder."""
-    units: int = 16
-    """Row groups to reassign, of 16 images each."""
-    rounds: int = 5
-    """How often they take turns; the median counts."""
-    seed: int = 0
-    """Of the images."""
-
-
-def main(settings: Settings) -> None:
-    """Measure images/s of a warm pool of one actor and of one of two; print, and write OUT/actors.json."""
+def main(settings: Actors) -> None:
+    """Measure images/s of a pool of one actor and of a pool of two, write OUT/actors.json and print both."""
     check_positive(settings, "units", "rounds")
     session.start()
     out, num_images = storage.absolute(settings.out), settings.units * IMAGES_A_UNIT
@@ -71,7 +59,3 @@ def main(settings: Settings) -> None:
     storage.write_json(storage.join(out, "actors.json"), summary)
     rows = [{"actors": count, "images/s": medians[count], "ratio": medians[count] / medians[1]} for count in pools]
     print(format_table(rows, f"goal: two actors >= {GOAL} times one"))
-
-
-if __name__ == "__main__":
-    run(main)

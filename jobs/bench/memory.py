@@ -1,7 +1,7 @@
-"""Peak memory of each stage on N and on 4 N images, side by side: python -m jobs.bench.memory [--out DIR].
+"""Measure the peak memory of each stage on N and on 4 N images.
 
-A stage whose memory grew with the number of images would need about four times as much on the larger table. Measured is
-the private memory (resident less shared) of the job and all its Ray processes, sampled while it runs.
+A stage whose memory grows with the number of images needs about four times as much on the larger table. The private
+memory (resident less shared) of the job and all its Ray processes is sampled while the stage runs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,11 +21,11 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.networks import build_network
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.runs.recipes import demo
 from boxsup_dist.runs.summary import write_result
+from jobs.bench.settings import Memory
 from jobs.bench.watch import MIB, private_bytes
 
 SAMPLE_EVERY_S = 0.1
@@ -33,18 +33,12 @@ GROWTH = 4
 GOAL = 1.2  # at most this much more on four times the images
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Run ingest, proposals, reassignment and evaluation at two sizes and compare their peaks."""
-
-    out: str = "runs/bench_memory"
-    """Folder; deleted tables are made again, others are not."""
-    num_images: int = 128
-    """N. Two shards: with one, a second process would stand idle at N and not at 4 N."""
-
-
 def peak_mib(job: str, *arguments: str) -> float:
-    """Run `python -m jobs.JOB ARGUMENTS` to its end; largest sum over its processes, MiB. RuntimeError if it fails."""
+    """Run `python -m jobs.JOB ARGUMENTS` to its end and return the largest sum over its processes, in MiB.
+
+    Raises:
+        RuntimeError: The job fails.
+    """
     process = subprocess.Popen([sys.executable, "-m", f"jobs.{job}", *arguments], stdout=subprocess.DEVNULL)
     tree = psutil.Process(process.pid)
     peak = 0
@@ -91,8 +85,8 @@ def _stages(folder: str, num_images: int) -> dict[str, float]:
     return peaks
 
 
-def main(settings: Settings) -> None:
-    """Measure, print one row a stage, and write OUT/summary.json."""
+def main(settings: Memory) -> None:
+    """Measure, write OUT/summary.json and print one row per stage."""
     out = storage.absolute(settings.out)
     small = _stages(str(Path(out, "small")), settings.num_images)
     large = _stages(str(Path(out, "large")), GROWTH * settings.num_images)
@@ -108,7 +102,3 @@ def main(settings: Settings) -> None:
         for stage in small
     ]
     write_result(out, {"rows": rows}, [format_table(rows)])
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,11 +1,11 @@
-"""Full scale without the network: python -m jobs.bench.scale [--num-images N] [--out DIR].
+"""Measure all stages at full scale with a tiny network, and extrapolate to 8, 64 and 512 GPUs.
 
-N small synthetic images with candidates as many as of photographs go through ingest, opening, reassignment, the
-hand-over of the labels and the stream of one epoch, each by the code that real data go through, with a tiny network.
-Told are images/s, memory in the first and the last third of each stage (flat if it does not grow with N), and what the
-measured costs mean on 8, 64 and 512 GPUs. The next call keeps what is done.
+N small synthetic images, with as many candidates as photographs have, go through ingest, opening, reassignment, the
+hand-over of the labels and the stream of one epoch, by the code that real data go through. It prints images/s, the
+memory in the first and the last third of each stage (equal if memory does not grow with N), and the seconds of an epoch
+on large clusters by the cost model (boxsup_dist/runs/costs.py). Finished stages are kept for the next call.
 
-    OUT/images-N-seed-S/records  proposals  labels.parquet  stages/NAME.json   summary.json
+    OUT/images-N-seed-S/records  proposals  labels.parquet  stages/NAME.json  summary.json
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,12 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.costs import FORWARDS_PER_STEP, Costs, on_gpus
 from boxsup_dist.runs.inputs import Inputs, open_inputs
 from boxsup_dist.runs.networks import make_pool
 from boxsup_dist.runs.summary import write_result
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
-from jobs.bench.scale_cost import Cluster, Costs, extrapolate
 from jobs.bench.scale_run import (
     check_positive,
     choose_all,
@@ -46,44 +45,27 @@ from jobs.bench.scale_run import (
     store_records,
 )
 from jobs.bench.scale_set import index_of
+from jobs.bench.settings import Scale
 from jobs.bench.watch import Watch
 
-COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
 GPUS = (8, 64, 512)
 PAINTED_UNITS = 64
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Run the stages that are not done yet, print a table and write OUT/images-N-seed-S/summary.json."""
-
-    out: str = "runs/bench_scale"
-    """Folder; about 45 kB an image."""
-    num_images: int = COCO_2014_TRAINVAL_AND_TRAIN_AUG
-    """N; by default as many as COCO 2014 train + val and VOC 2012 train_aug have."""
-    seed: int = 0
-    """Of the images."""
-    gpu_images_per_s: float = 40.0
-    """Training images/s of one GPU, for the extrapolation; jobs.calibrate measures them."""
-    cpus_per_gpu: int = 16
-    """CPU cores beside each GPU, for the extrapolation."""
-
-
-def main(settings: Settings) -> None:
+def main(settings: Scale) -> None:
     """Measure, print and write OUT/images-N-seed-S/summary.json."""
     check_positive(settings, "num_images", "gpu_images_per_s", "cpus_per_gpu")
     session.start()
     folder = storage.join(storage.absolute(settings.out), f"images-{settings.num_images}-seed-{settings.seed}")
     stages = measure_stages(folder, settings.num_images, settings.seed)
-    costs = costs_of(stages, settings.num_images)
-    clusters = [Cluster(gpus, settings.cpus_per_gpu, settings.gpu_images_per_s) for gpus in GPUS]
-    scaled = [extrapolate(costs, settings.num_images, cluster) for cluster in clusters]
+    costs = costs_of(stages, settings.num_images, settings.gpu_images_per_s)
+    scaled = [on_gpus(costs, settings.num_images, gpus, settings.cpus_per_gpu) for gpus in GPUS]
     summary = {"num_images": settings.num_images, "stages": stages, "costs_s": asdict(costs), "extrapolated": scaled}
     write_result(folder, summary)
     _print(settings, stages, scaled)
 
 
-def _print(settings: Settings, stages: dict[str, dict[str, Any]], scaled: list[dict[str, Any]]) -> None:
+def _print(settings: Scale, stages: dict[str, dict[str, Any]], scaled: list[dict[str, Any]]) -> None:
     rows = [
         {
             "stage": name,
@@ -107,7 +89,7 @@ def _print(settings: Settings, stages: dict[str, dict[str, Any]], scaled: list[d
     print(format_table(facts))
     print(
         f"seconds of an epoch of {settings.num_images:,} images if a GPU trains {settings.gpu_images_per_s:g} a second "
-        f"and has {settings.cpus_per_gpu} cores. ingest, data tasks: all cores; choosing, feeding: one core a GPU; "
+        f"and has {settings.cpus_per_gpu} cores. ingest, data tasks: all cores; choosing, feeding: one core per GPU; "
         "open, dispatch, hand-over: one core"
     )
     columns = {f"{each['gpus']} GPUs": each for each in scaled}
@@ -124,12 +106,12 @@ def _print(settings: Settings, stages: dict[str, dict[str, Any]], scaled: list[d
 
 
 def measure_stages(folder: str, num_images: int, seed: int) -> dict[str, dict[str, Any]]:
-    """What every stage took, by its name; what an earlier call measured is kept."""
+    """What every stage took, by its name. What an earlier call measured is kept."""
     records_uri, proposals_uri = storage.join(folder, "records"), storage.join(folder, "proposals")
     stages: dict[str, dict[str, Any]] = {}
 
     def stage(name: str, work: Callable[[], dict[str, Any]], missing: str | None = None) -> None:
-        """`work` gives facts to tell, and "bytes" written; `missing` is a table that an earlier call may have begun."""
+        """`work` returns facts to print and the "bytes" written; an earlier call may have begun the table `missing`."""
         uri = storage.join(folder, "stages", f"{name}.json")
         if not storage.exists(uri):
             images = num_images if missing is None else num_images - _stored(missing)
@@ -159,19 +141,20 @@ def measure_stages(folder: str, num_images: int, seed: int) -> dict[str, dict[st
 
 
 def _stored(uri: str) -> int:
-    """Images in the finished shards of a table: they are not made again."""
+    """Images in the finished shards of a table, which are not made again."""
     finished = [name for name in storage.list_names(uri) if name.startswith("part-") and name.endswith(".json")]
     return sum(sum(storage.read_json(storage.join(uri, name))["row_groups"]) for name in finished)
 
 
 def open_all(config: TrainConfig) -> dict[str, Any]:
-    """What a run does before it trains: manifests, shared images, class weights."""
+    """Open the tables as a run does before it trains: manifests, shared images, class weights."""
     mixture = open_inputs(config).mixture
-    return {"units": len(mixture.units), "mixture MB": len(ray.cloudpickle.dumps(mixture)) / 1e6}
+    pickled: bytes = ray.cloudpickle.dumps(mixture)  # type: ignore[no-untyped-call]
+    return {"units": len(mixture.units), "mixture MB": len(pickled) / 1e6}
 
 
 def reassign_all(pool: NetworkPool, inputs: Inputs, out: str) -> dict[str, Any]:
-    """Labels of every box."""
+    """Reassign the labels of every box and store them."""
     weights, started = random_weights(inputs.network), time.thread_time()
     labels = choose_all(pool, inputs.mixture, weights)
     dispatch_s = time.thread_time() - started
@@ -182,7 +165,7 @@ def reassign_all(pool: NetworkPool, inputs: Inputs, out: str) -> dict[str, Any]:
 
 
 def hand_over(mixture: Mixture, labels_file: str, out: str) -> dict[str, Any]:
-    """The coordinator's steps after a reassignment, each timed, and what a data task does with the labels."""
+    """Time each step of the coordinator after a reassignment, and what a data task does with the labels."""
     facts: dict[str, Any] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -206,8 +189,8 @@ def hand_over(mixture: Mixture, labels_file: str, out: str) -> dict[str, Any]:
     return {"bytes": len(data), **facts, **used}
 
 
-def _use_labels(labels: list[ray.ObjectRef], mixture: Mixture, units: list[int]) -> dict[str, float]:
-    """In another process: fetch the labels, look the segments of some units up and paint them."""
+def _use_labels(labels: list[ray.ObjectRef[Labels]], mixture: Mixture, units: list[int]) -> dict[str, float]:
+    """In another process: fetch the labels, look up the segments of some units and paint them."""
     started = time.perf_counter()
     found = ray.get(labels[0])
     fetched = time.perf_counter()
@@ -228,7 +211,11 @@ def _use_labels(labels: list[ray.ObjectRef], mixture: Mixture, units: list[int])
 
 
 def stream_epoch(config: TrainConfig, mixture: Mixture, labels_file: str, num_images: int) -> dict[str, Any]:
-    """One epoch of batches taken by the train workers; RuntimeError unless every image comes exactly once."""
+    """Let the train workers take the batches of one epoch.
+
+    Raises:
+        RuntimeError: An image does not come exactly once.
+    """
     out = storage.join(config.run_dir, "stream")
     storage.remove(out)
     labels = [ray.put(read_labels(labels_file))]
@@ -251,7 +238,7 @@ def stream_epoch(config: TrainConfig, mixture: Mixture, labels_file: str, num_im
 
 
 def consume_epoch(settings: dict[str, Any]) -> None:
-    """Loop of the train workers: take every batch and count its images; OUT/rank-R.json has what came."""
+    """Loop of the train workers: take every batch and count its images; write both to OUT/rank-R.json."""
     worker = TrainWorker(settings["config"], settings["mixture"])
     times = np.zeros(settings["num_images"], int)
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -283,8 +270,11 @@ def consume_epoch(settings: dict[str, Any]) -> None:
     )
 
 
-def costs_of(stages: dict[str, dict[str, Any]], num_images: int) -> Costs:
-    """Seconds an image of each part, from the CPU time of the kinds of processes."""
+def costs_of(stages: dict[str, dict[str, Any]], num_images: int, gpu_images_per_s: float) -> Costs:
+    """Seconds per image of each part, from the CPU time of each kind of process.
+
+    The network is what was not measured: a GPU's steps take 1 / gpu_images_per_s.
+    """
 
     def cpu(stage: str, *kinds: str) -> float:
         spent, images = stages[stage]["cpu_s"], stages[stage]["images"]
@@ -293,6 +283,8 @@ def costs_of(stages: dict[str, dict[str, Any]], num_images: int) -> Costs:
     facts = stages["hand-over"]["facts"]
     handed = sum(facts[f"{name} s"] for name in ("read", "concatenate", "to_parquet", "write", "summarise", "put"))
     return Costs(
+        step=1 / gpu_images_per_s,
+        forward=1 / gpu_images_per_s / FORWARDS_PER_STEP,
         ingest=cpu("records", "data task", "idle") + cpu("proposals", "data task", "idle"),
         open=stages["open"]["seconds"] / num_images,
         stream=cpu("stream", "data task", "idle"),
@@ -301,7 +293,3 @@ def costs_of(stages: dict[str, dict[str, Any]], num_images: int) -> Costs:
         dispatch=stages["reassign"]["facts"]["dispatch CPU s"] / num_images,
         handover=handed / num_images,
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,4 @@
-"""What jobs.bench.scale and jobs.bench.actors run: the tables of the synthetic set, and a run with a tiny network."""
+"""Tables of the synthetic set and a run with a tiny network, for the measurements scale and actors and for drills."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
@@ -35,21 +36,21 @@ GLOBAL_BATCH_SIZE = 20
 
 
 def check_positive(settings: Any, *names: str) -> None:
-    """SettingError unless these settings are above 0."""
+    """Raise SettingError unless these settings are above 0."""
     for name in names:
         if getattr(settings, name) <= 0:
             raise SettingError("out of range", field=name, value=getattr(settings, name), expected="> 0")
 
 
 def store_records(out: str, num_images: int, seed: int, **options: Any) -> dict[str, Any]:
-    """The records table; `options` are others of build_records."""
+    """Store the records table; `options` are passed on to build_records."""
     reader = Reader(SOURCE, "train", {"seed": seed}, entries(num_images), partial(scene_record, seed=seed))
     table = build_records(out, reader, **options)
     return _describe(table) | {"boxes": table.counts["boxes"]}
 
 
 def store_proposals(out: str, records_uri: str, seed: int) -> dict[str, Any]:
-    """The proposals table, as proposals.generate makes it by a method that draws them."""
+    """Store the proposals table as proposals.build does, by a method that draws them at random."""
     records = open_table(records_uri, "records")
     groups: list[list[RowGroup]] = [[] for _ in records.shards]
     for where in records.row_groups():
@@ -67,7 +68,7 @@ def store_proposals(out: str, records_uri: str, seed: int) -> dict[str, Any]:
     return _describe(table) | {"candidates": table.counts["candidates"], "failed": table.counts["failed"]}
 
 
-def _propose(image: np.ndarray, settings: Any, *, image_id: str, seed: int) -> Proposals:
+def _propose(image: NDArray[np.uint8], settings: Any, *, image_id: str, seed: int) -> Proposals:
     return scene_proposals(seed, image_id)
 
 
@@ -94,22 +95,22 @@ def make_config(folder: str, records: str, proposals: str) -> TrainConfig:
     ).check()
 
 
-def random_weights(spec: NetworkSpec) -> ray.ObjectRef:
-    """Random weights of this network, by reference."""
+def random_weights(spec: NetworkSpec) -> ray.ObjectRef[Any]:
+    """Random weights of this network, in the object store."""
     torch.manual_seed(0)
     weights = build_network(spec, "none").state_dict()
     torch.nn.init.normal_(weights["score.weight"])  # it starts at zero, and all classes would be alike
     return ray.put(weights)
 
 
-def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef) -> Labels:
-    """Labels of every box, chosen with these weights."""
+def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any]) -> Labels:
+    """Reassign the labels of every box with these weights."""
     sizes = [len(unit.rows) for unit in mixture.units]
     with ProgressMeter("reassign", len(sizes)) as meter:
         return reassign(
             pool,
             mixture,
             weights=weights,
-            epoch=mixture.assignment.warmup_epochs,  # the first that asks the network
+            epoch=mixture.assignment.warmup_epochs,  # the first epoch that asks the network
             on_progress=lambda done, _: meter.advance(sizes[done - 1]),
         )

@@ -1,4 +1,4 @@
-"""A data set of any number of images for jobs.bench.scale: small images, candidates as many as of photographs.
+"""A synthetic data set of any number of images: small images with as many candidates as photographs have.
 
 Everything is a function of (seed, index). A few base scenes hold the work: a superpixel map and unions of neighbouring
 superpixels whose sizes are spread as MCG's. An image is a base, mirrored or not, with its candidates in another order,
@@ -22,7 +22,7 @@ from boxsup_dist.records.reader import Annotation, ListEntry, make_record
 SOURCE = "scale"
 NUM_BASES = 16
 NUM_CANDIDATES = 2000
-CELL_PX = 2.6  # mean side of a superpixel: some hundred of them on an image of 64 to 96 px
+CELL_PX = 2.6  # mean side of a superpixel: several hundred on an image of 64 to 96 px
 MEDIAN_MEMBERS, SPREAD = 8.0, 2.2  # of the log-normal number of superpixels of a candidate
 MAX_BOXES = 9  # 1 to 9, 5 on average
 MIN_BOX_MEMBERS = 12  # a box is drawn around a candidate of this many superpixels or more

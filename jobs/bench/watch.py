@@ -1,4 +1,4 @@
-"""Memory, CPU time and object store of this process and all that it started, sampled while a stage runs."""
+"""Memory, CPU time and object store of this process and all processes that it started, sampled while a stage runs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Sample(NamedTuple):
 def private_bytes(process: psutil.Process) -> int:
     """Resident less shared memory; 0 for a process that has ended."""
     try:
-        memory = process.memory_info()
+        memory: Any = process.memory_info()
     except psutil.Error:
         return 0
-    return max(memory.rss - memory.shared, 0)
+    return max(int(memory.rss) - int(memory.shared), 0)
 
 
 def kind_of(title: str) -> str:
@@ -120,4 +120,6 @@ def _store_mib() -> float:
     if not ray.is_initialized():
         return 0.0
     name = "object_store_memory"
-    return max(ray.cluster_resources().get(name, 0.0) - ray.available_resources().get(name, 0.0), 0.0) / MIB
+    size: float = ray.cluster_resources().get(name, 0.0)  # type: ignore[no-untyped-call]
+    free: float = ray.available_resources().get(name, 0.0)  # type: ignore[no-untyped-call]
+    return max(size - free, 0.0) / MIB

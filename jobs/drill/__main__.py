@@ -1,384 +1,50 @@
-"""Fault drills: python -m jobs.drill [--out DIR] [--only NAME ...].
+"""Kill processes and nodes, fill the disk, and check that the result stays the same.
 
-Starts a cluster of several raylets on this machine and trains on a small synthetic set, once undisturbed and once for
-every fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, the disk for spilled objects fills,
-or the tracking server vanishes, and nobody lends a hand, but that a command that ended is given again. Each faulted run
-must end with the same labels tables and the same loss curve, bit for bit with as many workers, else the same choices
-and losses up to the order of sums. Told are how long it took and where the run went on: never before the newest
-checkpoint.
+    python -m jobs.drill                    # all drills
+    python -m jobs.drill worker elastic     # two of them
 
-    OUT/data   OUT/NAME (a run each)   OUT/NAME.log   OUT/summary.json
+A drill is one fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, the disk for spilled
+objects fills, or the tracking server vanishes. Nobody intervenes: only a command that ended is given again. A cluster
+of several raylets on this machine trains on a small synthetic set, once undisturbed and once per drill. Each disturbed
+run must end with the same labels tables and the same loss curve: bit for bit with as many workers, else with the same
+choices and with losses that differ only by the order of sums. The result says how long the run paused and where it
+continued, which is never before the newest checkpoint.
+
+    OUT/data    OUT/NAME (a run per drill)    OUT/NAME.log    OUT/summary.json
+
+The drill disk mounts a small file system: by default it runs only as root.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import ray
+import tyro
 
-from boxsup_dist.data.labels import read_labels
-from boxsup_dist.data.tables import open_table
-from boxsup_dist.distributed import session
-from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.io import storage
-from boxsup_dist.model.checkpoint import checkpoint_name, latest
-from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.history import read_history
-from boxsup_dist.runs.layout import RunFiles
-from boxsup_dist.runs.summary import is_finished, write_result
-from boxsup_dist.tracking.calls import flatten
-from boxsup_dist.tracking.client import make_client
-from jobs.bench.scale_run import store_proposals, store_records
-from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
-from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
-from jobs.drill.mlflow_server import Server
 
-NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
-CHECKPOINT_EVERY_STEPS = 4
-ROWS_PER_SHARD = 4  # small, so that every stage has many pieces
-CHOICES = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
-WORKER_CPUS, ACTOR_CPUS = 1.6, 0.2  # a node of the cluster has room for one worker
-STORE_ROOM = 24 << 20  # of an object store, before the disk is full and other programs take the rest too
-CLEAR_ERROR = 2  # exit status of a command that told what is wrong
-LOSS_TOLERANCE = 1e-3  # relative, where the number of workers changed: gradients are added up in another order
-BEGINS = re.compile(r"training (?:begins|continues at epoch (\d+), after (\d+) steps), workers: (\d+)")
+Name = Literal["worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """Which drills, and where."""
 
+    names: Annotated[tuple[Name, ...], tyro.conf.Positional] = ()
+    """Drills to run. Default: all, without disk unless you are root."""
     out: str = "runs/drill"
-    """Folder of the data, the runs and their logs; finished drills are kept."""
-    only: tuple[str, ...] = ()
-    """Names of drills; all if none: worker, actor, node-epoch, node-reassign, node-ingest, driver, elastic, disk (by
-    root only: it mounts a small file system), tracking."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a fault."""
-
-    drill: str
-    fault: str
-    goes_on_after_s: float  # from the fault to the first line that tells of work again
-    goes_on_from: str  # what was trained before this position is not trained again
-    workers: str  # before -> after
-    labels: str
-    losses: str
-
-
-def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3) -> list[str]:
-    """The training as a user would give it."""
-    data = storage.join(out, "data")
-    settings = {
-        "run-dir": storage.join(out, name),
-        "records": storage.join(data, "records"),
-        "proposals": storage.join(data, "proposals"),
-        "supervision": "box",
-        "network.name": "timm:test_resnet",
-        "network.weights": "none",
-        "assignment.warmup-epochs": 1,
-        "optimizer.epochs": EPOCHS,
-        "optimizer.global-batch-size": GLOBAL_BATCH_SIZE,
-        "augment.crop-height-px": 65,
-        "augment.crop-width-px": 65,
-        "resources.num-workers": 2,
-        "resources.min-workers": min_workers,
-        "resources.max-failures": max_failures,
-        "resources.cpus-per-worker": WORKER_CPUS,
-        "resources.num-actors": 2,
-        "resources.cpus-per-actor": ACTOR_CPUS,
-        "resources.stream-tasks-per-worker": 1,
-        "checkpoint-every-steps": CHECKPOINT_EVERY_STEPS,
-    }
-    return ["jobs.train", "mini", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
-
-
-# -- drills ------------------------------------------------------------------------------------------------------------
-
-
-def _reached(run_dir: str, epoch: int, step: int) -> Callable[[], bool]:
-    manifest = Path(storage.join(RunFiles(run_dir).checkpoints, checkpoint_name(epoch, step), "manifest.json"))
-    return manifest.exists
-
-
-class Drills:
-    """Each method is a drill: it runs, disturbs and compares."""
-
-    def __init__(self, out: str, cluster: Raylets) -> None:
-        self.out, self.cluster = out, cluster
-
-    def _train(self, name: str, env: dict[str, str] | None = None, **options: Any) -> Command:
-        return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log", env)
-
-    def undisturbed(self) -> None:
-        """What the others are compared with."""
-        if not is_finished(storage.join(self.out, "undisturbed")):
-            self._train("undisturbed").finish()
-
-    def _disturb_epoch(self, name: str, fault: str, disturb: Callable[[Command], Command], **options: Any) -> Outcome:
-        """Disturb in the middle of epoch 2, between two checkpoints; `disturb` gives the command that goes on."""
-        command = self._train(name, **options)
-        run_dir = storage.join(self.out, name)
-        command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
-        kept, at = latest(run_dir), time.monotonic()
-        before = command.first_line(BEGINS.pattern, 0.0)
-        command = disturb(command)
-        told, line = command.wait_for(lambda: command.first_line(BEGINS.pattern, at))
-        command.finish()
-        match, began = BEGINS.search(line), BEGINS.search(before[1] if before else "")
-        assert match is not None and began is not None and kept is not None
-        epoch, step, workers = (int(group or 0) for group in match.groups())
-        if checkpoint_name(max(epoch - 1, 0), step) < storage.join(kept).rpartition("/")[2]:
-            raise InputError("the run went on from before its newest checkpoint", file=kept, value=line)
-        return Outcome(
-            name,
-            fault,
-            goes_on_after_s=told - at,
-            goes_on_from=f"epoch {max(epoch, 1)}, after {step} steps",
-            workers=f"{began[3]} -> {workers}",
-            **self._compare(name, same_workers=int(began[3]) == workers),
-        )
-
-    def worker(self) -> Outcome:
-        """A train worker dies."""
-
-        def disturb(command: Command) -> Command:
-            self.cluster.processes("ray::RayTrainWorker")[0].kill()
-            return command
-
-        return self._disturb_epoch("worker", "a train worker dies in an epoch", disturb)
-
-    def node_epoch(self) -> Outcome:
-        """A node goes away, and a new one comes."""
-
-        def disturb(command: Command) -> Command:
-            self.cluster.kill_node()
-            self.cluster.add_node()
-            return command
-
-        return self._disturb_epoch("node-epoch", "a node goes away in an epoch, another comes", disturb)
-
-    def elastic(self) -> Outcome:
-        """A node goes away for good."""
-
-        def disturb(command: Command) -> Command:
-            self.cluster.kill_node()
-            return command
-
-        try:
-            return self._disturb_epoch("elastic", "a node goes away for good, min_workers 1", disturb, min_workers=1)
-        finally:
-            self.cluster.add_node()
-
-    def driver(self) -> Outcome:
-        """The driver dies; its command is given again."""
-
-        def disturb(command: Command) -> Command:
-            command.kill()
-            return self._train("driver")
-
-        return self._disturb_epoch("driver", "the driver dies in an epoch, same command again", disturb)
-
-    def _disturb_reassignment(self, name: str, fault: str, disturb: Callable[[], None]) -> Outcome:
-        """Disturb while epoch 3's labels are made, and wait until the pool tells that it lost a member."""
-        command = self._train(name)
-        run_dir = storage.join(self.out, name)
-        command.wait_for(_reached(run_dir, 2, 0))
-        at = time.monotonic()
-        disturb()
-        told, _ = command.wait_for(
-            lambda: command.first_line("a pool member was lost|training (begins|continues)|epoch 3/3", at)
-        )
-        lost = command.first_line("a pool member was lost", at)
-        command.finish()
-        if lost is None and command.first_line(BEGINS.pattern, at) is None:
-            raise InputError("the fault came too late: the reassignment was over", file=f"{self.out}/{name}.log")
-        return Outcome(name, fault, told - at, "the lost units", "2 -> 2", **self._compare(name, same_workers=True))
-
-    def actor(self) -> Outcome:
-        """A member of the pool dies."""
-        return self._disturb_reassignment(
-            "actor", "an actor dies in a reassignment", lambda: self.cluster.processes("ray::_Member")[0].kill()
-        )
-
-    def node_reassign(self) -> Outcome:
-        """A node goes away, and a new one comes."""
-
-        def disturb() -> None:
-            self.cluster.kill_node()
-            self.cluster.add_node()
-
-        return self._disturb_reassignment("node-reassign", "a node goes away in a reassignment, another comes", disturb)
-
-    def node_ingest(self) -> Outcome:
-        """A node goes away while a table is built."""
-        out = storage.join(self.out, "ingest")
-        records = storage.join(self.out, "data", "records")
-        words = ["jobs.build_proposals", "--records", records, "--method", "selective_search"]
-        Command([*words, "--out", out + "-undisturbed"], f"{self.out}/node-ingest.log").finish()
-        command = Command([*words, "--out", out], f"{self.out}/node-ingest.log")
-        command.wait_for(lambda: any(name.endswith(".json") for name in _parts(out)))
-        at, done = time.monotonic(), len(_parts(out))
-        self.cluster.kill_node()
-        self.cluster.add_node()
-        command.wait_for(lambda: len(_parts(out)) > done + 2)
-        told = time.monotonic()
-        command.finish()
-        tables = [open_table(uri, "proposals").fingerprint for uri in (out, out + "-undisturbed")]
-        same = "same table" if tables[0] == tables[1] else "ANOTHER TABLE"
-        return Outcome(
-            "node-ingest", "a node goes away in an ingest, another comes", told - at, "the lost shards", "", same, ""
-        )
-
-    def disk(self) -> Outcome:
-        """The disk for spilled objects and the object stores are full; there is room again after the run ended."""
-        with small_disk(Path(self.out, "spill")) as disk, raylets(str(disk.folder)):
-            session.start()
-            try:
-                return self._fill_disk(disk)
-            finally:
-                ray.shutdown()
-
-    def _fill_disk(self, disk: SmallDisk) -> Outcome:
-        hoards = Hoards()
-        disk.fill()
-        hoards.put(NODE_MEMORY - STORE_ROOM)  # nothing of this run has to be spilled yet
-
-        def disturb(command: Command) -> Command:
-            at = time.monotonic()
-            hoards.fill()
-            told, _ = command.wait_for(lambda: command.first_line("OutOfDiskError", at))
-            code, end = command.end(), command.first_line("^error: Ray has no room", at)
-            if code != CLEAR_ERROR or end is None:
-                raise InputError(
-                    f"the run ended with status {code}, without a clear error", file=f"{self.out}/disk.log"
-                )
-            print(f"disk: told after {told - at:.1f} s, the run ended after {end[0] - at:.1f} s: {end[1]}", flush=True)
-            disk.free()
-            hoards.free()
-            return self._train("disk", max_failures=1)
-
-        fault = "the disk for spilled objects and the stores are full until the run ends, same command again"
-        return self._disturb_epoch("disk", fault, disturb, max_failures=1)
-
-    def tracking(self) -> Outcome:
-        """The tracking server dies in an epoch and is back after the run; its command is given again."""
-        folder, run_dir = Path(self.out, "tracking-server"), storage.join(self.out, "tracking")
-        storage.remove(str(folder))
-        folder.mkdir()
-        server = Server(folder)
-        env = {"MLFLOW_TRACKING_URI": server.uri}
-        try:
-            server.start()
-            command = self._train("tracking", env)
-            command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
-            at = time.monotonic()
-            server.kill()
-            told, _ = command.wait_for(lambda: command.first_line(r"^epoch \d", at))
-            command.finish()
-            if command.first_line(BEGINS.pattern, at):
-                raise InputError("the run began anew with its server gone", file=f"{self.out}/tracking.log")
-            server.start()
-            lost = _untracked(run_dir, server.uri)
-            self._train("tracking", env).finish()
-            left = _untracked(run_dir, server.uri)
-        finally:
-            server.kill()
-        print(f"tracking: MLflow lacked {len(lost)} numbers of history.jsonl, now {len(left)}", flush=True)
-        if left or not lost:
-            raise InputError("MLflow has not what the run has", file=run_dir, value=left, expected="all, some late")
-        fault = "the tracking server dies in an epoch and is back after the end"
-        return Outcome("tracking", fault, told - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True))
-
-    def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
-        ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
-        pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, EPOCHS + 1)]
-        if same_workers:
-            same = "same bytes" if all(storage.read_bytes(a) == storage.read_bytes(b) for a, b in pairs) else None
-        else:  # costs have the last digits of other sums
-            chosen = [[read_labels(uri).table.select(CHOICES) for uri in pair] for pair in pairs]
-            same = "same choices" if all(a.equals(b) for a, b in chosen) else None
-        curves = [[entry.train_loss or 0.0 for entry in read_history(each).values()] for each in (ours, theirs)]
-        apart = max(abs(a - b) / b for a, b in zip(*curves, strict=True))
-        good = apart == 0 if same_workers else apart < LOSS_TOLERANCE
-        losses = "same bits" if apart == 0 else f"{apart:.1e} apart"
-        return {"labels": same or "OTHER LABELS", "losses": losses if good else losses.upper()}
-
-
-def _untracked(run_dir: str, tracking_uri: str) -> list[str]:
-    """The numbers of history.jsonl, KEY@EPOCH, that MLflow has not or has otherwise."""
-    client = make_client(tracking_uri)
-    run_id = storage.read_bytes(RunFiles(run_dir).mlflow_run_id).decode().strip()
-    history = {epoch: flatten(entry.metrics(), "/") for epoch, entry in read_history(run_dir).items()}
-    known = {
-        key: {(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)}
-        for key in {key for entry in history.values() for key in entry}
-    }
-    return [
-        f"{key}@{epoch}"
-        for epoch, entry in history.items()
-        for key, value in entry.items()
-        if isinstance(value, (int, float)) and key != "epoch" and (epoch, value) not in known[key]
-    ]
-
-
-def _parts(out: str) -> list[str]:
-    return [name for name in storage.list_names(out) if name.startswith("part-")]
-
-
-DRILLS = ("worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking")
+    """Folder of the data, the runs and their logs. The undisturbed run is kept for the next call."""
 
 
 def main(settings: Settings) -> None:
-    """Run the drills and tell what came of them. InputError if one did not end as the undisturbed run."""
-    unknown = set(settings.only) - set(DRILLS)
-    if unknown:
-        raise SettingError("no such drill", field="only", value=sorted(unknown), expected=", ".join(DRILLS))
-    out = storage.absolute(settings.out)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out}/mlflow.db")
-    outcomes = []
-    with raylets() as cluster:
-        _make_data(storage.join(out, "data"))
-        drills = Drills(out, cluster)
-        drills.undisturbed()
-        for name in settings.only or [name for name in DRILLS if name != "disk" or may_mount()]:
-            for old in (storage.join(out, name), storage.join(out, "ingest")):
-                storage.remove(old)
-            outcome = getattr(drills, name.replace("-", "_"))()
-            print(f"{outcome.drill}: goes on after {outcome.goes_on_after_s:.1f} s, {outcome.labels}", flush=True)
-            outcomes.append(outcome)
-    rows = [asdict(outcome) for outcome in outcomes]
-    title = f"{NUM_IMAGES} images, checkpoints every {CHECKPOINT_EVERY_STEPS} steps"
-    write_result(out, {"drills": rows}, [format_table(rows, title)])
-    bad = [row["drill"] for row in rows if row["labels"].isupper() or row["losses"].isupper()]
-    if bad:
-        raise InputError("a fault changed the result", file=out, field="drill", value=bad, expected="the same result")
+    """Run the drills; without names, list them first."""
+    from jobs.drill.drills import describe, run_drills
 
-
-def _make_data(data: str) -> None:
-    """The records and their proposals, made on the cluster."""
-    session.start()
-    try:
-        store_records(
-            storage.join(data, "records"),
-            NUM_IMAGES,
-            seed=0,
-            rows_per_shard=ROWS_PER_SHARD,
-            row_group_size=ROWS_PER_SHARD // 2,
-        )
-        store_proposals(storage.join(data, "proposals"), storage.join(data, "records"), seed=0)
-    finally:
-        ray.shutdown()
+    if not settings.names:
+        print(describe(), file=sys.stderr)
+    run_drills(settings.names, settings.out)
 
 
 if __name__ == "__main__":

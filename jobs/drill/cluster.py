@@ -1,4 +1,4 @@
-"""What drills run on: a cluster of several raylets on this machine, and commands whose lines are read as they come."""
+"""A cluster of several raylets on this machine, and commands whose output is read line by line."""
 
 from __future__ import annotations
 
@@ -30,36 +30,37 @@ PATIENCE_S = 400
 
 
 class Raylets:
-    """A head and one more node, each with its own processes and object store; they spill to `spill`."""
+    """A head node and a second node, each with its own processes and object store; both spill to `spill`."""
 
     def __init__(self, spill: str | None = None) -> None:
         head: dict[str, Any] = {"num_cpus": HEAD_CPUS, "object_store_memory": NODE_MEMORY, "include_dashboard": False}
         if spill is not None:
-            head["object_spilling_directory"] = spill  # the other node takes it from the head
+            head["object_spilling_directory"] = spill  # the second node takes it from the head
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.node = self.add_node()
 
     def add_node(self) -> Any:
-        """A fresh second node."""
+        """Add a new second node."""
         self.node = self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=NODE_MEMORY)
         return self.node
 
     def kill_node(self) -> None:
-        """The second node's raylet and all that it started, at once, as a machine that loses its power."""
+        """Kill the raylet of the second node and all that it started at once, like a machine that loses power."""
         raylet = raylet_pid(self.node)
         for process in [*_family(raylet), psutil.Process(raylet)]:
             process.kill()
         self.cluster.remove_node(self.node, allow_graceful=False)
 
     def processes(self, title: str) -> list[psutil.Process]:
-        """Ray workers of this cluster whose title begins so, those of the second node first."""
-        raylets = [raylet_pid(node) for node in self.cluster.list_all_nodes()]
+        """Ray workers of this cluster whose title begins with `title`, those of the second node first."""
+        raylets = [raylet_pid(node) for node in self.cluster.list_all_nodes()]  # type: ignore[no-untyped-call]
         found = [process for raylet in reversed(raylets) for process in _family(raylet)]
         return [process for process in found if _title(process).startswith(title)]
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+    found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    return found
 
 
 def _title(process: psutil.Process) -> str:
@@ -71,7 +72,7 @@ def _title(process: psutil.Process) -> str:
 
 @contextmanager
 def raylets(spill: str | None = None) -> Iterator[Raylets]:
-    """A cluster that RAY_ADDRESS names while it lasts; `spill` is a folder for its spilled objects."""
+    """A cluster that RAY_ADDRESS names until the block ends; `spill` is a folder for its spilled objects."""
     checkout = str(Path(boxsup_dist.__file__).parents[1])
     paths = [checkout, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
@@ -84,14 +85,14 @@ def raylets(spill: str | None = None) -> Iterator[Raylets]:
         del os.environ["RAY_ADDRESS"]
         if before is not None:
             os.environ["RAY_ADDRESS"] = before
-        cluster.cluster.shutdown()
+        cluster.cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 # -- a command and its lines -------------------------------------------------------------------------------------------
 
 
 class Command:
-    """A job in a process of its own; keeps when each of its lines came. `env` is added to the environment."""
+    """A job in its own process, and the time of each line that it prints. `env` is added to the environment."""
 
     def __init__(self, words: list[str], log: str, env: dict[str, str] | None = None) -> None:
         self.lines: list[tuple[float, str]] = []
@@ -115,7 +116,11 @@ class Command:
                 file.flush()
 
     def wait_for(self, ready: Callable[[], Any]) -> Any:
-        """What `ready` gives once it gives something true. InputError if the command ends before."""
+        """The first true value that `ready` returns.
+
+        Raises:
+            InputError: The command ends before, or nothing happens for PATIENCE_S.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while not (found := ready()):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -124,22 +129,26 @@ class Command:
         return found
 
     def first_line(self, pattern: str, after: float) -> tuple[float, str] | None:
-        """The first line since then that has the pattern."""
+        """The first line after this time that matches the pattern, with its time; None without one."""
         return next((line for line in list(self.lines) if line[0] > after and re.search(pattern, line[1])), None)
 
     def end(self) -> int:
-        """Wait for its end; returns its exit status."""
+        """Wait for the end of the command and return its exit status."""
         code = self.process.wait(PATIENCE_S)
         self._thread.join()
         return code
 
     def finish(self) -> None:
-        """Wait for its end. InputError if it failed."""
+        """Wait for the end of the command.
+
+        Raises:
+            InputError: It failed.
+        """
         code = self.end()
         if code:
             raise InputError(f"the command ended with status {code}", file=self._log, value=self.lines[-3:])
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the command by SIGKILL."""
         self.process.kill()
         self.process.wait()

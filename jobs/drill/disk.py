@@ -1,8 +1,8 @@
-"""A disk for spilled objects that fills, beside object stores that other programs have filled.
+"""A full disk for spilled objects, and object stores that are full of other programs' objects.
 
-Ray spills only what its object store has no room for, and only where the disk has some: both have to be full before an
-object can't be made. The disk is a small file system in memory; mounting it needs root. The stores hold the objects of
-actors that stand for another program on the same cluster.
+Ray spills objects to disk when its object store is full: making an object fails only when both are full. The disk is a
+small file system in memory; mounting it needs root. The stores are filled by actors that stand for another program on
+the same cluster.
 """
 
 from __future__ import annotations
@@ -26,34 +26,40 @@ LARGE, SMALL = 8 << 20, 32 << 10  # sizes of other programs' objects
 
 
 def may_mount() -> bool:
-    """Whether this user is one who mounts file systems."""
+    """Whether this user may mount file systems."""
     return os.geteuid() == 0
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[SmallDisk]:
-    """A file system of DISK_MIB in the folder, while it lasts. SettingError if this user may not mount one."""
+    """A file system of DISK_MIB in the folder until the block ends.
+
+    Raises:
+        SettingError: This user may not mount one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
-    told = subprocess.run(mount, capture_output=True, text=True)
-    if told.returncode:
-        expected = "a user who may mount (root)"
-        raise SettingError("the drill needs a small disk", field="only", value=told.stderr.strip(), expected=expected)
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        expected = "a user who may mount file systems (root), or drills without disk"
+        raise SettingError(
+            "the drill needs a small disk", field="names", value=mounted.stderr.strip(), expected=expected
+        )
     try:
         yield SmallDisk(folder)
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # lazy: a process of Ray may still be ending
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # lazy: a process of Ray may still use it
 
 
 class SmallDisk:
-    """What others write on the disk, and delete."""
+    """What other programs write to the disk and delete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = folder / "of_others"
 
     def fill(self) -> None:
-        """Write until nothing more goes."""
+        """Write until the disk is full."""
         try:
             with self._file.open("wb", buffering=0) as file:
                 while True:
@@ -62,7 +68,7 @@ class SmallDisk:
             return
 
     def free(self) -> None:
-        """Delete it."""
+        """Delete what `fill` wrote."""
         self._file.unlink()
 
 
@@ -71,14 +77,14 @@ class _Hoard:
     """Another program's objects in the object store of one node."""
 
     def __init__(self) -> None:
-        self.objects: list[ray.ObjectRef] = []
+        self.objects: list[ray.ObjectRef[Any]] = []
 
     def put(self, num_bytes: int, size: int) -> None:
         for _ in range(num_bytes // size):
             self.objects.append(ray.put(np.zeros(size, np.uint8)))
 
     def fill(self, size: int) -> None:
-        """Put until Ray says that it has room nowhere."""
+        """Put objects until Ray has no room for another."""
         try:
             while True:
                 self.put(size, size)
@@ -87,23 +93,23 @@ class _Hoard:
 
 
 class Hoards:
-    """One on each node of the cluster that this process is connected to."""
+    """A hoard on each node of the cluster that this process is connected to."""
 
     def __init__(self) -> None:
         self._actors: list[Any] = []
-        for node in ray.nodes():
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             self._actors.append(_Hoard.options(scheduling_strategy=there).remote())  # type: ignore[attr-defined]
 
     def put(self, num_bytes: int) -> None:
-        """So many bytes in each store."""
+        """Put so many bytes in each store."""
         ray.get([actor.put.remote(num_bytes, LARGE) for actor in self._actors])
 
     def fill(self) -> None:
-        """All that the stores have room for."""
+        """Fill the stores."""
         ray.get([actor.fill.remote(SMALL) for actor in self._actors])
 
     def free(self) -> None:
-        """Give it all back."""
+        """End the hoards, which frees their objects."""
         for actor in self._actors:
             ray.kill(actor)

@@ -13,15 +13,16 @@ import urllib.request
 from pathlib import Path
 
 WAIT_S = 120.0
-# Nothing here asks for a background job, and each of eight job processes imports all of MLflow at every start.
+# No background jobs: none is needed, and each of its eight processes would import all of MLflow at every start.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A loopback port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Server:
@@ -30,10 +31,14 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, at the same address as before, and return when it answers."""
+        """Start the server, always at the same address, and return when it answers.
+
+        Raises:
+            TimeoutError: It does not answer in time; the error holds the end of its log.
+        """
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -42,7 +47,7 @@ class Server:
                 command,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # its workers are killed with it
+                start_new_session=True,  # so that its workers are killed with it
                 env={**os.environ, **QUIET},
             )
         deadline = time.monotonic() + WAIT_S
@@ -54,7 +59,7 @@ class Server:
         raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
 
     def kill(self) -> None:
-        """SIGKILL, as a machine that loses its power."""
+        """Kill the server by SIGKILL, like a machine that loses power."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

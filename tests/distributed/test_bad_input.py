@@ -122,7 +122,7 @@ def run_without_checkpoint(folder, tmp_path) -> str:
         ({"run_dir": "/absent"}, ["no such file", "/absent/config.json"]),
         ({}, ["no checkpoint here", "young"]),
         ({"checkpoint": "/absent"}, ["no checkpoint here", "/absent"]),
-        ({"checkpoint": "/absent", "records": None}, ["give either records or voc_root"]),
+        ({"checkpoint": "/absent", "records": None}, ["set either records, or voc_root"]),
         ({"checkpoint": "/absent", "records": None, "voc_root": "x"}, ["voc_root needs a split", "field: split"]),
         ({"checkpoint": "/absent", "num_actors": 9}, ["resources.cpus_per_actor", "9 x 0.25 = 2.25 cpus"]),
     ],

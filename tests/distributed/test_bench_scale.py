@@ -1,4 +1,4 @@
-"""The whole of jobs.bench.scale on a few images: every stage runs, and a second call keeps all of it."""
+"""The whole of jobs.bench scale on a few images: every stage runs, and a second call keeps all of it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def test_every_stage_runs_once(ray_local, tmp_path):
     assert stages["stream"]["facts"]["steps"] == NUM_IMAGES // 20
     kinds = {name: {row["process"] for row in stage["peaks_mib"]} for name, stage in stages.items()}
     assert "actor" in kinds["reassign"] and "train worker" in kinds["stream"]
-    assert all(value > 0 for value in vars(costs_of(stages, NUM_IMAGES)).values())
+    assert all(value > 0 for value in vars(costs_of(stages, NUM_IMAGES, 40.0)).values())
 
     assert measure_stages(folder, NUM_IMAGES, seed=0) == stages

@@ -27,7 +27,7 @@ def test_rates_are_measured_and_planned_with(tmp_path, monkeypatch, capsys):
     cluster = ["--nodes", "2", "--cpus-per-node", "8", "--memory-gib-per-node", "32", "--price-per-node-hour", "0.5"]
     if rates.gpu:
         cluster += ["--gpus-per-node", "1"]
-    monkeypatch.setattr(sys, "argv", ["plan", "demo", "--rates", out, "--images", "1000", *cluster])
+    monkeypatch.setattr(sys, "argv", ["plan", "demo", "--rates", out, "--num-images", "1000", *cluster])
     run(plan.main)
     shown = capsys.readouterr().out
     for name in (

@@ -18,9 +18,10 @@ from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import Labels, read_labels
 from boxsup_dist.data.painting import front_order, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
+from boxsup_dist.errors import SettingError
 from boxsup_dist.export.labels import export_unit
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
@@ -104,7 +105,7 @@ def images(tmp_path) -> Path:
 
 
 def settings(run_dir: str, images: Path | str, out: Path, **changes) -> predict.Settings:
-    return predict.Settings(run_dir, str(images), str(out), num_actors=1, **changes)
+    return predict.Settings(str(images), str(out), run_dir, num_actors=1, **changes)
 
 
 def label_maps(out: Path) -> dict[str, np.ndarray]:
@@ -189,7 +190,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
     summary = export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), undecided=undecided))
     config = read_config(run_dir)
     mixture = open_inputs(config).mixture
-    labels = export_labels.read_labels(RunFiles(run_dir).labels(2))
+    labels = read_labels(RunFiles(run_dir).labels(2))
     coco = COCO(str(tmp_path / "coco.json"))
     chosen = {(row["image_id"], row["box_index"]): row for row in labels.table.to_pylist()}
     assert (summary["epoch"], summary["num_images"], summary["num_boxes"]) == (2, tiny.NUM_TRAIN, len(chosen))
@@ -224,7 +225,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
 def test_a_unit_whose_images_another_source_has_exports_nothing(run_dir, tmp_path):
     mixture = open_inputs(read_config(run_dir)).mixture
     none = replace(mixture, units=tuple(unit._replace(rows=()) for unit in mixture.units))
-    labels = export_labels.read_labels(RunFiles(run_dir).labels(2))
+    labels = read_labels(RunFiles(run_dir).labels(2))
     assert export_unit(0, mixture=none, labels=labels, undecided="ignore", out=str(tmp_path)) == []
 
 
@@ -253,5 +254,5 @@ def test_bad_settings_end_with_status_2_before_anything_runs(
 
 
 def test_an_epoch_without_labels_is_told(run_dir, tmp_path):
-    with pytest.raises(export_labels.SettingError, match=r"no labels of this epoch.*found: 7; expected: 0 to 1"):
+    with pytest.raises(SettingError, match=r"no labels of this epoch.*found: 7; expected: 0 to 1"):
         export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), epoch=7))

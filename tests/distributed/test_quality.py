@@ -110,4 +110,6 @@ def test_the_command_line_tells_errors_in_a_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*command, "--published-set", "COCO_val2014"])
     with pytest.raises(SystemExit) as exit_:
         run(proposal_quality.main)
-    assert exit_.value.code == 2 and capsys.readouterr().err.startswith("error: has no effect without published")
+    assert exit_.value.code == 2 and capsys.readouterr().err.startswith(
+        "error: published_set has no effect without published"
+    )

@@ -72,7 +72,7 @@ def run_pipeline(root: str, devkit: str) -> None:
 
     reassign.main(reassign.Settings(run_dir, out("reassigned"), num_actors=1))
     images = storage.join(devkit, "JPEGImages")
-    predicted = predict.predict(predict.Settings(run_dir, images, out("predicted"), overlays=True, num_actors=1))
+    predicted = predict.predict(predict.Settings(images, out("predicted"), run_dir, overlays=True, num_actors=1))
     assert predicted["num_predicted"] == 6 and predicted["failed"] == []
     export_labels.export_labels(export_labels.Settings(run_dir, out("exported")))
 
@@ -144,7 +144,7 @@ def test_a_run_on_s3_is_evaluated_and_drawn_there(local, stored):
 def test_a_second_prediction_keeps_what_is_there(stored):
     images = storage.join(storage.join(stored.rpartition("/")[0], "devkit", "VOC2012"), "JPEGImages")
     run_dir, out = storage.join(stored, "box"), storage.join(stored, "predicted")
-    again = predict.predict(predict.Settings(run_dir, images, out, overlays=True, num_actors=1))
+    again = predict.predict(predict.Settings(images, out, run_dir, overlays=True, num_actors=1))
     assert again["num_finished_before"] == 6
 
 

@@ -1,4 +1,4 @@
-"""The synthetic set of jobs.bench.scale, how its watch sums up, and what its costs mean on more GPUs."""
+"""The synthetic set of the measurement scale, and how its watch sums up."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from boxsup_dist.data.images import decode_image
-from boxsup_dist.data.schema import proposals_from_table, proposals_to_table
-from jobs.bench.scale_cost import Cluster, Costs, extrapolate
+from boxsup_dist.data.superpixels import proposals_from_table, proposals_to_table
 from jobs.bench.scale_set import entries, index_of, scene_proposals, scene_record
 from jobs.bench.watch import Sample, kind_of, thirds
 
 # Four images of two bases: the second time in another order and mirrored otherwise.
 IDS = ["scale/0000000", "scale/0000001", "scale/0000064", "scale/0000065"]
-COSTS = Costs(ingest=0.04, open=1e-4, stream=0.01, feed=1e-3, choose=0.01, dispatch=1e-4, handover=5e-5)
 
 
 @pytest.mark.parametrize("image_id", IDS)
@@ -65,23 +63,6 @@ def test_proposals_survive_their_table():
     found = scene_proposals(0, "scale/0000007")
     (back,) = proposals_from_table(proposals_to_table([found]))
     assert np.array_equal(back.indices, found.indices) and np.array_equal(back.superpixels, found.superpixels)
-
-
-def test_a_single_core_job_becomes_the_bottleneck_of_many_gpus():
-    few, many = (extrapolate(COSTS, 100_000, Cluster(gpus, 16, 40.0)) for gpus in (8, 512))
-    assert few["bottleneck"] == "GPU steps" and many["bottleneck"] == "dispatch"
-    assert few["dispatch"] == many["dispatch"] == pytest.approx(10)
-    assert many["hand-over"] == pytest.approx(5) and many["open"] == pytest.approx(10)
-    assert few["GPU steps"] == pytest.approx(100_000 / 8 / 40) == 64 * many["GPU steps"]
-    assert few["data tasks"] == pytest.approx(100_000 * 0.01 / (8 * 14))
-    assert many["epoch"] == pytest.approx(many["GPU steps"] + 10 + 5), "dispatch hides forward passes and choices"
-    assert few["epoch"] == pytest.approx(few["GPU steps"] + few["GPU forward"] + few["choosing"] + 5)
-
-
-def test_slow_data_tasks_hold_up_training():
-    scaled = extrapolate(COSTS, 100_000, Cluster(8, 3, 1000.0))
-    assert scaled["bottleneck"] == "data tasks" and scaled["data tasks"] == pytest.approx(125)
-    assert scaled["GPU busy"] == pytest.approx((100 / 8 + 100 / 24) / scaled["epoch"])
 
 
 def test_peaks_of_the_first_and_the_last_third():

@@ -25,7 +25,7 @@ def test_one_thing_at_a_time(arguments):
 
 
 def test_a_job_that_the_working_tree_lacks_is_refused_before_anything_is_sent():
-    with pytest.raises(SettingError, match=r"no such job.*'trian'.*train"):
+    with pytest.raises(SettingError, match=r"no such command.*'trian'.*train"):
         submit.parse(["--", "python", "-m", "jobs.trian"])
     submit.parse(["--no-upload", "--", "python", "-m", "jobs.of_the_image"])
 

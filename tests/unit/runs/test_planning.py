@@ -32,7 +32,7 @@ RATES = Rates(
     process_bytes=0.5e9,
     train_bytes_per_image=0.2e9,
 )
-WORK = Workload(images=3600, boxes_per_image=2.0, val_images=720)
+WORK = Workload(num_images=3600, boxes_per_image=2.0, num_val_images=720)
 TWO_CORES = ResourceSettings(num_workers=2, num_actors=2)
 
 
@@ -116,7 +116,9 @@ def test_more_nodes_take_less_time_but_not_fewer_node_hours():
 def test_it_warns_of_starving_data_tasks_and_plans_with_what_they_supply(cpus, resources, stream_s):
     slow = replace(RATES, stream_s_per_image=stream_s)
     plan = plan_of(Cluster(1, cpus), slow, resources=resources)
-    assert any("Ray Data starves" in text and "--cpus-per-worker" in text for text in plan.warnings)
+    assert any(
+        "data tasks hold up the training" in text and "--resources.cpus-per-worker" in text for text in plan.warnings
+    )
     assert plan.value("train") > plan_of(Cluster(1, cpus), resources=resources).value("train")
 
 
@@ -136,7 +138,7 @@ def test_it_warns_of_settings_that_the_run_would_refuse():
 def test_it_warns_of_memory():
     tight = plan_of(Cluster(1, 8, memory_gib_per_node=4))
     assert any("processes need" in text for text in tight.warnings)
-    many = replace(WORK, images=2_000_000)
+    many = replace(WORK, num_images=2_000_000)
     assert any("object store" in text for text in plan_of(Cluster(1, 8, memory_gib_per_node=4), work=many).warnings)
     gpu = replace(RATES, gpu=True, train_bytes_per_image=4e9)
     plan = plan_of(Cluster(1, 8, 1, gpu_memory_gib=16), gpu, resources=ResourceSettings())
@@ -177,7 +179,7 @@ def test_what_is_no_rate_is_refused(value):
         (Cluster(1, 8, -1), WORK, "gpus_per_node"),
         (Cluster(1, 8, price_per_node_hour=-1), WORK, "price_per_node_hour"),
         (Cluster(1, 8, memory_gib_per_node=float("nan")), WORK, "memory_gib_per_node"),
-        (Cluster(1, 8), replace(WORK, images=0), "images"),
+        (Cluster(1, 8), replace(WORK, num_images=0), "num_images"),
         (Cluster(1, 8), replace(WORK, boxes_per_image=-1), "boxes_per_image"),
     ],
 )
@@ -187,5 +189,5 @@ def test_numbers_that_can_not_be_are_named(cluster, work, name):
 
 
 def test_the_papers_run_fits_a_plan_too():
-    plan = make_plan(paper("", (), None), replace(WORK, images=10582), Cluster(2, 16, 4), replace(RATES, gpu=True))
+    plan = make_plan(paper("", (), None), replace(WORK, num_images=10582), Cluster(2, 16, 4), replace(RATES, gpu=True))
     assert plan.value("steps") == 530 * 45 and plan.value("workers") == 8

@@ -1,0 +1,32 @@
+"""BoxSup: segmentation networks trained from bounding boxes. One command prepares data, one trains, others use it."""
+
+from __future__ import annotations
+
+from boxsup_dist.runs.command_line import call, clear_errors, front_door
+
+COMMANDS = {
+    "prepare data": (
+        "prepare",
+        "make_synthetic",
+        "build_records",
+        "build_proposals",
+        "build_label_maps",
+        "build_data",
+        "get_hed_weights",
+        "proposal_quality",
+    ),
+    "train": ("demo", "train", "reproduce", "reassign"),
+    "use a trained network": ("evaluate", "tune_crf", "trimap", "figures", "predict", "export_labels", "export_model"),
+    "use a cluster": ("calibrate", "plan", "submit"),
+    "maintain": ("bench", "drill", "results_page"),
+}
+
+
+def main() -> None:
+    """List the commands, or run the one that the command line names."""
+    with clear_errors():
+        call("jobs", *front_door("jobs", COMMANDS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Settings of the measurements by their names, apart from the work so that a help is shown at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from boxsup_dist.errors import SettingError
+from boxsup_dist.model.crf import MIN_PROB, SETTLED
+from boxsup_dist.runs.command_line import Checkpoint, RunDir
+
+COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench"
+    """Folder of summary.json and of synthetic tables, which the next call uses again."""
+    num_images: int = 240
+    """Images of an epoch. The first batch is not counted: in a short epoch, much is made while it is awaited."""
+    crop_px: int = 257
+    """Side of the crops to train on."""
+    rounds: int = 3
+    """How often the two ways take turns; the median counts."""
+    num_epochs: int = 4
+    """Epochs of the run whose pauses between epochs are measured."""
+    network: str = "timm:tf_efficientnet_lite0"
+    """Network to train, from random weights."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench_actors"
+    """Folder of actors.json and of synthetic tables, which the next call uses again."""
+    units: int = 16
+    """Row groups to reassign, of 16 images each."""
+    rounds: int = 5
+    """How often one actor and two take turns; the median counts."""
+    seed: int = 0
+    """Seed of the images."""
+
+
+@dataclass(frozen=True)
+class Crf:
+    """Which images and predictions, and what to compare."""
+
+    run_dir: RunDir
+    records: str
+    """Folder or URI of the records table; no ground truth is needed."""
+    out: str = "runs/bench_crf"
+    """Folder or URI of summary.json."""
+    num_images: int = 20
+    """Images to measure: the first of the table."""
+    crf: str = "deeplab_v2"
+    """Parameters of the CRF: a name, or five numbers."""
+    min_probs: tuple[float, ...] = (MIN_PROB,)
+    """Values of MIN_PROB to compare: labels that are less likely at every pixel are dropped."""
+    settled: tuple[float, ...] = (0.0, SETTLED)
+    """Values of SETTLED to compare: stop once at most this share of the pixels changed; 0 never stops early."""
+    num_rounds: int = 3
+    """How often each image is measured; the median counts."""
+    checkpoint: Checkpoint = None
+
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        for name in ("num_images", "num_rounds"):
+            if getattr(self, name) < 1:
+                raise SettingError("nothing to measure", field=name, value=getattr(self, name), expected=">= 1")
+        for name in ("min_probs", "settled"):
+            values = getattr(self, name)
+            if not values or not all(0 <= p <= 1 for p in values):
+                raise SettingError("out of range", field=name, value=values, expected="one or more, 0 <= value <= 1")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench_memory"
+    """Folder of summary.json and of synthetic tables."""
+    num_images: int = 128
+    """N. It makes two shards: with one shard, a second process would be idle at N and busy at 4 N."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of the measurement, and the cluster to extrapolate to."""
+
+    out: str = "runs/bench_scale"
+    """Folder of the tables and of summary.json; about 45 kB per image."""
+    num_images: int = COCO_2014_TRAINVAL_AND_TRAIN_AUG
+    """N. The default is the number of images of COCO 2014 train + val and VOC 2012 train_aug."""
+    seed: int = 0
+    """Seed of the images."""
+    gpu_images_per_s: float = 40.0
+    """Training images per second of one GPU, for the extrapolation; jobs.calibrate measures it."""
+    cpus_per_gpu: int = 16
+    """CPU cores per GPU, for the extrapolation."""
+
+
+MEASUREMENTS: dict[str, type] = {"claims": Claims, "actors": Actors, "crf": Crf, "memory": Memory, "scale": Scale}

@@ -1,0 +1,294 @@
+"""The front door and every command's line: what is listed, how fast and how alike each is answered, what is refused."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+
+import jobs
+from boxsup_dist.config import TrainConfig
+from boxsup_dist.proposals.settings import SETTINGS as METHOD_SETTINGS
+from boxsup_dist.runs import command_line
+from boxsup_dist.runs.recipes import RECIPES, RecipeName
+from jobs.__main__ import COMMANDS
+from jobs.bench.settings import MEASUREMENTS
+
+ROOT = Path(__file__).parents[3]
+NAMES = [name for group in COMMANDS.values() for name in group]
+# Of 2 seconds on a quiet machine; an import of torch, Ray or MLflow alone takes most of that.
+HEAVY = {"torch", "ray", "mlflow", "matplotlib", "numba", "scipy", "timm"}
+LINES = [
+    *NAMES,
+    *(f"train {recipe}" for recipe in RECIPES),
+    *(f"build_proposals --method {method}" for method in METHOD_SETTINGS if method != "imported"),
+    *(f"bench {name}" for name in MEASUREMENTS),
+]
+
+
+def call(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_every_job_is_listed_once() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(jobs.__path__)} - {"__main__"}
+    assert sorted(NAMES) == sorted(modules)
+
+
+def test_the_list_has_a_line_for_each_command() -> None:
+    done = call("jobs")
+    assert done.returncode == 0 and not done.stderr
+    for name in NAMES:
+        first = command_line.docstring_of(f"jobs.{name}").partition("\n")[0]
+        assert re.search(rf"^  {name} +{re.escape(first)}$", done.stdout, re.M), name
+        assert len(first) < 110 and first.endswith("."), name
+    assert all(f"\n{group}:\n" in done.stdout for group in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [(("jobs", "trian"), ("train", "'trian'")), (("jobs.bench", "memroy"), ("memory", "'memroy'"))],
+)
+def test_a_mistyped_command_is_answered_with_the_close_ones(words: tuple[str, ...], names: tuple[str, ...]) -> None:
+    done = call(*words)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"did you mean {names[0]}" in done.stderr and names[1] in done.stderr
+
+
+def test_the_front_door_runs_a_command_and_says_how_it_was_called() -> None:
+    done = call("jobs", "make-synthetic", "--help")
+    assert done.returncode == 0 and "usage: python -m jobs make_synthetic" in done.stdout
+    done = call("jobs", "bench", "memory", "--help")
+    assert done.returncode == 0 and "usage: python -m jobs bench memory" in done.stdout
+
+
+def test_the_installed_script_is_the_front_door(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    scripts = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[2]
+    assert 'boxsup = "jobs.__main__:main"' in scripts
+    code = "import sys; from jobs.__main__ import main; sys.argv[0] = '/somewhere/bin/boxsup'; main()"
+    done = subprocess.run([sys.executable, "-c", code, "plan", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: boxsup plan" in done.stdout
+
+
+@functools.cache
+def helps() -> dict[str, dict[str, Any]]:
+    """The help of every command line, and what was loaded for it: each in a fork of a process that has only tyro."""
+    code = f"""
+import contextlib, io, json, os, runpy, sys, tempfile, time
+import tyro
+found = {{}}
+for line in {LINES!r}:
+    name, *words = line.split()
+    with tempfile.TemporaryDirectory() as folder:
+        if not (child := os.fork()):
+            text, started = io.StringIO(), time.process_time()
+            sys.argv = [os.path.join("jobs", name + ".py"), *words, "--help"]
+            status = None
+            with contextlib.redirect_stdout(text):
+                try:
+                    runpy.run_module("jobs." + name, run_name="__main__", alter_sys=True)
+                except SystemExit as error:
+                    status = error.code
+            loaded = sorted({HEAVY!r} & set(sys.modules))
+            with open(folder + "/found", "w") as file:
+                seconds = time.process_time() - started
+                json.dump({{"text": text.getvalue(), "status": status, "loaded": loaded, "seconds": seconds}}, file)
+            os._exit(0)
+        os.waitpid(child, 0)
+        with open(folder + "/found") as file:
+            found[line] = json.load(file)
+print(json.dumps(found))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_help_is_shown_at_once_and_names_the_command(line: str) -> None:
+    found = helps()[line]
+    assert found["status"] == 0, found
+    assert found["loaded"] == [], "heavy packages are imported where they are used"
+    assert found["seconds"] < 2
+    usage = found["text"].partition("\n")[0]
+    assert re.match(rf"usage: python -m jobs.{line.split(' --')[0]}\b", usage) and ".py" not in usage, usage
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", found["text"]).split())
+    first = command_line.docstring_of(f"jobs.{line.split()[0]}").partition("\n")[0]
+    if not line.startswith(("bench ", "train ")):
+        assert first in shown
+
+
+@pytest.mark.parametrize("name", [*(f"jobs.{name}" for name in NAMES if name not in ("bench", "drill")),
+                                  "jobs.__main__", "jobs.bench.__main__", "jobs.drill.__main__"])  # fmt: skip
+def test_a_command_is_imported_without_heavy_packages(name: str) -> None:
+    code = f"import sys, {name}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "", done.stdout + done.stderr
+
+
+# -- one name, one type, one meaning -----------------------------------------------------------------------------------
+
+
+def settings_types() -> dict[str, type]:
+    """The settings of every command."""
+    found = {}
+    for name in NAMES:
+        if name == "bench":
+            found |= {f"bench {each}": kind for each, kind in MEASUREMENTS.items()}
+        elif name == "drill":
+            found[name] = importlib.import_module("jobs.drill.__main__").Settings
+        else:
+            found[name] = importlib.import_module(f"jobs.{name}").Settings
+    return found
+
+
+def arguments(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option of a settings class as the command line spells it, and its type without None."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        hint, name = hints[field.name], field.name.replace("_", "-")
+        if get_origin(hint) is typing.Annotated:
+            hint, *markers = get_args(hint)
+            for marker in markers:
+                name = marker.name if getattr(marker, "name", None) is not None else name
+        name = name.replace("_", "-")
+        whole = ".".join(part for part in (prefix, name) if part)
+        if is_dataclass(hint):
+            yield from arguments(typing.cast(type, hint), whole)
+        else:
+            kinds = [part for part in get_args(hint) if part is not type(None)] if type(None) in get_args(hint) else []
+            yield whole, kinds[0] if len(kinds) == 1 else hint
+
+
+def spellings() -> dict[str, dict[str, Any]]:
+    """Option -> command -> its type."""
+    found: dict[str, dict[str, Any]] = {}
+    for command, kind in settings_types().items():
+        for name, hint in arguments(kind):
+            found.setdefault(name, {})[command] = hint
+    return found
+
+
+# What a name that several commands share means. A new shared name needs a line here, or another name.
+SHARED = {
+    "batch-images": "images of a training step",
+    "coco-annotations": "COCO's files instances_*.json",
+    "coco-images": "folders of COCO's images",
+    "context-root": "folder of PASCAL-Context",
+    "sbd-root": "folder of SBD",
+    "checkpoint": "URI of a checkpoint, None: the run's newest",
+    "classes": "list of classes",
+    "crf": "parameters of the dense CRF, None: without",
+    "flip": "average with the mirrored image",
+    "hed-weights": "file of HED's weights",
+    "log": "store in the MLflow run of the training",
+    "method": "one method that makes a table",
+    "num-cpus": "CPUs of the local Ray session",
+    "num-images": "how many images",
+    "num-train": "images of the split train",
+    "optimizer.epochs": "passes over the training images",
+    "out": "where to write",
+    "proposals": "URI of the proposals table",
+    "recipe": "name of a recipe",
+    "records": "URI of the records table",
+    "resources.num-actors": "processes that predict, reassign or evaluate",
+    "rounds": "how often ways take turns",
+    "run-dir": "run directory of a training, one or several",
+    "scales": "factors on the image's size",
+    "seed": "seed of all draws",
+    "split": "list of images of a data set",
+    "supervision": "annotation that training uses",
+    "tile-px": "side of a tile",
+    "voc-root": "year folder of a VOC devkit",
+}
+
+
+def test_a_name_has_one_type_and_one_meaning() -> None:
+    several = {name: by for name, by in spellings().items() if len(by) > 1}
+    unexplained = set(several) - set(SHARED) - {name for name in several if name.startswith("resources.")}
+    assert not unexplained, {name: sorted(several[name]) for name in unexplained}
+    for name, by_command in several.items():
+        kinds = {str(hint) for hint in by_command.values()}
+        if name == "run-dir":
+            assert kinds == {str(str), str(tuple[str, ...])}
+        elif name == "method":
+            assert all(get_origin(hint) is typing.Literal for hint in by_command.values())
+        else:
+            assert len(kinds) == 1, (name, by_command)
+
+
+def test_a_setting_of_a_run_is_spelled_as_in_its_configuration() -> None:
+    of_runs = dict(arguments(TrainConfig))
+    last_words = {name.rpartition(".")[2]: name for name in of_runs if "." in name}
+    last_words.pop("flip")  # of a prediction: average with the mirrored image, which no run does
+    for name, by_command in spellings().items():
+        whole = last_words.get(name)
+        assert whole is None or name in of_runs, f"{sorted(by_command)}: --{name} is --{whole} in a run"
+        if name in of_runs and name != "run-dir":
+            assert all(str(hint) == str(of_runs[name]) for hint in by_command.values()), name
+
+
+def test_retired_spellings_are_gone() -> None:
+    assert not {"run-dirs", "num-actors", "num-workers", "epochs"} & set(spellings())
+    assert {"checkpoint", "run-dir"} <= {name for name, by in spellings().items() if "predict" in by}
+
+
+def test_every_option_has_a_sentence() -> None:
+    for command, found in helps().items():
+        for option, text in re.findall(r"│ (--[\w.-]+)[^│]*│\n│ +(\(required\)|\(default)", found["text"]):
+            raise AssertionError(f"{command} {option}: {text}")
+
+
+def test_the_names_of_recipes_are_those_that_exist() -> None:
+    assert set(get_args(RecipeName)) == set(RECIPES)
+
+
+# -- typical mistakes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "minni", "--run-dir", "a"], ["no such recipe", "did you mean mini?", "paper, mini, demo"]),
+        (["train", "--run-dir", "a"], ["name a recipe first", "paper, mini, demo"]),
+        (["train"], ["name a recipe first", "paper, mini, demo"]),
+        (["build_proposals", "--method", "mgc"], ["did you mean mcg?", "selective_search"]),
+        (["predict", "--images", "x", "--out", "y"], ["no network to predict with", "python -m jobs.train"]),
+        (["figures", "--run-dir", "absent", "--out", "o"], ["config.json"]),
+        (["plan", "mini", "--num-images", "5", "--nodes", "1", "--cpus-per-node", "2", "--rates", "absent.json"],
+         ["python -m jobs.calibrate mini"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_answered_in_one_line_with_what_to_do(words: list[str], expected: list[str], tmp_path) -> None:
+    done = subprocess.run([sys.executable, "-m", f"jobs.{words[0]}", *words[1:]], cwd=tmp_path, capture_output=True,
+                          text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert all(part in done.stderr for part in expected), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["calibrate", "minni"], ["paper", "mini", "demo"]),
+        (["calibrate"], ["paper,mini,demo"]),
+        (["evaluate", "--run-dir", "a", "--out", "b", "--record", "c"], ["--records"]),
+        (["build_label_maps", "--records", "a", "--out", "b", "--method", "grab"], ["grabcut", "wssl"]),
+        (["plan", "mini", "--num-images", "5", "--nodes", "1", "--cpus-per-node", "two"], ["--cpus-per-node", "two"]),
+        (["reproduce", "--table", "2", "--data", "a", "--out", "b", "--epochs", "3"], ["--optimizer.epochs"]),
+    ],
+)
+def test_a_wrong_argument_is_answered_with_the_right_ones(words: list[str], expected: list[str]) -> None:
+    done = call(f"jobs.{words[0]}", *words[1:])
+    assert done.returncode == 2
+    assert all(part in done.stdout + done.stderr for part in expected), done.stdout + done.stderr
