@@ -57,7 +57,9 @@ def results_page(folder: Path) -> str:
     named = {table["file"] for section in sections for table in section["tables"]}
     unnamed = sorted(path.stem for path in folder.glob("*.json") if path.stem not in {*named, "index"})
     if unnamed:
-        raise InputError("tables without a section: name them in index.json", file=str(folder / "index.json"), value=", ".join(unnamed))
+        raise InputError(
+            "tables without a section: name them here", file=str(folder / "index.json"), value=", ".join(unnamed)
+        )
     parts = [HEAD]
     for section in sections:
         parts.append(f"## {section['section']}\n\n{section['text']}\n")

@@ -29,7 +29,8 @@ NumActors = Annotated[
     int | None,
     tyro.conf.arg(
         name="resources.num-actors",
-        help="Processes that compute. The result does not depend on their number. Default: one per GPU, without GPUs one per CPU core.",
+        help="Processes that compute. The result does not depend on their number. Default: one per GPU, without "
+        "GPUs one per CPU core.",
     ),
 ]
 NumCpus = Annotated[

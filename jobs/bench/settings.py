@@ -12,7 +12,7 @@ COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
 
 
 @dataclass(frozen=True)
-class Claims:
+class Epoch:
     """Size of the measurement, and where to write."""
 
     out: str = "runs/bench"
@@ -101,4 +101,4 @@ class Scale:
     """CPU cores per GPU, for the extrapolation."""
 
 
-MEASUREMENTS: dict[str, type] = {"claims": Claims, "actors": Actors, "crf": Crf, "memory": Memory, "scale": Scale}
+MEASUREMENTS: dict[str, type] = {"epoch": Epoch, "actors": Actors, "crf": Crf, "memory": Memory, "scale": Scale}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist.data.images import decode_image
-from boxsup_dist.data.superpixels import proposals_from_table, proposals_to_table
+from boxsup_dist.data.schema import proposals_from_table, proposals_to_table
 from jobs.bench.scale_set import entries, index_of, scene_proposals, scene_record
 from jobs.bench.watch import Sample, kind_of, thirds
 

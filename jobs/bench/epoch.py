@@ -46,14 +46,14 @@ from boxsup_dist.runs.train import train
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.stream import Batch
 from boxsup_dist.training.worker import TrainWorker
-from jobs.bench.settings import Claims
+from jobs.bench.settings import Epoch
 
 SIZE_PX = (500, 375)  # width and height of a VOC photograph
 NUM_BOXES = 3
 GLOBAL_BATCH_SIZE = 10
 
 
-def main(settings: Claims) -> None:
+def main(settings: Epoch) -> None:
     """Measure all rows, write OUT/summary.json and print each with its goal."""
     out = storage.absolute(settings.out)
     scoring = measure_scoring(settings.rounds)
@@ -139,7 +139,7 @@ def scoring_problem() -> tuple[Proposals, NDArray[np.float32], NDArray[np.int32]
 # -- an epoch ---------------------------------------------------------------------------------------------------------
 
 
-def prepare_run(settings: Claims, out: str) -> TrainConfig:
+def prepare_run(settings: Epoch, out: str) -> TrainConfig:
     """Tables of synthetic images, and a configuration of two workers that trains on them from boxes."""
     folder = storage.join(out, f"tables-{settings.num_images}")
     root = write_synthetic(storage.join(folder, "devkit"), settings.num_images, 1)
