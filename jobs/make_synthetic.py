@@ -45,10 +45,10 @@ def main(settings: Settings) -> None:
         "num_train": settings.num_train,
         "num_val": settings.num_val,
         "seed": settings.seed,
-        "num_written": progress.units,
+        "num_written": progress.num_images,
         "seconds": round(time.monotonic() - started, 2),
     }
-    line = f"{folder}: {settings.num_train} train, {settings.num_val} val, {progress.units} written now"
+    line = f"{folder}: {settings.num_train} train, {settings.num_val} val, {progress.num_images} written now"
     write_result(settings.out, summary, [line])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -34,8 +35,10 @@ def test_marked_commands_run_in_order(ray_local, tmp_path, monkeypatch):
     write_synthetic("VOCdevkit", NUM_TRAIN, NUM_VAL)
     blocks = [block for block in all_blocks() if block.before == "<!-- run -->"]
     assert {block.page for block in blocks} >= {"README.md", "docs/getting-started.md", "docs/using-a-network.md"}
+    started = time.monotonic()
     for block in blocks:
         for words in block.commands:
+            print(f"{time.monotonic() - started:.1f} s: {' '.join(words)}", flush=True)
             try:
                 run_command(words, monkeypatch)
             except Exception as error:
