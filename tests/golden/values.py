@@ -59,7 +59,7 @@ ASSIGNMENT = AssignmentSettings(
     rank_weight=0.05,
     consensus_temperature=0.1,
     ignore_undecided=0.25,
-    refine_from_epoch=2,
+    refine_from_epoch=3,
 )
 NUM_EPOCHS = 3
 
