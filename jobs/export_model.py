@@ -72,12 +72,12 @@ class Settings:
 def main(settings: Settings) -> None:
     """Write every format, compare it with the network, then publish it; write OUT/summary.json and print it."""
     settings.check()
+    tracked = mlflow_run(settings.run_dir) if settings.log or settings.register else None
     config = read_config(settings.run_dir)
     from boxsup_dist.model import checkpoint, export
     from boxsup_dist.model.networks import network_from_state
     from boxsup_dist.tracking import models
 
-    tracked = mlflow_run(settings.run_dir) if settings.log or settings.register else None
     uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
     state = checkpoint.load(uri)
     classes = open_table(config.sources[0].records, "records").classes
