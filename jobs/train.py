@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 
@@ -22,7 +22,7 @@ from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.runs.command_line import check_choice, clear_errors, program
 from boxsup_dist.runs.layout import RunFiles
-from boxsup_dist.runs.recipes import RECIPES
+from boxsup_dist.runs.recipes import RECIPES, RecipeName
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,38 @@ def parse_source(text: str) -> SourceSettings:
     return SourceSettings(**values)  # type: ignore[arg-type]  # checked by SourceSettings.check
 
 
-def _presets() -> dict[str, tuple[str, Any]]:
+def _preset(recipe: RecipeName) -> Settings:
+    """The values of a recipe; tables and run directory are still to be given."""
     missing: Any = tyro.MISSING
-    presets: dict[str, tuple[str, Any]] = {}
-    for name, recipe in RECIPES.items():
-        description = (recipe.__doc__ or name).strip().splitlines()[0]
-        presets[name] = (description, Settings(SourceSettings(missing), recipe(missing, (), None)))
-    return presets
+    return Settings(SourceSettings(missing), RECIPES[recipe](missing, (), None))
 
 
-def _check_recipe(arguments: list[str]) -> None:
-    """Raise SettingError unless the first argument is a recipe or asks for help."""
+def _first_line(recipe: RecipeName) -> str:
+    return (RECIPES[recipe].__doc__ or recipe).strip().partition("\n")[0]
+
+
+def read_arguments(arguments: list[str]) -> Settings:
+    """The settings of a command line: a recipe, and what differs from it. --help ends the process.
+
+    Raises:
+        SettingError: The first argument is no recipe.
+    """
     first = arguments[0] if arguments else "-"
     if first in ("-h", "--help"):
-        return
+        presets = {name: (_first_line(name), _preset(name)) for name in RECIPES}
+        tyro.extras.overridable_config_cli(presets, prog=program(), description=__doc__)
     if first.startswith("-"):
         expected = f"one of {', '.join(RECIPES)}, as in `{program()} mini --run-dir ...`"
         raise SettingError("name a recipe first", field="recipe", expected=expected)
     check_choice(first, RECIPES, "recipe")
+    recipe = cast(RecipeName, first)
+    prog = f"{program()} {recipe}"
+    return tyro.cli(Settings, default=_preset(recipe), prog=prog, description=_first_line(recipe), args=arguments[1:])
 
 
 def main() -> None:
     """Train, or continue the training, and print its result."""
-    _check_recipe(sys.argv[1:])
-    settings = tyro.extras.overridable_config_cli(_presets(), prog=program(), description=__doc__)
+    settings = read_arguments(sys.argv[1:])
     sources = (settings.first, *map(parse_source, settings.also))
     config = replace(settings.config, sources=sources).check()
     for source in sources:

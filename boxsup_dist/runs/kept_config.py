@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boxsup_dist.config import TrainConfig, differences
-from boxsup_dist.errors import SettingError
+from boxsup_dist.errors import MissingFileError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.runs.layout import FORMAT, RunFiles
 from boxsup_dist.runs.summary import is_finished
@@ -22,6 +22,9 @@ def read_config(run_dir: str) -> TrainConfig:
         SettingError: Another version wrote the directory.
     """
     uri = RunFiles(run_dir).config
+    if not storage.exists(uri):
+        expected = "the run directory of a training; python -m jobs.train makes it"
+        raise MissingFileError("no such file", file=uri, expected=expected)
     values = storage.read_json(uri)
     if not isinstance(values, dict):
         raise SettingError("not the settings of a run", file=uri, value=type(values).__name__, expected="a JSON object")
