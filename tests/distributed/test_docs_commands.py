@@ -12,7 +12,7 @@ import pytest
 from boxsup_dist.records.synthetic import write_synthetic
 from tests.docs_blocks import all_blocks
 
-NUM_TRAIN, NUM_VAL = 10, 4
+NUM_TRAIN, NUM_VAL = 10, 2
 
 
 def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
