@@ -36,11 +36,13 @@ def start_network(spec: NetworkSpec, weights: str | None) -> SegmentationNetwork
 def check_start(spec: NetworkSpec, weights: str | None) -> None:
     """Raise what start_network would raise; torch's random state stays as it was.
 
-    It builds the network once and throws it away: only this finds every misfit of weights and network, in a few seconds
-    before a training instead of a minute inside its workers.
+    It builds the network and throws it away: only this finds every misfit of weights and network, in a few seconds
+    before a training instead of a minute inside its workers. The first time is without weights, so that a network that
+    cannot be built is refused before its weights are downloaded.
     """
     with torch.random.fork_rng(devices=[]):
-        start_network(spec, weights)
+        for each in dict.fromkeys(("none", weights)):
+            start_network(spec, each)
 
 
 def _transfer(spec: NetworkSpec, uri: str) -> SegmentationNetwork:

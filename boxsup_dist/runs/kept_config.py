@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boxsup_dist.config import TrainConfig, differences
-from boxsup_dist.errors import MissingFileError, SettingError
+from boxsup_dist.errors import InputError, MissingFileError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.runs.layout import FORMAT, RunFiles
 from boxsup_dist.runs.summary import is_finished
@@ -78,10 +78,18 @@ def keep_config(config: TrainConfig) -> None:
     history of that attempt are not continued.
     """
     files = RunFiles(config.run_dir)
-    if storage.exists(files.config) and not _has_trained(config.run_dir) and _changed(config):
+    if storage.exists(files.config) and not _has_trained(config.run_dir) and not _holds(config):
         for uri in (files.mlflow_run_id, files.history):
             storage.remove(uri)
     write_config(config)
+
+
+def _holds(config: TrainConfig) -> bool:
+    """Whether the directory holds this configuration; another version's, or a damaged one, is another."""
+    try:
+        return not _changed(config)
+    except InputError:
+        return False
 
 
 def _has_trained(run_dir: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from boxsup_dist.errors import CheckpointError, WeightsError
+from boxsup_dist.errors import CheckpointError, SettingError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import CheckpointState, save
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network
@@ -144,3 +144,6 @@ def test_the_check_before_a_run_finds_what_the_start_would_and_draws_no_random_n
         check_start(networks.spec("timm:resnet18", 60, head_channels=8), f"checkpoint:{uri}")
     with pytest.raises(WeightsError, match="cannot read the weight file"):
         check_start(CONTEXT, str(tmp_path / "nothing.pth"))
+    with pytest.raises(SettingError, match="no map of features") as caught:  # before anything is downloaded
+        check_start(networks.spec("timm:vit_tiny_patch16_224", 60), "timm")
+    assert caught.value.field == "network.name"

@@ -50,6 +50,22 @@ def test_a_directory_where_nothing_was_trained_takes_any_configuration(config: T
     assert [path.name for path in Path(config.run_dir).iterdir()] == ["config.json"], "another run starts anew"
 
 
+@pytest.mark.parametrize("stored", [b"{half", b"[]", b'{"format": 0, "seed": 1}'])
+def test_a_configuration_that_cannot_be_read_is_replaced_where_nothing_was_trained(
+    config: TrainConfig, stored: bytes
+) -> None:
+    files = RunFiles(config.run_dir)
+    storage.write_bytes(files.config, stored)
+    storage.write_bytes(files.mlflow_run_id, b"of another version")
+    check_resume(config)
+    keep_config(config)
+    assert read_config(config.run_dir) == config and not storage.exists(files.mlflow_run_id)
+    storage.write_bytes(files.config, stored)
+    train_a_step(config)
+    with pytest.raises(InputError):
+        check_resume(config)
+
+
 def test_a_run_that_was_trained_names_every_setting_that_differs(config: TrainConfig) -> None:
     keep_config(config)
     train_a_step(config)
