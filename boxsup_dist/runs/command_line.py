@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,9 +49,15 @@ _called_as: str | None = None  # set by `call`: run_module overwrites sys.argv[0
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn a user's error into one line on stderr and exit status 2."""
+    """Turn a user's error into one line on stderr and exit status 2.
+
+    A reader that closes its end of a pipe early, such as `head`, ends the command with status 1 and no trace.
+    """
     try:
         yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
+        raise SystemExit(1) from None
     except InputError as error:
         problem = getattr(error, "cause", error)  # Ray wraps what a task raised, with its traceback as text
         print(f"error: {problem}", file=sys.stderr)

@@ -297,3 +297,13 @@ def test_a_wrong_argument_is_answered_with_the_right_ones(words: list[str], expe
     done = call(f"jobs.{words[0]}", *words[1:])
     assert done.returncode == 2
     assert all(part in done.stdout + done.stderr for part in expected), done.stdout + done.stderr
+
+
+def test_a_reader_that_stops_early_leaves_no_trace():
+    """`boxsup | head`: the list is longer than one write, and nobody reads the end of it."""
+    command = [sys.executable, "-c", "import jobs.__main__ as front; front.main()"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
