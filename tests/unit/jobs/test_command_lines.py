@@ -36,6 +36,13 @@ LINES = [
     *(f"bench {name}" for name in MEASUREMENTS),
 ]
 
+MODULES = [
+    *(f"jobs.{name}" for name in NAMES if name not in ("bench", "drill")),
+    "jobs.__main__",
+    "jobs.bench.__main__",
+    "jobs.drill.__main__",
+]
+
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -82,28 +89,33 @@ def test_the_installed_script_is_the_front_door(monkeypatch: pytest.MonkeyPatch,
 
 
 @functools.cache
-def helps() -> dict[str, dict[str, Any]]:
-    """The help of every command line, and what was loaded for it: each in a fork of a process that has only tyro."""
+def loaded() -> dict[str, dict[str, Any]]:
+    """Each help, and what it and the import of each module load: in forks of a process without heavy packages."""
     code = f"""
-import contextlib, io, json, os, runpy, sys, tempfile, time
-import tyro
-found = {{}}
-for line in {LINES!r}:
+import contextlib, importlib, io, json, os, runpy, sys, tempfile, time
+import tyro, PIL.Image, rich.console, boxsup_dist.io.storage  # what all of them load, once
+
+def look(line):
     name, *words = line.split()
+    if name.startswith("import:"):
+        importlib.import_module(name.removeprefix("import:"))
+        return None
+    sys.argv = [os.path.join("jobs", name + ".py"), *words, "--help"]
+    try:
+        runpy.run_module("jobs." + name, run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        return error.code
+
+found = {{}}
+for line in {[*LINES, *(f"import:{name}" for name in MODULES)]!r}:
     with tempfile.TemporaryDirectory() as folder:
         if not (child := os.fork()):
             text, started = io.StringIO(), time.process_time()
-            sys.argv = [os.path.join("jobs", name + ".py"), *words, "--help"]
-            status = None
             with contextlib.redirect_stdout(text):
-                try:
-                    runpy.run_module("jobs." + name, run_name="__main__", alter_sys=True)
-                except SystemExit as error:
-                    status = error.code
-            loaded = sorted({HEAVY!r} & set(sys.modules))
+                status = look(line)
             with open(folder + "/found", "w") as file:
-                seconds = time.process_time() - started
-                json.dump({{"text": text.getvalue(), "status": status, "loaded": loaded, "seconds": seconds}}, file)
+                heavy, seconds = sorted({HEAVY!r} & set(sys.modules)), time.process_time() - started
+                json.dump({{"text": text.getvalue(), "status": status, "heavy": heavy, "seconds": seconds}}, file)
             os._exit(0)
         os.waitpid(child, 0)
         with open(folder + "/found") as file:
@@ -117,9 +129,9 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_help_is_shown_at_once_and_names_the_command(line: str) -> None:
-    found = helps()[line]
+    found = loaded()[line]
     assert found["status"] == 0, found
-    assert found["loaded"] == [], "heavy packages are imported where they are used"
+    assert found["heavy"] == [], "heavy packages are imported where they are used"
     assert found["seconds"] < 2
     usage = found["text"].partition("\n")[0]
     assert re.match(rf"usage: python -m jobs.{line.split(' --')[0]}\b", usage) and ".py" not in usage, usage
@@ -129,12 +141,9 @@ def test_a_help_is_shown_at_once_and_names_the_command(line: str) -> None:
         assert first in shown
 
 
-@pytest.mark.parametrize("name", [*(f"jobs.{name}" for name in NAMES if name not in ("bench", "drill")),
-                                  "jobs.__main__", "jobs.bench.__main__", "jobs.drill.__main__"])  # fmt: skip
+@pytest.mark.parametrize("name", MODULES)
 def test_a_command_is_imported_without_heavy_packages(name: str) -> None:
-    code = f"import sys, {name}; print(*sorted({HEAVY!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.strip() == "", done.stdout + done.stderr
+    assert loaded()[f"import:{name}"]["heavy"] == []
 
 
 # -- one name, one type, one meaning -----------------------------------------------------------------------------------
@@ -245,7 +254,7 @@ def test_retired_spellings_are_gone() -> None:
 
 
 def test_every_option_has_a_sentence() -> None:
-    for command, found in helps().items():
+    for command, found in loaded().items():
         for option, text in re.findall(r"│ (--[\w.-]+)[^│]*│\n│ +(\(required\)|\(default)", found["text"]):
             raise AssertionError(f"{command} {option}: {text}")
 
