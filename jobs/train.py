@@ -68,7 +68,7 @@ def read_arguments(arguments: list[str]) -> Settings:
     """
     first = arguments[0] if arguments else "-"
     if first in ("-h", "--help"):
-        presets = {name: (_first_line(name), _preset(name)) for name in RECIPES}
+        presets: dict[str, tuple[str, Settings]] = {name: (_first_line(name), _preset(name)) for name in RECIPES}
         tyro.extras.overridable_config_cli(presets, prog=program(), description=__doc__)
     if first.startswith("-"):
         expected = f"one of {', '.join(RECIPES)}, as in `{program()} mini --run-dir ...`"

@@ -254,5 +254,5 @@ def test_bad_settings_end_with_status_2_before_anything_runs(
 
 
 def test_an_epoch_without_labels_is_told(run_dir, tmp_path):
-    with pytest.raises(SettingError, match=r"no labels of this epoch.*found: 7; expected: 0 to 1"):
+    with pytest.raises(SettingError, match=r"no labels of this epoch.*found: 7; expected: 1 to 2"):
         export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), epoch=7))
