@@ -1,6 +1,6 @@
 """Settings of the proposal methods, and the choices in them.
 
-They are apart from the methods so that a command line shows and checks them without loading numba or scipy.
+They stand apart from the methods, so a command line shows and checks them without loading Numba or SciPy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MethodName = Literal["mcg", "selective_search", "gop", "imported"]
 Detector = Literal["gradient", "hed"]
 Format = Literal["mcg", "gop", "rigor", "lpo", "rle"]
 SIMILARITIES = "ctsfb"  # colour, texture, size, fill, border: the order of the weights
-MAX_FAILED_SHARE = 0.05  # of the images of a table
+MAX_FAILED_SHARE = 0.05  # a table is refused if more of its images failed
 COLOUR_SPACES = ("rgb", "lab", "ab", "hsv", "hue", "rgi", "grey", "position")
 BOUNDARIES = ("mean", "coarse")  # fields of edges.Boundaries
 

@@ -1,4 +1,4 @@
-"""Choices and default sizes of records tables, apart from the readers so that a command line loads no reader."""
+"""Choices and default sizes of records tables; they stand apart from the readers, so a command line loads no reader."""
 
 from __future__ import annotations
 
@@ -7,6 +7,5 @@ from typing import Literal
 ClassList = Literal["voc", "all"]
 ROWS_PER_SHARD = 64
 ROW_GROUP_SIZE = 16
-MAX_SKIPPED_SHARE = 0.05
-# Of the synthetic data set.
-NUM_TRAIN, NUM_VAL, SEED = 420, 60, 0
+MAX_SKIPPED_SHARE = 0.05  # a table is refused if more of its images were skipped
+NUM_TRAIN, NUM_VAL, SEED = 420, 60, 0  # of the synthetic data set
