@@ -4,7 +4,7 @@
 
 The plan rests on rates that jobs.calibrate measured. Each line says whether its value is exact, measured, extrapolated
 or assumed, and from what (boxsup_dist/runs/planning.py explains it). Warnings name settings that do not fit or that
-hold up the training.
+slow the training down.
 """
 
 from __future__ import annotations
@@ -88,11 +88,9 @@ def plan(settings: Settings) -> Plan:
 def show(found: Plan) -> str:
     """The plan as a table, and the warnings below it."""
     rows = []
-    for figure in found.figures:
-        number = f"{figure.value:,.0f}" if figure.value >= 100 or figure.value == int(figure.value) else None
-        rows.append(
-            {"": figure.name, "value": number or f"{figure.value:.3g}", "unit": figure.unit, "basis": figure.basis}
-        )
+    for line in found.lines:
+        number = f"{line.value:,.0f}" if line.value >= 100 or line.value == int(line.value) else None
+        rows.append({"": line.name, "value": number or f"{line.value:.3g}", "unit": line.unit, "basis": line.basis})
     return "\n".join([format_table(rows), *(f"warning: {text}" for text in found.warnings)])
 
 
