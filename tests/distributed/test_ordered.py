@@ -36,10 +36,10 @@ def die(unit: int) -> None:
 
 
 def test_results_come_in_the_order_of_the_units(ray_local):
-    told = []
-    results = map_units(compute, UNITS, on_progress=lambda done, total: told.append((done, total)), factor=10)
+    reports = []
+    results = map_units(compute, UNITS, on_progress=lambda done, total: reports.append((done, total)), factor=10)
     assert list(results) == [10 * unit for unit in UNITS]
-    assert told == [(done, len(UNITS)) for done in range(1, len(UNITS) + 1)]
+    assert reports == [(done, len(UNITS)) for done in range(1, len(UNITS) + 1)]
     assert list(map_units(compute, [], factor=1)) == []
 
 

@@ -68,7 +68,7 @@ def test_the_report_adds_up_row_groups(ray_local, pair):
     assert report["seconds_per_image"] is None
 
 
-def test_halves_go_on_over_row_groups_of_odd_length(pair):
+def test_halves_alternate_across_row_groups_of_odd_length(pair):
     records, proposals = pair
     where = records.row_groups()[0]
     first, second = (measure_row_group(records, proposals, where, n) for n in (0, 1))
@@ -105,7 +105,7 @@ def test_the_job_writes_summary_and_curves(ray_local, pair, tmp_path, capsys):
     assert "instance masks" in capsys.readouterr().out
 
 
-def test_the_command_line_tells_errors_in_a_line(monkeypatch, capsys):
+def test_the_command_line_reports_an_error_in_one_line(monkeypatch, capsys):
     command = ["proposal_quality", "--records", "r", "--proposals", "p", "--out", "o"]
     monkeypatch.setattr(sys, "argv", [*command, "--published-set", "COCO_val2014"])
     with pytest.raises(SystemExit) as exit_:

@@ -120,7 +120,7 @@ def test_a_tars_header_is_no_bomb(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tgz"])
-def test_a_full_disk_is_told_before_it_is_full(tmp_path, monkeypatch, name):
+def test_too_little_disk_is_reported_before_it_is_full(tmp_path, monkeypatch, name):
     if name == "a.zip":
         write_zip(tmp_path / name, ("b", 9000))
     else:

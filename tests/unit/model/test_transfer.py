@@ -52,7 +52,7 @@ def test_all_but_the_score_layer_is_the_sources(tmp_path):
     assert_taken_over(start_network(COCO, f"checkpoint:{uri}"), source)  # as many classes, yet others
 
 
-def test_all_skips_of_fcn_start_anew(tmp_path):
+def test_all_skips_of_fcn_start_from_zero(tmp_path):
     source = trained(networks.spec("fcn8s_vgg16", 5, head_channels=2))
     spec = networks.spec("fcn8s_vgg16", 4, head_channels=2)
     network = start_network(spec, f"checkpoint:{store(source, str(tmp_path))}")

@@ -251,7 +251,7 @@ def test_wrong_results_are_refused(tmp_path, text, match):
     assert caught.value.file == str(tmp_path / "img.json")
 
 
-def test_damaged_and_missing_files_are_told(savemat, tmp_path):
+def test_damaged_and_missing_files_are_reported(savemat, tmp_path):
     savemat(GOOD)
     whole = (tmp_path / "img.mat").read_bytes()
     for data in (whole[: len(whole) // 2], b"", b"MATLAB 7.3 MAT-file and nothing", b"\x00" * 300):

@@ -47,7 +47,9 @@ def test_a_directory_where_nothing_was_trained_takes_any_configuration(config: T
     check_resume(other)
     keep_config(other)
     assert read_config(config.run_dir) == other
-    assert [path.name for path in Path(config.run_dir).iterdir()] == ["config.json"], "another run starts anew"
+    assert [path.name for path in Path(config.run_dir).iterdir()] == ["config.json"], (
+        "another run starts from the beginning"
+    )
 
 
 @pytest.mark.parametrize("stored", [b"{half", b"[]", b'{"format": 0, "seed": 1}'])
