@@ -2,9 +2,9 @@
 
     python -m jobs.plan paper --num-images 10582 --nodes 2 --cpus-per-node 16 --gpus-per-node 4
 
-The plan rests on rates that jobs.calibrate measured. Each line says whether its value is exact, measured, extrapolated
-or assumed, and from what (boxsup_dist/runs/planning.py explains it). Warnings name settings that do not fit or that
-slow the training down.
+The plan is computed from rates that jobs.calibrate measured. Each line says whether its value is exact, measured,
+extrapolated or assumed, and from what (boxsup_dist/runs/planning.py explains it). Warnings name settings that do not
+fit or that slow the training down.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Settings:
     nodes: int
     """Nodes of the cluster."""
     cpus_per_node: int
-    """CPU cores of a node."""
+    """CPU cores per node."""
     gpus_per_node: int = 0
-    """GPUs of a node."""
+    """GPUs per node."""
     memory_gib_per_node: float = 64.0
-    """Memory of a node."""
+    """Memory per node."""
     gpu_memory_gib: float | None = None
     """Memory of one GPU; set it to be warned of batches that do not fit."""
     price_per_node_hour: float | None = None
@@ -44,11 +44,11 @@ class Settings:
     rates: str = RATES_FILE
     """File of jobs.calibrate."""
     boxes_per_image: float = 2.5
-    """Mean number of boxes of an image."""
+    """Mean number of boxes per image."""
     image_px: int = VOC_IMAGE_PX
     """Mean pixels of an image. The default is VOC's 500 x 375."""
     num_val_images: int = 1449
-    """Images of an evaluation. The default is VOC 2012 val."""
+    """Images per evaluation. The default is VOC 2012 val."""
     supervision: Supervision = "box"
     """Annotation that training uses."""
     epochs: Epochs = None

@@ -17,7 +17,7 @@ UNITS = list(range(12))
 
 
 def compute(unit: int, *, factor: int, marker: str = "") -> int:
-    """The result; the process that meets unit 5 before `marker` exists dies."""
+    """Return the result; the process that gets unit 5 before `marker` exists dies."""
     if marker and unit == 5 and not Path(marker).exists():
         Path(marker).touch()
         os._exit(1)

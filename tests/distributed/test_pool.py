@@ -28,7 +28,7 @@ class CountingNetwork(torch.nn.Module):
 
 
 def compute(network: CountingNetwork, unit: int, *, factor: int, marker: str = "", slow: bool = False) -> tuple:
-    """The result, and by whom with how many loads; the process that meets unit 5 before `marker` exists dies."""
+    """Return the result, the process and its loads; the process that gets unit 5 before `marker` exists dies."""
     if marker and unit == 5 and not Path(marker).exists():
         Path(marker).touch()
         os._exit(1)

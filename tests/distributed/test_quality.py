@@ -33,7 +33,7 @@ def pair(request, tmp_path_factory):
     return records, tiny.write_proposals(folder / "proposals", records, rows)
 
 
-def slow_figures(records, proposals, cut, half=None):
+def slow_metrics(records, proposals, cut, half=None):
     """Mean best Jaccard over objects and mean number of candidates."""
     best, counts = [], []
     groups = [
@@ -52,12 +52,12 @@ def test_the_report_adds_up_row_groups(ray_local, pair):
     records, proposals = pair
     report = measure(records, proposals, num_storage_images=3)
     assert list(report["cuts"]) == ["100", "500", "1000", "2000", "all"]
-    assert (report["cuts"]["100"]["mean_jaccard_instance"], report["cuts"]["100"]["num_candidates"]) == slow_figures(
+    assert (report["cuts"]["100"]["mean_jaccard_instance"], report["cuts"]["100"]["num_candidates"]) == slow_metrics(
         records, proposals, 100
     )
     for half, name in enumerate(("even", "odd")):
         found = report["halves"][name]["all"]
-        expected = slow_figures(records, proposals, quality.ALL, half)
+        expected = slow_metrics(records, proposals, quality.ALL, half)
         assert (found["mean_jaccard_instance"], found["num_candidates"]) == expected
     assert report["num_images"] == tiny.NUM_TRAIN and report["storage"]["num_images"] == 3
     shares = report["bytes_per_image"]["mean"] * tiny.NUM_TRAIN

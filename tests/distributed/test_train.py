@@ -272,7 +272,7 @@ def test_a_run_fine_tunes_the_network_of_another_run_to_other_classes(unbroken, 
 
 
 def assert_fails_at_once(config: TrainConfig, kind: type[InputError], match: str) -> None:
-    """The very error. Its workers ended well, so that nothing was restarted: else fit would raise an error of Ray's."""
+    """The run raises this error itself: its workers ended normally, and Ray restarted nothing."""
     with pytest.raises(kind, match=match) as caught:
         train(config)
     assert type(caught.value) is kind and "Traceback" not in str(caught.value)

@@ -129,7 +129,7 @@ def test_files_on_the_way_are_private(tmp_path):
 
 
 class Writer:
-    """Unpickled without care, it writes a file."""
+    """Writes a file when it is unpickled without a check."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -271,7 +271,7 @@ def test_no_image_id_becomes_a_file_elsewhere(tmp_path, name):
 
 
 def test_no_image_id_becomes_a_figure_elsewhere(tmp_path):
-    """Slashes become dashes there: a NUL is left to refuse."""
+    """Slashes become dashes in the name, so only a NUL has to be refused."""
     table = tiny.write_records(tmp_path, [replace(tiny.make_record(0, "train"), image_id="tiny/a\0b")])
     mixture = Mixture(make_units([Source(table, "mask")]), tiny.ASSIGNMENT, tiny.AUGMENT, 0)
     shown = {"run_dir": str(tmp_path), "num_epochs": 1, "class_names": VOC_CLASSES, "show_ground_truth": False}

@@ -41,7 +41,7 @@ def answered(status: int, code: str) -> Exception:
 
 
 def failing(*errors: Exception) -> Callable[[], str]:
-    """An operation that raises these, one a call, then gives "done"."""
+    """An operation that raises these errors, one per call, then returns "done"."""
     waiting = list(errors)
 
     def operation() -> str:
@@ -141,7 +141,7 @@ def memory(monkeypatch) -> type[fsspec.AbstractFileSystem]:
 
 
 def break_times(monkeypatch, memory, name: str, times: int, breaks: Callable) -> list[int]:
-    """Let `breaks(whole result)` take the place of a method's first results; gives a list as long as the calls."""
+    """Replace the first results of a method by `breaks(result)`; returns a list with one entry per call."""
     whole, calls = getattr(memory, name), []
 
     def method(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""jobs.submit without a cluster: what it is asked to do, which variables it hands on, and what it says of none."""
+"""jobs.submit without a cluster: which request it reads, which variables it passes on, and its errors."""
 
 from __future__ import annotations
 

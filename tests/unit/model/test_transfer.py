@@ -19,7 +19,7 @@ CONTEXT = networks.spec("timm:test_resnet", 60, head_channels=8)
 
 @torch.no_grad()
 def trained(spec: NetworkSpec, seed: int = 0) -> SegmentationNetwork:
-    """A network all of whose tensors, statistics and mean too, are unlike those of a new one."""
+    """A network in which every tensor, statistics and mean included, differs from a new one."""
     network = build_network(spec, "none")
     generator = torch.Generator().manual_seed(seed)
     for value in network.state_dict().values():

@@ -58,7 +58,7 @@ def superpixel_map(rng, count: int = 15) -> np.ndarray:
 
 
 def label_lists(rng, superpixels: np.ndarray, num_proposals: int = 12) -> list[np.ndarray]:
-    """1 x k rows of ids, unsorted, of which the gaps are some."""
+    """1 x k rows of ids, unsorted; some ids own no pixel."""
     largest = superpixels.max()
     rows = [rng.choice(largest, rng.integers(1, 6), replace=False)[None] + 1 for _ in range(num_proposals)]
     rows[3] = np.array([[9, 2, 7, 9]])  # absent and repeated ids

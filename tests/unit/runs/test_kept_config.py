@@ -30,7 +30,7 @@ def written(config: TrainConfig) -> TrainConfig:
 
 
 def train_a_step(config: TrainConfig) -> None:
-    """A checkpoint: from now on the run has something to lose."""
+    """Write a checkpoint: the run now holds training that must not be lost."""
     network = networks.build_network("timm:test_resnet", 3, "none", head_channels=2)
     save(config.run_dir, CheckpointState(0, 1, 0, network.spec, network.state_dict()))
 
