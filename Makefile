@@ -33,7 +33,7 @@ test-fast: $(READY) ## tests without Ray and trainings, under 2 minutes on 2 cor
 test-long: $(READY) ## the tests that are long by nature; `make test` has a short form of each
 	$(PY) -m pytest --numprocesses 2 -m "long or hypothesis" --hypothesis-profile long
 
-golden: $(READY) ## write the golden values again, after a change of the results that is meant
+golden: $(READY) ## write the golden values again, after an intended change of the results
 	$(PY) -m tests.golden
 
 lint: $(READY) ## style rules and format, by Ruff

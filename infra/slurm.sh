@@ -21,7 +21,7 @@ fi
 cd "$SLURM_SUBMIT_DIR"
 export PATH="$PWD/.venv/bin:$PATH"
 
-# The token lives as long as the job, in a file that only its user can read; its value is no argument of any process.
+# The token lives as long as the job, in a file that only its user can read; no process has its value as an argument.
 private=$(mktemp --directory "$PWD/.ray-token-$SLURM_JOB_ID-XXXXXX")
 # Steps end with their srun; the trap ends only what this script started.
 trap 'trap - TERM; kill $(jobs -p) 2>/dev/null || true; rm -rf "$private"' EXIT
@@ -46,7 +46,7 @@ srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     env -u RAY_ADDRESS ray start --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1 "${node[@]}" &
 if [ "$SLURM_NNODES" -gt 1 ]; then
-    # A worker that begins before the head asks again until the head answers.
+    # A worker that starts before the head asks until the head answers.
     # shellcheck disable=SC2016
     srun --overlap --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
         --cpus-per-task="$SLURM_CPUS_PER_TASK" env -u RAY_ADDRESS \

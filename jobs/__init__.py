@@ -1,1 +1,1 @@
-"""Commands, one a file: `python -m jobs` lists them, `python -m jobs.NAME` runs one."""
+"""Commands, one per file: `python -m jobs` lists them, `python -m jobs.NAME` runs one."""

@@ -41,7 +41,7 @@ class Settings:
     num_images: int = 8
     """Images to measure on, at most a row group."""
     batch_images: int = 4
-    """Images of a training step. On a GPU take as many as a worker will have."""
+    """Images per training step. On a GPU set the batch that one worker will have."""
     seconds: float = 15.0
     """How long to train."""
 

@@ -169,7 +169,7 @@ def _log(name: str, data: bytes, shown: Sequence[FinishedRun]) -> None:
     for each in shown:
         try:
             add_artifacts(*mlflow_run(each.run_dir), {f"figures/compared/{name}": data})
-        except InputError as error:  # the figure is in its folder; the store may be gone or moved
+        except InputError as error:  # the figure is in its folder; the store may have been deleted or moved
             print(f"warning: not in MLflow: {error}", flush=True)
 
 

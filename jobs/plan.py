@@ -2,9 +2,9 @@
 
     python -m jobs.plan paper --num-images 10582 --nodes 2 --cpus-per-node 16 --gpus-per-node 4
 
-The plan rests on rates that jobs.calibrate measured. Each line says whether its value is exact, measured, extrapolated
-or assumed, and from what (boxsup_dist/runs/planning.py explains it). Warnings name settings that do not fit or that
-hold up the training.
+The plan is computed from rates that jobs.calibrate measured. Each line says whether its value is exact, measured,
+extrapolated or assumed, and from what (boxsup_dist/runs/planning.py explains it). Warnings name settings that do not
+fit or that slow the training down.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Settings:
     nodes: int
     """Nodes of the cluster."""
     cpus_per_node: int
-    """CPU cores of a node."""
+    """CPU cores per node."""
     gpus_per_node: int = 0
-    """GPUs of a node."""
+    """GPUs per node."""
     memory_gib_per_node: float = 64.0
-    """Memory of a node."""
+    """Memory per node."""
     gpu_memory_gib: float | None = None
     """Memory of one GPU; set it to be warned of batches that do not fit."""
     price_per_node_hour: float | None = None
@@ -44,11 +44,11 @@ class Settings:
     rates: str = RATES_FILE
     """File of jobs.calibrate."""
     boxes_per_image: float = 2.5
-    """Mean number of boxes of an image."""
+    """Mean number of boxes per image."""
     image_px: int = VOC_IMAGE_PX
     """Mean pixels of an image. The default is VOC's 500 x 375."""
     num_val_images: int = 1449
-    """Images of an evaluation. The default is VOC 2012 val."""
+    """Images per evaluation. The default is VOC 2012 val."""
     supervision: Supervision = "box"
     """Annotation that training uses."""
     epochs: Epochs = None
@@ -88,11 +88,9 @@ def plan(settings: Settings) -> Plan:
 def show(found: Plan) -> str:
     """The plan as a table, and the warnings below it."""
     rows = []
-    for figure in found.figures:
-        number = f"{figure.value:,.0f}" if figure.value >= 100 or figure.value == int(figure.value) else None
-        rows.append(
-            {"": figure.name, "value": number or f"{figure.value:.3g}", "unit": figure.unit, "basis": figure.basis}
-        )
+    for line in found.lines:
+        number = f"{line.value:,.0f}" if line.value >= 100 or line.value == int(line.value) else None
+        rows.append({"": line.name, "value": number or f"{line.value:.3g}", "unit": line.unit, "basis": line.basis})
     return "\n".join([format_table(rows), *(f"warning: {text}" for text in found.warnings)])
 
 

@@ -247,7 +247,7 @@ def _place(item: Item) -> str:
 
 
 def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
-    """Names from the records that the network was trained on; where these are gone, VOC's names or numbers."""
+    """Names from the records that the network was trained on; if these are missing, VOC's names or numbers."""
     num_classes = trained.spec.num_classes
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
     try:

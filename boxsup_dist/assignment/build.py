@@ -28,7 +28,7 @@ def build_label_maps(out: str, records_uri: str, method: StaticMethod, *, num_cp
         out: Folder or URI of the table.
         records_uri: The records table.
         method: A name in assignment.static.METHODS.
-        num_cpus: Of session.start.
+        num_cpus: CPUs of a local Ray session, as in `session.start`.
 
     Raises:
         SettingError: Unknown method.

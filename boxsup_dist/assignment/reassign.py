@@ -46,10 +46,10 @@ def reassign(
     """Labels of every box of the box-supervised sources; the same for any number of actors.
 
     Args:
-        pool: Predicts.
+        pool: Actors that predict and assign.
         mixture: The sources and the settings of the assignment.
         weights: Reference to the network's state dict; None keeps the network of the pool as it is.
-        epoch: Of the labels, from 0; decides warm-up, refinement and the random draws.
+        epoch: Epoch of the labels, from 0; decides warm-up, refinement and the random draws.
         on_progress: Called after each unit.
     """
     chosen = mixture.with_supervision("box")

@@ -67,8 +67,8 @@ class AssignmentSettings:
     """Ignore superpixels on which the candidates disagree: outside the chosen segment but with more than this share of
     the votes, or inside it with less than half. Not set: ignore none. Needs consensus_temperature."""
     average_decay: float | None = None
-    """Assign with a moving average of the network's weights that keeps this share of itself at every step. Not set:
-    assign with the newest weights, as the paper does."""
+    """Assign with a moving average of the network's weights, which keeps this share of its old value at every step. Not
+    set: assign with the newest weights, as the paper does."""
     refine_from_epoch: int | None = None
     """Refine the segments from this epoch on, counted from 1 (1 refines from the first epoch): by a CRF, the network's
     own prediction inside the boxes and, where a source has label maps, their vote (assignment/refine.py). Not set:

@@ -83,9 +83,10 @@ class ResourceSettings:
     def _cpu_shares(
         self, num_workers: int, num_actors: int, num_cpus: int, train_gpus: int, pool_gpus: int
     ) -> dict[str, float]:
-        """Shares for what is not set: an equal part of half of the CPUs, as far as a process needs it.
+        """Shares for what is not set: half of the CPUs in equal parts, but no more than a process needs.
 
-        A number of processes that is set gets CPUS_PER_PROCESS each: check_room refuses it on a smaller machine.
+        If the user set the number of processes, each gets at least CPUS_PER_PROCESS; `check_room` refuses the run where
+        the machine is too small for that.
         """
         worker, actor = self.cpus_per_worker, self.cpus_per_actor
         free = num_cpus / 2 - num_workers * (worker or 0) - num_actors * (actor or 0)
@@ -117,13 +118,13 @@ class ResourceSettings:
 
 
 def _rounded_down(value: float) -> float:
-    """To the 0.0001 that Ray counts in; down, because the sum of the shares must fit."""
+    """Round down to 0.0001, Ray's smallest unit: rounded up, the sum of the shares might not fit."""
     return math.floor(1e4 * value + 1e-6) / 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources(ResourceSettings):
-    """Resources of a run on one cluster: ResourceSettings.resolve makes them, and every value is there."""
+    """Resources of a run on one cluster, made by ResourceSettings.resolve: every value is set."""
 
     num_workers: int
     cpus_per_worker: float
@@ -133,7 +134,7 @@ class Resources(ResourceSettings):
     gpus_per_actor: float
 
     def check_room(self, num_cpus: int, num_gpus: int, *, with_training: bool = True) -> None:
-        """Check that the cluster has room for all processes at once: Ray would wait for it without end.
+        """Check that the cluster has room for all processes at once. Without the check Ray would wait forever.
 
         Args:
             num_cpus: CPUs of the cluster. A training leaves one of them to its data tasks.

@@ -23,7 +23,8 @@ from boxsup_dist.data.schema import LABELS, check_schema
 from boxsup_dist.errors import TableError
 from boxsup_dist.io import storage
 
-# Tables of a few boxes each, joined at once. Unjoined, thousands of them take several times the memory of their rows.
+# Number of small tables (of a few boxes each) that are joined at once. Thousands of small tables take several times the
+# memory of their rows.
 JOINED_AT_ONCE = 64
 _OFFSETS = b"unit_offsets"
 

@@ -130,7 +130,7 @@ class Record:
     difficult: NDArray[np.bool_]  # (K,)
     crowd: NDArray[np.bool_]  # (K,)
     gt_label_map: bytes | None = None  # PNG of uint8 (H, W); None: no ground-truth mask
-    # K masks encoded by rle.encode, an empty mask for a box without an object; None: objects are not told apart
+    # K masks encoded by rle.encode, an empty mask for a box without an object; None: no mask per object
     instance_masks: list[bytes] | None = None
 
 

@@ -64,7 +64,7 @@ def build_table(
         row_group_size: Rows of one row group.
         description: Name of the build beside its progress.
         gpus_per_task: GPUs that a task reserves besides its one CPU.
-        num_cpus: Of session.start, which is called only if there is work.
+        num_cpus: CPUs of a local Ray session, as in `session.start`, which is called only if there is work.
         check: Sees all shards before the table is published, and raises an InputError to refuse the table. The next
             call then makes the shards with problems again, because the user may have corrected the data.
 
@@ -101,7 +101,7 @@ def _unfinished(out: str, num_shards: int) -> list[int]:
 
 def _finished(out: str, index: int) -> ShardInfo:
     info = tables.finished_shard(out, index)
-    assert info is not None, f"shard {index} of {out} was made but its info is gone"
+    assert info is not None, f"shard {index} of {out} was made but its info is missing"
     return info
 
 

@@ -44,7 +44,7 @@ class Workers(ABC):
     """The processes that run the units of one `run_in_order`."""
 
     max_running: int  # units at once
-    max_losses = 0  # a unit is started again after so many lost processes; 0 where Ray itself starts it again
+    max_losses = 0  # lost processes after which a unit is still started again; 0 where Ray itself starts it again
 
     @abstractmethod
     def start(self, unit: Any) -> Step | None:
@@ -59,7 +59,7 @@ class Workers(ABC):
         return None
 
     def lose(self, step: Step, error: Exception) -> None:
-        """Take note that a step lost its process; only called where max_losses is above 0."""
+        """Note that a step lost its process; called only if max_losses is above 0."""
         raise NotImplementedError
 
     def joining(self) -> Sequence[Reference]:
@@ -67,7 +67,7 @@ class Workers(ABC):
         return ()
 
     def join(self, reference: Reference) -> None:
-        """Take in the worker whose reference of `joining` has arrived."""
+        """Use the worker whose reference of `joining` has arrived."""
         raise NotImplementedError
 
 

@@ -2,7 +2,7 @@
 
 An object is stored in the object store of a node. When the store is full, Ray spills objects to a disk. When less than
 5 % of that disk is free, Ray waits two seconds and fails the task with OutOfDiskError. Neither Ray nor Ray Data tries
-the task again, although the disk may have room a minute later: whoever wants that starts again.
+the task again, although the disk may have room a minute later: the caller has to start again.
 """
 
 from __future__ import annotations

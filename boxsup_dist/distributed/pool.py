@@ -90,10 +90,10 @@ class NetworkPool:
 
         Args:
             build: Makes the network.
-            num_actors: Members.
-            num_cpus: Of one member.
-            num_gpus: Of one member; above 0 the network is on a GPU.
-            threads: Of one member, and of a task that runs `then`.
+            num_actors: Number of members.
+            num_cpus: CPUs that Ray reserves for one member.
+            num_gpus: GPU share of one member; above 0 the network is on a GPU.
+            threads: Threads of one member, and of a task that runs `then`.
             warn: Gets a line when a member is lost, and whenever no result came back for a while.
         """
         self.threads, self.warn = threads, warn

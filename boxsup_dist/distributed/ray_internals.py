@@ -17,11 +17,10 @@ STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice 
 
 
 class UnhurriedSteps(ExecutionCallback):
-    """Holds the scheduling loop of a dataset to one step per STEP_S.
+    """Limits the scheduling loop of a dataset to one step per STEP_S.
 
-    Ray 2.60's loop only waits for running tasks. While it may not start any, as when the training is slower than its
-    stream, it spins in a thread beside the training: that took a third of a train worker's core. There is no setting
-    for it.
+    Ray 2.60's loop waits only while tasks run. When the training is slower than its stream, no task may start, and the
+    loop spins in a thread beside the training: it took a third of a train worker's core. Ray has no setting for this.
     """
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class UnhurriedSteps(ExecutionCallback):
 
 
 def hold_back(context: DataContext) -> None:
-    """Let the datasets made with this context take their steps unhurriedly."""
+    """Limit the scheduling loops of the datasets made with this context, see `UnhurriedSteps`."""
     context.custom_execution_callback_classes = [UnhurriedSteps]
 
 

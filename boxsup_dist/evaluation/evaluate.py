@@ -58,7 +58,7 @@ def evaluate(
     """Confusion matrix of the network's predictions on the records that have ground truth.
 
     Args:
-        pool: Predicts.
+        pool: Actors that predict.
         records: What to predict; records without ground truth are counted as skipped.
         weights: Reference to the network's state dict; None keeps the network of the pool as it is.
         version: Name of `weights`.
@@ -101,15 +101,15 @@ def measure_boundaries(
     """Trimap matrices and Boundary IoU counts of the network's predictions; see evaluation/trimap.py.
 
     Args:
-        pool: Predicts.
-        records: What to predict, as for `evaluate`.
-        weights: As for `evaluate`.
-        version: As for `evaluate`.
+        pool: Actors that predict.
+        records: What to predict, as in `evaluate`.
+        weights: As in `evaluate`.
+        version: As in `evaluate`.
         num_classes: C, with the background.
         widths_px: Widths of the band around ground-truth boundaries, each a result of its own.
         boundary_share: Width of Boundary IoU's band, as a share of the image's diagonal.
-        settings: As for `evaluate`.
-        crf_in_tasks: As for `evaluate`.
+        settings: As in `evaluate`.
+        crf_in_tasks: As in `evaluate`.
         on_progress: Called after each row group.
 
     Raises:
@@ -149,15 +149,15 @@ def score_crfs(
     """Confusion matrices without a CRF and with each candidate CRF, from one prediction of each image.
 
     Args:
-        pool: Predicts.
+        pool: Actors that predict.
         records: The table of the slices.
         slices: What to predict.
         candidates: Settings of the CRFs to compare.
-        weights: As for `evaluate`.
-        version: As for `evaluate`.
+        weights: As in `evaluate`.
+        version: As in `evaluate`.
         num_classes: C, with the background.
-        settings: As for `evaluate`; `settings.crf` is not used.
-        crf_in_tasks: As for `evaluate`.
+        settings: As in `evaluate`; `settings.crf` is not used.
+        crf_in_tasks: As in `evaluate`.
         on_progress: Called after each slice.
 
     Returns:
@@ -191,13 +191,13 @@ def draw_slices(records: Table, num_images: int, seed: int) -> list[Slice]:
     Args:
         records: The table.
         num_images: How many; the whole table if it has no more.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         SettingError: `num_images` is below 1.
     """
     if num_images < 1:
-        raise SettingError("no image to draw", field="num_images", value=num_images, expected=">= 1")
+        raise SettingError("a setting is out of range", field="num_images", value=num_images, expected=">= 1")
     order = generator("draw_slices", seed).permutation(records.num_rows)[:num_images]
     chosen = np.sort(order)
     slices, first = [], 0

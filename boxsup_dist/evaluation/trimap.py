@@ -77,11 +77,14 @@ def check_widths(widths_px: Sequence[int], boundary_share: float = BOUNDARY_SHAR
     """
     if not widths_px or any(width < 1 for width in widths_px):
         raise SettingError(
-            "these widths make no band", field="widths", value=tuple(widths_px), expected="at least one width, >= 1 px"
+            "a width of the band is out of range",
+            field="widths",
+            value=tuple(widths_px),
+            expected="at least one width, >= 1 px",
         )
     if not 0 < boundary_share < 1:
         raise SettingError(
-            "this share makes no boundary region",
+            "a setting is out of range",
             field="boundary_share",
             value=boundary_share,
             expected="0 < share < 1",

@@ -112,8 +112,10 @@ def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> NDArray[n
     except UnidentifiedImageError:
         raise RecordError("not an image", value=bytes(data[:16]), expected=", ".join(IMAGE_FORMATS)) from None
     except Exception as error:  # each format's decoder raises errors of its own
-        raise RecordError(f"a damaged image: {type(error).__name__}: {error}") from None
-    raise RecordError("a larger image than allowed", value=f"{width} x {height}", expected=f"<= {max_pixels} pixels")
+        raise RecordError(f"the image is damaged: {type(error).__name__}: {error}") from None
+    raise RecordError(
+        "the image is larger than allowed", value=f"{width} x {height}", expected=f"<= {max_pixels} pixels"
+    )
 
 
 def check_distinct(items: Sequence[Item], key: Callable[[Item], Hashable], problem: str) -> None:

@@ -75,7 +75,7 @@ def attempt(uri: str, operation: Callable[[], T], clock: Clock = time) -> T:
 
     Raises:
         FileNotFoundError: As the store raised it.
-        StorageError: At once if the store refuses or has no such bucket; after MAX_TRIES or GIVE_UP_AFTER_S if it
+        StorageError: At once if the store refuses access or lacks the bucket; after MAX_TRIES or GIVE_UP_AFTER_S if it
             keeps failing.
     """
     started = clock.monotonic()
@@ -104,11 +104,11 @@ def _give_up(uri: str, state: RetryCallState) -> NoReturn:
     assert state.outcome is not None
     found = state.outcome.exception()
     raise StorageError(
-        f"the store does not answer as it should, tried {state.attempt_number} times",
+        f"the store failed in each of {state.attempt_number} tries",
         file=uri,
         value=f"{type(found).__name__}: {found}"[:300],
-        expected="a store that can be reached, at AWS_ENDPOINT_URL if it is not that of AWS; then the same "
-        "command again: it continues",
+        expected="a store that can be reached, at AWS_ENDPOINT_URL unless it is AWS; then run the same command again, "
+        "which continues",
     ) from found
 
 
@@ -122,14 +122,14 @@ def _raise_unless_passing(uri: str, error: Exception) -> None:
         raise StorageError("no such bucket", file=uri, expected=expected) from error
     if status in (401, 403) or code in REFUSING_CODES or isinstance(error, refusing):
         raise StorageError(
-            "the store refuses",
+            "the store refuses access",
             file=uri,
             value=code or str(error),
             expected="credentials that may do this, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         ) from error
     if isinstance(error, others) or (status is not None and not isinstance(error, FileNotFoundError)):
         found = f"{code or status or type(error).__name__}: {error}"
-        raise StorageError("the store can't do this", file=uri, value=found[:300]) from error
+        raise StorageError("the store reports an error", file=uri, value=found[:300]) from error
     raise error
 
 
@@ -149,7 +149,7 @@ def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
 @functools.cache
 def _failures() -> tuple[tuple[Any, ...], tuple[Any, ...], type[Exception]]:
     """Exceptions without an answer of the store: of broken connections, of absent credentials, and S3's others."""
-    # Takes a second that nobody should wait for whose files are local.
+    # Imported here because it takes a second, and a command with local files does not need it.
     import aiohttp
     from botocore import exceptions
     from s3fs.core import S3_RETRYABLE_ERRORS

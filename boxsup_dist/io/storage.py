@@ -230,7 +230,7 @@ def encode_parquet(
         table: The rows.
         row_group_size: Rows of one row group.
         split_bytes: Parquet paths of integer columns whose high and low bytes are compressed apart.
-        level: Of the compression; None is the default of zstd.
+        level: Level of the compression; None is the default of zstd.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(

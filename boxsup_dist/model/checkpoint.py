@@ -210,7 +210,7 @@ def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
     try:
         data = storage.read_bytes(path)
     except MissingFileError:
-        raise CheckpointError("a file of the checkpoint is gone", file=path) from None
+        raise CheckpointError("a file of the checkpoint is missing", file=path) from None
     if name not in files or hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
         raise CheckpointError(
             "a file of the checkpoint is damaged; delete its folder to continue from an earlier checkpoint",

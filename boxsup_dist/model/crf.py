@@ -116,7 +116,7 @@ def dense_crf(
         settings: The potentials.
         min_prob: Only likely_labels of this value enter the inference, whose time grows with their number. The others
             get probability 0. With 0 all labels enter.
-        settled: As of mean_field.
+        settled: As in `mean_field`.
 
     Raises:
         ValueError: The sizes differ.

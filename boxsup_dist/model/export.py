@@ -77,7 +77,7 @@ def torch_runner(path: str, input_type: InputType = "uint8") -> Runner:
 def write_onnx(
     network: SegmentationNetwork, path: str, class_names: Sequence[str], input_type: InputType = "uint8"
 ) -> None:
-    """Write the network as an ONNX file with the weights inside. Arguments as of write_torch.
+    """Write the network as an ONNX file with the weights inside. Arguments as in `write_torch`.
 
     torch's TorchScript exporter traces it: sizes become operators of the graph, so that they stay free. The newer
     exporter keeps sizes as symbolic expressions, which takes minutes on the dilated backbones.

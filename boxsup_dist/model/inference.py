@@ -100,7 +100,7 @@ def average_log_probs(
 def predict_label_map(
     network: SegmentationNetwork, image: NDArray[np.uint8], settings: PredictionSettings
 ) -> NDArray[np.integer[Any]]:
-    """Label map (H, W) of one image, with all test-time options. Arguments as of average_log_probs.
+    """Label map (H, W) of one image, with all test-time options. Arguments as in `average_log_probs`.
 
     Raises:
         ValueError: As average_log_probs.
@@ -118,7 +118,7 @@ def predict_probs(
 ) -> NDArray[np.float32]:
     """Probabilities (C, H, W) of one image, with all test-time options; 0 for labels that the CRF drops.
 
-    Arguments and errors as of predict_label_map.
+    Arguments and errors are those of `predict_label_map`.
     """
     log_probs = average_log_probs(network, image, settings)
     if settings.crf is None:

@@ -85,7 +85,7 @@ def network_spec(settings: NetworkSettings, num_classes: int) -> NetworkSpec:
     """The network that these settings describe: what is not set takes the network's own default.
 
     Args:
-        settings: As the user set them; `weights` is no part of the result.
+        settings: Settings of the user; `weights` is not used.
         num_classes: Classes of the records, background included.
 
     Raises:
@@ -163,7 +163,7 @@ class SegmentationNetwork(nn.Module):
         """Logits (N, C, h, w) at the output stride, on the network's grid.
 
         Args:
-            images: As in `forward`.
+            images: Images as `forward` takes them.
 
         Raises:
             ValueError: `images` has another shape, or an empty side.
@@ -252,10 +252,10 @@ def parameter_groups(
     learning rate of biases, and multiplies only that of the score layer.
 
     Args:
-        network: Whose parameters to group.
+        network: The network whose parameters are grouped.
         lr: Learning rate of the body.
         head_lr_multiplier: The head learns with `lr * head_lr_multiplier`.
-        weight_decay: Of weights; biases and norms have none.
+        weight_decay: Weight decay of weights; biases and norms have none.
     """
     members: dict[tuple[str, str], list[nn.Parameter]] = {}
     for key, parameter in network.named_parameters():

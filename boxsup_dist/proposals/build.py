@@ -1,4 +1,4 @@
-"""Builds the proposals table of a records table with Ray, one task a shard.
+"""Builds the proposals table of a records table with Ray, one task per shard.
 
 Reads the columns image_id, image, height and width of the records, one row group at a time; writes the proposals table.
 Guarantees: the rows, order, shards and row groups of the records, even if images fail; the same bytes on any number of
@@ -46,9 +46,9 @@ def build_proposals(
         out: Folder or URI of the table.
         records_uri: The records table.
         method: A name in proposals.methods.METHODS.
-        settings: Of the method; None: its defaults.
+        settings: Settings of the method; None: its defaults.
         max_failed_share: The table is refused if a larger share of the images fails.
-        num_cpus: Of session.start.
+        num_cpus: CPUs of a local Ray session, as in `session.start`.
         gpus_per_task: Share of a GPU for a learned boundary detector.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Measures a proposals table against the ground truth of its records with Ray, one task a row group.
+"""Measures a proposals table against the ground truth of its records with Ray, one task per row group.
 
 Reads the annotation columns of the records and the whole proposals; keeps sums and a few numbers per image. Guarantees:
 the same metrics on any number of CPUs, because row groups are added up in their order.
@@ -66,11 +66,11 @@ def measure(
     """The whole quality report as JSON values.
 
     Args:
-        records: With ground-truth masks.
-        proposals: Made from these records.
-        num_storage_images: Of about so many images, evenly spaced, the masks are also encoded as RLE and PNG, to
-            compare sizes.
-        num_cpus: Of session.start.
+        records: Records with ground-truth masks.
+        proposals: Proposals made from these records.
+        num_storage_images: About how many images, evenly spaced, are also encoded as RLE and PNG masks, to compare
+            sizes. 0: none.
+        num_cpus: CPUs of a local Ray session, as in `session.start`.
 
     Raises:
         TableError: The proposals were made from other records, or no record has a mask.
@@ -87,8 +87,8 @@ def measure(
         for unit, part in zip(units, parts, strict=True):
             total.add(part)
             progress.advance(unit.where.num_rows)
-    told_apart = records.counts.get("with_instances", 0)
-    kinds = [("instance masks", told_apart > 0), ("class masks in lone boxes", told_apart < records.num_rows)]
+    with_instances = records.counts.get("with_instances", 0)
+    kinds = [("instance masks", with_instances > 0), ("class masks in lone boxes", with_instances < records.num_rows)]
     return report(total, proposals) | {"objects": ", else ".join(kind for kind, is_there in kinds if is_there)}
 
 
@@ -119,7 +119,7 @@ def measure_row_group(
         proposals: Their proposals.
         where: The row group, which both tables have.
         first_row: Number of its first image in the table.
-        compare_every: Other encodings are measured of every image with such a multiple as its number; 0: of none.
+        compare_every: Also measure the other encodings of every image whose number is a multiple of this. 0: of none.
     """
     rows = proposals.read(where)
     total = Measured.nothing(len(records.classes))
@@ -149,7 +149,8 @@ def stored_bytes(rows: pa.Table, num_bytes: int) -> list[float]:
 def mask_bytes(proposals: Proposals) -> dict[str, float]:
     """Bytes of the candidates of an image, stored one by one as COCO RLE and as 1-bit PNG.
 
-    Scaled up from at most MASKS_SAMPLED of them, evenly spaced, because ten thousand would take a minute.
+    At most MASKS_SAMPLED candidates, evenly spaced, are encoded and the sizes scaled up: ten thousand would take a
+    minute.
     """
     chosen = range(0, len(proposals), max(1, math.ceil(len(proposals) / MASKS_SAMPLED)))
     coco_rle = png = 0

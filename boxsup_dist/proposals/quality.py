@@ -105,7 +105,7 @@ def lone_boxes(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32]) ->
 
 
 def objects_of(record: Record) -> Objects | None:
-    """Return the objects of a record that can be told apart; None if the record has no mask.
+    """Return the objects of a record whose own pixels are known; None if the record has no mask.
 
     With instance masks these are all objects that have a pixel, crowds aside. With a class mask alone they are the
     class's pixels inside the boxes that meet no other box of their class. VOC's void pixels do not count; COCO's crowds

@@ -89,11 +89,11 @@ class McgSettings:
     """Each [SPACE:]SIMILARITIES[@BOUNDARY]. SIMILARITIES: first letters of colour, texture, size, fill, border; a
     repeated letter weighs more. SPACE: colour space for c. BOUNDARY: mean or coarse, for b."""
     single_steps: int = 2**16
-    """The regions of the first so many splits of each hierarchy are candidates."""
+    """Splits of each hierarchy, from its root, whose new regions are candidates."""
     pair_steps: int = 200
-    """In the first so many splits, each new region joined with one neighbour is a candidate too."""
+    """Splits in which each new region joined with one neighbour is a candidate too."""
     triplet_steps: int = 50
-    """In the first so many splits, each new region joined with two neighbours is a candidate too."""
+    """Splits in which each new region joined with two neighbours is a candidate too."""
 
     def __post_init__(self) -> None:
         for text in self.hierarchies:
@@ -104,7 +104,9 @@ class McgSettings:
             ("pair_steps", 0, self.single_steps), ("triplet_steps", 0, self.pair_steps),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
-                raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
+                raise SettingError(
+                    "a setting is out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}"
+                )
         if not self.hierarchies:
             raise SettingError("MCG needs at least one hierarchy", field="hierarchies")
         if (self.edges == "hed") != (self.hed_weights is not None):
@@ -178,7 +180,9 @@ class SelectiveSearchSettings:
             ("max_leaves", 1, 2**16), ("max_side_px", 1, 2**15), ("duplicate_jaccard", 0, 1),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
-                raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
+                raise SettingError(
+                    "a setting is out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}"
+                )
         for space in self.leaf_spaces:
             if space not in COLOUR_SPACES:
                 expected = ", ".join(COLOUR_SPACES)
@@ -214,7 +218,9 @@ class GopSettings:
             ("duplicate_jaccard", 0, 1),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
-                raise SettingError("out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}")
+                raise SettingError(
+                    "a setting is out of range", field=name, value=getattr(self, name), expected=f"{low} to {high}"
+                )
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,9 @@ class ImportedSettings:
             expected = " or ".join(get_args(Format))
             raise SettingError("unknown format", field="format", value=self.format, expected=expected)
         if self.max_candidates is not None and self.max_candidates < 1:
-            raise SettingError("out of range", field="max_candidates", value=self.max_candidates, expected=">= 1")
+            raise SettingError(
+                "a setting is out of range", field="max_candidates", value=self.max_candidates, expected=">= 1"
+            )
 
 
 SETTINGS: dict[MethodName, type] = {

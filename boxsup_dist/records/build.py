@@ -1,9 +1,9 @@
 """Builds the records table of a data set with Ray: tasks read, check and pack the images shard by shard.
 
 Reads what the reader of the data set reads; writes the records table in the order of the reader's list. An unusable
-image is left out, counted, and listed with the reason in the manifest. `strict`, or too many unusable images, refuse
-the table. The tolerance is not stored with the table: a second build of the same folder with a larger one continues
-from its shards.
+image is left out, counted, and listed with the reason in the manifest. The table is refused if too many images are
+unusable, with `strict` if one is. The tolerated share is not stored with the table: a build with a larger share
+continues from the finished shards.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build_records(
         row_group_size: Images of one row group.
         strict: Stop at the first unusable image.
         max_skipped_share: The table is refused if a larger share of the images is unusable.
-        num_cpus: Of session.start.
+        num_cpus: CPUs of a local Ray session, as in `session.start`.
         description: Name of the build beside its progress.
 
     Raises:
@@ -135,7 +135,7 @@ def count_records(records: Sequence[Record], classes: Sequence[str] = VOC_CLASSE
 
 
 def check_skipped(shards: Sequence[ShardInfo], max_share: float) -> None:
-    """Raise RecordError with the first images and reasons if more than the share `max_share` was left out."""
+    """Raise RecordError with the first images and reasons if more than `max_share` of the images was left out."""
     problems = [problem for shard in shards for problem in shard.problems]
     skipped = sum(shard.counts["skipped"] for shard in shards)
     total = sum(shard.num_rows for shard in shards) + skipped
@@ -159,7 +159,7 @@ def _check_count(reader: Reader, expect_images: int | None) -> None:
 def _check_settings(rows_per_shard: int, row_group_size: int, max_skipped_share: float) -> None:
     for name, value in (("rows_per_shard", rows_per_shard), ("row_group_size", row_group_size)):
         if value < 1:
-            raise SettingError("out of range", field=name, value=value, expected="1 or more")
+            raise SettingError("a setting is out of range", field=name, value=value, expected="1 or more")
     if row_group_size > rows_per_shard:
         raise SettingError(
             "a row group is larger than its shard",
@@ -169,7 +169,7 @@ def _check_settings(rows_per_shard: int, row_group_size: int, max_skipped_share:
         )
     if not 0 <= max_skipped_share < 1:
         raise SettingError(
-            "out of range", field="max_skipped_share", value=max_skipped_share, expected="0 <= share < 1"
+            "a setting is out of range", field="max_skipped_share", value=max_skipped_share, expected="0 <= share < 1"
         )
 
 

@@ -102,7 +102,7 @@ def make_record(
         image: bytes, height and width of the image, as `files.read_image` returns them.
         annotation: the image's K boxes.
         gt_label_map: PNG of the ground-truth mask; None: none.
-        instance_masks: K masks encoded by `rle.encode`; None: objects are not told apart.
+        instance_masks: K masks encoded by `rle.encode`; None: the data set has no mask per object.
     """
     data, height, width = image
     return Record(

@@ -1,4 +1,4 @@
-"""What a person reads while a run trains: a header, the progress, one line an epoch, and what to do at the end.
+"""What a person reads while a run trains: a header, the progress, one line per epoch, and what to do at the end.
 
 The same events go to MLflow from here, because the driver outlives the workers.
 """
@@ -113,7 +113,7 @@ def print_header(config: TrainConfig, inputs: Inputs, tracking_uri: str) -> None
         + (f", {val.num_rows} to evaluate on" if val is not None else ", none to evaluate on"),
         "classes": f"{len(names)}: {shown}",
         "supervision": config.supervision,
-        "steps": f"{steps} an epoch, {steps * options.epochs} in {options.epochs} epochs, "
+        "steps": f"{steps} per epoch, {steps * options.epochs} in {options.epochs} epochs, "
         f"{options.global_batch_size} images each",
         **_describe_resources(config.resources),
         "MLflow": f"{tracking_uri}, experiment {config.experiment}",

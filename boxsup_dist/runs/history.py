@@ -1,4 +1,4 @@
-"""RUN/history.jsonl: what is known of each epoch, one JSON line an epoch. Epochs count from 1."""
+"""RUN/history.jsonl: what is known of each epoch, one JSON line per epoch. Epochs count from 1."""
 
 from __future__ import annotations
 

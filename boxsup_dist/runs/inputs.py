@@ -16,7 +16,7 @@ from boxsup_dist.model.weights import absolute_spec
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened tables of a run, the names of their classes and the network that tells these classes apart."""
+    """The opened tables of a run, the names of their classes, and the network for these classes."""
 
     network: NetworkSpec
     mixture: Mixture

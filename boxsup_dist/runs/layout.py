@@ -1,8 +1,8 @@
 """The files of a run directory. This module alone names them.
 
     RUN/config.json                          every setting of the run, and the format of the directory
-    RUN/history.jsonl                        one line an epoch: loss, label and evaluation metrics, seconds, warnings
-    RUN/labels/epoch-001.parquet             the segment of every box that epoch 1 was trained on; one file an epoch
+    RUN/history.jsonl                        one line per epoch: loss, label and evaluation metrics, seconds, warnings
+    RUN/labels/epoch-001.parquet             the segment of every box that epoch 1 was trained on; one file per epoch
     RUN/checkpoints/epoch-003-step-00000/    the state after 3 whole epochs and 0 steps of the next (model/checkpoint)
     RUN/confusion.json                       confusion matrix of the last evaluation
     RUN/figures/example-IMAGE.png            training images with their labels over the epochs and the prediction

@@ -48,7 +48,7 @@ def pool_resources(num_actors: int | None, threads_per_actor: int = 1) -> Resour
         threads_per_actor: Torch threads of an actor; those of the run give its results to the last digit.
 
     Raises:
-        SettingError: The cluster has no room for so many.
+        SettingError: The cluster has no room for `num_actors` actors.
     """
     settings = ResourceSettings(num_actors=num_actors, gpus_per_worker=0.0, threads_per_actor=threads_per_actor)
     settings.check()
@@ -73,7 +73,7 @@ def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int | None, 
     Args:
         run_dir: Run directory.
         checkpoint_uri: Checkpoint to use; None: the newest of the run.
-        num_actors: As of pool_resources.
+        num_actors: As in `pool_resources`.
         records: What to predict.
 
     Raises:
@@ -99,7 +99,7 @@ def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int | None, 
 def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int | None) -> tuple[TrainConfig, str]:
     """The configuration of a run, with the resources of a pool on this cluster, and the URI of a checkpoint.
 
-    Arguments and errors as of `predictor`.
+    Arguments and errors are those of `predictor`.
     """
     config = read_config(run_dir)
     resources = pool_resources(num_actors, config.resources.threads_per_actor)

@@ -1,13 +1,13 @@
 """What a training would take on a cluster, before it is rented: hours, storage, memory and cost from measured rates.
 
-The rates are those of one core, one train worker or one actor on one machine, as jobs.calibrate measures them. All else
-is arithmetic that says of each figure what it rests on:
+jobs.calibrate measures the rates of one core, one train worker or one actor on one machine. All else is arithmetic.
+Every number of a plan says what it is based on:
 
-    exact          follows from the settings and the numbers given
+    exact          follows from the settings and the given numbers
     measured       a rate as it was measured
-    extrapolated   a rate scaled: to images of another size (by pixels), to several workers or actors (they are taken to
-                   add up, but for the cores that they share), to another share of a batch or kind of machine
-    assumed        neither; told where
+    extrapolated   a rate scaled to images of another size (by pixels), to several workers or actors (rates add up, as
+                   far as these do not share cores), to another batch per worker or to another kind of machine
+    assumed        a constant of this module, which the plan names
 
 Not counted: downloads, a cluster's start, gradients on a slow network, and epochs of the warm-up, which are shorter.
 """
@@ -41,58 +41,59 @@ SAME_SIZE = 0.05  # images whose pixels differ by less count as of one size
 
 @dataclass(frozen=True)
 class Rates:
-    """What one machine was measured to do under one recipe; see jobs.calibrate."""
+    """What jobs.calibrate measured on one machine under one recipe."""
 
     recipe: str
     machine: str
-    """Of what the rates are, in words."""
+    """The machine in words."""
     gpu: bool
     """Whether worker and actor were measured on a GPU."""
     image_px: float
-    """Mean pixels of the images measured on."""
+    """Mean pixels of the measured images."""
     batch_images: int
-    """Images of a training step."""
+    """Images per training step."""
     train_images_per_s: float
-    """Of a train worker whose batches are ready."""
+    """Images per second of a train worker whose batches are ready."""
     stream_s_per_image: float
-    """Core seconds to read, decode, paint and augment."""
+    """Core seconds per image to read, decode, paint and augment."""
     assign_images_per_s: float
-    """Of an actor, network included."""
+    """Images per second of an actor that reassigns, with the forward pass of the network."""
     evaluate_images_per_s: float
-    """Of an actor."""
+    """Images per second of an actor that evaluates."""
     proposals_method: str
     proposals_s_per_image: float
-    """Core seconds."""
+    """Core seconds per image to make proposals."""
     record_bytes: float
-    """Stored, an image."""
+    """Stored bytes of records per image."""
     proposals_bytes: float
-    """Stored, an image."""
+    """Stored bytes of proposals per image."""
     label_stored_bytes: float
-    """Of a box, in an epoch's labels file."""
+    """Bytes per box in the labels file of an epoch."""
     label_memory_bytes: float
-    """Of a box, in memory."""
+    """Bytes per box in memory."""
     weights_bytes: float
+    """Weights of the network."""
     checkpoint_bytes: float
     """Weights and the optimizer's state."""
     process_bytes: float
-    """Resident, of a process that holds the network and computes nothing yet."""
+    """Resident memory of a process that holds the network and has computed nothing yet."""
     train_bytes_per_image: float
-    """What a step adds for each image of its batch; on a GPU in its memory, weights and optimizer apart."""
+    """Memory that a training step adds per image of its batch, without weights and optimizer; with `gpu` on the GPU."""
 
     def check(self) -> Rates:
-        """Raise InputError for a figure that can't be; returns self."""
+        """Return these rates. Raise InputError if a number is not finite and above 0."""
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type in ("int", "float") and not (
                 isinstance(value, int | float) and math.isfinite(value) and value > 0
             ):
-                raise InputError("not a rate", field=field.name, value=value, expected="a number above 0")
+                raise InputError("a rate is out of range", field=field.name, value=value, expected="a number above 0")
         return self
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be trained on."""
+    """The data of the training."""
 
     num_images: int
     boxes_per_image: float = 2.5
@@ -101,7 +102,7 @@ class Workload:
     supervision: str = "box"
 
     def check(self) -> Workload:
-        """Raise SettingError on a number that can't be; returns self."""
+        """Return this. Raise SettingError if a number is out of range."""
         for name, least in (("num_images", 1), ("boxes_per_image", 0), ("image_px", 1), ("num_val_images", 0)):
             _check_least(name, getattr(self, name), least)
         return self
@@ -119,7 +120,7 @@ class Cluster:
     price_per_node_hour: float | None = None
 
     def check(self) -> Cluster:
-        """Raise SettingError on a number that can't be; returns self."""
+        """Return this. Raise SettingError if a number is out of range."""
         for name, least in (("nodes", 1), ("cpus_per_node", 1), ("gpus_per_node", 0), ("memory_gib_per_node", 1)):
             _check_least(name, getattr(self, name), least)
         for name in ("gpu_memory_gib", "price_per_node_hour"):
@@ -134,8 +135,8 @@ def _check_least(name: str, value: float, least: float) -> None:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of a plan."""
+class Line:
+    """One line of a plan: a number, and what it is based on."""
 
     name: str
     value: float
@@ -145,18 +146,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Plan:
-    """Figures in the order to show them, and what to change before the cluster is rented."""
+    """Lines in the order to show them, and what to change before the cluster is rented."""
 
-    figures: tuple[Figure, ...]
+    lines: tuple[Line, ...]
     warnings: tuple[str, ...]
 
     def value(self, name: str) -> float:
-        """A figure by its name. KeyError if there is none."""
-        return {figure.name: figure.value for figure in self.figures}[name]
+        """The value of a line by its name. KeyError if there is none."""
+        return {line.name: line.value for line in self.lines}[name]
 
 
 def read_rates(uri: str, recipe: str) -> Rates:
-    """The rates of a recipe in a file of jobs.calibrate. InputError where it has none."""
+    """The rates of a recipe in a file of jobs.calibrate. InputError if the file has none."""
     found = storage.read_json(uri) if storage.exists(uri) else {}
     if not isinstance(found, dict) or recipe not in found:
         expected = f"one with `{recipe}`; python -m jobs.calibrate {recipe} --out {uri} adds it"
@@ -175,15 +176,16 @@ def write_rates(uri: str, rates: Rates) -> None:
 
 
 def make_plan(config: TrainConfig, workload: Workload, cluster: Cluster, rates: Rates) -> Plan:
-    """Figures and warnings of a training with this configuration's settings; its sources are not looked at.
+    """Plan a training with the settings of this configuration; its sources are not read.
 
-    SettingError where the rates say nothing about such a cluster.
+    Raises:
+        SettingError: A number is out of range, or the rates were measured on a GPU and the cluster has none.
     """
     workload.check()
     cluster.check()
     if rates.gpu and not cluster.gpus_per_node:
         raise SettingError(
-            "the rates are of a GPU and say nothing of a cluster without one",
+            "the rates were measured on a GPU, and the cluster has none",
             field="gpus_per_node",
             value=cluster.gpus_per_node,
             expected="1 or more, or rates measured on a machine without a GPU",
@@ -206,23 +208,23 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._check_settings()
-        time, storage_figures, memory = self._time(), self._storage(), self._memory()
-        hours = sum(figure.value for figure in time if figure.unit == "h")
-        worst = "extrapolated" if any(f.basis.startswith("extrapolated") for f in time) else "measured"
-        time.append(Figure("all stages", hours, "h", f"{worst}: the sum"))
+        time, stored, memory = self._time(), self._storage(), self._memory()
+        hours = sum(line.value for line in time if line.unit == "h")
+        worst = "extrapolated" if any(line.basis.startswith("extrapolated") for line in time) else "measured"
+        time.append(Line("all stages", hours, "h", f"{worst}: the sum"))
         if self.cluster.price_per_node_hour is not None:
             price = self.cluster.price_per_node_hour
-            basis = f"{worst}: {self.cluster.nodes} nodes at {price:g} an hour, all stages"
-            time.append(Figure("cost", hours * self.cluster.nodes * price, "", basis))
-        return Plan((*self._counts(), *time, *storage_figures, *memory), tuple(self.warnings))
+            basis = f"{worst}: {self.cluster.nodes} nodes at {price:g} per hour, all stages"
+            time.append(Line("cost", hours * self.cluster.nodes * price, "", basis))
+        return Plan((*self._counts(), *time, *stored, *memory), tuple(self.warnings))
 
     # -- settings ----------------------------------------------------------------------------------------------------
 
     def _check_settings(self) -> None:
         if self.workers > self.batch:
             self.warnings.append(
-                f"{self.workers} workers for a batch of {self.batch}: the run would be refused; "
-                f"planned with {self.batch} (--resources.num-workers {self.batch})"
+                f"{self.workers} workers for a batch of {self.batch}: the run would be refused; this plan has "
+                f"{self.batch} workers (--resources.num-workers {self.batch})"
             )
             self.workers = self.batch
         try:
@@ -230,18 +232,18 @@ class _Planner:
         except SettingError as error:
             self.warnings.append(f"the run would be refused: {error}")
         if self.gpus and not self.rates.gpu:
-            self.warnings.append("the rates are of a CPU: a GPU is faster; calibrate on such a machine")
+            self.warnings.append("the rates were measured on a CPU and a GPU is faster: run jobs.calibrate on a GPU")
 
-    def _counts(self) -> list[Figure]:
+    def _counts(self) -> list[Line]:
         steps = math.ceil(self.workload.num_images / self.batch)
         return [
-            Figure("workers", self.workers, "", "exact"),
-            Figure("actors", self.actors, "", "exact"),
-            Figure("steps", steps * self.epochs, "", f"exact: {self.epochs} epochs of {steps}"),
+            Line("workers", self.workers, "", "exact"),
+            Line("actors", self.actors, "", "exact"),
+            Line("steps", steps * self.epochs, "", f"exact: {self.epochs} epochs of {steps}"),
         ]
 
     def _basis(self, *, by_size: bool, processes: int = 1, reasons: tuple[str, ...] = ()) -> str:
-        """What a figure rests on, from what its rate was scaled by."""
+        """What a number is based on: "measured", or "extrapolated" and what its rate was scaled by."""
         scaled = list(reasons)
         if by_size and abs(self.size - 1) > SAME_SIZE:
             scaled.append(f"from images of {self.rates.image_px / 1e6:.2f} to {self.workload.image_px / 1e6:.2f} Mpx")
@@ -265,7 +267,7 @@ class _Planner:
         return Capacity(self.workers, actors, data_cores, self.cpus, resources.threads_per_worker)
 
     def _epoch(self) -> Epoch:
-        """The run's epoch by the cost model; warns where data tasks hold up the training."""
+        """An epoch of the run by the cost model. Warns if data tasks slow the training down."""
         epoch = epoch_of(self._costs(), self._capacity(), self.workload.num_images)
         if epoch.train * STARVED_BELOW > epoch.parts["steps"]:
             could_train, trained = (self.workload.num_images / s for s in (epoch.parts["steps"], epoch.train))
@@ -276,7 +278,7 @@ class _Planner:
                 else f"workers and data tasks share {self.cpus} cores"
             )
             self.warnings.append(
-                f"data tasks hold up the training: the workers could train {could_train:.1f} images/s and get "
+                f"data tasks slow the training down: the workers could train {could_train:.1f} images/s and get "
                 f"{trained:.1f}; {cause}. Take more CPUs per node, or fewer processes and smaller shares "
                 "(--resources.cpus-per-worker, --resources.cpus-per-actor, --resources.stream-tasks-per-worker, "
                 "--resources.num-workers)"
@@ -284,7 +286,7 @@ class _Planner:
         return epoch
 
     def _costs(self) -> Costs:
-        """The rates as the cost model has them: whole images cost by their pixels, crops have one size."""
+        """The rates as the cost model takes them. Whole images are scaled by their pixels; crops have one size."""
         rates = self.rates
         return Costs(
             step=1 / rates.train_images_per_s,
@@ -293,58 +295,58 @@ class _Planner:
             ingest=rates.proposals_s_per_image * self.size,
         )
 
-    def _time(self) -> list[Figure]:
+    def _time(self) -> list[Line]:
         epochs, epoch, costs = self.epochs, self._epoch(), self._costs()
         device = ("from a CPU to a GPU",) if self.gpus and not self.rates.gpu else ()
         share = math.ceil(self.batch / self.workers)
-        other_share = (f"from {self.rates.batch_images} to {share} images a step",)
+        other_share = (f"from {self.rates.batch_images} to {share} images per step",)
         train_basis = self._basis(
             by_size=False,
             processes=self.workers,
             reasons=device + (other_share if share != self.rates.batch_images else ()),
         )
-        found = [Figure("train", epochs * epoch.train / 3600, "h", train_basis)]
+        found = [Line("train", epochs * epoch.train / 3600, "h", train_basis)]
         if self.workload.supervision == "box":
             core_s = self.workload.num_images * costs.ingest
             basis = self._basis(by_size=True, processes=self.cpus, reasons=())
             basis += f"; {self.rates.proposals_method}"
-            found.insert(0, Figure("proposals", core_s / self.cpus / 3600, "h", basis))
+            found.insert(0, Line("proposals", core_s / self.cpus / 3600, "h", basis))
             basis = self._basis(by_size=True, processes=self.actors, reasons=device)
-            found.append(Figure("reassignment", epochs * epoch.reassign / 3600, "h", basis))
+            found.append(Line("reassignment", epochs * epoch.reassign / 3600, "h", basis))
         evaluated = self.workload.num_val_images * self._evaluations()
         evaluate_s = self.size / self.rates.evaluate_images_per_s / self._capacity().actors
         basis = self._basis(by_size=True, processes=self.actors, reasons=device)
-        found.append(Figure("evaluation", evaluated * evaluate_s / 3600, "h", basis))
-        basis = f"assumed: {BETWEEN_EPOCHS_S:g} s an epoch"
-        found.append(Figure("between epochs", BETWEEN_EPOCHS_S * epochs / 3600, "h", basis))
+        found.append(Line("evaluation", evaluated * evaluate_s / 3600, "h", basis))
+        basis = f"assumed: {BETWEEN_EPOCHS_S:g} s per epoch"
+        found.append(Line("between epochs", BETWEEN_EPOCHS_S * epochs / 3600, "h", basis))
         return found
 
     def _evaluations(self) -> int:
-        """How often the run evaluates: every so many epochs and at its end (coordinator)."""
+        """How often the run evaluates: every `evaluate_every` epochs and at its end (runs/coordinator)."""
         every = self.config.evaluate_every
         return 1 if not every else self.epochs // every + (self.epochs % every > 0)
 
     # -- storage -----------------------------------------------------------------------------------------------------
 
-    def _storage(self) -> list[Figure]:
+    def _storage(self) -> list[Line]:
         images, rates = self.workload.num_images, self.rates
         by_size = self._basis(by_size=True)
         with_val = images + self.workload.num_val_images
         kept = self.config.keep_checkpoints
-        found = [Figure("records", with_val * rates.record_bytes * self.size / 1e9, "GB", by_size)]
+        found = [Line("records", with_val * rates.record_bytes * self.size / 1e9, "GB", by_size)]
         if self.workload.supervision == "box":
             boxes = images * self.workload.boxes_per_image
             labels = boxes * rates.label_stored_bytes * self.epochs
             found += [
-                Figure("proposals table", images * rates.proposals_bytes * self.size / 1e9, "GB", by_size),
-                Figure("labels", labels / 1e9, "GB", f"extrapolated: {self.epochs} epochs, from a small file, at most"),
+                Line("proposals table", images * rates.proposals_bytes * self.size / 1e9, "GB", by_size),
+                Line("labels", labels / 1e9, "GB", f"extrapolated: {self.epochs} epochs, from a small file, at most"),
             ]
-        found.append(Figure("checkpoints", kept * rates.checkpoint_bytes / 1e9, "GB", f"measured: {kept} are kept"))
+        found.append(Line("checkpoints", kept * rates.checkpoint_bytes / 1e9, "GB", f"measured: {kept} are kept"))
         return found
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
-    def _memory(self) -> list[Figure]:
+    def _memory(self) -> list[Line]:
         rates, nodes = self.rates, self.cluster.nodes
         workers, actors = math.ceil(self.workers / nodes), math.ceil(self.actors / nodes)
         tasks = min(workers * self.resources.stream_tasks_per_worker, self.cluster.cpus_per_node)
@@ -357,31 +359,31 @@ class _Planner:
         store_has = min(OBJECT_STORE_SHARE * has, OBJECT_STORE_MAX_BYTES)
         share = math.ceil(self.batch / self.workers)
         batch = share * rates.train_bytes_per_image
-        # A worker holds weights, gradients and the optimizer's state; on a GPU there, on a CPU here.
+        # A worker holds weights, gradients and the state of the optimizer: in the memory of its GPU, else of the node.
         state = rates.weights_bytes + rates.checkpoint_bytes
         on_host = 0.0 if rates.gpu else batch + state
         processes = (workers + actors + tasks) * rates.process_bytes + workers * on_host
         if store > store_has:
             self.warnings.append(
-                f"the object store needs {store / GIB:.1f} GiB a node and Ray gives it {store_has / GIB:.1f} "
-                f"({OBJECT_STORE_SHARE:.0%} of the memory): it would spill to disk; take nodes with more memory"
+                f"the object store needs {store / GIB:.1f} GiB per node and Ray gives it {store_has / GIB:.1f} "
+                f"({OBJECT_STORE_SHARE:.0%} of the memory): objects would spill to disk; take nodes with more memory"
             )
         if processes + store_has > has:
             self.warnings.append(
-                f"a node's processes need {processes / GIB:.1f} GiB and the object store keeps {store_has / GIB:.1f}, "
-                f"of {has / GIB:.1f}: take fewer workers and actors a node, or more memory"
+                f"the processes on a node need {processes / GIB:.1f} GiB, its object store {store_has / GIB:.1f}, and "
+                f"the node has {has / GIB:.1f}: take fewer workers and actors per node, or more memory"
             )
-        basis = f"extrapolated: {workers} workers, {actors} actors, {tasks} data tasks a node"
+        basis = f"extrapolated: {workers} workers, {actors} actors, {tasks} data tasks per node"
         found = [
-            Figure("object store, a node", store / GIB, "GiB", "extrapolated: blocks in flight, weights, labels"),
-            Figure("processes, a node", processes / GIB, "GiB", basis),
+            Line("object store, per node", store / GIB, "GiB", "extrapolated: blocks in flight, weights, labels"),
+            Line("processes, per node", processes / GIB, "GiB", basis),
         ]
         if rates.gpu:
             on_gpu = math.ceil(workers / self.cluster.gpus_per_node) * (batch + state)
-            found.append(Figure("memory of a GPU", on_gpu / GIB, "GiB", f"extrapolated: {share} images a worker"))
+            found.append(Line("memory of a GPU", on_gpu / GIB, "GiB", f"extrapolated: {share} images per worker"))
             if self.cluster.gpu_memory_gib is not None and on_gpu > self.cluster.gpu_memory_gib * GIB:
                 self.warnings.append(
-                    f"a batch does not fit: {share} images a worker need {on_gpu / GIB:.1f} GiB of the GPU's "
+                    f"a batch does not fit: {share} images per worker need {on_gpu / GIB:.1f} GiB and the GPU has "
                     f"{self.cluster.gpu_memory_gib:g}; take more workers, or a smaller batch or crop"
                 )
         return found

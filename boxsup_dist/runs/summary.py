@@ -117,7 +117,7 @@ def mlflow_run(run_dir: str) -> tuple[str, str]:
     uri = RunFiles(run_dir).summary
     found = storage.read_json(uri).get("mlflow") or {}
     if not found.get("run_id"):
-        expected = "a run that MLflow has: give the command of the training again to send it"
+        expected = "a run that MLflow has: run the training command again to send it"
         raise InputError("the run has no MLflow run", file=uri, field="mlflow.run_id", expected=expected)
     return found["tracking_uri"], found["run_id"]
 
@@ -141,5 +141,5 @@ def write_result(out: str, values: Mapping[str, Any], lines: Iterable[str] = ())
 
 
 def key_lines(values: Mapping[str, Any]) -> list[str]:
-    """A result as one line a value, aligned, for a person to read."""
+    """A result as one line per value, aligned, for a person to read."""
     return [f"{key:<24} {value}" for key, value in values.items()]

@@ -136,7 +136,7 @@ def _close(tracker: RunTracker, run_dir: str) -> None:
     if tracker.close():
         storage.remove(RunFiles(run_dir).mlflow_pending)
     else:
-        print("warning: MLflow lacks a part of this run: give the same command again to send it", flush=True)
+        print("warning: MLflow lacks a part of this run: run the same command again to send it", flush=True)
 
 
 def _publish(run_dir: str, summary: Summary, tracker: RunTracker) -> None:

@@ -235,13 +235,13 @@ def fetch_weights(weights: str | None, folder: str, tracking_uri: str | None = N
         weights: A setting as `model.weights` reads it.
         folder: Folder for the checkpoint. A model that is there already is not downloaded again, so that a resumed
             training finds the weights that it started from.
-        tracking_uri: As `fetch_checkpoint`.
+        tracking_uri: As in `fetch_checkpoint`.
 
     Returns:
         The setting with the checkpoint's local folder; `weights` unchanged if it names no MLflow model.
 
     Raises:
-        InputError: As `fetch_checkpoint`.
+        InputError: As in `fetch_checkpoint`.
     """
     uri = (weights or "").removeprefix(CHECKPOINT_PREFIX)
     if not is_model_uri(uri):
@@ -261,13 +261,13 @@ def load_network(uri: str, tracking_uri: str | None = None) -> SegmentationNetwo
 
     Args:
         uri: URI of a model (`is_model_uri`) or of a checkpoint's folder.
-        tracking_uri: As `fetch_checkpoint`.
+        tracking_uri: As in `fetch_checkpoint`.
 
     Returns:
         The network in evaluation mode on the CPU.
 
     Raises:
-        InputError: As `fetch_checkpoint`.
+        InputError: As in `fetch_checkpoint`.
         CheckpointError: The checkpoint is missing or damaged.
     """
     if not is_model_uri(uri):

@@ -62,7 +62,7 @@ def launch(
 ) -> None:
     """Run `loop(settings)` on the train workers that `config.resources` describes, resolved for this cluster.
 
-    `report` and the errors are as of `fit`.
+    `report` and the errors are those of `fit`.
     """
     resources = config.resources
     assert isinstance(resources, Resources), "ResourceSettings.resolve comes first"

@@ -139,7 +139,7 @@ def make_dataset(
     Args:
         slices: What to make.
         mixture: What the run trains on.
-        labels: As `worker_batches`.
+        labels: As in `worker_batches`.
         epoch: Epoch, from 0.
         max_tasks: Tasks that may run at once.
     """

@@ -159,8 +159,8 @@ class TrainWorker:
         """Train on the remaining batches of an epoch.
 
         Args:
-            batches: From the current step on.
-            num_steps: Of the whole epoch.
+            batches: Batches of the epoch, from the current step on.
+            num_steps: Steps of the whole epoch.
             on_step: Called after each step.
 
         Returns:

@@ -72,7 +72,7 @@ def _print(settings: Scale, stages: dict[str, dict[str, Any]], scaled: list[dict
             "minutes": stage["seconds"] / 60,
             "images": stage["images"],
             "images/s": stage["images"] / stage["seconds"],
-            "core ms an image": 1000 * sum(stage["cpu_s"].values()) / max(stage["images"], 1),
+            "core ms per image": 1000 * sum(stage["cpu_s"].values()) / max(stage["images"], 1),
             "MB written": stage["bytes"] / 1e6,
         }
         for name, stage in stages.items()
@@ -88,7 +88,7 @@ def _print(settings: Scale, stages: dict[str, dict[str, Any]], scaled: list[dict
     ]
     print(format_table(facts))
     print(
-        f"seconds of an epoch of {settings.num_images:,} images if a GPU trains {settings.gpu_images_per_s:g} a second "
+        f"seconds of an epoch of {settings.num_images:,} images if a GPU trains {settings.gpu_images_per_s:g} images/s "
         f"and has {settings.cpus_per_gpu} cores. ingest, data tasks: all cores; choosing, feeding: one core per GPU; "
         "open, dispatch, hand-over: one core"
     )
@@ -204,9 +204,9 @@ def _use_labels(labels: list[ray.ObjectRef[Labels]], mixture: Mixture, units: li
             paint(record)
             painted += 1
     return {
-        "fetch s, a worker": fetched - started,
-        "look-up ms, a unit": 1000 * (looked_up - fetched) / len(units),
-        "paint ms, an image": 1000 * (time.perf_counter() - looked_up) / painted,
+        "fetch s per worker": fetched - started,
+        "look-up ms per unit": 1000 * (looked_up - fetched) / len(units),
+        "paint ms per image": 1000 * (time.perf_counter() - looked_up) / painted,
     }
 
 
@@ -273,7 +273,7 @@ def consume_epoch(settings: dict[str, Any]) -> None:
 def costs_of(stages: dict[str, dict[str, Any]], num_images: int, gpu_images_per_s: float) -> Costs:
     """Seconds per image of each part, from the CPU time of each kind of process.
 
-    The network is what was not measured: a GPU's steps take 1 / gpu_images_per_s.
+    The network was not measured: a step of a GPU takes 1 / gpu_images_per_s per image.
     """
 
     def cpu(stage: str, *kinds: str) -> float:

@@ -77,7 +77,7 @@ def _describe(table: Table) -> dict[str, Any]:
         "bytes": table.num_bytes,
         "shards": len(table.shards),
         "manifest MB": storage.size(storage.join(table.uri, "manifest.json")) / 1e6,
-        "kB an image": table.num_bytes / table.num_rows / 1000,
+        "kB per image": table.num_bytes / table.num_rows / 1000,
     }
 
 

@@ -46,7 +46,7 @@ def kind_of(title: str) -> str:
 
 
 def thirds(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """One row a kind: peak MiB in the first and in the last third of the time. Flat memory has about the same twice."""
+    """One row per kind of process: peak MiB in the first and in the last third of the time; about equal is flat."""
     if not samples:
         return []
     end = samples[-1].at_s
@@ -64,7 +64,7 @@ def thirds(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 class Watch:
-    """Use as a context manager around a stage; afterwards `report` tells what it took."""
+    """Use as a context manager around a stage; afterwards `report` returns what the stage took."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -77,7 +77,7 @@ class Watch:
     def __enter__(self) -> Watch:
         self._started = time.monotonic()
         self._look()
-        self.cpu_s.clear()  # what was spent before
+        self.cpu_s.clear()  # CPU time spent before the stage
         self._thread.start()
         return self
 
@@ -105,7 +105,7 @@ class Watch:
             try:
                 kind = "job" if process.pid == own.pid else kind_of((process.cmdline() or [""])[0])
                 times = process.cpu_times()
-            except psutil.Error:  # it ended meanwhile
+            except psutil.Error:  # the process ended meanwhile
                 continue
             spent = times.user + times.system
             self.cpu_s[kind] += spent - self._seen.get(process.pid, 0.0)

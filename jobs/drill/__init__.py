@@ -1,1 +1,1 @@
-"""Faults made on purpose, and what a run makes of them: python -m jobs.drill [NAME]."""
+"""Faults made on purpose, and how a run survives them: python -m jobs.drill [NAME]."""

@@ -102,7 +102,7 @@ class Hoards:
             self._actors.append(_Hoard.options(scheduling_strategy=there).remote())  # type: ignore[attr-defined]
 
     def put(self, num_bytes: int) -> None:
-        """Put so many bytes in each store."""
+        """Put `num_bytes` in each store."""
         ray.get([actor.put.remote(num_bytes, LARGE) for actor in self._actors])
 
     def fill(self) -> None:

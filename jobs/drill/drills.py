@@ -43,7 +43,7 @@ BEGINS = re.compile(r"training (?:begins|continues at epoch (\d+), after (\d+) s
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault did to a run."""
+    """The effect of a fault on a run."""
 
     drill: str
     fault: str
@@ -111,7 +111,7 @@ class Drills:
         kept, at = latest(run_dir), time.monotonic()
         before = command.first_line(BEGINS.pattern, 0.0)
         command = disturb(command)
-        told, line = command.wait_for(lambda: command.first_line(BEGINS.pattern, at))
+        reported, line = command.wait_for(lambda: command.first_line(BEGINS.pattern, at))
         command.finish()
         match, began = BEGINS.search(line), BEGINS.search(before[1] if before else "")
         assert match is not None and began is not None and kept is not None
@@ -121,7 +121,7 @@ class Drills:
         return Outcome(
             name,
             fault,
-            continues_after_s=told - at,
+            continues_after_s=reported - at,
             continues_from=f"epoch {max(epoch, 1)}, after {step} steps",
             workers=f"{began[3]} -> {workers}",
             **self._compare(name, same_workers=int(began[3]) == workers),
@@ -174,14 +174,14 @@ class Drills:
         command.wait_for(_reached(run_dir, 2, 0))
         at = time.monotonic()
         disturb()
-        told, _ = command.wait_for(
+        reported, _ = command.wait_for(
             lambda: command.first_line("a pool member was lost|training (begins|continues)|epoch 3/3", at)
         )
         lost = command.first_line("a pool member was lost", at)
         command.finish()
         if lost is None and command.first_line(BEGINS.pattern, at) is None:
             raise InputError("the fault came too late: the reassignment was over", file=f"{self.out}/{name}.log")
-        return Outcome(name, fault, told - at, "the lost units", "2 -> 2", **self._compare(name, same_workers=True))
+        return Outcome(name, fault, reported - at, "the lost units", "2 -> 2", **self._compare(name, same_workers=True))
 
     def actor(self) -> Outcome:
         """An actor dies in a reassignment."""
@@ -210,12 +210,18 @@ class Drills:
         self.cluster.kill_node()
         self.cluster.add_node()
         command.wait_for(lambda: len(_parts(out)) > done + 2)
-        told = time.monotonic()
+        reported = time.monotonic()
         command.finish()
         tables = [open_table(uri, "proposals").fingerprint for uri in (out, out + "-undisturbed")]
         same = "same table" if tables[0] == tables[1] else "ANOTHER TABLE"
         return Outcome(
-            "node-ingest", "a node goes away in an ingest, another comes", told - at, "the lost shards", "", same, ""
+            "node-ingest",
+            "a node goes away in an ingest, another comes",
+            reported - at,
+            "the lost shards",
+            "",
+            same,
+            "",
         )
 
     def disk(self) -> Outcome:
@@ -235,14 +241,15 @@ class Drills:
         def disturb(command: Command) -> Command:
             at = time.monotonic()
             hoards.fill()
-            told, _ = command.wait_for(lambda: command.first_line("OutOfDiskError", at))
+            reported, _ = command.wait_for(lambda: command.first_line("OutOfDiskError", at))
             code, end = command.end(), command.first_line("^error: Ray has no room", at)
             if code != CLEAR_ERROR or end is None:
                 raise InputError(
                     f"the run ended with status {code}, without a clear error", file=f"{self.out}/disk.log"
                 )
             print(
-                f"disk: reported after {told - at:.1f} s, the run ended after {end[0] - at:.1f} s: {end[1]}", flush=True
+                f"disk: reported after {reported - at:.1f} s, the run ended after {end[0] - at:.1f} s: {end[1]}",
+                flush=True,
             )
             disk.free()
             hoards.free()
@@ -264,10 +271,12 @@ class Drills:
             command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
             at = time.monotonic()
             server.kill()
-            told, _ = command.wait_for(lambda: command.first_line(r"^epoch \d", at))
+            reported, _ = command.wait_for(lambda: command.first_line(r"^epoch \d", at))
             command.finish()
             if command.first_line(BEGINS.pattern, at):
-                raise InputError("the run started again when its server was gone", file=f"{self.out}/tracking.log")
+                raise InputError(
+                    "the run restarted because its tracking server was away", file=f"{self.out}/tracking.log"
+                )
             server.start()
             lost = _untracked(run_dir, server.uri)
             self._train("tracking", env).finish()
@@ -278,7 +287,9 @@ class Drills:
         if left or not lost:
             raise InputError("MLflow lacks metrics of the run", file=run_dir, value=left, expected="all, some late")
         fault = "the tracking server dies in an epoch and is back after the end"
-        return Outcome("tracking", fault, told - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True))
+        return Outcome(
+            "tracking", fault, reported - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True)
+        )
 
     def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
         ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
@@ -320,7 +331,7 @@ DRILLS: tuple[Name, ...] = get_args(Name)
 
 
 def describe() -> str:
-    """The drills, a line for each."""
+    """The drills, one line per drill."""
     lines = [f"  {name:<15}{(_method(name).__doc__ or '').partition(chr(10))[0]}" for name in DRILLS]
     return "\n".join(["drills:", *lines])
 
@@ -331,10 +342,10 @@ def _method(name: Name) -> Callable[[Drills], Outcome]:
 
 
 def run_drills(names: Sequence[Name], out: str) -> None:
-    """Run drills, write OUT/summary.json and print what came of them.
+    """Run drills, write OUT/summary.json and print their results.
 
     Args:
-        names: Their names; none: all, but disk only if this user may mount a file system.
+        names: Names of the drills. Empty: all, with `disk` only if this user may mount a file system.
         out: Folder of the data and the runs.
 
     Raises:

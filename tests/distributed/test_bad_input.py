@@ -47,7 +47,7 @@ def arguments(folder: Path, run_dir: Path, **changes: str | None) -> list[str]:
     return ["mini", *(word for name, value in values.items() if value is not None for word in (f"--{name}", value))]
 
 
-def told(call, capsys) -> str:
+def error_line(call, capsys) -> str:
     """The one line on stderr of a call that exits with status 2."""
     with pytest.raises(SystemExit) as exit_, clear_errors():
         call()
@@ -93,11 +93,13 @@ def told(call, capsys) -> str:
         ({"network.weights": "checkpoint:/nowhere"}, ["no checkpoint here", "/nowhere"]),
     ],
 )
-def test_train_tells_what_is_wrong_before_it_starts_anything(folder, tmp_path, monkeypatch, capsys, changes, expected):
+def test_train_reports_what_is_wrong_before_it_starts_anything(
+    folder, tmp_path, monkeypatch, capsys, changes, expected
+):
     uris = ("records", "val_records", "proposals")
     changes = {k: str(folder / v) if k in uris and v is not None else v for k, v in changes.items()}
     monkeypatch.setattr(sys, "argv", ["train", *arguments(folder, tmp_path / "run", **changes)])
-    line = told(train.main, capsys)
+    line = error_line(train.main, capsys)
     assert all(part in line for part in expected), line
     assert not (tmp_path / "run").exists()
 
@@ -127,9 +129,9 @@ def run_without_checkpoint(folder, tmp_path) -> str:
         ({"checkpoint": "/absent", "num_actors": 9}, ["resources.cpus_per_actor", "9 x 0.25 = 2.25 cpus"]),
     ],
 )
-def test_evaluate_tells_what_is_wrong(ray_local, folder, tmp_path, run_without_checkpoint, capsys, changes, expected):
+def test_evaluate_reports_what_is_wrong(ray_local, folder, tmp_path, run_without_checkpoint, capsys, changes, expected):
     values = {"run_dir": run_without_checkpoint, "out": str(tmp_path), "records": str(folder / "val"), **changes}
-    line = told(lambda: evaluate.main(evaluate.Settings(**values)), capsys)
+    line = error_line(lambda: evaluate.main(evaluate.Settings(**values)), capsys)
     assert all(part in line for part in expected), line
 
 
@@ -140,13 +142,13 @@ def test_a_list_without_images_is_refused(ray_local, folder, tmp_path, run_witho
     settings = evaluate.Settings(
         run_without_checkpoint, str(tmp_path / "out"), voc_root=str(root), split="val", checkpoint="/absent"
     )
-    line = told(lambda: evaluate.main(settings), capsys)
+    line = error_line(lambda: evaluate.main(settings), capsys)
     assert "val" in line and ("empty" in line or "no image" in line), line
 
 
 def test_a_damaged_configuration_is_no_traceback(ray_local, folder, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{half")
     settings = evaluate.Settings(str(tmp_path), str(tmp_path / "out"), records=str(folder / "val"))
-    assert "not valid JSON" in told(lambda: evaluate.main(settings), capsys)
+    assert "not valid JSON" in error_line(lambda: evaluate.main(settings), capsys)
     (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT, "run_dir": "x", "unknown": 1}))
-    assert "config.json" in told(lambda: evaluate.main(settings), capsys)
+    assert "config.json" in error_line(lambda: evaluate.main(settings), capsys)

@@ -137,7 +137,7 @@ def test_the_same_weights_elsewhere_are_the_same_build(ray_local, records, tmp_p
 
 
 def test_files_of_other_programs_go_through_the_same_job(ray_local, records, tmp_path, capsys, monkeypatch):
-    """Masks of a file an image; one file is missing, two images are damaged."""
+    """Masks from one file per image; one file is missing, two images are damaged."""
     masks = {f"r{n}": np.arange((30 + n) * 40).reshape(30 + n, 40) % (n + 3) > 1 for n in range(10) if n != 5}
     for name, mask in masks.items():
         result = {"segmentation": {"size": list(mask.shape), "counts": rle.encode(mask).decode()}, "score": 0.5}
@@ -191,10 +191,10 @@ def test_the_job_leaves_a_summary(records, tmp_path):
         (("--method", "mcg", "--edges", "hed", "--hed-weights", "/absent.pth"), "absent.pth"),
     ],
 )
-def test_the_job_tells_errors_in_a_line(records, tmp_path, capsys, monkeypatch, arguments, named):
+def test_the_job_reports_an_error_in_one_line(records, tmp_path, capsys, monkeypatch, arguments, named):
     command = ["build_proposals", "--records", records.uri, "--out", str(tmp_path / "q"), *arguments]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as exit_:
         run(build_proposals_job.main, build_proposals_job.with_method_settings)
-    told = capsys.readouterr().err
-    assert exit_.value.code == 2 and named in told and "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert exit_.value.code == 2 and named in printed and "Traceback" not in printed

@@ -38,7 +38,7 @@ def test_rates_are_measured_and_planned_with(tmp_path, monkeypatch, capsys):
         "evaluation",
         "cost",
         "records",
-        "object store, a node",
+        "object store, per node",
     ):
         assert name in shown
     assert "extrapolated" in shown and "1,600" in shown  # 8 epochs of 200 steps

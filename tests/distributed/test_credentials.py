@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_no_secret_of_the_environment_is_kept_or_told(folder):
+def test_no_secret_of_the_environment_is_kept_or_printed(folder):
     """In a process of its own, whose environment holds all of them."""
     mine = {name: v for name, v in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     env = {**mine, **{name: f"{SECRET}-{name}" for name in NAMES}, "RAY_AUTH_MODE": "token"}

@@ -65,7 +65,7 @@ def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network,
     assert_same(plain, in_process(network, records, PredictionSettings(), unit, empty))
     assert (plain.num_images, plain.num_skipped) == (8, 1)
 
-    told = []
+    reports = []
     expected = in_process(network, records, OPTIONS, unit, empty)
     for crf_in_tasks in (False, True):
         found = evaluate(
@@ -73,11 +73,11 @@ def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network,
             records,
             settings=OPTIONS,
             crf_in_tasks=crf_in_tasks,
-            on_progress=lambda done, total: told.append((done, total)),
+            on_progress=lambda done, total: reports.append((done, total)),
             **common,
         )
         assert_same(found, expected)
-    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+    assert reports == [(1, 3), (2, 3), (3, 3)] * 2
     assert not np.array_equal(expected.confusion, plain.confusion)
 
     trimap = partial(boundary_unit, num_classes=NUM_CLASSES, widths_px=WIDTHS)

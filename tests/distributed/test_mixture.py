@@ -77,7 +77,7 @@ def test_a_mixture_trains_opens_no_mask_that_it_was_not_granted_and_is_the_same_
     assert len(labels.offsets) == 1 + len(open_inputs(config).mixture.units)
 
 
-def test_label_maps_are_the_method_applied_and_go_on_where_a_build_stopped(folder):
+def test_label_maps_are_those_of_the_method_and_a_stopped_build_continues(folder):
     records = open_table(str(folder / "static"), "records")
     table = build_label_maps(str(folder / "static-maps"), records.uri, "grabcut")
     for where in records.row_groups():

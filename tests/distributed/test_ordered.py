@@ -17,7 +17,7 @@ UNITS = list(range(12))
 
 
 def compute(unit: int, *, factor: int, marker: str = "") -> int:
-    """The result; the process that meets unit 5 before `marker` exists dies."""
+    """Return the result; the process that gets unit 5 before `marker` exists dies."""
     if marker and unit == 5 and not Path(marker).exists():
         Path(marker).touch()
         os._exit(1)
@@ -36,10 +36,10 @@ def die(unit: int) -> None:
 
 
 def test_results_come_in_the_order_of_the_units(ray_local):
-    told = []
-    results = map_units(compute, UNITS, on_progress=lambda done, total: told.append((done, total)), factor=10)
+    reports = []
+    results = map_units(compute, UNITS, on_progress=lambda done, total: reports.append((done, total)), factor=10)
     assert list(results) == [10 * unit for unit in UNITS]
-    assert told == [(done, len(UNITS)) for done in range(1, len(UNITS) + 1)]
+    assert reports == [(done, len(UNITS)) for done in range(1, len(UNITS) + 1)]
     assert list(map_units(compute, [], factor=1)) == []
 
 

@@ -20,12 +20,12 @@ BROKEN = UserExceptionWithTraceback(RuntimeError("connection closed by peer"), "
     [FULL, IN_A_TASK, WorkerGroupError("text", {0: BROKEN, 1: OF_A_WORKER}), ControllerError(IN_A_TASK)],
     ids=lambda error: type(error).__name__,
 )
-def test_a_full_disk_is_told_in_one_line(error, capsys):
+def test_a_full_disk_is_reported_in_one_line(error, capsys):
     assert isinstance(no_room(error), NoRoomError)
     with pytest.raises(SystemExit, match="2"), clear_errors():
         raise error
-    told = capsys.readouterr().err
-    assert told.startswith("error: Ray has no room for an object") and "Traceback" not in told and "df" in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: Ray has no room for an object") and "Traceback" not in printed and "df" in printed
 
 
 def test_other_errors_are_left_alone():

@@ -28,7 +28,7 @@ class CountingNetwork(torch.nn.Module):
 
 
 def compute(network: CountingNetwork, unit: int, *, factor: int, marker: str = "", slow: bool = False) -> tuple:
-    """The result, and by whom with how many loads; the process that meets unit 5 before `marker` exists dies."""
+    """Return the result, the process and its loads; the process that gets unit 5 before `marker` exists dies."""
     if marker and unit == 5 and not Path(marker).exists():
         Path(marker).touch()
         os._exit(1)
@@ -60,14 +60,14 @@ def weights_of(value: float) -> ray.ObjectRef:
 @pytest.mark.parametrize("num_actors", [1, 4])
 def test_results_come_in_the_order_of_the_units_and_weights_are_loaded_once_a_version(ray_local, num_actors):
     pool = make_pool(num_actors)
-    told = []
+    reports = []
     first = list(
         pool.map(
             compute,
             UNITS,
             weights=weights_of(0.5),
             version="a",
-            on_progress=lambda done, total: told.append((done, total)),
+            on_progress=lambda done, total: reports.append((done, total)),
             factor=10,
             slow=True,
         )
@@ -80,7 +80,7 @@ def test_results_come_in_the_order_of_the_units_and_weights_are_loaded_once_a_ve
     assert [value for value, *_ in other] == [value for value, *_ in bare] == [0.25 + 10 * unit for unit in UNITS]
     assert {loads for *_, loads in first + again} == {1} and {loads for *_, loads in other + bare} == {2}
     assert len({pid for _, pid, _ in first}) == num_actors
-    assert told == [(done, len(UNITS)) for done in range(1, len(UNITS) + 1)]
+    assert reports == [(done, len(UNITS)) for done in range(1, len(UNITS) + 1)]
 
 
 def test_a_member_that_dies_changes_nothing(ray_local, tmp_path):

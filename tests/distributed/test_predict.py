@@ -1,4 +1,4 @@
-"""Real Ray: a folder of good and bad images, a call that goes on, a records table; the labels of an epoch as files."""
+"""Real Ray: good and bad images, a stopped call that continues, a records table; labels of an epoch as files."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def label_maps(out: Path) -> dict[str, np.ndarray]:
     return {p: decode_png((folder / p).read_bytes()) for p in storage.find_files(str(folder)) if p.endswith(".png")}
 
 
-def test_good_images_are_predicted_bad_ones_told_and_a_stopped_call_goes_on(
+def test_good_images_are_predicted_bad_ones_reported_and_a_stopped_call_continues(
     ray_local, run_dir, network, images, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "out"
@@ -139,11 +139,11 @@ def test_good_images_are_predicted_bad_ones_told_and_a_stopped_call_goes_on(
     assert {p for p in before if before[p] != after[p]} == {done}
     summary = storage.read_json(str(out / "summary.json"))
     assert [Path(entry["file"]).name for entry in summary["failed"]] == list(BAD)
-    assert "a damaged image" in summary["failed"][0]["reason"] and "not an image" in summary["failed"][1]["reason"]
+    assert "the image is damaged" in summary["failed"][0]["reason"] and "not an image" in summary["failed"][1]["reason"]
     assert (summary["num_images"], summary["num_failed"]) == (8, 2)
     assert summary["num_predicted"] + summary["num_finished_before"] == 6
-    told = capsys.readouterr().err
-    assert all(f"failed: {images / name}: " in told for name in BAD)
+    printed = capsys.readouterr().err
+    assert all(f"failed: {images / name}: " in printed for name in BAD)
 
     turned = np.asarray(Image.open(images / "sub" / "turned.jpg").transpose(Image.Transpose.ROTATE_270))
     probs = predict_probs(network, turned, PredictionSettings())
@@ -253,6 +253,6 @@ def test_bad_settings_end_with_status_2_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_epoch_without_labels_is_told(run_dir, tmp_path):
+def test_an_epoch_without_labels_is_reported(run_dir, tmp_path):
     with pytest.raises(SettingError, match=r"no labels of this epoch.*found: 7; expected: 1 to 2"):
         export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), epoch=7))

@@ -33,7 +33,7 @@ def pair(request, tmp_path_factory):
     return records, tiny.write_proposals(folder / "proposals", records, rows)
 
 
-def slow_figures(records, proposals, cut, half=None):
+def slow_metrics(records, proposals, cut, half=None):
     """Mean best Jaccard over objects and mean number of candidates."""
     best, counts = [], []
     groups = [
@@ -52,12 +52,12 @@ def test_the_report_adds_up_row_groups(ray_local, pair):
     records, proposals = pair
     report = measure(records, proposals, num_storage_images=3)
     assert list(report["cuts"]) == ["100", "500", "1000", "2000", "all"]
-    assert (report["cuts"]["100"]["mean_jaccard_instance"], report["cuts"]["100"]["num_candidates"]) == slow_figures(
+    assert (report["cuts"]["100"]["mean_jaccard_instance"], report["cuts"]["100"]["num_candidates"]) == slow_metrics(
         records, proposals, 100
     )
     for half, name in enumerate(("even", "odd")):
         found = report["halves"][name]["all"]
-        expected = slow_figures(records, proposals, quality.ALL, half)
+        expected = slow_metrics(records, proposals, quality.ALL, half)
         assert (found["mean_jaccard_instance"], found["num_candidates"]) == expected
     assert report["num_images"] == tiny.NUM_TRAIN and report["storage"]["num_images"] == 3
     shares = report["bytes_per_image"]["mean"] * tiny.NUM_TRAIN
@@ -68,7 +68,7 @@ def test_the_report_adds_up_row_groups(ray_local, pair):
     assert report["seconds_per_image"] is None
 
 
-def test_halves_go_on_over_row_groups_of_odd_length(pair):
+def test_halves_alternate_across_row_groups_of_odd_length(pair):
     records, proposals = pair
     where = records.row_groups()[0]
     first, second = (measure_row_group(records, proposals, where, n) for n in (0, 1))
@@ -105,7 +105,7 @@ def test_the_job_writes_summary_and_curves(ray_local, pair, tmp_path, capsys):
     assert "instance masks" in capsys.readouterr().out
 
 
-def test_the_command_line_tells_errors_in_a_line(monkeypatch, capsys):
+def test_the_command_line_reports_an_error_in_one_line(monkeypatch, capsys):
     command = ["proposal_quality", "--records", "r", "--proposals", "p", "--out", "o"]
     monkeypatch.setattr(sys, "argv", [*command, "--published-set", "COCO_val2014"])
     with pytest.raises(SystemExit) as exit_:

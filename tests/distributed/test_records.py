@@ -50,7 +50,7 @@ def test_rows_keep_the_order_of_the_list_and_bad_images_are_named(ray_local, roo
     assert {**table.counts, **counts} == table.counts
 
 
-def test_too_many_bad_images_refuse_the_table_until_mended_or_tolerated(ray_local, root, tmp_path):
+def test_too_many_bad_images_refuse_the_table_until_repaired_or_tolerated(ray_local, root, tmp_path):
     out = tmp_path / "t"
     with pytest.raises(RecordError, match=r"2 of 10 images are unusable.*\n.*id_09.*\n.*id_06.*unicorn"):
         build(root, out, max_skipped_share=0.1)
@@ -102,11 +102,11 @@ def test_the_job_leaves_a_summary(root, tmp_path):
     assert "skipped id_09" in done.stdout and "person" in done.stdout
 
 
-def test_the_job_tells_errors_in_a_line(root, tmp_path, capsys, monkeypatch):
+def test_the_job_reports_an_error_in_one_line(root, tmp_path, capsys, monkeypatch):
     command = ["build_records", "--voc-root", str(root), "--split", "nope", "--out", str(tmp_path / "u")]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as exit_:
         run(build_records_job.main)
-    told = capsys.readouterr().err
-    assert exit_.value.code == 2 and told.startswith("error: no such split") and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert exit_.value.code == 2 and printed.startswith("error: no such split") and printed.count("\n") == 1
     assert not (tmp_path / "u").exists()

@@ -54,7 +54,7 @@ def config_of(root: str, run_dir: str) -> TrainConfig:
 
 
 def run_pipeline(root: str, devkit: str) -> None:
-    """Every stage; the training is stopped inside its last epoch and goes on."""
+    """Every stage; the training is stopped inside its last epoch and continues."""
     for split in ("train", "val"):
         build_records(storage.join(root, split), voc.open_splits(devkit, split), rows_per_shard=2, row_group_size=2)
     build_proposals(storage.join(root, "proposals"), storage.join(root, "train"), "selective_search")
@@ -164,9 +164,9 @@ def test_a_network_is_exported_to_s3(stored):
 def test_a_training_through_faults_gives_the_same(s3: S3Server, local, stored, monkeypatch):
     monkeypatch.chdir(local)
     run_dir = storage.join(s3.root, "faulty")
-    with s3.faults(0.05, seed=3) as told:
+    with s3.faults(0.05, seed=3) as count_faults:
         train(replace(config_of(stored, run_dir), checkpoint_every_steps=2))
-        counts = told()
+        counts = count_faults()
     assert all(count > 0 for count in counts.values()), counts
     assert contents(run_dir, "labels") == contents(storage.join(stored, "box"), "labels")
     assert losses(run_dir) == losses(storage.join(stored, "box"))
@@ -194,8 +194,10 @@ def test_a_build_killed_on_s3_is_no_table_and_the_next_call_continues(s3: S3Serv
     assert slow_build.build(out).fingerprint == expected.fingerprint
 
 
-def test_a_store_that_refuses_is_told_by_a_build(ray_local, s3):
-    with pytest.raises(StorageError, match=rf"the store refuses; file: s3://{FORBIDDEN}/x/build\.json.*AWS_ACCESS_KEY"):
+def test_a_build_reports_a_store_that_refuses_access(ray_local, s3):
+    with pytest.raises(
+        StorageError, match=rf"the store refuses access; file: s3://{FORBIDDEN}/x/build\.json.*AWS_ACCESS_KEY"
+    ):
         slow_build.build(f"s3://{FORBIDDEN}/x")
     with pytest.raises(StorageError, match="no such bucket; file: s3://absent/x"):
         slow_build.build("s3://absent/x")

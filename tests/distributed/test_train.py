@@ -46,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def long_config(folder: Path, name: str) -> TrainConfig:
-    """Seven steps an epoch on two workers, with dropout: what has to come back after a kill."""
+    """Seven steps per epoch on two workers, with dropout: what has to come back after a kill."""
     return tiny.make_config(
         folder,
         folder / name,
@@ -131,8 +131,8 @@ def kill_when(process: subprocess.Popen, appeared: Path, log: Path) -> None:
 
 
 @pytest.mark.timeout(900)  # two launches, and the unbroken run
-def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(unbroken, folder, monkeypatch, caplog):
-    """Killed in its second epoch at a time of one checkpoint an epoch, then in its third between two checkpoints.
+def test_a_killed_run_continues_and_ends_as_an_unbroken_one(unbroken, folder, monkeypatch, caplog):
+    """Killed in its second epoch while checkpoints come once per epoch, then in its third between two checkpoints.
 
     The same command continues it first, then the same call from this process.
     """
@@ -272,7 +272,7 @@ def test_a_run_fine_tunes_the_network_of_another_run_to_other_classes(unbroken, 
 
 
 def assert_fails_at_once(config: TrainConfig, kind: type[InputError], match: str) -> None:
-    """The very error. Its workers ended well, so that nothing was restarted: else fit would raise an error of Ray's."""
+    """The run raises this error itself: its workers ended normally, and Ray restarted nothing."""
     with pytest.raises(kind, match=match) as caught:
         train(config)
     assert type(caught.value) is kind and "Traceback" not in str(caught.value)
@@ -305,7 +305,7 @@ def damaged(folder) -> SourceSettings:
 
 
 def test_records_that_do_not_decode_are_named_and_left_out(ray_local, folder, damaged):
-    """They are met by the stream of both epochs, and by the assignment of the second; each is told once."""
+    """The stream of both epochs meets them, and the assignment of the second; each is reported once."""
     config = tiny.make_config(folder, folder / "three-damaged", sources=(damaged,), max_bad_records=3, resources=TWO)
     summary = train(config)
     names = ["tiny/train_04", "tiny/train_07", "tiny/train_09"]
@@ -322,8 +322,8 @@ def test_records_that_do_not_decode_are_named_and_left_out(ray_local, folder, da
 def test_more_damaged_records_than_allowed_end_the_run(ray_local, folder, damaged):
     """One rank of two meets them in its stream; the other must not wait."""
     config = tiny.make_config(folder, folder / "too-many", sources=(damaged,), max_bad_records=1, resources=TWO)
-    told = r"[23] records are unusable.*does not decode.*damaged.*max_bad_records.*<= 1"
-    assert_fails_at_once(config, RecordError, told)
+    message = r"[23] records are unusable.*does not decode.*damaged.*max_bad_records.*<= 1"
+    assert_fails_at_once(config, RecordError, message)
 
 
 def test_a_table_that_lost_a_shard_ends_the_run(ray_local, folder):

@@ -1,4 +1,4 @@
-"""Real Ray: what a run tells while it runs, and while it waits."""
+"""Real Ray: what a run reports while it runs, and while it waits."""
 
 import time
 import urllib.request
@@ -20,7 +20,7 @@ def wait_until(ready, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_silence_is_told_and_again_after_twice_as_long(ray_local):
+def test_silence_is_reported_and_again_after_twice_as_long(ray_local):
     events = []
     with EventLoop(events.append, stall_after_s=0.2) as loop:
         wait_until(lambda: len(events) == 2)
@@ -39,13 +39,16 @@ def rest(network: torch.nn.Module, unit: int) -> int:
 
 def test_a_pool_without_a_result_says_what_it_waits_for(ray_local, monkeypatch):
     monkeypatch.setattr(ordered, "STALL_AFTER_S", 0.3)
-    told = []
-    members = NetworkPool(torch.nn.Identity, num_actors=1, num_cpus=0.25, warn=told.append)
+    warnings = []
+    members = NetworkPool(torch.nn.Identity, num_actors=1, num_cpus=0.25, warn=warnings.append)
     members.wait_ready()
     assert list(members.map(rest, [1])) == [1]
     members.close()
-    assert told and "no unit of work finished for 0 s: 1 running on 1 pool members, 0 members are starting" in told[0]
-    assert "the cluster has 1 nodes" in told[0] and "CPUs free" in told[0]
+    assert (
+        warnings
+        and "no unit of work finished for 0 s: 1 running on 1 pool members, 0 members are starting" in warnings[0]
+    )
+    assert "the cluster has 1 nodes" in warnings[0] and "CPUs free" in warnings[0]
 
 
 def test_rates_are_metrics_of_ray(ray_local):

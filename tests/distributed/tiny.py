@@ -148,7 +148,7 @@ def make_source(folder: Path, supervision: str = "box", **changes: Any) -> Sourc
 
 
 def make_config(folder: Path, run_dir: Path, **changes: Any) -> TrainConfig:
-    """A run on the tables under `folder` that takes a second an epoch."""
+    """A run on the tables under `folder` that takes a second per epoch."""
     config = TrainConfig(
         run_dir=str(run_dir),
         sources=(make_source(folder),),

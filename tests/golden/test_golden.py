@@ -1,4 +1,4 @@
-"""The committed values are what the code computes today; `make golden` writes them again when a change is meant.
+"""The committed values are those that the code computes; `make golden` writes them again after an intended change.
 
 Tolerances cover another CPU of this kind (x86-64, any number of threads). They were measured on one machine, by
 switching off what another may lack: ATEN_CPU_CAPABILITY=default, ONEDNN_MAX_CPU_ISA=SSE41, OPENBLAS_CORETYPE=Nehalem,

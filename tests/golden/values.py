@@ -1,7 +1,7 @@
 """Small results of the whole method on six synthetic images, computed again at every run of the tests.
 
-`test_golden.py` compares them with the files beside this one. `make golden` writes those files again: do it when a
-change of the results is meant, and say in the commit why they changed. Nothing here needs a Ray session or a GPU.
+`test_golden.py` compares them with the files beside this one. `make golden` writes those files again: do it after an
+intended change of the results, and say in the commit why they changed. Nothing here needs a Ray session or a GPU.
 """
 
 from __future__ import annotations

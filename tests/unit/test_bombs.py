@@ -107,7 +107,7 @@ def test_empty_members_count(tmp_path):
 
 
 def test_a_sparse_member_of_a_tar_is_refused(tmp_path):
-    """Its pieces may be more than its size."""
+    """The pieces of a sparse member may add up to more than its size."""
     fields = {"pax_headers": {"GNU.sparse.size": "9", "GNU.sparse.map": f"0,{32 * MIB}"}}
     write_tar(tmp_path / "a.tgz", ("large", 32 * MIB, fields))
     assert refused(tmp_path, "a.tgz", "field: member; found: .*large") == set()
@@ -120,7 +120,7 @@ def test_a_tars_header_is_no_bomb(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tgz"])
-def test_a_full_disk_is_told_before_it_is_full(tmp_path, monkeypatch, name):
+def test_too_little_disk_is_reported_before_it_is_full(tmp_path, monkeypatch, name):
     if name == "a.zip":
         write_zip(tmp_path / name, ("b", 9000))
     else:
@@ -215,7 +215,7 @@ def test_a_matlab_file_takes_no_absurd_memory(tmp_path, name):
 
 
 def test_a_chunk_inflates_to_no_more_than_it_says():
-    """HDF5 would fill the memory unasked."""
+    """Without the check HDF5 would fill the memory."""
     with pytest.raises(RecordError, match=r"not a readable MATLAB file.*a chunk has another size"):
         read_mat(hdf5(chunk_that_lies))
 

@@ -1,4 +1,4 @@
-"""Credentials in URIs: blanked out wherever they are told, refused wherever they would be used."""
+"""Credentials in URIs: blanked out wherever they are shown, refused wherever they would be used."""
 
 import pickle
 

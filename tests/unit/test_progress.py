@@ -1,4 +1,4 @@
-"""Progress tells rate and time left of this call's own work."""
+"""Progress shows rate and time left of this call's own work."""
 
 import pytest
 

@@ -129,7 +129,7 @@ def test_files_on_the_way_are_private(tmp_path):
 
 
 class Writer:
-    """Unpickled without care, it writes a file."""
+    """Writes a file when it is unpickled without a check."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -271,7 +271,7 @@ def test_no_image_id_becomes_a_file_elsewhere(tmp_path, name):
 
 
 def test_no_image_id_becomes_a_figure_elsewhere(tmp_path):
-    """Slashes become dashes there: a NUL is left to refuse."""
+    """Slashes become dashes in the name, so only a NUL has to be refused."""
     table = tiny.write_records(tmp_path, [replace(tiny.make_record(0, "train"), image_id="tiny/a\0b")])
     mixture = Mixture(make_units([Source(table, "mask")]), tiny.ASSIGNMENT, tiny.AUGMENT, 0)
     shown = {"run_dir": str(tmp_path), "num_epochs": 1, "class_names": VOC_CLASSES, "show_ground_truth": False}
@@ -390,7 +390,7 @@ def bomb(side: int, kind: str = "PNG") -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP"])
-def test_an_absurd_size_is_told_at_once(tmp_path, kind):
+def test_an_absurd_size_is_reported_at_once(tmp_path, kind):
     data = bomb(60_000, kind)
     devkit.write(tmp_path, "a", image=data)
     started = time.monotonic()
@@ -398,13 +398,15 @@ def test_an_absurd_size_is_told_at_once(tmp_path, kind):
         voc.read_record(str(tmp_path), "a", "train")
     with pytest.raises(RecordError, match=r"the mask does not decode; file: m; found: .*3600000000 pixels"):
         files.read_mask(data, 30, 40, 21, file="m")
-    with pytest.raises(RecordError, match=r"damaged image.*3600000000 pixels"):
+    with pytest.raises(RecordError, match=r"the image is damaged.*3600000000 pixels"):
         read_image_to_predict(data, turn_by_exif=True, max_pixels=25_000_000)
     assert time.monotonic() - started < 10
 
 
 def test_a_size_that_pillow_still_reads_is_above_the_limit_of_predict():
-    with pytest.raises(RecordError, match=r"a larger image than allowed; found: '9000 x 9000'; expected: <= 25000000"):
+    with pytest.raises(
+        RecordError, match=r"the image is larger than allowed; found: '9000 x 9000'; expected: <= 25000000"
+    ):
         read_image_to_predict(bomb(9_000), turn_by_exif=True, max_pixels=25_000_000)
 
 

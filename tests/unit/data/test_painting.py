@@ -124,8 +124,8 @@ def test_a_partner_table_that_lacks_an_image_is_an_error(tmp_path, supervision):
 
 
 def slow_paint(superpixels, boxes, class_ids, crowd, segments, *, box_margin, ignore_outside, ignore_undecided):
-    """Label of every pixel on its own: what the smallest box says whose segment or undecided part holds it, else void
-    or background."""
+    """Label each pixel alone: the smallest box whose segment or undecided part holds the pixel decides; without such a
+    box the pixel is void or background."""
     label_map = np.zeros(superpixels.shape, np.uint8)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for y, x in np.ndindex(superpixels.shape):

@@ -73,7 +73,7 @@ def test_dashboards_listen_on_this_machine_or_inside_their_cluster():
     kinds = {document["kind"] for path in KUBERNETES for document in documents(path)}
     assert not kinds & {"Service", "Ingress"}
     for node in documents(AWS)[0]["available_node_types"].values():
-        assert node["node_config"]["SecurityGroupIds"], "Ray's own group lets in ssh from everywhere"
+        assert node["node_config"]["SecurityGroupIds"], "Ray's own group allows ssh from everywhere"
 
 
 def test_folders_of_spilled_objects_are_private():

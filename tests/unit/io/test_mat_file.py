@@ -29,7 +29,7 @@ def test_structs_cells_and_sparse_matrices_become_plain_values(tmp_path, kind):
     assert (found["Boundaries"][0] == sparse.toarray()).all() and (found["Boundaries"][1] == np.eye(2)).all()
 
 
-def test_damaged_files_are_told():
+def test_damaged_files_are_reported():
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"LabelMap": np.zeros((50, 50), np.uint16)}, do_compression=True)
     for data in (b"", b"MATLAB 7.3", buffer.getvalue()[:150], b"\x89HDF\r\n\x1a\nno"):

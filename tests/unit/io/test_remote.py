@@ -1,4 +1,4 @@
-"""Which failures of a store are tried again, how long, and what a user is told of the others; without waiting."""
+"""Which failures of a store are tried again, how long, and how the others are reported; without waiting."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def answered(status: int, code: str) -> Exception:
 
 
 def failing(*errors: Exception) -> Callable[[], str]:
-    """An operation that raises these, one a call, then gives "done"."""
+    """An operation that raises these errors, one per call, then returns "done"."""
     waiting = list(errors)
 
     def operation() -> str:
@@ -80,7 +80,9 @@ def test_a_failure_that_passes_is_tried_again(error):
 def test_waits_double_up_to_a_limit_less_a_random_part_and_the_tries_end():
     clock = FakeClock()
     operation = failing(*[answered(503, "SlowDown")] * 100)
-    with pytest.raises(StorageError, match=rf"tried {remote.MAX_TRIES} times; file: {URI}.*same command again"):
+    with pytest.raises(
+        StorageError, match=rf"failed in each of {remote.MAX_TRIES} tries; file: {URI}.*same command again"
+    ):
         remote.attempt(URI, operation, clock)
     longest = [min(remote.FIRST_WAIT_S * 2**i, remote.LONGEST_WAIT_S) for i in range(remote.MAX_TRIES - 1)]
     assert len(clock.slept) == len(longest)
@@ -90,26 +92,26 @@ def test_waits_double_up_to_a_limit_less_a_random_part_and_the_tries_end():
 
 def test_a_store_that_answers_slowly_is_given_up_in_bounded_time():
     clock = FakeClock(step_s=remote.GIVE_UP_AFTER_S / 3)
-    with pytest.raises(StorageError, match="tried 3 times"):
+    with pytest.raises(StorageError, match="failed in each of 3 tries"):
         remote.attempt(URI, failing(*[TimeoutError()] * 100), clock)
 
 
 @pytest.mark.parametrize(
-    "error, told",
+    "error, message",
     [
-        (answered(403, "AccessDenied"), "the store refuses; .*AccessDenied.*AWS_ACCESS_KEY_ID"),
-        (answered(403, "SignatureDoesNotMatch"), "the store refuses; .*AWS_SECRET_ACCESS_KEY"),
-        (answered(400, "ExpiredToken"), "the store refuses; .*credentials"),
-        (exceptions.NoCredentialsError(), "the store refuses; .*Unable to locate credentials"),
+        (answered(403, "AccessDenied"), "the store refuses access; .*AccessDenied.*AWS_ACCESS_KEY_ID"),
+        (answered(403, "SignatureDoesNotMatch"), "the store refuses access; .*AWS_SECRET_ACCESS_KEY"),
+        (answered(400, "ExpiredToken"), "the store refuses access; .*credentials"),
+        (exceptions.NoCredentialsError(), "the store refuses access; .*Unable to locate credentials"),
         (answered(404, "NoSuchBucket"), "no such bucket; .*AWS_ENDPOINT_URL"),
-        (answered(400, "InvalidArgument"), "the store can't do this; .*InvalidArgument"),
-        (exceptions.ParamValidationError(report="bad bucket"), "the store can't do this; .*bad bucket"),
+        (answered(400, "InvalidArgument"), "the store reports an error; .*InvalidArgument"),
+        (exceptions.ParamValidationError(report="bad bucket"), "the store reports an error; .*bad bucket"),
     ],
     ids=lambda value: repr(value) if isinstance(value, Exception) else "",
 )
-def test_what_no_second_try_mends_is_told_at_once(error, told):
+def test_a_lasting_error_is_reported_at_once(error, message):
     clock = FakeClock()
-    with pytest.raises(StorageError, match=told) as caught:
+    with pytest.raises(StorageError, match=message) as caught:
         remote.attempt(URI, failing(error), clock)
     assert clock.slept == [] and f"file: {URI}" in str(caught.value)
 
@@ -123,7 +125,7 @@ def test_absent_files_and_mistakes_go_up_as_they_are(error):
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "nothing://bucket/x"])
-def test_a_scheme_without_a_file_system_is_told(uri):
+def test_a_scheme_without_a_file_system_is_reported(uri):
     with pytest.raises(StorageError, match=f"no file system for this URI; file: {uri}"):
         storage.exists(uri)
 
@@ -139,7 +141,7 @@ def memory(monkeypatch) -> type[fsspec.AbstractFileSystem]:
 
 
 def break_times(monkeypatch, memory, name: str, times: int, breaks: Callable) -> list[int]:
-    """Let `breaks(whole result)` take the place of a method's first results; gives a list as long as the calls."""
+    """Replace the first results of a method by `breaks(result)`; returns a list with one entry per call."""
     whole, calls = getattr(memory, name), []
 
     def method(self, *args, **kwargs):

@@ -62,18 +62,18 @@ def test_every_data_set_is_counted_by_source_split_and_supervision(root):
     assert published["coco train2014"] == 82783 and published["voc2007 Main/train"] is None
 
 
-def test_a_folder_without_data_sets_is_told(tmp_path):
+def test_a_folder_without_data_sets_is_reported(tmp_path):
     with pytest.raises(InputError, match="no data set found"):
         take_inventory(str(tmp_path))
 
 
 def test_check_prints_the_counts(root, capsys):
     prepare.main(prepare.Settings(check=str(root)))
-    told = capsys.readouterr().out
-    assert "train_aug" in told and "10,582" in told and str(root / "coco") in told
+    printed = capsys.readouterr().out
+    assert "train_aug" in printed and "10,582" in printed and str(root / "coco") in printed
 
 
-def test_an_archive_that_is_here_is_unpacked_and_an_absent_one_told(tmp_path, monkeypatch, capsys):
+def test_a_present_archive_is_unpacked_and_an_absent_one_reported(tmp_path, monkeypatch, capsys):
     year = tmp_path / "made" / "VOCdevkit" / "VOC2007"
     devkit.write(year, "a")
     devkit.write_list(year, "a\n", "trainval", folder="Main")
@@ -89,15 +89,15 @@ def test_an_archive_that_is_here_is_unpacked_and_an_absent_one_told(tmp_path, mo
     for _ in range(2):
         capsys.readouterr()
         prepare.main(prepare.Settings("voc2007", root=str(root)))
-        told = capsys.readouterr().out
-        assert f"{here.name}: unpacked" in told and f"{absent.name}: not here. Get {absent.url}" in told
-        assert "Main/trainval" in told and "5,011" in told
+        printed = capsys.readouterr().out
+        assert f"{here.name}: unpacked" in printed and f"{absent.name}: not here. Get {absent.url}" in printed
+        assert "Main/trainval" in printed and "5,011" in printed
 
 
-def test_nothing_here_tells_only_where_to_get_it(tmp_path, capsys):
+def test_without_archives_it_says_where_to_get_them(tmp_path, capsys):
     prepare.main(prepare.Settings("coco2014", root=str(tmp_path)))
-    told = capsys.readouterr().out
-    assert told.count("not here. Get http") == 3 and "train2014.zip" in told
+    printed = capsys.readouterr().out
+    assert printed.count("not here. Get http") == 3 and "train2014.zip" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""jobs.submit without a cluster: what it is asked to do, which variables it hands on, and what it says of none."""
+"""jobs.submit without a cluster: which request it reads, which variables it passes on, and its errors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_token_is_found_where_ray_looks_for_it(monkeypatch, tmp_path):
         submit.find_token()
 
 
-def test_no_cluster_is_told_in_one_line(monkeypatch):
+def test_an_absent_cluster_is_reported_in_one_line(monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"  # bound and not listening: nobody answers

@@ -34,7 +34,7 @@ def small(epoch: int = 0, step: int = 0, **fields) -> CheckpointState:
     return CheckpointState(epoch, step, seed=7, network=SPEC, model={"weight": torch.ones(2)}, **fields)
 
 
-def test_a_restored_run_goes_on_as_the_unbroken_one(run_uri):
+def test_a_restored_run_continues_as_the_unbroken_one(run_uri):
     torch.manual_seed(0)
     batch = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
 
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_named(tmp_path):
             load(uri)
         assert caught.value.file == str(path)
         path.unlink()
-        with pytest.raises(CheckpointError, match="gone"):
+        with pytest.raises(CheckpointError, match="is missing"):
             load(uri)
         path.write_bytes(whole)
     load(uri)

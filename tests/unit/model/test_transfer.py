@@ -19,7 +19,7 @@ CONTEXT = networks.spec("timm:test_resnet", 60, head_channels=8)
 
 @torch.no_grad()
 def trained(spec: NetworkSpec, seed: int = 0) -> SegmentationNetwork:
-    """A network all of whose tensors, statistics and mean too, are unlike those of a new one."""
+    """A network in which every tensor, statistics and mean included, differs from a new one."""
     network = build_network(spec, "none")
     generator = torch.Generator().manual_seed(seed)
     for value in network.state_dict().values():
@@ -52,7 +52,7 @@ def test_all_but_the_score_layer_is_the_sources(tmp_path):
     assert_taken_over(start_network(COCO, f"checkpoint:{uri}"), source)  # as many classes, yet others
 
 
-def test_all_skips_of_fcn_start_anew(tmp_path):
+def test_all_skips_of_fcn_start_from_zero(tmp_path):
     source = trained(networks.spec("fcn8s_vgg16", 5, head_channels=2))
     spec = networks.spec("fcn8s_vgg16", 4, head_channels=2)
     network = start_network(spec, f"checkpoint:{store(source, str(tmp_path))}")

@@ -177,7 +177,7 @@ def test_specs_of_another_network_are_refused(name, spec):
         load_pretrained(spec, name)
 
 
-def test_offline_machine_is_told_what_to_do(monkeypatch):
+def test_the_error_on_an_offline_machine_says_what_to_do(monkeypatch):
     import timm
     import torchvision
 

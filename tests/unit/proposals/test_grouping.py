@@ -30,7 +30,7 @@ def random_features(num_regions: int, seed: int) -> RegionFeatures:
 
 
 def greedy(features: RegionFeatures, weights: np.ndarray) -> list[tuple[int, int]]:
-    """The paper's algorithm 1 word for word: sets of regions, all similarities anew in every step."""
+    """The paper's algorithm 1 word for word: sets of regions, all similarities computed again in every step."""
     regions = {i: [i] for i in range(len(features.sizes))}
     borders = {tuple(p): k for k, p in enumerate(features.pairs.tolist())}
     total = features.sizes.sum()

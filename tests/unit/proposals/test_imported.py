@@ -58,7 +58,7 @@ def superpixel_map(rng, count: int = 15) -> np.ndarray:
 
 
 def label_lists(rng, superpixels: np.ndarray, num_proposals: int = 12) -> list[np.ndarray]:
-    """1 x k rows of ids, unsorted, of which the gaps are some."""
+    """1 x k rows of ids, unsorted; some ids own no pixel."""
     largest = superpixels.max()
     rows = [rng.choice(largest, rng.integers(1, 6), replace=False)[None] + 1 for _ in range(num_proposals)]
     rows[3] = np.array([[9, 2, 7, 9]])  # absent and repeated ids
@@ -251,7 +251,7 @@ def test_wrong_results_are_refused(tmp_path, text, match):
     assert caught.value.file == str(tmp_path / "img.json")
 
 
-def test_damaged_and_missing_files_are_told(savemat, tmp_path):
+def test_damaged_and_missing_files_are_reported(savemat, tmp_path):
     savemat(GOOD)
     whole = (tmp_path / "img.mat").read_bytes()
     for data in (whole[: len(whole) // 2], b"", b"MATLAB 7.3 MAT-file and nothing", b"\x00" * 300):

@@ -1,4 +1,4 @@
-"""Archives: what is absent, damaged or reaches outside is told, what is whole is unpacked once."""
+"""Archives: one that is absent, damaged or reaches outside is reported, a whole one is unpacked once."""
 
 import hashlib
 import io
@@ -76,7 +76,7 @@ def test_no_member_is_written_outside(tmp_path, kind, name):
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
-def test_a_damaged_archive_is_told(tmp_path, name):
+def test_a_damaged_archive_is_reported(tmp_path, name):
     (make_zip if name.endswith(".zip") else make_tar)(tmp_path / name, {"x": bytes(range(256)) * 400})
     for data in (b"<html>404</html>", (tmp_path / name).read_bytes()[:-700] if name != "a.tgz" else b"\x1f\x8b12"):
         (tmp_path / name).write_bytes(data)

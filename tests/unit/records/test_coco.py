@@ -1,4 +1,4 @@
-"""The COCO reader: what a record holds, and that bad input is told by file, field, value and what was expected."""
+"""The COCO reader: what a record holds, and that an error names file, field, value and what was expected."""
 
 import json
 
@@ -154,7 +154,7 @@ def test_bad_annotations_name_file_field_value_and_what_was_expected(tmp_path, c
     assert caught.value.file.endswith("000000000001.jpg")
 
 
-def test_bad_images_are_told(tmp_path):
+def test_bad_images_are_reported(tmp_path):
     index = coco.read_index(coco_set.write(tmp_path, [annotation()]))
     file = tmp_path / "000000000001.jpg"
     for data, match in ((devkit.jpeg(20, 40), "another size.*40 x 20.*40 x 30"), (b"no", "does not decode")):

@@ -86,7 +86,7 @@ def test_every_class_is_found_among_459_names(roots):
         (np.zeros((HEIGHT, WIDTH), np.uint16), "Labels", r"lacks a value.*LabelMap; found: \['Labels'\]"),
     ],
 )
-def test_bad_maps_are_told(roots, values, variable, match):
+def test_bad_maps_are_reported(roots, values, variable, match):
     mat_sets.write_context(roots[0], "a", values, variable)
     reader = context.open_splits(*map(str, roots), "train")
     with pytest.raises(RecordError, match=match):
@@ -102,13 +102,13 @@ def test_bad_maps_are_told(roots, values, variable, match):
         (None, r"no such file.*labels\.txt"),
     ],
 )
-def test_bad_lists_of_labels_are_told(roots, text, match):
+def test_bad_lists_of_labels_are_reported(roots, text, match):
     file = roots[0] / "labels.txt"
     file.unlink() if text is None else file.write_text(text)
     with pytest.raises(InputError, match=match):
         context.open_splits(*map(str, roots), "train")
 
 
-def test_what_is_no_context_is_told(roots):
+def test_a_folder_that_is_not_context_is_reported(roots):
     with pytest.raises(InputError, match="not the data set PASCAL-Context"):
         context.open_splits(str(roots[1]), str(roots[1]), "train")

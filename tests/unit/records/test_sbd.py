@@ -80,7 +80,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_told(root, name):
+def test_bad_files_are_reported(root, name):
     changes, match = BAD[name]
     mat_sets.write_sbd(root, "a", **changes)
     with pytest.raises(RecordError, match=match):
@@ -98,7 +98,7 @@ def test_bad_files_are_told(root, name):
         ({"GTcls": 3.0}, r"field: GTcls\.Segmentation; found: 'ndarray'"),
     ],
 )
-def test_other_mat_files_are_told(root, content, match):
+def test_mat_files_of_another_kind_are_reported(root, content, match):
     mat_sets.write_sbd(root, "a")
     file = root / "cls" / "a.mat"
     if content is None:

@@ -77,7 +77,7 @@ def test_rectangles_are_a_fair_baseline(scenes):
     assert min(v for s in scenes for v in s.visible) >= 0.55
 
 
-def test_no_class_is_told_by_its_mean_colour(scenes):
+def test_no_class_is_known_by_its_mean_colour(scenes):
     """The best guess from an object's mean colour alone (nearest neighbour) is wrong at least 15 % of the time."""
     colours, names = [], []
     for scene in scenes:

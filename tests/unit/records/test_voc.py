@@ -53,7 +53,7 @@ def test_every_pixel_inside_an_xml_box_is_inside_ours(tmp_path):
         assert box[3] - box[1] == y1 - y0 + 1
 
 
-def test_the_image_tells_the_size_not_the_xml(tmp_path):
+def test_the_size_is_that_of_the_image_not_of_the_xml(tmp_path):
     devkit.write(tmp_path, "a", annotation=devkit.xml(size=(99, 77)))
     record = read(tmp_path)
     assert (record.height, record.width) == (devkit.HEIGHT, devkit.WIDTH)
@@ -171,7 +171,7 @@ def test_bad_lists_are_errors(tmp_path, text, match):
         voc.read_split(str(tmp_path), "train")
 
 
-def test_an_unknown_split_is_told_the_known_ones(tmp_path):
+def test_an_unknown_split_is_answered_with_the_known_ones(tmp_path):
     (tmp_path / "JPEGImages").mkdir()
     devkit.write_list(tmp_path, "a", "val")
     for split in ("trian", "Other/val", "no/list.txt"):
@@ -212,7 +212,7 @@ def test_objects_go_to_the_boxes_that_fit_them_best_whatever_their_order(tmp_pat
     assert (found[2] == (objects == 7)).all()
 
 
-def test_objects_are_told_apart_only_where_the_devkit_does(tmp_path):
+def test_instance_masks_come_only_from_a_devkit_that_has_them(tmp_path):
     devkit.write(tmp_path, "a", masks={"SegmentationClass": devkit.mask()})
     assert read(tmp_path).instance_masks is None
     empty = devkit.mask(np.zeros((devkit.HEIGHT, devkit.WIDTH), np.uint8))

@@ -71,7 +71,7 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return found
 
 
-def test_runs_are_named_by_what_tells_them_apart(run_dirs: list[str]) -> None:
+def test_runs_are_named_by_what_differs(run_dirs: list[str]) -> None:
     assert [run.name for run in comparison.open_runs(run_dirs)] == ["mask", "box"]
     with pytest.raises(SettingError, match="named twice"):
         comparison.open_runs([run_dirs[0], run_dirs[0]])

@@ -32,13 +32,13 @@ def test_a_single_core_job_becomes_the_bottleneck_of_many_gpus():
     assert few["epoch"] == pytest.approx(few["steps"] + few["forward"] + few["choosing"] + 5)
 
 
-def test_slow_data_tasks_hold_up_training():
+def test_slow_data_tasks_slow_the_training_down():
     scaled = on_gpus(costs(1000.0), 100_000, 8, 3)
     assert scaled["bottleneck"] == "data tasks" and scaled["data tasks"] == pytest.approx(125)
     assert scaled["GPU busy"] == pytest.approx((100 / 8 + 100 / 24) / scaled["epoch"])
 
 
-def test_cores_that_workers_and_data_tasks_share_hold_up_training():
+def test_cores_that_workers_and_data_tasks_share_slow_the_training_down():
     epoch = epoch_of(Costs(step=0.1, stream=0.1, choose=0.2), Capacity(2, 2, 4, cores=2, threads_per_worker=1), 100)
     assert epoch.parts["steps"] == pytest.approx(5) and epoch.parts["data tasks"] == pytest.approx(2.5)
     assert epoch.train == epoch.parts["shared cores"] == pytest.approx(10)

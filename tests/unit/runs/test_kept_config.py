@@ -30,7 +30,7 @@ def written(config: TrainConfig) -> TrainConfig:
 
 
 def train_a_step(config: TrainConfig) -> None:
-    """A checkpoint: from now on the run has something to lose."""
+    """Write a checkpoint: the run now holds training that must not be lost."""
     network = networks.build_network("timm:test_resnet", 3, "none", head_channels=2)
     save(config.run_dir, CheckpointState(0, 1, 0, network.spec, network.state_dict()))
 
@@ -47,7 +47,9 @@ def test_a_directory_where_nothing_was_trained_takes_any_configuration(config: T
     check_resume(other)
     keep_config(other)
     assert read_config(config.run_dir) == other
-    assert [path.name for path in Path(config.run_dir).iterdir()] == ["config.json"], "another run starts anew"
+    assert [path.name for path in Path(config.run_dir).iterdir()] == ["config.json"], (
+        "another run starts from the beginning"
+    )
 
 
 @pytest.mark.parametrize("stored", [b"{half", b"[]", b'{"format": 0, "seed": 1}'])

@@ -34,7 +34,7 @@ def test_every_row_is_a_run_and_opens_the_masks_that_it_grants_only(table, row, 
 
 
 def test_rows_are_one_run_only_if_they_are_the_same():
-    """The folder's name tells runs apart: two rows in one folder have one configuration."""
+    """A folder holds one run: two rows with the same folder have the same configuration."""
     for scale in RECIPE_OF_SCALE:
         configs = {}
         for rows in TABLES.values():
@@ -65,7 +65,7 @@ def test_the_table_of_supervisions_differs_in_nothing_else():
     assert [config.assignment.top_k for config in configs[-3:]] == [1, 5, 1]
 
 
-def test_an_unknown_row_or_table_is_told_what_there_is():
+def test_an_unknown_row_or_table_is_answered_with_the_known_ones():
     with pytest.raises(SettingError, match=r'no such row in table 2.*boxes.*"rectangles", "grabcut"'):
         find_row(2, "boxes")
     with pytest.raises(SettingError, match="a table of 1, 2, 3, 4, 5"):

@@ -43,10 +43,10 @@ def plan_of(
 
 
 def basis(plan: Plan, name: str) -> str:
-    return next(figure.basis for figure in plan.figures if figure.name == name)
+    return next(line.basis for line in plan.lines if line.name == name)
 
 
-def test_figures_by_hand():
+def test_numbers_computed_by_hand():
     plan = plan_of(Cluster(1, 8, memory_gib_per_node=32, price_per_node_hour=3.0))
     hours = {
         "proposals": 3600 * 0.2 / 8 / 3600,
@@ -66,7 +66,7 @@ def test_figures_by_hand():
     assert plan.warnings == ()
 
 
-def test_each_figure_says_what_it_rests_on():
+def test_each_line_says_what_it_is_based_on():
     one = ResourceSettings(num_workers=1, num_actors=1)
     same = plan_of(Cluster(1, 4), replace(RATES, batch_images=10), resources=one)
     assert basis(same, "train") == basis(same, "reassignment") == basis(same, "records") == "measured"
@@ -87,7 +87,7 @@ def test_the_number_of_evaluations_is_the_runs():
 
 
 def test_without_boxes_there_are_no_proposals_and_no_reassignment():
-    names = {figure.name for figure in plan_of(Cluster(1, 8), work=replace(WORK, supervision="mask")).figures}
+    names = {line.name for line in plan_of(Cluster(1, 8), work=replace(WORK, supervision="mask")).lines}
     assert not names & {"proposals", "proposals table", "labels", "reassignment"} and "train" in names
 
 
@@ -117,7 +117,7 @@ def test_it_warns_of_starving_data_tasks_and_plans_with_what_they_supply(cpus, r
     slow = replace(RATES, stream_s_per_image=stream_s)
     plan = plan_of(Cluster(1, cpus), slow, resources=resources)
     assert any(
-        "data tasks hold up the training" in text and "--resources.cpus-per-worker" in text for text in plan.warnings
+        "data tasks slow the training down" in text and "--resources.cpus-per-worker" in text for text in plan.warnings
     )
     assert plan.value("train") > plan_of(Cluster(1, cpus), resources=resources).value("train")
 
@@ -137,7 +137,7 @@ def test_it_warns_of_settings_that_the_run_would_refuse():
 
 def test_it_warns_of_memory():
     tight = plan_of(Cluster(1, 8, memory_gib_per_node=4))
-    assert any("processes need" in text for text in tight.warnings)
+    assert any("processes on a node need" in text for text in tight.warnings)
     many = replace(WORK, num_images=2_000_000)
     assert any("object store" in text for text in plan_of(Cluster(1, 8, memory_gib_per_node=4), work=many).warnings)
     gpu = replace(RATES, gpu=True, train_bytes_per_image=4e9)
@@ -146,11 +146,11 @@ def test_it_warns_of_memory():
     assert plan.value("memory of a GPU") > 16
 
 
-def test_rates_of_a_cpu_are_told_apart_from_a_gpus():
+def test_rates_of_a_cpu_are_not_taken_for_those_of_a_gpu():
     plan = plan_of(Cluster(1, 16, 2), resources=ResourceSettings())
-    assert any("rates are of a CPU" in text for text in plan.warnings)
+    assert any("rates were measured on a CPU" in text for text in plan.warnings)
     assert "from a CPU to a GPU" in basis(plan, "train")
-    with pytest.raises(SettingError, match="say nothing of a cluster without one"):
+    with pytest.raises(SettingError, match="measured on a GPU, and the cluster has none"):
         plan_of(Cluster(1, 16), replace(RATES, gpu=True))
 
 
@@ -183,7 +183,7 @@ def test_what_is_no_rate_is_refused(value):
         (Cluster(1, 8), replace(WORK, boxes_per_image=-1), "boxes_per_image"),
     ],
 )
-def test_numbers_that_can_not_be_are_named(cluster, work, name):
+def test_numbers_out_of_range_are_named(cluster, work, name):
     with pytest.raises(SettingError, match=name):
         plan_of(cluster, work=work)
 
