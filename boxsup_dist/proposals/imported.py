@@ -29,6 +29,7 @@ from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
+from boxsup_dist.io.mat_values import Struct
 from boxsup_dist.proposals.settings import ImportedSettings
 
 _Integer = TypeVar("_Integer", bound=np.integer)
@@ -137,14 +138,14 @@ def _compact(superpixels: NDArray[_Integer]) -> tuple[NDArray[_Integer], NDArray
     return ids, places.reshape(superpixels.shape).astype(np.uint16)
 
 
-def _fields(data: bytes) -> dict[str, Any]:
+def _fields(data: bytes) -> Struct:
     """Read the variables of a MATLAB file, or the fields of its struct `proposals`."""
     variables = read_mat(data)
     inner = variables.get("proposals")
-    return inner if isinstance(inner, dict) else variables
+    return inner if isinstance(inner, Struct) else variables
 
 
-def _field(fields: dict[str, Any], name: str) -> Any:
+def _field(fields: Struct, name: str) -> Any:
     if name not in fields:
         raise RecordError("the file lacks a variable", field=name, value=sorted(fields))
     return fields[name]
@@ -179,7 +180,7 @@ def _label_lists(labels: Any, superpixels: NDArray[np.int64]) -> list[NDArray[np
     return [_integers(item, "labels", 1, int(superpixels.max(initial=0))).ravel() for item in labels]
 
 
-def _read_mcg(fields: dict[str, Any]) -> Found:
+def _read_mcg(fields: Struct) -> Found:
     superpixels = _superpixel_map(_field(fields, "superpixels"))
     members = _label_lists(_field(fields, "labels"), superpixels)
     scores = fields.get("scores")
@@ -188,7 +189,7 @@ def _read_mcg(fields: dict[str, Any]) -> Found:
     )
 
 
-def _read_rigor(fields: dict[str, Any]) -> Found:
+def _read_rigor(fields: Struct) -> Found:
     superpixels = _superpixel_map(_field(fields, "superpixels"))
     indicator = _numbers(_field(fields, "indicator_matrix"), "indicator_matrix")
     largest = int(superpixels.max(initial=0))
@@ -199,12 +200,12 @@ def _read_rigor(fields: dict[str, Any]) -> Found:
     return Found(superpixels, [np.flatnonzero(column) + first for column in indicator.T], None)
 
 
-def _read_gop(fields: dict[str, Any]) -> Found:
+def _read_gop(fields: Struct) -> Found:
     found = _read_rigor(fields)
     return found._replace(superpixels=found.superpixels.T)
 
 
-def _read_lpo(fields: dict[str, Any]) -> Found:
+def _read_lpo(fields: Struct) -> Found:
     maps, labels = _field(fields, "superpixels"), _field(fields, "labels")
     if not isinstance(maps, list) or not isinstance(labels, list) or len(maps) != len(labels) or not maps:
         raise RecordError("the cells differ in length: one of labels per superpixel map", field="superpixels, labels")
@@ -224,7 +225,7 @@ def _read_lpo(fields: dict[str, Any]) -> Found:
     return Found(overlay, members, None)
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], Found]] = {
+_READERS: dict[str, Callable[[Struct], Found]] = {
     "mcg": _read_mcg,
     "gop": _read_gop,
     "rigor": _read_rigor,

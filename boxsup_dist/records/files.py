@@ -19,6 +19,7 @@ from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.errors import MissingFileError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
+from boxsup_dist.io.mat_values import Struct
 
 # Pillow raises these for truncated, damaged and foreign files.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -103,14 +104,14 @@ def read_mat_field(file: str, *names: str) -> Any:
     """
     try:
         value: Any = read_mat(read_file(file))
+        for depth, name in enumerate(names, start=1):
+            if not isinstance(value, Struct) or name not in value:
+                found = sorted(value) if isinstance(value, Struct) else type(value).__name__
+                path = ".".join(names[:depth])
+                raise RecordError("the MATLAB file lacks a value", field=path, value=found, expected=path)
+            value = value[name]
     except RecordError as error:
         raise error.at(file=file) from None
-    for depth, name in enumerate(names, start=1):
-        if not isinstance(value, dict) or name not in value:
-            found = sorted(value) if isinstance(value, dict) else type(value).__name__
-            path = ".".join(names[:depth])
-            raise RecordError("the MATLAB file lacks a value", file=file, field=path, value=found, expected=path)
-        value = value[name]
     return value
 
 
