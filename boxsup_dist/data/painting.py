@@ -5,7 +5,7 @@ A segment is a set of superpixel ids and is painted by one lookup, `lut[superpix
 
 To add a supervision:
 
-1. Add its name to `Supervision` in config/__init__.py; if it needs a partner table, add it to `SourceSettings.check`.
+1. Add its name to `Supervision` in config/__init__.py; if it needs a partner table, also to `SourceSettings.check`.
 2. Grant its columns in GRANTED_COLUMNS.
 3. Return its painter in `painter`: a function from a Record to a label map, uint8 (H, W).
 4. Add what it paints to EXPECTED in tests/unit/data/test_painting.py; the tests there then cover it.

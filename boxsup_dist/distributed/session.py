@@ -77,7 +77,7 @@ def describe() -> str:
     gone = [node["NodeManagerAddress"] for node in nodes if not node["Alive"]]
     kinds = [f"{free.get(kind, 0):g} of {size[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if size.get(kind)]
     lost = [f"gone: {', '.join(gone)}"] if gone else []
-    return ", ".join([f"the cluster has {len(nodes) - len(gone)} nodes", *kinds, *lost])
+    return ", ".join([f"nodes of the cluster: {len(nodes) - len(gone)}", *kinds, *lost])
 
 
 def _resources() -> dict[str, float]:
