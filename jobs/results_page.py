@@ -79,7 +79,7 @@ def _table(place: Mapping[str, str], table: Mapping[str, Any]) -> str:
     lines = [f"### {place['title']}", "", *([place["text"], ""] if place["text"] else []), to_markdown(rows)]
     commands = [table["command"]] if isinstance(table["command"], str) else table["command"] or []
     if commands:
-        lines += ["<!-- not run: the measurement takes hours -->", "```sh", *commands, "```", ""]
+        lines += ["<!-- not run: the measurement takes minutes to hours -->", "```sh", *commands, "```", ""]
     else:
         lines += [f"Made by {table['made_by']}.", ""]
     seeds = table["seeds"]
