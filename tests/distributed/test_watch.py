@@ -48,7 +48,7 @@ def test_a_pool_without_a_result_says_what_it_waits_for(ray_local, monkeypatch):
         warnings
         and "no unit of work finished for 0 s: 1 running on 1 pool members, 0 members are starting" in warnings[0]
     )
-    assert "the cluster has 1 nodes" in warnings[0] and "CPUs free" in warnings[0]
+    assert "nodes of the cluster: 1" in warnings[0] and "CPUs free" in warnings[0]
 
 
 def test_rates_are_metrics_of_ray(ray_local):

@@ -84,14 +84,14 @@ def test_progress_now_and_then(
 def test_warnings_and_failures(
     config: TrainConfig, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console.session, "describe", lambda: "the cluster has 1 nodes")
+    monkeypatch.setattr(console.session, "describe", lambda: "nodes of the cluster: 1")
     error = InputError("no")
     made, _ = handled(config, Warned("a"), Stalled(61.0), Progress(2, "evaluate", 0, 3), Stalled(121.0), Failed(error))
     assert made.failure is error
     assert capsys.readouterr().out.splitlines() == [
         "warning: a",
-        "warning: no message for 61 s, since the start of the workers; the cluster has 1 nodes",
-        "warning: no message for 121 s, since epoch 2, evaluating; the cluster has 1 nodes",
+        "warning: no message for 61 s, since the start of the workers; nodes of the cluster: 1",
+        "warning: no message for 121 s, since epoch 2, evaluating; nodes of the cluster: 1",
     ]
     with pytest.raises(TypeError, match="no event"):
         made.handle("rubbish")
