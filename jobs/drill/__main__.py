@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from boxsup_dist.runs.command_line import run
-
-Name = Literal["worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking"]
+from jobs.drill.settings import Name
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from boxsup_dist.runs.summary import is_finished, write_result
 from boxsup_dist.tracking.calls import flatten
 from boxsup_dist.tracking.client import make_client
 from jobs.bench.scale_run import store_proposals, store_records
-from jobs.drill.__main__ import Name
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
 from jobs.drill.mlflow_server import Server
+from jobs.drill.settings import Name
 
 NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
 CHECKPOINT_EVERY_STEPS = 4
