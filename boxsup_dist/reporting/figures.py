@@ -216,7 +216,7 @@ def _draw_stack(axes: Axes, epochs: Sequence[int], rows: Sequence[Mapping[str, A
         line_colour = LINE_COLOURS[index % len(LINE_COLOURS)]
         axes.bar(epochs, values, bottom=base, color=line_colour, label=STAGES.get(part, part.replace("_", " ")))
         base += values
-    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:

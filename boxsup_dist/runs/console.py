@@ -87,9 +87,9 @@ def epoch_line(entry: HistoryEntry, num_epochs: int) -> str:
     for value, text in (
         (entry.train_loss, "loss {:.3g}"),
         (entry.images_per_s, "{:.1f} images/s"),
-        (entry.foreground_share, "foreground: {:.1%} predicted"),
-        (entry.label_foreground_share, "{:.1%} in the label maps"),
-        (entry.share_changed, "segments changed {:.1%}"),
+        (entry.foreground_share, "predicted foreground {:.1%}"),
+        (entry.label_foreground_share, "label maps' foreground {:.1%}"),
+        (entry.share_changed, "changed segments {:.1%}"),
         (entry.label_mean_iou, "label maps' mean IoU {:.1f}"),
         (entry.mean_iou, "validation mean IoU {:.1f}"),
     ):
