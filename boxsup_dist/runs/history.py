@@ -71,7 +71,7 @@ class HistoryEntry:
         return {name: value for name, value in asdict(self).items() if value not in (None, {}, ())}
 
     def metrics(self) -> dict[str, Any]:
-        """What MLflow gets of the epoch: all but its number."""
+        """The fields that MLflow gets: all except the number of the epoch."""
         return {name: value for name, value in self.to_dict().items() if name != "epoch"}
 
 
