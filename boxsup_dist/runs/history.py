@@ -85,7 +85,7 @@ def read_history(run_dir: str) -> History:
     A killed run may leave half a line at the end: it is passed over. Of two lines of one epoch the last counts.
 
     Raises:
-        InputError: a line in the middle is no JSON, or a field is not one of an entry.
+        InputError: A line in the middle is no JSON, or a field is not one of an entry.
     """
     uri = RunFiles(run_dir).history
     if not storage.exists(uri):
