@@ -59,7 +59,7 @@ class ProgressMeter:
         return "  ".join(parts)
 
     def advance(self, num_images: int) -> None:
-        """Count one more finished step of so many images, and show it when it is time."""
+        """Count one more finished step of `num_images` images, and show the progress if it is due."""
         self.steps += 1
         self.num_images += num_images
         if self._bar is not None:

@@ -50,11 +50,11 @@ class Settings:
     only_with_objects: bool = False
     """COCO: leave out images without an object of these classes."""
     images_only: bool = False
-    """VOC: read no annotation. For lists without any, such as VOC 2012's test."""
+    """VOC: read no annotation, for lists that have none, such as test of VOC 2012."""
     source: str | None = None
     """Name of the data set in the image ids. Default: VOC's year folder in lower case, or sbd, context or coco."""
     expect_images: int | Literal["published"] | None = None
-    """Refuse the table unless it holds exactly this many images, or as many as the split has as published."""
+    """Refuse the table unless it holds exactly this many images. `published`: as many as the published split."""
     strict: bool = False
     """Stop at the first unusable image instead of leaving it out."""
     max_skipped_share: float = MAX_SKIPPED_SHARE

@@ -52,7 +52,7 @@ class Settings:
             raise SettingError(f"{given} needs {missing}: set both or neither", field=missing)
         for name in ("num_images", "batch_images", "seconds"):
             if getattr(self, name) <= 0:
-                raise SettingError("out of range", field=name, value=getattr(self, name), expected="> 0")
+                raise SettingError("a setting is out of range", field=name, value=getattr(self, name), expected="> 0")
 
 
 def main(settings: Settings) -> None:

@@ -41,7 +41,7 @@ class Settings:
 
 
 def _open_records(settings: Settings) -> Table | None:
-    """The records table; None where it is still to be built from a devkit."""
+    """The records table; None if it has to be built from a devkit first."""
     if (settings.records is None) == (settings.voc_root is None):
         raise SettingError("set either records, or voc_root and split", field="records", value=settings.records)
     if settings.records is not None:

@@ -49,7 +49,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
         The summary.
 
     Raises:
-        InputError: There is no such run or epoch, or two images would be one file.
+        InputError: There is no such run or epoch, or two images would be written to one file.
     """
     config = read_config(settings.run_dir)
     from boxsup_dist.distributed import session
@@ -92,7 +92,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
 
 
 def _choose_epoch(files: RunFiles, epoch: int | None) -> int:
-    """The epoch if it has labels; None: the newest that has."""
+    """The epoch, if it has labels. None: the newest epoch that has labels."""
     epochs = files.epochs_with_labels()
     if not epochs or (epoch is not None and epoch not in epochs):
         none = "a run with box supervision, after its first reassignment"
@@ -110,7 +110,7 @@ def _units_of_boxes(mixture: Mixture) -> list[int]:
     """Units of the sources with box supervision.
 
     Raises:
-        InputError: There is none, or two records have one name.
+        InputError: There is none, or two records have the same id.
     """
     indices = mixture.with_supervision("box")
     if not indices:
@@ -121,7 +121,7 @@ def _units_of_boxes(mixture: Mixture) -> list[int]:
 
 
 def _check_ids(mixture: Mixture, indices: list[int]) -> None:
-    """Raise InputError where two records have one id: they would be one file."""
+    """Raise InputError if two records have the same id: they would be written to one file."""
     seen: set[int | str] = set()
     for index in indices:
         unit = mixture.units[index]

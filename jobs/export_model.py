@@ -55,7 +55,7 @@ class Settings:
     log: bool = False
     """Also store the MLflow model in the MLflow run of the training, as runs:/ID/model."""
     register: str | None = None
-    """As --log, and register the model under this name, as models:/NAME/VERSION."""
+    """Register the model under this name, as models:/NAME/VERSION. Includes --log."""
 
     def check(self) -> None:
         """Raise SettingError on settings that cannot work or would have no effect."""
@@ -66,7 +66,7 @@ class Settings:
             raise SettingError("only the MLflow model can be published", field="formats", value=self.formats,
                                expected="mlflow among them")  # fmt: skip
         if not self.check_images and self.num_images < 1:
-            raise SettingError("nothing to compare on", field="num_images", value=self.num_images, expected=">= 1")
+            raise SettingError("a setting is out of range", field="num_images", value=self.num_images, expected=">= 1")
 
 
 def main(settings: Settings) -> None:

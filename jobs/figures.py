@@ -64,7 +64,7 @@ class Settings:
         if unknown or not self.kinds:
             raise SettingError("unknown figure", field="kinds", value=unknown, expected=", ".join(KINDS))
         if self.num_images < 1:
-            raise SettingError("no image to show", field="num_images", value=self.num_images, expected=">= 1")
+            raise SettingError("a setting is out of range", field="num_images", value=self.num_images, expected=">= 1")
         if any(epoch < 1 for epoch in self.show_epochs):
             raise SettingError("no such epoch", field="show_epochs", value=self.show_epochs, expected=">= 1")
 

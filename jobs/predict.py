@@ -96,7 +96,7 @@ class Settings:
             crf_settings(self.prediction.crf)
         if not self.max_megapixels > 0:
             raise SettingError(
-                "no image is that small", field="max_megapixels", value=self.max_megapixels, expected="> 0"
+                "a setting is out of range", field="max_megapixels", value=self.max_megapixels, expected="> 0"
             )
 
 

@@ -47,7 +47,7 @@ def main(settings: Settings) -> None:
         )
     if settings.num_storage_images < 0:
         raise SettingError(
-            "out of range", field="num_storage_images", value=settings.num_storage_images, expected=">= 0"
+            "a setting is out of range", field="num_storage_images", value=settings.num_storage_images, expected=">= 0"
         )
     records, proposals = open_table(settings.records, "records"), open_table(settings.proposals, "proposals")
     from boxsup_dist.proposals.curves import curves_figure, read_published

@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
     """Settings, and the command of the job.
 
     Raises:
-        SettingError: Not exactly one thing is to be done, or the command is no command of this working tree.
+        SettingError: The arguments do not ask for exactly one thing, or the working tree does not have the command.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     command = list(arguments[end + 1 :])
@@ -122,7 +122,9 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
     ]
     if len(wanted) != 1:
         raise SettingError(
-            "one thing at a time", value=wanted, expected="one of -- python -m jobs.NAME ..., --follow ID, --stop ID"
+            "give exactly one of a command, --follow and --stop",
+            value=wanted,
+            expected="-- python -m jobs.NAME ..., or --follow ID, or --stop ID",
         )
     for word in (settings.address or "", *command):
         if has_credentials(word):
@@ -153,13 +155,13 @@ def chosen_environment(patterns: Sequence[str]) -> dict[str, str]:
             )
         if name.startswith("RAY_"):
             raise SettingError(
-                "the cluster has its own variables of Ray", field="env", value=name, expected="another name"
+                "the cluster sets the variables of Ray itself", field="env", value=name, expected="another name"
             )
         found = {key: value for key, value in os.environ.items() if fnmatch.fnmatchcase(key, name)}
         found = {key: value for key, value in found.items() if not key.startswith("RAY_")}
         if not found:
             raise SettingError(
-                "no such variable is set here", field="env", value=name, expected="a variable that is set"
+                "no variable of this name is set here", field="env", value=name, expected="a variable that is set"
             )
         chosen |= found
     return chosen
@@ -301,12 +303,12 @@ def status_of(client: JobSubmissionClient, job_id: str) -> JobStatus:
     """Status of a job.
 
     Raises:
-        SettingError: The cluster knows no such job, or does not answer any more.
+        SettingError: The cluster knows no such job, or no longer answers.
     """
     try:
         return client.get_job_status(job_id)
     except OSError as error:
-        raise SettingError("the cluster does not answer any more", value=type(error).__name__) from None
+        raise SettingError("the cluster no longer answers", value=type(error).__name__) from None
     except RuntimeError:
         known = [job.submission_id for job in client.list_jobs() if job.submission_id]
         raise SettingError(

@@ -6,7 +6,7 @@ wins whose part inside the box has the largest expected overlap with the object.
 the choice of least expected loss.
 
 Votes and choice can disagree about a superpixel. It is decided if it is in the chosen segment with at least half of the
-votes, or outside with hardly any. It is undecided otherwise: there the choice is most likely wrong.
+votes, or outside with almost none. Otherwise it is undecided: there the choice is most likely wrong.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The refinement of an image's segments by a CRF, beyond what any candidate can draw (not in the paper).
+"""The refinement of an image's segments by a CRF (not in the paper): outlines that no candidate has.
 
 A candidate is a union of superpixels that some grouping found; the object's outline may be in none of them. Up to three
 voters say how likely each pixel belongs to each box: the consensus of the candidates (`consensus.py`); a static label
 map such as GrabCut's, if the source has one; and after the warm-up the network's prediction among the classes of the
 boxes. A dense CRF over the image sharpens these probabilities. The superpixels that it gives to the box's class are the
 refined segment. Superpixels on which consensus and refined segment disagree are undecided
-(`consensus.find_undecided`): what both agree on is seldom wrong.
+(`consensus.find_undecided`): superpixels on which both agree are rarely wrong.
 """
 
 from __future__ import annotations

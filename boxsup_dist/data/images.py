@@ -23,7 +23,7 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     """Decode a label map, a PNG of 8 bits: the stored integers (H, W), for a palette PNG the palette indices.
 
     Raises:
-        OSError: if the bytes are damaged or not a PNG; Pillow raises SyntaxError for some damages.
+        OSError: If the bytes are damaged or not a PNG; Pillow raises SyntaxError for some damages.
     """
     return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
@@ -32,12 +32,12 @@ def decode_image(data: bytes, *, turn_by_exif: bool = False) -> NDArray[np.uint8
     """Decode an image file of one of IMAGE_FORMATS to RGB (H, W, 3).
 
     Args:
-        data: the file's bytes. Grey, CMYK and palette images are converted; of 16-bit grey the upper 8 bits are kept.
-        turn_by_exif: rotate the image as its EXIF orientation says. Leave it off for images of a records table: their
+        data: The file's bytes. Grey, CMYK and palette images are converted; of 16-bit grey the upper 8 bits are kept.
+        turn_by_exif: Rotate the image as its EXIF orientation says. Leave it off for images of a records table: their
             annotations refer to the stored orientation.
 
     Raises:
-        OSError: if the bytes are damaged or of another format; Pillow raises SyntaxError for some damages.
+        OSError: If the bytes are damaged or of another format; Pillow raises SyntaxError for some damages.
     """
     with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
         image = ImageOps.exif_transpose(opened) if turn_by_exif else opened

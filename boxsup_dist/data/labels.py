@@ -65,8 +65,8 @@ def read_labels(uri: str) -> Labels:
     """Read a labels file.
 
     Raises:
-        TableError: if the file is damaged or not a labels table.
-        MissingFileError: if there is no such file.
+        TableError: If the file is damaged or not a labels table.
+        MissingFileError: If there is no such file.
     """
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
@@ -108,8 +108,8 @@ def summarise(labels: Labels, previous: Labels | None) -> dict[str, float]:
     """Summarise an epoch's labels.
 
     Args:
-        labels: the labels of the epoch.
-        previous: the labels of the epoch before, of the same boxes; None for the first epoch.
+        labels: The labels of the epoch.
+        previous: The labels of the epoch before, of the same boxes; None for the first epoch.
 
     Returns:
         `share_without_candidate`, 0 if there is no box; `mean_overlap_cost` and `mean_regression_cost` over the boxes

@@ -59,10 +59,10 @@ def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, d
     The label map of `wssl_em` is filled boxes: after the warm-up the training step lets the network decide inside them.
 
     Args:
-        unit: the unit whose records will be painted; its partner table is read here.
-        segments: the chosen segments of the unit's boxes; used by the supervision `box` only.
-        assignment: the settings `box_margin` and `ignore_outside` of the run; used by `box` only.
-        decided: paint undecided and uncovered pixels with their chosen label instead of ignoring them. Training ignores
+        unit: The unit whose records will be painted; its partner table is read here.
+        segments: The chosen segments of the unit's boxes; used by the supervision `box` only.
+        assignment: The settings `box_margin` and `ignore_outside` of the run; used by `box` only.
+        decided: Paint undecided and uncovered pixels with their chosen label instead of ignoring them. Training ignores
             them; measuring and exporting the labels may want them decided.
 
     Returns:
@@ -140,9 +140,9 @@ def pixel_box(
 
     Args:
         box: (4,) xyxy, 0-based and half-open.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        margin: move each side outwards by this share of the box's width or height; None returns the whole image.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
+        margin: Move each side outwards by this share of the box's width or height; None returns the whole image.
 
     Returns:
         x0, y0, x1, y1, half-open; a box beyond the image's border gives a box without pixels.
@@ -198,10 +198,10 @@ def paint_segments(
         boxes_xyxy: (K, 4). Larger boxes are painted first: a pixel in two segments belongs to the smaller box.
         class_ids: (K,).
         crowd: (K,); the box of a crowd is ignored.
-        segments: the chosen segment of each box; a box without a candidate (None) is ignored.
-        box_margin: how far a segment may leave its box, as the `margin` of `pixel_box`; the rest is cut off.
-        ignore_outside: ignore the pixels of a box that no segment covers. The paper makes them background.
-        ignore_undecided: ignore the pixels of a segment's undecided superpixels inside its box.
+        segments: The chosen segment of each box; a box without a candidate (None) is ignored.
+        box_margin: How far a segment may leave its box, as the `margin` of `pixel_box`; the rest is cut off.
+        ignore_outside: Ignore the pixels of a box that no segment covers. The paper makes them background.
+        ignore_undecided: Ignore the pixels of a segment's undecided superpixels inside its box.
     """
     shape = superpixels.shape
     label_map = np.full(shape, BACKGROUND, np.uint8)

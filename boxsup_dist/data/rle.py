@@ -32,7 +32,7 @@ def decode(counts: bytes | str | Sequence[int], height: int, width: int) -> NDAr
     """Decode run lengths, compressed or plain numbers, to a mask (height, width).
 
     Raises:
-        RecordError: unless the runs cover exactly height * width pixels. pycocotools does not check this and would
+        RecordError: Unless the runs cover exactly height * width pixels. pycocotools does not check this and would
             return uninitialised memory.
     """
     runs = _uncompress(counts) if isinstance(counts, bytes | str) else counts

@@ -87,12 +87,12 @@ def check_schema(found: pa.Schema, kind: str, *, file: object) -> None:
     """Check that a schema has exactly the columns of a kind of table, with their types.
 
     Args:
-        found: the schema to check.
-        kind: a key of SCHEMAS.
-        file: where the schema was read; named by the error.
+        found: The schema to check.
+        kind: A key of SCHEMAS.
+        file: Where the schema was read; named by the error.
 
     Raises:
-        TableError: if a column is missing, has another type or is unknown.
+        TableError: If a column is missing, has another type or is unknown.
     """
     expected = SCHEMAS[kind]
     for field in expected:
@@ -237,12 +237,12 @@ def proposals_from_row(table: pa.Table, row: int, max_candidates: int | None = N
     """Convert one row of a proposals table.
 
     Args:
-        table: rows of a proposals table, with all columns.
-        row: index of the row in `table`.
-        max_candidates: keep only that many, the best ones; None keeps all.
+        table: Rows of a proposals table, with all columns.
+        row: Index of the row in `table`.
+        max_candidates: Keep only that many, the best ones; None keeps all.
 
     Raises:
-        RecordError: if the row's superpixel map does not decode; the error names the image.
+        RecordError: If the row's superpixel map does not decode; the error names the image.
     """
     image_id = table.column("image_id")[row].as_py()
     nested = table.column("membership")[row].values

@@ -19,15 +19,15 @@ def find_duplicates(
     """Find the rows of each records table whose image an earlier table or the validation records also have.
 
     Args:
-        records: records tables of the training sources, in the order of the run.
-        val_records: records that the run evaluates on; None without an evaluation.
-        duplicates: the setting `duplicates`: "drop" returns the rows, "refuse" raises if there are any.
+        records: Records tables of the training sources, in the order of the run.
+        val_records: Records that the run evaluates on; None without an evaluation.
+        duplicates: The setting `duplicates`: "drop" returns the rows, "refuse" raises if there are any.
 
     Returns:
         For each table of `records` the row numbers to leave out of training, counted over the whole table.
 
     Raises:
-        InputError: if `duplicates` is "refuse" and two tables share an image; the message names up to five.
+        InputError: If `duplicates` is "refuse" and two tables share an image; the message names up to five.
     """
     owner: dict[str, str] = {}  # key of an image -> the table that has it
     if val_records is not None:

@@ -25,7 +25,7 @@ class Source:
     """One records table, its supervision, and the partner tables that the supervision needs.
 
     Raises:
-        TableError: if a partner table was made from other records.
+        TableError: If a partner table was made from other records.
     """
 
     records: Table
@@ -71,8 +71,8 @@ def make_units(sources: Sequence[Source], left_out: Sequence[frozenset[int]] = (
     """Cut sources into units, in the order of the sources and of the rows of their tables.
 
     Args:
-        sources: the sources of a run.
-        left_out: for each source the rows not to train on, counted over its whole table; empty: train on all rows.
+        sources: The sources of a run.
+        left_out: For each source the rows not to train on, counted over its whole table; empty: train on all rows.
     """
     units = []
     for index, source in enumerate(sources):
@@ -92,7 +92,7 @@ def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ..
     known under every supervision, so every supervision gets the same weights.
 
     Args:
-        sources: the sources of a run; all have the classes of the first.
+        sources: The sources of a run; all have the classes of the first.
         power: 0 weighs all classes equally, 1 in inverse proportion to their area.
 
     Returns:

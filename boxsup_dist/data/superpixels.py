@@ -35,7 +35,7 @@ def decode_superpixels(data: bytes) -> NDArray[np.uint16]:
     """Decode a superpixel map (H, W), the inverse of `encode_superpixels`.
 
     Raises:
-        OSError: if the bytes are not an encoded superpixel map; the same class as for a damaged image file.
+        OSError: If the bytes are not an encoded superpixel map; the same class as for a damaged image file.
     """
     try:
         height, width, num_runs, num_bytes = _HEADER.unpack_from(data)

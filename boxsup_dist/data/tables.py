@@ -97,11 +97,11 @@ class Table:
         """Read one row group.
 
         Args:
-            where: the row group.
-            columns: names of the columns to read; None reads all.
+            where: The row group.
+            columns: Names of the columns to read; None reads all.
 
         Raises:
-            TableError: if the shard has not the schema of this kind of table.
+            TableError: If the shard has not the schema of this kind of table.
         """
         uri = storage.join(self.uri, self.shards[where.shard].file)
         file = storage.open_parquet(uri)
@@ -136,11 +136,11 @@ def open_table(uri: str, kind: str) -> Table:
     """Open a whole table.
 
     Args:
-        uri: its folder.
-        kind: the kind of table that is expected there, a key of schema.SCHEMAS.
+        uri: Its folder.
+        kind: The kind of table that is expected there, a key of schema.SCHEMAS.
 
     Raises:
-        TableError: if the table is absent, unfinished, of another kind or schema version, or if its manifest names a
+        TableError: If the table is absent, unfinished, of another kind or schema version, or if its manifest names a
             shard outside the folder.
     """
     uri = storage.absolute(uri)
@@ -190,15 +190,15 @@ def begin(uri: str, kind: str, settings: dict[str, Any]) -> Table | None:
     """Start or continue a build by writing or checking its build.json.
 
     Args:
-        uri: folder of the table.
-        kind: a key of schema.SCHEMAS.
+        uri: Folder of the table.
+        kind: A key of schema.SCHEMAS.
         settings: JSON values that decide the table's content.
 
     Returns:
         The table if it is whole already, None if shards are missing.
 
     Raises:
-        TableError: if the folder holds a build of another kind, schema version or settings.
+        TableError: If the folder holds a build of another kind, schema version or settings.
     """
     wanted = {"kind": kind, "schema_version": SCHEMA_VERSION, "settings": json.loads(json.dumps(settings))}
     path = storage.join(uri, "build.json")
@@ -252,17 +252,17 @@ def write_shard(
     """Write one shard and then its ShardInfo, each atomically.
 
     Args:
-        uri: folder of the table.
-        index: number of the shard, from 0.
-        table: the shard's rows; none is allowed.
-        kind: a key of schema.SCHEMAS.
-        row_group_size: rows per row group; the last one may have fewer.
-        counts: numbers to add up over shards.
+        uri: Folder of the table.
+        index: Number of the shard, from 0.
+        table: The shard's rows; none is allowed.
+        kind: A key of schema.SCHEMAS.
+        row_group_size: Rows per row group; the last one may have fewer.
+        counts: Numbers to add up over shards.
         problems: {image_id, problem} of what was skipped.
-        row_ms: computing time of each row.
+        row_ms: Computing time of each row.
 
     Raises:
-        TableError: if `table` has not the schema of `kind`.
+        TableError: If `table` has not the schema of `kind`.
     """
     name = shard_name(index)
     check_schema(table.schema, kind, file=storage.join(uri, name))
@@ -286,13 +286,13 @@ def publish(uri: str, kind: str, settings: dict[str, Any], shards: Sequence[Shar
     """Write the manifest, which makes the table whole, and open the table.
 
     Args:
-        uri: folder of the table.
-        kind: a key of schema.SCHEMAS.
+        uri: Folder of the table.
+        kind: A key of schema.SCHEMAS.
         settings: JSON values, as given to `begin`.
-        shards: all shards, in the order of their rows.
+        shards: All shards, in the order of their rows.
 
     Raises:
-        TableError: if the table would have no row; the message shows up to three of the shards' problems.
+        TableError: If the table would have no row; the message shows up to three of the shards' problems.
     """
     assert kind in SCHEMAS
     num_rows = sum(shard.num_rows for shard in shards)
@@ -319,7 +319,7 @@ def check_paired(records: Table, partner: Table) -> None:
     """Check that a partner table (proposals, label maps) was made from a records table and has the same row groups.
 
     Raises:
-        TableError: if it was not.
+        TableError: If it was not.
     """
     made_from = partner.settings.get("records")
     if made_from != records.fingerprint:

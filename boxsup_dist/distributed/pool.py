@@ -124,7 +124,7 @@ class NetworkPool:
         if actor in self.ready:
             self.ready.remove(actor)
             self._await(actor)
-            self.warn(f"a pool member was lost, {len(self.ready)} members continue without it: {first_line(error)}")
+            self.warn(f"an actor was lost, {len(self.ready)} actors continue without it: {first_line(error)}")
 
     def _await(self, actor: Any) -> None:
         self.starting[actor.ping.remote()] = actor
@@ -238,4 +238,4 @@ class _Members(Workers):
         self._free += [self._pool.welcome(reference)] * UNITS_PER_MEMBER
 
     def describe(self) -> str:
-        return f"{len(self._pool.ready)} pool members, {len(self._pool.starting)} members are starting"
+        return f"{len(self._pool.ready)} actors, {len(self._pool.starting)} actors are starting"

@@ -87,10 +87,10 @@ def _resources() -> dict[str, float]:
 def _join(address: str, num_cpus: int | None) -> None:
     if num_cpus is not None:
         raise SettingError(
-            "the cluster at RAY_ADDRESS has its own CPUs",
+            "num_cpus has no effect: the cluster at RAY_ADDRESS has its own CPUs",
             field="num_cpus",
             value=num_cpus,
-            expected="not set; or unset RAY_ADDRESS for a local cluster",
+            expected="not set; or remove RAY_ADDRESS to start a local cluster",
         )
     try:
         ray.init(

@@ -43,7 +43,7 @@ def confusion_matrix(
         Confusion matrix (C, C), rows ground truth, columns prediction. Ignored pixels count nowhere.
 
     Raises:
-        InputError: the shapes differ, a map does not hold integers, or a value is outside its range.
+        InputError: The shapes differ, a map does not hold integers, or a value is outside its range.
     """
     assert 1 <= num_classes <= IGNORE_INDEX
     if ground_truth.shape != prediction.shape:
@@ -109,7 +109,7 @@ def read_confusion(uri: str) -> NamedConfusion | None:
     """What `write_confusion` has kept; None without a file.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: The file holds something else.
     """
     if not storage.exists(uri):
         return None

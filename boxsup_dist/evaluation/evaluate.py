@@ -106,7 +106,7 @@ def measure_boundaries(
         weights: As in `evaluate`.
         version: As in `evaluate`.
         num_classes: C, with the background.
-        widths_px: Widths of the band around ground-truth boundaries, each a result of its own.
+        widths_px: Widths of the band around ground-truth boundaries. Each width has its own result.
         boundary_share: Width of Boundary IoU's band, as a share of the image's diagonal.
         settings: As in `evaluate`.
         crf_in_tasks: As in `evaluate`.

@@ -12,7 +12,7 @@ Boundary IoU (Cheng et al. 2021, https://arxiv.org/abs/2103.16562). The boundary
 d rows and columns from its outside; d is 2 % of the image's diagonal, rounded, at least 1. Boundary IoU is the
 intersection over the union of the regions in ground truth and prediction. We compute it per class over the whole set,
 as VOC computes IoU: both counts are summed over the images first. The border of the image is outside, as in the
-authors' code. Void belongs to no class, whatever is predicted there, so a perfect prediction has 1.
+authors' code. Void belongs to no class, even if a class is predicted there, so a perfect prediction has 1.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def safe_name(name: str, *, file: object = None, field: str | None = None) -> st
     is_path = all(part not in ("", ".", "..") for part in name.split("/"))
     if not is_path or any(ord(character) < ord(" ") for character in name):
         expected = "a relative path without . and .., without control characters"
-        raise InputError("a name that leaves its folder", file=file, field=field, value=name, expected=expected)
+        raise InputError("the name leaves its folder", file=file, field=field, value=name, expected=expected)
     return name
 
 

@@ -250,7 +250,7 @@ def _from_bytes(uri: str, name: str, data: bytes) -> Any:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # unpickling foreign bytes fails in many ways
         raise CheckpointError(
-            "holds more than tensors and plain values, or is not a torch file",
+            "the file holds more than tensors and plain values, or is not a torch file",
             file=storage.join(uri, name) if uri else None,
             field=None if uri else name,
             value=str(error).splitlines()[0][:200],

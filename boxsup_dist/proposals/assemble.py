@@ -40,11 +40,11 @@ def ranked_proposals(
     """Make Proposals of segments that are ordered best first; the objectness falls linearly with the rank.
 
     Args:
-        image_id: id of the image.
+        image_id: Id of the image.
         shape: (H, W) of the image.
-        superpixels: superpixel map of the image or of the image shrunk; it is enlarged to `shape`.
+        superpixels: Superpixel map of the image or of the image shrunk; it is enlarged to `shape`.
         num_superpixels: S.
-        membership: the P segments, best first.
+        membership: The P segments, best first.
         numbering: (S,), all superpixel ids in the order of their new ids. The depth-first order of a hierarchy
             compresses best: the superpixels of most segments are then a few runs of ids.
     """

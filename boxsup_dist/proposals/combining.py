@@ -249,7 +249,7 @@ def combine(
         pairs: (E, 2), neighbouring regions.
         lengths: (E,), pixels along the border of each pair.
         contrast: (E,), mean boundary strength along the border.
-        max_steps: last step that makes candidates of one, of two and of three parts; the numbers must not rise.
+        max_steps: Last step that makes candidates of one, of two and of three parts; the numbers must not rise.
     """
     limits = np.array([*max_steps, *[0] * (MAX_PARTS - len(max_steps))])
     assert len(limits) == MAX_PARTS and (np.diff(limits) <= 0).all()
@@ -288,8 +288,8 @@ def pool_together(
     """Collect the candidates of all hierarchies, every set of superpixels once.
 
     Args:
-        layouts: the hierarchies.
-        combinations: the candidates of each hierarchy.
+        layouts: The hierarchies.
+        combinations: The candidates of each hierarchy.
         sizes: (S,), pixels of every superpixel.
         extents: (S, 4), tight box of every superpixel.
     """

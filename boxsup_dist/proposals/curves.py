@@ -31,14 +31,14 @@ def read_published(folder: str, data_set: str) -> dict[str, Curve]:
     """Read the published curves of a data set.
 
     Args:
-        folder: path or URI of the folder of the text files.
-        data_set: beginning of the file names, for example `COCO_val2014`.
+        folder: Path or URI of the folder of the text files.
+        data_set: Beginning of the file names, for example `COCO_val2014`.
 
     Returns:
         The curve of each method.
 
     Raises:
-        InputError: if there is no file of the data set, or one is unreadable.
+        InputError: If there is no file of the data set, or one is unreadable.
     """
     names = [n for n in storage.list_names(folder) if n.startswith(f"{data_set}_") and n.endswith(".txt")]
     if not names:
@@ -63,10 +63,10 @@ def curves_figure(name: str, ours: Curve, published: Mapping[str, Curve], data_s
     """Draw every metric against the number of candidates: our curve thick, published curves thin.
 
     Args:
-        name: name of our method, for the legend.
-        ours: our curve.
-        published: published curves by method; a curve of one point is drawn as a cross.
-        data_set: name of their data set, for the legend.
+        name: Name of our method, for the legend.
+        ours: Our curve.
+        published: Published curves by method; a curve of one point is drawn as a cross.
+        data_set: Name of their data set, for the legend.
 
     Returns:
         A PNG file.

@@ -48,10 +48,10 @@ def hed_boundaries(images: Sequence[NDArray[np.uint8]], weights: str) -> list[Bo
 
     Args:
         images: RGB images (H, W, 3) of any sizes.
-        weights: path or URI of HED's weight file.
+        weights: Path or URI of HED's weight file.
 
     Raises:
-        WeightsError: if the weights can't be loaded.
+        WeightsError: If the weights can't be loaded.
     """
     from boxsup_dist.proposals import hed  # torch takes seconds to import; only this detector needs it
 

@@ -85,9 +85,9 @@ def colour_histograms(
     """Return the colour histogram of every superpixel, L1-normalised, with 25 bins per channel: (S, 25 D).
 
     Args:
-        superpixels: superpixel map (H, W).
+        superpixels: Superpixel map (H, W).
         num_superpixels: S.
-        channels: the image in a colour space, (H, W, D), 0..255.
+        channels: The image in a colour space, (H, W, D), 0..255.
     """
     histograms: NDArray[np.float32] = _colour(superpixels, channels, num_superpixels)
     return histograms
@@ -123,9 +123,9 @@ def texture_histograms(
     It has 10 bins for the gradient in each of 8 directions, per channel.
 
     Args:
-        superpixels: superpixel map (H, W).
+        superpixels: Superpixel map (H, W).
         num_superpixels: S.
-        channels: the image in a colour space, (H, W, D), 0..255, smoothed with a Gaussian of about 1 pixel.
+        channels: The image in a colour space, (H, W, D), 0..255, smoothed with a Gaussian of about 1 pixel.
     """
     histograms: NDArray[np.float32] = _texture(superpixels, channels, num_superpixels)
     return histograms

@@ -206,7 +206,7 @@ def group(features: RegionFeatures, weights: NDArray[np.float64]) -> NDArray[np.
     Of equally similar pairs the one with the lowest region numbers is merged first.
 
     Args:
-        features: the R regions.
+        features: The R regions.
         weights: (5,), weight of each of SIMILARITIES.
 
     Returns:

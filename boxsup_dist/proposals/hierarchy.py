@@ -162,7 +162,7 @@ def gather_members(layouts: Sequence[Layout], trees: NDArray[np.integer], nodes:
     """Return the superpixels of segments that are nodes, or unions of disjoint nodes, of hierarchies.
 
     Args:
-        layouts: the hierarchies, over the same superpixels.
+        layouts: The hierarchies, over the same superpixels.
         trees: (P,), index of each segment's hierarchy.
         nodes: (P,), each segment's node, or (P, parts), the nodes that it unites; -1 stands for no node.
     """

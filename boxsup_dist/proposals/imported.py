@@ -49,12 +49,12 @@ def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, im
 
     Args:
         image: RGB (H, W, 3); only its size is used.
-        settings: folder and format of the files.
-        image_id: id of the image; its part after the source names the file.
+        settings: Folder and format of the files.
+        image_id: Id of the image; its part after the source names the file.
 
     Raises:
-        InputError: if the id would name a file outside the folder.
-        RecordError: if the file is missing, unreadable, of another format or of another size than the image, or if it
+        InputError: If the id would name a file outside the folder.
+        RecordError: If the file is missing, unreadable, of another format or of another size than the image, or if it
             has more than 2**16 superpixels.
     """
     suffix = ".json" if settings.format == "rle" else ".mat"
@@ -85,12 +85,12 @@ def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "
     """Convert the proposals of a file: superpixel ids 0..S-1, sorted members, no empty proposal, best first.
 
     Args:
-        found: the proposals as the file has them.
-        max_candidates: keep only that many, the best ones; None keeps all.
-        image_id: id of the image.
+        found: The proposals as the file has them.
+        max_candidates: Keep only that many, the best ones; None keeps all.
+        image_id: Id of the image.
 
     Raises:
-        RecordError: if the scores are bad or there are more than 2**16 superpixels.
+        RecordError: If the scores are bad or there are more than 2**16 superpixels.
     """
     ids, superpixels = _compact(found.superpixels)
     members: list[NDArray[np.uint16]] = []

@@ -46,7 +46,7 @@ def identity(settings: McgSettings) -> dict[str, Any]:
     The same file in another place is the same build, and another file in the same place is another build.
 
     Raises:
-        WeightsError: if the weight file can't be read.
+        WeightsError: If the weight file can't be read.
     """
     values = asdict(settings)
     if settings.hed_weights is not None:
@@ -62,7 +62,7 @@ def detect(images: Sequence[NDArray[np.uint8]], settings: McgSettings) -> list[e
     """Compute the boundary maps of RGB images (H, W, 3), at the size at which `mcg` segments them.
 
     Raises:
-        WeightsError: if HED's weights can't be loaded.
+        WeightsError: If HED's weights can't be loaded.
     """
     images = [assemble.shrink(image, settings.max_side_px) for image in images]
     if settings.edges == "gradient":
@@ -117,11 +117,11 @@ def mcg(
     Args:
         image: RGB (H, W, 3).
         settings: None takes the defaults.
-        boundaries: boundary maps of the image from `detect`; None computes them here.
-        image_id: id of the image.
+        boundaries: Boundary maps of the image from `detect`; None computes them here.
+        image_id: Id of the image.
 
     Raises:
-        WeightsError: if HED's weights can't be loaded.
+        WeightsError: If HED's weights can't be loaded.
     """
     settings = settings or McgSettings()
     if boundaries is None:

@@ -56,11 +56,11 @@ def find_method(name: str, settings: Any = None) -> tuple[Method, Any]:
     """Find a method and complete its settings.
 
     Args:
-        name: a key of METHODS.
-        settings: the method's settings; None takes the defaults.
+        name: A key of METHODS.
+        settings: The method's settings; None takes the defaults.
 
     Raises:
-        SettingError: if there is no such method, or the settings are another method's or out of range.
+        SettingError: If there is no such method, or the settings are another method's or out of range.
     """
     if name not in METHODS:
         raise SettingError("no such proposal method", field="method", value=name, expected=" or ".join(METHODS))

@@ -109,11 +109,11 @@ def survivors(
     A candidate is a near-duplicate if its Jaccard index with an earlier survivor exceeds `limit`.
 
     Args:
-        membership: the P candidates, best first; without candidates the result is empty.
+        membership: The P candidates, best first; without candidates the result is empty.
         sizes: (S,), pixels of every superpixel.
         extents: (S, 4), tight box of every superpixel.
-        limit: largest allowed Jaccard index, 0 to 1.
-        max_kept: stop after this many survivors.
+        limit: Largest allowed Jaccard index, 0 to 1.
+        max_kept: Stop after this many survivors.
     """
     indptr, indices = membership
     if len(indptr) == 1:

@@ -23,11 +23,11 @@ def oversegment(
 
     Args:
         image: RGB (H, W, 3).
-        lab: the image in Lab, smoothed, (H, W, 3).
-        boundaries: boundary map (H, W), 0 to 1.
-        min_px: superpixels of fewer pixels are joined to a neighbour.
-        max_superpixels: neighbours are joined until at most this many are left.
-        learned: whether the boundary map is a learned one. The basins of a learned map are good superpixels. Those of
+        lab: The image in Lab, smoothed, (H, W, 3).
+        boundaries: Boundary map (H, W), 0 to 1.
+        min_px: Superpixels of fewer pixels are joined to a neighbour.
+        max_superpixels: Neighbours are joined until at most this many are left.
+        learned: Whether the boundary map is a learned one. The basins of a learned map are good superpixels. Those of
             colour gradients are worse than Felzenszwalb's regions, so only Felzenszwalb's regions are used then.
 
     Returns:

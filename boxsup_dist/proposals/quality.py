@@ -52,7 +52,7 @@ def count_pixels(
     """Count the pixels that every candidate shares with every object, and the pixels of their union.
 
     Args:
-        proposals: the P candidates of an image.
+        proposals: The P candidates of an image.
         masks: K objects, (H, W).
         valid: (H, W), the pixels that count; VOC's void pixels do not. None: all pixels count.
 
@@ -154,9 +154,9 @@ def metrics(
     """Compute the quality metrics at each cut.
 
     Args:
-        tallied: the sum of the tallies of all images.
+        tallied: The sum of the tallies of all images.
         num_candidates: (images,), number of candidates of each image.
-        cuts: the cuts of the tallies.
+        cuts: The cuts of the tallies.
 
     Returns:
         For each cut, named "all" or by its number: mean num_candidates, mean_jaccard_instance, mean_jaccard_class and

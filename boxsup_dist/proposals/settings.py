@@ -37,7 +37,7 @@ class Tree:
         """Parse [SPACE:]SIMILARITIES[@BOUNDARY], for example "lab:csfb" or "ssffb@coarse".
 
         Raises:
-            SettingError: if the text has another form, a SPACE without the letter c or the letter c without a SPACE, or
+            SettingError: If the text has another form, a SPACE without the letter c or the letter c without a SPACE, or
                 a BOUNDARY without the letter b.
         """
         match = re.fullmatch(rf"(?:(\w+):)?([{SIMILARITIES}]+)(?:@(\w+))?", text)
@@ -129,7 +129,7 @@ class Strategy:
         """Parse SPACE:SIMILARITIES[@START], for example "hsv:csf@2000".
 
         Raises:
-            SettingError: if the text has another form.
+            SettingError: If the text has another form.
         """
         match = re.fullmatch(rf"(\w+):([{SIMILARITIES}]+)(?:@(\d+(?:\.\d+)?))?", text)
         if match is None or match[1] not in COLOUR_SPACES:

@@ -126,8 +126,8 @@ def felzenszwalb(channels: NDArray[np.float32], scale: float, min_size: int) -> 
 
     Args:
         channels: (H, W, D), the smoothed image.
-        scale: k of the paper; a larger one gives larger regions.
-        min_size: regions of fewer pixels are joined to a neighbour.
+        scale: K of the paper; a larger one gives larger regions.
+        min_size: Regions of fewer pixels are joined to a neighbour.
 
     Returns:
         Region map (H, W), numbers from 0.
@@ -229,10 +229,10 @@ def coarsen(
     """Group superpixels by Felzenszwalb's segmentation, with superpixels in the place of pixels.
 
     Args:
-        graph: the superpixels' graph.
+        graph: The superpixels' graph.
         sizes: (S,), pixels of every superpixel.
         contrast: (E,), the weight of each pair.
-        scale: k of the paper; 0 leaves every superpixel alone.
+        scale: K of the paper; 0 leaves every superpixel alone.
 
     Returns:
         Group (S,) of every superpixel, numbers from 0.
@@ -255,10 +255,10 @@ def reduce(
     mean size. Without the size, weak borders between large regions would be joined before specks.
 
     Args:
-        graph: the superpixels' graph.
+        graph: The superpixels' graph.
         sizes: (S,), pixels of every superpixel.
         contrast: (E,), contrast along the border of each pair, 0 to 1.
-        max_groups: largest number of groups.
+        max_groups: Largest number of groups.
 
     Returns:
         Group (S,) of every superpixel, numbers from 0.

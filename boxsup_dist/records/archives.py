@@ -125,7 +125,7 @@ def unpack(root: Path, archive: Archive) -> None:
     """Check an archive that lies in the root and unpack it there. After a killed call, call it again.
 
     Raises:
-        InputError: if the checksum is not the published one, the archive is damaged, a member would be written outside
+        InputError: If the checksum is not the published one, the archive is damaged, a member would be written outside
             the archive's folder, or the archive unpacks to more bytes than allowed; the member that is too large is
             not written.
     """

@@ -103,16 +103,16 @@ def open_splits(
     """Return the reader of one or several annotation files, whose images form one table in the order of the files.
 
     Args:
-        annotations: paths or URIs of the annotation files.
-        images: the folder of images of each file.
-        split: the split name of each file, joined by `+` (train2014+val2014).
-        classes: as `read_index`.
-        only_with_objects: as `read_index`.
-        source: name of the data set in the image ids.
+        annotations: Paths or URIs of the annotation files.
+        images: The folder of images of each file.
+        split: The split name of each file, joined by `+` (train2014+val2014).
+        classes: As in `read_index`.
+        only_with_objects: As in `read_index`.
+        source: Name of the data set in the image ids.
 
     Raises:
-        SettingError: if the number of folders or of split names is not the number of files.
-        InputError: if a file is bad, has other categories than the first file, or shares images with another file.
+        SettingError: If the number of folders or of split names is not the number of files.
+        InputError: If a file is bad, has other categories than the first file, or shares images with another file.
     """
     splits = split.split("+")
     for name, values in (("coco_images", images), ("split", splits)):
@@ -157,12 +157,12 @@ def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool
     An annotation whose box has no area inside the image is left out and named in `CocoImage.left_out`; COCO has a few.
 
     Args:
-        file: path or URI of the file.
+        file: Path or URI of the file.
         classes: "voc" keeps VOC's 20 classes, "all" keeps all categories of the file, in the order of their ids.
-        only_with_objects: leave out the images without an object of the chosen classes.
+        only_with_objects: Leave out the images without an object of the chosen classes.
 
     Raises:
-        InputError: if the file is no JSON; a list or field is missing or has another type; an id or file name occurs
+        InputError: If the file is no JSON; a list or field is missing or has another type; an id or file name occurs
             twice; an annotation belongs to no image of the file; "voc" is asked and a class of VOC is missing; or a
             file name leaves the folder of images.
     """
@@ -273,14 +273,14 @@ def read_record(
     If one annotation has no segmentation, the record has neither instance masks nor a label map.
 
     Args:
-        images_folder: path or URI of the folder of images.
-        image: the image's entry in the index.
-        split: split name of the record.
-        class_of: class id of every category id, from the index.
-        source: name of the data set; the record's image_id is `source/NAME` with the image's name.
+        images_folder: Path or URI of the folder of images.
+        image: The image's entry in the index.
+        split: Split name of the record.
+        class_of: Class id of every category id, from the index.
+        source: Name of the data set; the record's image_id is `source/NAME` with the image's name.
 
     Raises:
-        RecordError: if the image is missing, damaged or has another size than the file says; a category is unknown;
+        RecordError: If the image is missing, damaged or has another size than the file says; a category is unknown;
             a box or polygon reaches more than 1 px beyond the image; or a value is no box, polygon or run lengths.
     """
     file = storage.join(images_folder, image.file_name)

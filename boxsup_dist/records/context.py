@@ -42,13 +42,13 @@ def open_splits(context_root: str, voc_root: str, split: str, *, source: str = "
     """Return the reader of splits of PASCAL-Context.
 
     Args:
-        context_root: path or URI of the data set, see `find_maps`.
-        voc_root: path or URI of the VOC 2010 devkit, which has the images and lists.
+        context_root: Path or URI of the data set, see `find_maps`.
+        voc_root: Path or URI of the VOC 2010 devkit, which has the images and lists.
         split: `train` or `val`, the lists of ImageSets/Main; a list file; or several of them joined by `+`.
-        source: name of the data set in the image ids.
+        source: Name of the data set in the image ids.
 
     Raises:
-        InputError: if a root, a list or labels.txt is bad, or if the splits share images.
+        InputError: If a root, a list or labels.txt is bad, or if the splits share images.
     """
     devkit, folder = voc.find_root(voc_root), find_maps(context_root)
     entries = []
@@ -72,7 +72,7 @@ def find_maps(context_root: str) -> str:
     """Find the folder of the .mat files: `trainval` in the root, or the root itself.
 
     Raises:
-        InputError: if there is none.
+        InputError: If there is none.
     """
     root = storage.absolute(context_root)
     folder = storage.join(root, "trainval")
@@ -98,7 +98,7 @@ def read_label_names(file: str) -> NDArray[np.uint8]:
         (largest number + 1,): 0 for a name that is none of the 59 classes, and for the number 0.
 
     Raises:
-        InputError: if the file is missing, a line is not of the form NUMBER: NAME, a number occurs twice or a class is
+        InputError: If the file is missing, a line is not of the form NUMBER: NAME, a number occurs twice or a class is
             missing.
     """
     numbers: dict[str, int] = {}
@@ -130,15 +130,15 @@ def read_record(
     """Read one image of the devkit with its ground-truth mask, without boxes.
 
     Args:
-        folder: the folder of the .mat files.
+        folder: The folder of the .mat files.
         devkit: VOC 2010's year folder.
         image_id: VOC's name of the image.
-        split: split name of the record.
-        class_of: class id of each number in the maps, from `read_label_names`.
-        source: name of the data set in the record's image_id.
+        split: Split name of the record.
+        class_of: Class id of each number in the maps, from `read_label_names`.
+        source: Name of the data set in the record's image_id.
 
     Raises:
-        RecordError: if a file is missing or damaged, or if the map has another size than the image or a number that is
+        RecordError: If a file is missing or damaged, or if the map has another size than the image or a number that is
             above those of labels.txt.
     """
     image = _, height, width = read_image(storage.join(devkit, "JPEGImages", image_id + ".jpg"))

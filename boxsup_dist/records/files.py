@@ -29,7 +29,7 @@ def read_file(file: str, expected: str | None = None) -> bytes:
     """Read a whole file.
 
     Raises:
-        RecordError: if the file is missing; its text says what was `expected` there.
+        RecordError: If the file is missing; its text says what was `expected` there.
     """
     try:
         return storage.read_bytes(file)
@@ -44,7 +44,7 @@ def read_image(file: str) -> tuple[bytes, int, int]:
         The unchanged bytes of the file, and the height and width of the decoded image.
 
     Raises:
-        RecordError: if the file is missing or does not decode.
+        RecordError: If the file is missing or does not decode.
     """
     data = read_file(file)
     try:
@@ -58,17 +58,17 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
     """Check a mask file, and return it as an 8-bit PNG of class ids 0..num_classes-1 and 255 (void).
 
     Args:
-        data: bytes of the mask file.
-        height: of the image that the mask belongs to, in pixels.
-        width: of the image, in pixels.
+        data: Bytes of the mask file.
+        height: Height of the image that the mask belongs to, in pixels.
+        width: Width of the image, in pixels.
         num_classes: C, background included.
-        file: name of the mask file, for the error.
+        file: Name of the mask file, for the error.
 
     Returns:
         The same bytes if the file is a palette or 8-bit grey PNG; a 16-bit grey PNG is encoded again with 8 bits.
 
     Raises:
-        RecordError: if the file does not decode, is no palette or grey PNG, has another size or other values.
+        RecordError: If the file does not decode, is no palette or grey PNG, has another size or other values.
     """
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
@@ -96,11 +96,11 @@ def read_mat_field(file: str, *names: str) -> Any:
     """Read one value of a MATLAB file.
 
     Args:
-        file: path or URI of the file.
-        names: name of a variable; if the variable is a struct, followed by the name of a field.
+        file: Path or URI of the file.
+        names: Name of a variable; if the variable is a struct, followed by the name of a field.
 
     Raises:
-        RecordError: if the file is missing, is no MATLAB file or has no such value.
+        RecordError: If the file is missing, is no MATLAB file or has no such value.
     """
     try:
         value: Any = read_mat(read_file(file))
@@ -119,15 +119,15 @@ def check_map(values: Any, height: int, width: int, largest: int, *, file: str, 
     """Check that a value of a MATLAB file is a matrix (height, width) of whole numbers 0..largest, and convert it.
 
     Args:
-        values: the value, of any type.
-        height: of the image that the map belongs to, in pixels.
-        width: of the image, in pixels.
-        largest: largest allowed number, below 2**16.
-        file: name of the MATLAB file, for the error.
-        field: name of the value in the file, for the error.
+        values: The value, of any type.
+        height: Height of the image that the map belongs to, in pixels.
+        width: Width of the image, in pixels.
+        largest: Largest allowed number, below 2**16.
+        file: Name of the MATLAB file, for the error.
+        field: Name of the value in the file, for the error.
 
     Raises:
-        RecordError: if it is anything else.
+        RecordError: If it is anything else.
     """
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "uifb":
         raise RecordError("not a matrix of numbers", file=file, field=field, value=type(values).__name__)

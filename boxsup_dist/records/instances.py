@@ -63,7 +63,7 @@ def masks_of_boxes(objects: Objects, boxes_xyxy: NDArray[np.float32], class_ids:
     largest sum of IoU between the boxes and the objects' tight boxes; pairs with an IoU below 0.2 are dropped.
 
     Args:
-        objects: the objects of the image.
+        objects: The objects of the image.
         boxes_xyxy: (K, 4).
         class_ids: (K,).
 

@@ -37,7 +37,7 @@ def take_inventory(root: str) -> list[Count]:
     """Count every split of every data set in a folder, a path or URI.
 
     Raises:
-        InputError: if the folder holds no data set, or a list or annotation file is bad.
+        InputError: If the folder holds no data set, or a list or annotation file is bad.
     """
     roots = _find(storage.absolute(root), _DEPTH)
     devkits = {folder.rsplit("/", 1)[-1]: folder for kind, folder in roots if kind is _count_voc}

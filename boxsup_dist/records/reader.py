@@ -96,11 +96,11 @@ def make_record(
     """Make the record of an image of a data set without crowds; its image_id is `source/name`.
 
     Args:
-        name: the image's own name.
-        split: split of the data set.
-        source: name of the data set.
-        image: bytes, height and width of the image, as `files.read_image` returns them.
-        annotation: the image's K boxes.
+        name: The image's own name.
+        split: Split of the data set.
+        source: Name of the data set.
+        image: Bytes, height and width of the image, as `files.read_image` returns them.
+        annotation: The image's K boxes.
         gt_label_map: PNG of the ground-truth mask; None: none.
         instance_masks: K masks encoded by `rle.encode`; None: the data set has no mask per object.
     """

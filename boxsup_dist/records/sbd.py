@@ -39,14 +39,14 @@ def open_splits(sbd_root: str, split: str, *, voc_root: str | None = None, sourc
     """Return the reader of splits of SBD.
 
     Args:
-        sbd_root: path or URI of the data set, see `find_root`.
+        sbd_root: Path or URI of the data set, see `find_root`.
         split: `train`, `val` or a list file, or several of them joined by `+`; or `train_aug` or `aug`.
-        voc_root: a VOC devkit to take images and boxes from; train_aug and aug need VOC 2012's.
-        source: name of the data set in the image ids; by default VOC's year folder in lower case if `voc_root` is
+        voc_root: A VOC devkit to take images and boxes from; train_aug and aug need VOC 2012's.
+        source: Name of the data set in the image ids; by default VOC's year folder in lower case if `voc_root` is
             given (the images are VOC's), else sbd.
 
     Raises:
-        InputError: if a root or list is bad, or if the splits share images.
+        InputError: If a root or list is bad, or if the splits share images.
     """
     root = find_root(sbd_root)
     devkit = None if voc_root is None else voc.find_root(voc_root)
@@ -77,7 +77,7 @@ def find_root(sbd_root: str) -> str:
     """Find the folder that holds img, cls and inst: `sbd_root`, or `dataset` or `benchmark_RELEASE/dataset` in it.
 
     Raises:
-        InputError: if there is none.
+        InputError: If there is none.
     """
     root = storage.absolute(sbd_root)
     for parts in ((), ("dataset",), ("benchmark_RELEASE", "dataset")):
@@ -91,7 +91,7 @@ def read_ids(root: str, split: str) -> list[str]:
     """Read the image ids of SBD's list `train` or `val`, or of a list file (a path that ends in .txt).
 
     Raises:
-        InputError: if the list is missing or bad.
+        InputError: If the list is missing or bad.
     """
     own = storage.join(root, f"{split}.txt")
     if split.endswith(".txt") or not storage.exists(own):
@@ -119,15 +119,15 @@ def read_record(root: str, image_id: str, split: str, *, devkit: str | None = No
     """Read one image with SBD's class mask and instance masks.
 
     Args:
-        root: the folder that holds img, cls and inst.
+        root: The folder that holds img, cls and inst.
         image_id: VOC's name of the image.
-        split: split name of the record.
+        split: Split name of the record.
         devkit: VOC's year folder, to take the image and its boxes from; `masks_of_boxes` matches SBD's objects to
             the boxes. None: the image is SBD's, and the boxes are those of its objects.
-        source: name of the data set in the record's image_id.
+        source: Name of the data set in the record's image_id.
 
     Raises:
-        RecordError: if a file is missing or damaged, a map has another size than the image or holds values that are
+        RecordError: If a file is missing or damaged, a map has another size than the image or holds values that are
             no class or object, or VOC's annotation is bad.
     """
     folders = (root, "img") if devkit is None else (devkit, "JPEGImages")

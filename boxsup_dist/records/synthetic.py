@@ -47,18 +47,18 @@ def write_synthetic(
     An unfinished synthetic data set, or one with other settings, is replaced.
 
     Args:
-        root: folder, on this machine, that will hold VOC2012.
-        num_train: number of images of the split train.
-        num_val: number of images of the split val.
-        seed: seed of all scenes.
-        on_image: called after every image that was written.
+        root: Folder, on this machine, that will hold VOC2012.
+        num_train: Number of images of the split train.
+        num_val: Number of images of the split val.
+        seed: Seed of all scenes.
+        on_image: Called after every image that was written.
 
     Returns:
         The year folder, ROOT/VOC2012.
 
     Raises:
-        SettingError: if a number of images is below 1.
-        InputError: if ROOT/VOC2012 holds another data set.
+        SettingError: If a number of images is below 1.
+        InputError: If ROOT/VOC2012 holds another data set.
     """
     splits = {"train": num_train, "val": num_val}
     for name, count in splits.items():

@@ -43,13 +43,13 @@ def open_splits(voc_root: str, split: str, *, source: str | None = None, images_
     """Return the reader of splits of a devkit.
 
     Args:
-        voc_root: path or URI of the devkit, see `find_root`.
-        split: a split, see `read_split`, or several joined by `+`; every row of the table keeps the name of its split.
-        source: name of the data set in the image ids; by default the year folder in lower case (voc2012).
-        images_only: make records without boxes and masks, and ignore all annotations.
+        voc_root: Path or URI of the devkit, see `find_root`.
+        split: A split, see `read_split`, or several joined by `+`; every row of the table keeps the name of its split.
+        source: Name of the data set in the image ids; by default the year folder in lower case (voc2012).
+        images_only: Make records without boxes and masks, and ignore all annotations.
 
     Raises:
-        InputError: if the root or a list is bad, or if the splits share images.
+        InputError: If the root or a list is bad, or if the splits share images.
     """
     root = find_root(voc_root)
     year = root.rsplit("/", 1)[-1].lower()
@@ -89,7 +89,7 @@ def find_root(voc_root: str) -> str:
     `voc_root` may also be VOCdevkit or the folder that holds VOCdevkit.
 
     Raises:
-        InputError: if there is no year folder, or more than one.
+        InputError: If there is no year folder, or more than one.
     """
     root = storage.absolute(voc_root)
     if storage.exists(storage.join(root, "JPEGImages")):
@@ -112,12 +112,12 @@ def read_split(voc_root: str, split: str) -> list[str]:
     """Read the image ids of a split, in the order of its list.
 
     Args:
-        voc_root: path or URI of the devkit, see `find_root`.
-        split: name of a list of ImageSets/Segmentation or, if it has none of that name, of ImageSets/Main;
+        voc_root: Path or URI of the devkit, see `find_root`.
+        split: Name of a list of ImageSets/Segmentation or, if it has none of that name, of ImageSets/Main;
             `Segmentation/NAME` or `Main/NAME` to choose; or the path or URI of a list file that ends in .txt.
 
     Raises:
-        InputError: if there is no such list or the list is bad, see `read_list`.
+        InputError: If there is no such list or the list is bad, see `read_list`.
     """
     return read_list(_find_list(find_root(voc_root), split))
 
@@ -128,7 +128,7 @@ def read_list(file: str) -> list[str]:
     An image with the flag -1 (the class is absent) is left out.
 
     Raises:
-        InputError: if the file is missing, names no image, names one twice, or has a line of another form.
+        InputError: If the file is missing, names no image, names one twice, or has a line of another form.
     """
     ids = []
     text = storage.read_bytes(file).decode("utf-8-sig", errors="replace")
@@ -186,15 +186,15 @@ def read_record(
     The size comes from the decoded image; the size in the XML is ignored.
 
     Args:
-        voc_root: the year folder itself.
-        image_id: the image's name in the devkit.
-        split: split name of the record.
-        classes: names of the classes, background first.
-        source: name of the data set; the record's image_id is `source/image_id`.
-        images_only: read no boxes and no masks.
+        voc_root: The year folder itself.
+        image_id: The image's name in the devkit.
+        split: Split name of the record.
+        classes: Names of the classes, background first.
+        source: Name of the data set; the record's image_id is `source/image_id`.
+        images_only: Read no boxes and no masks.
 
     Raises:
-        RecordError: if a file is missing, the image does not decode, the XML does not parse or has no object, a class
+        RecordError: If a file is missing, the image does not decode, the XML does not parse or has no object, a class
             is unknown, a box has no area or reaches more than 1 px beyond the image (less is clipped), or a mask is
             bad.
     """
@@ -237,14 +237,14 @@ def read_annotation(
     """Read the objects of Annotations/ID.xml, at least one.
 
     Args:
-        voc_root: the year folder itself.
-        image_id: the image's name in the devkit.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        classes: names of the classes, background first.
+        voc_root: The year folder itself.
+        image_id: The image's name in the devkit.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
+        classes: Names of the classes, background first.
 
     Raises:
-        RecordError: as `read_record`.
+        RecordError: As in `read_record`.
     """
     file = storage.join(voc_root, "Annotations", image_id + ".xml")
     try:

@@ -138,7 +138,7 @@ def measure_actor(
     def evaluate() -> None:
         evaluate_unit(lambda image: log_probs(image).argmax(0), with_mask, network.spec.num_classes)
 
-    log_probs(decode_image(records.column("image")[0].as_py()))  # what a first call sets up is not measured
+    log_probs(decode_image(records.column("image")[0].as_py()))  # the first call sets things up and is not measured
     assign_s = clock(assign, device) / records.num_rows
     with_mask = records.select(EVALUATION_COLUMNS)
     with_mask = with_mask.filter(pa.compute.is_valid(with_mask.column("gt_label_map")))
@@ -172,7 +172,7 @@ def measure_stream(
 
 @dataclass(frozen=True)
 class Trained:
-    """What training took."""
+    """Measurements of the training steps."""
 
     network: SegmentationNetwork
     images_per_s: float

@@ -77,7 +77,7 @@ def open_runs(run_dirs: Sequence[str]) -> list[FinishedRun]:
     """The runs in order, named by their supervision if it differs from run to run, else by their folders.
 
     Raises:
-        InputError: a directory has no config.json, no run is given, or one is given twice.
+        InputError: A directory has no config.json, no run is given, or one is given twice.
     """
     if not run_dirs:
         raise SettingError("no run to draw", field="run_dirs", expected="one run directory or more")
@@ -102,7 +102,7 @@ def label_maps_by_epoch(run: FinishedRun, image_ids: Sequence[str], epochs: Sequ
         The grid; None for a run whose labels never change.
 
     Raises:
-        InputError: an epoch has no labels.
+        InputError: An epoch has no labels.
     """
     if not run.inputs.mixture.with_supervision("box"):
         return None
@@ -139,7 +139,7 @@ def label_maps_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) -> 
     A run that does not train on an image has an empty panel.
 
     Raises:
-        InputError: no run trains on one of the images.
+        InputError: No run trains on one of the images.
     """
     found = [_find_training_images(run, image_ids) for run in runs]
     rows = []
@@ -160,7 +160,7 @@ def predictions_by_run(runs: Sequence[FinishedRun], image_ids: Sequence[str]) ->
     """The paper's Figures 5 and 6: validation image, prediction of every run, ground truth.
 
     Raises:
-        InputError: the runs have different classes, a run has no checkpoint, or the validation records of the first run
+        InputError: The runs have different classes, a run has no checkpoint, or the validation records of the first run
             lack an image.
     """
     records = find_records(_val_records(runs[0]), image_ids)
@@ -212,7 +212,7 @@ def find_records(records: Table, image_ids: Sequence[str]) -> dict[str, Record]:
     """Whole records by image_id, in the order of `image_ids`.
 
     Raises:
-        InputError: the table lacks one of them.
+        InputError: The table lacks one of them.
     """
     found: dict[str, Record] = {}
     for where in records.row_groups():

@@ -126,10 +126,10 @@ def _describe_resources(resources: Resources) -> dict[str, str]:
     def device(gpus: float) -> str:
         return f"{gpus:g} GPU" if gpus else "CPU"
 
-    workers, members = resources.num_workers, resources.num_actors
+    workers, actors = resources.num_workers, resources.num_actors
     return {
         "workers": f"{workers}, each on {device(resources.gpus_per_worker)}, threads: {resources.threads_per_worker}",
-        "actor pool": f"{members}, each on {device(resources.gpus_per_actor)}, threads: {resources.threads_per_actor}",
+        "actors": f"{actors}, each on {device(resources.gpus_per_actor)}, threads: {resources.threads_per_actor}",
     }
 
 

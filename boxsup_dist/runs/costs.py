@@ -20,10 +20,10 @@ BUSY_CPUS_PER_GPU = 2  # of its train worker and its actor; the others are for d
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds per image of each part of the work; 0 leaves a part out."""
+    """Seconds per image of each part of the work; 0: the part is not counted."""
 
     step: float
-    """Training step of a worker whose batches are ready."""
+    """A training step of a worker whose batches are ready."""
     stream: float
     """Data tasks, in core seconds: read, decode, paint and augment."""
     choose: float
@@ -35,7 +35,7 @@ class Costs:
     dispatch: float = 0.0
     """The one process that hands units to the actors and takes their labels."""
     handover: float = 0.0
-    """This process again: join, write, publish and summarise the labels."""
+    """The same process after the reassignment: join, write, publish and summarise the labels."""
     ingest: float = 0.0
     """Making the tables, in core seconds; once."""
     open: float = 0.0
@@ -44,7 +44,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much works at the same time."""
+    """What the cluster runs at the same time."""
 
     workers: float
     actors: float
@@ -61,7 +61,7 @@ class Epoch:
     """Seconds of an epoch."""
 
     parts: dict[str, float]
-    """What each part takes if no other part holds it up."""
+    """Seconds of each part if it never waits for another part."""
     train: float
     """The slowest of the parts that overlap: steps, data tasks, the cores that they share, and feeding."""
     reassign: float
@@ -79,7 +79,7 @@ class Epoch:
 
 
 def epoch_of(costs: Costs, capacity: Capacity, num_images: int) -> Epoch:
-    """Seconds of an epoch of so many images."""
+    """Seconds of an epoch of `num_images` images."""
     shared_s = capacity.threads_per_worker * costs.step + costs.stream
     per_image = {
         "steps": costs.step / capacity.workers,
@@ -119,7 +119,7 @@ def on_gpus(costs: Costs, num_images: int, num_gpus: int, cpus_per_gpu: int) -> 
 
 @dataclass(frozen=True)
 class RunCosts:
-    """What finished runs took, all stages together, on the cluster that they ran on; None without any."""
+    """Time and storage of finished runs, all stages together, on the cluster that they ran on; None without any."""
 
     seconds_per_image: float | None
     """Median, per image and epoch."""
@@ -137,9 +137,9 @@ class RunCosts:
         return cls(statistics.median(seconds) if seconds else None, statistics.median(sizes) if sizes else None)
 
     def hours(self, image_epochs: int) -> float | None:
-        """Hours of runs that see so many images, each counted once per epoch."""
+        """Hours of runs over `image_epochs` images, each counted once per epoch; None without finished runs."""
         return None if self.seconds_per_image is None else image_epochs * self.seconds_per_image / 3600
 
     def gigabytes(self, num_runs: int) -> float | None:
-        """Storage of so many runs."""
+        """Storage of `num_runs` run directories in GB; None without finished runs."""
         return None if self.bytes_per_run is None else num_runs * self.bytes_per_run / 1e9

@@ -71,7 +71,7 @@ class HistoryEntry:
         return {name: value for name, value in asdict(self).items() if value not in (None, {}, ())}
 
     def metrics(self) -> dict[str, Any]:
-        """What MLflow gets of the epoch: all but its number."""
+        """The fields that MLflow gets: all except the number of the epoch."""
         return {name: value for name, value in self.to_dict().items() if name != "epoch"}
 
 
@@ -85,7 +85,7 @@ def read_history(run_dir: str) -> History:
     A killed run may leave half a line at the end: it is passed over. Of two lines of one epoch the last counts.
 
     Raises:
-        InputError: a line in the middle is no JSON, or a field is not one of an entry.
+        InputError: A line in the middle is no JSON, or a field is not one of an entry.
     """
     uri = RunFiles(run_dir).history
     if not storage.exists(uri):

@@ -93,7 +93,9 @@ def _holds(config: TrainConfig) -> bool:
 
 
 def _has_trained(run_dir: str) -> bool:
-    from boxsup_dist.model import checkpoint  # torch with it, which reading a configuration does without
+    from boxsup_dist.model import (
+        checkpoint,
+    )  # here, because it imports torch, which reading a configuration does not need
 
     return checkpoint.latest(run_dir) is not None or is_finished(run_dir)
 

@@ -125,7 +125,9 @@ def make_configs(
         seed: Seed of the runs.
         epochs: None: those of the recipe. Else the warm-up of the assignment keeps its share of them.
     """
-    from boxsup_dist.model.weights import CHECKPOINT_PREFIX  # torch with it: seconds that --help does not have
+    from boxsup_dist.model.weights import (
+        CHECKPOINT_PREFIX,
+    )  # here, because it imports torch, which takes seconds: --help must be quick
 
     before = make_configs(row.start, scale, data, runs, seed=seed, epochs=epochs) if row.start else []
     val = storage.join(data, row.val, "records") if row.val else None

@@ -23,7 +23,7 @@ def write_report(run_dir: str) -> str:
         URI of the report.
 
     Raises:
-        InputError: the directory has no file of a run, or one of them is damaged.
+        InputError: The directory has no file of a run, or one of them is damaged.
     """
     files = RunFiles(run_dir)
     summary, config = _read_mapping(files.summary), _read_mapping(files.config)

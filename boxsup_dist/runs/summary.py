@@ -102,7 +102,7 @@ def read_summary(run_dir: str) -> Summary:
     """The result of a finished run.
 
     Raises:
-        InputError: the run is not finished, or the file does not hold the result of a run.
+        InputError: The run is not finished, or the file does not hold the result of a run.
     """
     uri = RunFiles(run_dir).summary
     return parse_json(Summary, storage.read_bytes(uri), file=uri)
@@ -112,7 +112,7 @@ def mlflow_run(run_dir: str) -> tuple[str, str]:
     """Tracking URI and run id in MLflow of a finished run.
 
     Raises:
-        InputError: the run is not finished, or MLflow does not have it.
+        InputError: The run is not finished, or MLflow does not have it.
     """
     uri = RunFiles(run_dir).summary
     found = storage.read_json(uri).get("mlflow") or {}

@@ -44,7 +44,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
         The result, as RUN/summary.json has it.
 
     Raises:
-        InputError: a setting, a table or the run directory cannot be used; the message says what to do.
+        InputError: A setting, a table or the run directory cannot be used; the message says what to do.
     """
     config = with_absolute_uris(config.check())
     run_dir = config.run_dir

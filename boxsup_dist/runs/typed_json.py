@@ -19,7 +19,7 @@ def parse_json(kind: type[T], data: bytes, *, file: str, place: str = "") -> T:
         place: The part of the file that `data` is, for the error, such as "line 3".
 
     Raises:
-        InputError: the text is no JSON (`expected` is "JSON"), or a field is missing, unknown or of another type.
+        InputError: The text is no JSON (`expected` is "JSON"), or a field is missing, unknown or of another type.
     """
     from pydantic import TypeAdapter, ValidationError  # here, as every command imports this module: 0.1 s
 

@@ -106,7 +106,7 @@ def write_dataset(client: MlflowClient, run_id: str, context: str, summary: Mapp
         client: Client of the store.
         run_id: The run.
         context: What the table is for: training, evaluation.
-        summary: uri, kind, fingerprint, num_rows and counts of the table.
+        summary: Uri, kind, fingerprint, num_rows and counts of the table.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 

@@ -134,7 +134,7 @@ def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray
             labels = _run_stages(worker, coordinator)
         except InputError as found:
             error = found
-    # In a list, because Ray would replace a bare reference by its object on the way.
+    # In a list, because Ray replaces a bare reference by its object.
     labels, error = ray.train.collective.broadcast_from_rank_zero([labels, error])
     if error is not None:
         raise error

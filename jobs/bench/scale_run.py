@@ -39,7 +39,7 @@ def check_positive(settings: Any, *names: str) -> None:
     """Raise SettingError unless these settings are above 0."""
     for name in names:
         if getattr(settings, name) <= 0:
-            raise SettingError("out of range", field=name, value=getattr(settings, name), expected="> 0")
+            raise SettingError("a setting is out of range", field=name, value=getattr(settings, name), expected="> 0")
 
 
 def store_records(out: str, num_images: int, seed: int, **options: Any) -> dict[str, Any]:

@@ -68,11 +68,13 @@ class Crf:
         """Raise SettingError on a value that cannot work."""
         for name in ("num_images", "num_rounds"):
             if getattr(self, name) < 1:
-                raise SettingError("nothing to measure", field=name, value=getattr(self, name), expected=">= 1")
+                raise SettingError("a setting is out of range", field=name, value=getattr(self, name), expected=">= 1")
         for name in ("min_probs", "settled"):
             values = getattr(self, name)
             if not values or not all(0 <= p <= 1 for p in values):
-                raise SettingError("out of range", field=name, value=values, expected="one or more, 0 <= value <= 1")
+                raise SettingError(
+                    "a setting is out of range", field=name, value=values, expected="one or more, 0 <= value <= 1"
+                )
 
 
 @dataclass(frozen=True)

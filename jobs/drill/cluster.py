@@ -119,12 +119,16 @@ class Command:
         """The first true value that `ready` returns.
 
         Raises:
-            InputError: The command ends before, or nothing happens for PATIENCE_S.
+            InputError: The command ends first, or nothing happens for PATIENCE_S.
         """
         deadline = time.monotonic() + PATIENCE_S
         while not (found := ready()):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise InputError("the command ended, or nothing happened", file=self._log, value=self.lines[-3:])
+                raise InputError(
+                    f"the command ended, or nothing happened for {PATIENCE_S:g} s",
+                    file=self._log,
+                    value=self.lines[-3:],
+                )
             time.sleep(0.005)
         return found
 

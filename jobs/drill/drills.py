@@ -175,9 +175,9 @@ class Drills:
         at = time.monotonic()
         disturb()
         reported, _ = command.wait_for(
-            lambda: command.first_line("a pool member was lost|training (begins|continues)|epoch 3/3", at)
+            lambda: command.first_line("an actor was lost|training (begins|continues)|epoch 3/3", at)
         )
-        lost = command.first_line("a pool member was lost", at)
+        lost = command.first_line("an actor was lost", at)
         command.finish()
         if lost is None and command.first_line(BEGINS.pattern, at) is None:
             raise InputError("the fault came too late: the reassignment was over", file=f"{self.out}/{name}.log")

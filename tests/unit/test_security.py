@@ -219,7 +219,7 @@ def test_a_malicious_table_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "/a", "a//b", "a/../b", "..", "./a", *BAD_NAMES])
 def test_no_name_leaves_its_folder(name):
-    with pytest.raises(InputError, match=r"a name that leaves its folder; file: F; field: f; found: "):
+    with pytest.raises(InputError, match=r"the name leaves its folder; file: F; field: f; found: "):
         storage.safe_name(name, file="F", field="f")
 
 
@@ -282,7 +282,7 @@ def test_no_image_id_becomes_a_figure_elsewhere(tmp_path):
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\0b", "..", "a/b"])
 def test_no_list_of_images_names_a_file_elsewhere(tmp_path, name):
     (tmp_path / "list.txt").write_text(f"good\n{name}\n")
-    match = r"(a name that leaves its folder|not a list of image ids); file: .*list.txt; field: line 2; found: "
+    match = r"(the name leaves its folder|not a list of image ids); file: .*list.txt; field: line 2; found: "
     with pytest.raises(InputError, match=match):
         voc.read_list(str(tmp_path / "list.txt"))
 

@@ -66,7 +66,7 @@ def test_a_list_is_relative_to_its_own_folder(folder, tmp_path):
         ("same", "would write the same output"),
         ("nested", "the same name as the folder of another image"),
         ("mixed.txt", "mixes file systems"),
-        ("escaping.txt", "a name that leaves its folder; file: s3://b"),
+        ("escaping.txt", "the name leaves its folder; file: s3://b"),
         ("binary", "neither an image"),
     ],
 )

@@ -20,7 +20,7 @@ def test_the_command_is_what_stands_after_the_dashes():
 
 @pytest.mark.parametrize("arguments", [[], ["--follow", "a", "--stop", "b"], ["--follow", "a", "--", *TRAIN]])
 def test_one_thing_at_a_time(arguments):
-    with pytest.raises(SettingError, match="one thing at a time"):
+    with pytest.raises(SettingError, match="exactly one of a command"):
         submit.parse(arguments)
 
 
