@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 # Only these formats are opened. Pillow knows others that start a program (EPS) or look like source code (XBM).
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+# 8192 x 8192, more than any common camera makes. Decoding takes about ten bytes per pixel.
+MAX_PIXELS = 2**26
+_DARK = 16  # an image whose largest value is below 1/16 of the range looks black
 
 
 def encode_png(label_map: NDArray[np.uint8]) -> bytes:
@@ -23,24 +29,122 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     """Decode a label map, a PNG of 8 bits: the stored integers (H, W), for a palette PNG the palette indices.
 
     Raises:
-        OSError: If the bytes are damaged or not a PNG; Pillow raises SyntaxError for some damages.
+        OSError: If the bytes are damaged or not a PNG.
     """
-    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+    with image_errors():
+        return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
 
-def decode_image(data: bytes, *, turn_by_exif: bool = False) -> NDArray[np.uint8]:
+@contextmanager
+def image_errors() -> Iterator[None]:
+    """Turn whatever Pillow raises for damaged bytes inside the block into an OSError."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # each format's decoder raises errors of its own
+        raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+def decode_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode an image file of one of IMAGE_FORMATS to RGB (H, W, 3).
 
+    Grey, CMYK and palette images are converted; transparency is dropped. Grey images of other than 8 bits are scaled to
+    8 bits, see `_to_8_bits`.
+
     Args:
-        data: The file's bytes. Grey, CMYK and palette images are converted; of 16-bit grey the upper 8 bits are kept.
+        data: The file's bytes.
         turn_by_exif: Rotate the image as its EXIF orientation says. Leave it off for images of a records table: their
             annotations refer to the stored orientation.
+        max_pixels: A larger image is refused before it is decoded.
 
     Raises:
-        OSError: If the bytes are damaged or of another format; Pillow raises SyntaxError for some damages.
+        OSError: If the bytes are damaged or of another format, or the image has more than `max_pixels` pixels or would
+            look black.
     """
-    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+    with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+        check_size(opened, max_pixels)
+        is_deep = _is_deep(opened)
         image = ImageOps.exif_transpose(opened) if turn_by_exif else opened
-        if image.mode.startswith("I"):  # 16-bit grey: convert() would clip everything above 255
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+        if image.mode == "F" or image.mode.startswith("I"):
+            return np.repeat(_to_8_bits(_grey_values(image, opened), _stated_bits(opened))[..., None], 3, axis=2)
+        if is_deep:
+            _refuse_dark(image)
+        # Each copy of the largest image takes 200 MiB.
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise OSError if an image, opened but not yet decoded, has more than `max_pixels` pixels."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise OSError(
+            f"the image has {width} x {height} = {width * height} pixels, more than {max_pixels}: scale it down"
+        )
+
+
+def is_turned(data: bytes) -> bool:
+    """Return whether the EXIF orientation of an image file swaps width and height, as those of upright photos do."""
+    with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) >= 5)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether the file stores 16 bits per channel. Pillow keeps the upper 8 of a colour image."""
+    tiles = getattr(image, "tile", [])
+    return any(";16" in str(tile.args) or (tile.codec_name == "ppm" and tile.args[-1] > 255) for tile in tiles)
+
+
+def _refuse_dark(image: Image.Image) -> None:
+    """Raise OSError if the upper 8 bits of a colour image hold (almost) nothing."""
+    names = [band for band in image.getbands() if band != "A"]
+    if max(int(np.asarray(image.getchannel(name)).max()) for name in names) <= 2**8 / _DARK:
+        raise OSError(
+            "the image has 16 bits per channel and no value above 4,095: scale a 12-bit image to 8 or 16 bits"
+        )
+
+
+def _stated_bits(image: Image.Image) -> int | None:
+    """Return the bits per sample of a TIFF file if they are below 16, as with 12 bits in 12; else None."""
+    bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    return bits if 8 <= bits < 16 else None
+
+
+def _grey_values(image: Image.Image, opened: Image.Image) -> NDArray[Any]:
+    values = np.asarray(image)
+    is_unsigned = getattr(opened, "tag_v2", {}).get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1
+    if opened.format == "TIFF" and values.dtype == np.int32 and is_unsigned:  # Pillow reads them as signed
+        return values.view(np.uint32)
+    return values
+
+
+def _to_8_bits(values: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
+    """Scale a grey image to 8 bits.
+
+    A file with 12 bits in 16, or with floats in 0..1, does not state its range. The range is the smallest of 0..1, 8,
+    12 and 16 bits that holds the largest value: in the next larger range the image would look black. An image that
+    looks black even so, or has values below 0 or above 65,535, is scaled by its own range.
+
+    Args:
+        values: (H, W), integers or floats.
+        bits: bits of the range, if the file states them.
+
+    Returns:
+        (H, W): of a range of 8 bits or more the upper 8 bits.
+
+    Raises:
+        OSError: If a value is no number, or all have one value below 0.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise OSError("the image has values that are not finite numbers")
+    if low == high < 0:
+        raise OSError(f"every pixel of the image is {low:g}")
+    if low >= 0 and high <= 2**16 - 1:
+        bits = bits or next(bits for bits in (1, 8, 12, 16) if high <= 2**bits - 1)
+        if bits >= 8 and high > 2**bits / _DARK:
+            return (values.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+        if bits == 1 and high > 1 / _DARK:
+            high = 1.0
+    zero = min(low, 0.0)
+    return ((values.astype(np.float64) - zero) * (255 / ((high - zero) or 1)) + 0.5).astype(np.uint8)

@@ -24,7 +24,22 @@ from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
 
 IMAGES_PER_UNIT = 4
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
+ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".jp2",
+    ".avif",
+)
 
 
 class Item(NamedTuple):
@@ -108,7 +123,7 @@ def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> NDArray[n
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
             width, height = header.size
         if width * height <= max_pixels:
-            return decode_image(data, turn_by_exif=turn_by_exif)
+            return decode_image(data, turn_by_exif=turn_by_exif, max_pixels=max_pixels)
     except UnidentifiedImageError:
         raise RecordError("not an image", value=bytes(data[:16]), expected=", ".join(IMAGE_FORMATS)) from None
     except Exception as error:  # each format's decoder raises errors of its own

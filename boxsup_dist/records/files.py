@@ -6,23 +6,18 @@ A file that can't be used raises RecordError, which names the file.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from boxsup_dist.data.images import IMAGE_FORMATS, decode_image, encode_png
+from boxsup_dist.data.images import IMAGE_FORMATS, check_size, decode_image, encode_png, image_errors
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.errors import MissingFileError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
 from boxsup_dist.io.mat_values import Struct
-
-# Pillow raises these for truncated, damaged and foreign files.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def read_file(file: str, expected: str | None = None) -> bytes:
@@ -49,7 +44,10 @@ def read_image(file: str) -> tuple[bytes, int, int]:
     data = read_file(file)
     try:
         height, width = decode_image(data).shape[:2]
-    except UNREADABLE as error:
+    except UnidentifiedImageError:
+        expected = f"an image: {', '.join(IMAGE_FORMATS)}"
+        raise RecordError("the image does not decode", file=file, value=data[:16], expected=expected) from None
+    except OSError as error:
         raise RecordError("the image does not decode", file=file, value=str(error)) from None
     return data, height, width
 
@@ -71,10 +69,10 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
         RecordError: If the file does not decode, is no palette or grey PNG, has another size or other values.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            image.load()
+        with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            check_size(image)
             mode, is_png, values = image.mode, image.format == "PNG", np.asarray(image)
-    except UNREADABLE as error:
+    except OSError as error:
         raise RecordError("the mask does not decode", file=file, value=str(error)) from None
     if mode not in ("P", "L", "I", "I;16") or not is_png:
         raise RecordError("the mask has no class indices", file=file, value=mode, expected="a palette or grey PNG")
