@@ -9,6 +9,9 @@ from typing import Any
 from boxsup_dist.credentials import redact
 
 
+_MAX_SHOWN = 500  # characters of a value: a damaged file may hold one of megabytes
+
+
 class InputError(ValueError):
     """Bad input: names the file, the field, the value found and what was expected, as far as they apply.
 
@@ -31,7 +34,8 @@ class InputError(ValueError):
         if field is not None:
             parts.append(f"field: {field}")
         if value is not None:
-            parts.append(f"found: {value!r}")
+            shown = repr(value)
+            parts.append("found: " + (shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]} ..."))
         if expected is not None:
             parts.append(f"expected: {expected}")
         super().__init__(redact("; ".join(parts)))
@@ -72,6 +76,10 @@ def _rebuild(kind: type[InputError], problem: str, fields: dict[str, Any]) -> In
 
 class MissingFileError(InputError):
     """A file is not there."""
+
+
+class UnreadableFileError(InputError):
+    """A local file is there, but it is a folder, a pipe or a device, or the system refuses to read it."""
 
 
 class StorageError(InputError):

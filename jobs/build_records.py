@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD, ClassList
+from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD, ClassList, Outside
 from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.summary import write_result
 
@@ -51,6 +51,9 @@ class Settings:
     """COCO: leave out images without an object of these classes."""
     images_only: bool = False
     """VOC: read no annotation, for lists that have none, such as test of VOC 2012."""
+    outside: Outside = "refuse"
+    """VOC, COCO: what to do with a box or polygon that reaches more than 1 px beyond its image. refuse leaves the image
+    out, clip cuts the box or polygon off and counts it."""
     source: str | None = None
     """Name of the data set in the image ids. Default: VOC's year folder in lower case, or sbd, context or coco."""
     expect_images: int | Literal["published"] | None = None
@@ -69,11 +72,11 @@ class Settings:
 _ROOTS = ("voc_root", "sbd_root", "context_root", "coco_annotations", "coco_images")
 # The settings that name a data set, and the settings that only it has.
 _DATA_SETS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("voc_root",): ("images_only",),
+    ("voc_root",): ("images_only", "outside"),
     ("sbd_root",): (),
     ("voc_root", "sbd_root"): (),
     ("voc_root", "context_root"): (),
-    ("coco_annotations", "coco_images"): ("classes", "only_with_objects"),
+    ("coco_annotations", "coco_images"): ("classes", "only_with_objects", "outside"),
 }
 
 
@@ -92,7 +95,7 @@ def open_reader(settings: Settings) -> Reader:
         raise SettingError(
             "no data set to read: name one by its roots", field="roots", value=", ".join(given) or None, expected=sets
         )
-    for name in ("images_only", "classes", "only_with_objects"):
+    for name in ("images_only", "outside", "classes", "only_with_objects"):
         if getattr(settings, name) != getattr(Settings, name) and name not in _DATA_SETS[given]:
             raise SettingError("has no effect on this data set", field=name, value=getattr(settings, name))
     if settings.coco_annotations is not None and settings.coco_images is not None:
@@ -103,6 +106,7 @@ def open_reader(settings: Settings) -> Reader:
             classes=settings.classes,
             only_with_objects=settings.only_with_objects,
             source=settings.source or "coco",
+            outside=settings.outside,
         )
     if settings.sbd_root is not None:
         return sbd.open_splits(settings.sbd_root, settings.split, voc_root=settings.voc_root, source=settings.source)
@@ -110,7 +114,13 @@ def open_reader(settings: Settings) -> Reader:
     if settings.context_root is not None:
         name = settings.source or "context"
         return context.open_splits(settings.context_root, settings.voc_root, settings.split, source=name)
-    return voc.open_splits(settings.voc_root, settings.split, source=settings.source, images_only=settings.images_only)
+    return voc.open_splits(
+        settings.voc_root,
+        settings.split,
+        source=settings.source,
+        images_only=settings.images_only,
+        outside=settings.outside,
+    )
 
 
 def build(settings: Settings) -> tuple[Table, int | None]:

@@ -21,6 +21,13 @@ def jpeg(height: int = HEIGHT, width: int = WIDTH, mode: str = "RGB", **options:
     return buffer.getvalue()
 
 
+def exif(orientation: int) -> bytes:
+    """EXIF data of an image file; the orientations from 5 swap width and height."""
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
 def xml(objects: Sequence[tuple[str, Sequence[object]]] = BOXES, size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
     """Annotation of (class, xmin ymin xmax ymax) objects; the second one is difficult."""
     items = "".join(

@@ -25,6 +25,18 @@ def voc_palette() -> NDArray[np.uint8]:
     return colours
 
 
+def class_ids_of_colours(colours: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """Return the class id of every pixel of an image (H, W, 3) in VOC's colours, (H, W); -1 for any other colour."""
+
+    def packed(values: NDArray[np.uint8]) -> NDArray[np.int32]:
+        return values.astype(np.int32) @ np.array([2**16, 2**8, 1], np.int32)
+
+    known = packed(voc_palette())
+    order, found = np.argsort(known), packed(colours)
+    ids = order[np.searchsorted(known[order], found).clip(max=len(known) - 1)]
+    return np.where(known[ids] == found, ids, -1).astype(np.int16)
+
+
 def encode_palette_png(label_map: NDArray[np.uint8]) -> bytes:
     """Encode a label map (H, W) as a palette PNG in VOC's colours; `images.decode_png` returns the same integers."""
     image = Image.fromarray(label_map)

@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from boxsup_dist.errors import RecordError
 
 _FIRST, _CONTINUES, _SIGN, _BITS = 48, 32, 16, 5
+_MAX_SHIFT = 60  # a number of more groups fits no mask, and would take time that grows with the square of its length
 
 
 def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> bytes:
@@ -56,6 +57,8 @@ def _uncompress(counts: bytes | str) -> list[int]:
         bits = character - _FIRST
         value |= (bits & (_CONTINUES - 1)) << shift
         shift += _BITS
+        if shift > _MAX_SHIFT:
+            return [-1]
         if not bits & _CONTINUES:
             value -= (bits & _SIGN) << (shift - _BITS + 1)
             runs.append(value + runs[-2] if len(runs) > 2 else value)

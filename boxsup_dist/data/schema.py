@@ -132,6 +132,7 @@ class Record:
     gt_label_map: bytes | None = None  # PNG of uint8 (H, W); None: no ground-truth mask
     # K masks encoded by rle.encode, an empty mask for a box without an object; None: no mask per object
     instance_masks: list[bytes] | None = None
+    num_clipped: int = 0  # annotations that the reader cut at the image's border; counted by the build, not stored
 
 
 def image_hash(image: bytes) -> str:

@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from boxsup_dist.credentials import has_credentials
-from boxsup_dist.errors import InputError, MissingFileError
+from boxsup_dist.errors import InputError, MissingFileError, UnreadableFileError
 from boxsup_dist.io import remote
 
 WILDCARDS = "*?["
@@ -135,7 +136,9 @@ def glob_files(pattern: str) -> list[str]:
     root = fixed_part(pattern)
     _, root_path = _filesystem(root)
     matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
-    found = sorted(name for name, info in matches.items() if info["type"] == "file")
+    # fsspec calls local links, pipes and devices "other": links are files or folders, and reading names the others.
+    folders = {name for name, info in matches.items() if info["type"] == "directory" or os.path.isdir(name)}
+    found = sorted(matches.keys() - folders)
     return [join(root, posixpath.relpath(name, root_path)) for name in found]
 
 
@@ -153,7 +156,12 @@ def remove(uri: str) -> None:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file. Raises MissingFileError if it is absent."""
+    """The whole content of a file.
+
+    Raises:
+        MissingFileError: The file is absent.
+        UnreadableFileError: It is a folder, a pipe or a device, or the system refuses to read it.
+    """
 
     def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
         data = bytes(fs.cat_file(path))
@@ -161,10 +169,29 @@ def read_bytes(uri: str) -> bytes:
             raise remote.CutShortError(f"only {len(data)} bytes arrived")
         return data
 
-    try:
+    with _reading(uri):
         return _on(uri, read)
+
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+
+
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Check a local file before the block reads it, because a pipe has no end; turn errors of the system into ours."""
+    try:
+        if is_local(uri):
+            mode = os.stat(absolute(uri)).st_mode
+            if not stat.S_ISREG(mode):
+                found = _KINDS.get(stat.S_IFMT(mode), "a device")
+                raise UnreadableFileError("not a file", file=uri, value=found, expected="a file")
+        yield
     except FileNotFoundError:
         raise MissingFileError("no such file", file=uri) from None
+    except OSError as error:
+        if not is_local(uri):
+            raise
+        raise UnreadableFileError("the file cannot be read", file=uri, value=error.strerror or str(error)) from None
 
 
 def is_unfinished(name: str) -> bool:
@@ -209,11 +236,17 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
 
 def read_json(uri: str) -> Any:
     """The value in a JSON file. Raises MissingFileError if it is absent, InputError if it is not JSON."""
-    data = read_bytes(uri)
+    return parse_json(read_bytes(uri), file=uri)
+
+
+def parse_json(data: bytes, *, file: str | None = None) -> Any:
+    """The value of a JSON text. Raises InputError, which names `file`, if it is not JSON or nested too deep."""
     try:
         return json.loads(data)
-    except json.JSONDecodeError as error:
-        raise InputError("not valid JSON", file=uri, value=str(error)) from None
+    except RecursionError:
+        raise InputError("the JSON is nested too deep", file=file) from None
+    except ValueError as error:  # also of bytes that are not UTF-8, and of numbers of thousands of digits
+        raise InputError("not valid JSON", file=file, value=str(error)) from None
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -250,14 +283,14 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
     Raises:
         MissingFileError: The file is absent.
+        UnreadableFileError: As `read_bytes`.
         InputError: It is no Parquet file.
     """
     try:
-        source = absolute(uri) if is_local(uri) else pa.PythonFile(_StoredFile(uri), mode="r")
-        return pq.ParquetFile(source, pre_buffer=not is_local(uri))
-    except FileNotFoundError:
-        raise MissingFileError("no such file", file=uri) from None
-    except InputError:  # from the store
+        with _reading(uri):
+            source = absolute(uri) if is_local(uri) else pa.PythonFile(_StoredFile(uri), mode="r")
+            return pq.ParquetFile(source, pre_buffer=not is_local(uri))
+    except InputError:
         raise
     except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
         raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None

@@ -15,8 +15,6 @@ score, equal scores in the order of the file; without scores they keep the order
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.errors import InputError, MissingFileError, RecordError, UnreadableFileError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
 from boxsup_dist.io.mat_values import Struct
@@ -34,6 +32,7 @@ from boxsup_dist.proposals.settings import ImportedSettings
 
 _Integer = TypeVar("_Integer", bound=np.integer)
 MAX_SUPERPIXELS = 2**16  # ids are uint16
+_LARGEST = 1e30  # of a score; JSON also has NaN, Infinity and integers of any number of digits
 
 
 class Found(NamedTuple):
@@ -62,8 +61,10 @@ def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, im
     file = storage.join(storage.absolute(settings.folder), name + suffix)
     try:
         data = storage.read_bytes(file)
-    except InputError:
+    except MissingFileError:
         raise RecordError("no proposal file of this image", file=file) from None
+    except UnreadableFileError as error:
+        raise error.at(kind=RecordError) from None
     try:
         if settings.format == "rle":
             found = _read_rle(data, image.shape[:2], settings.max_candidates)
@@ -236,15 +237,15 @@ _READERS: dict[str, Callable[[Struct], Found]] = {
 def _read_rle(data: bytes, shape: tuple[int, ...], max_candidates: int | None) -> Found:
     """Read the best `max_candidates` masks, and make superpixels of the pixels that lie in the same masks."""
     try:
-        results = json.loads(data)
-    except ValueError as error:
-        raise RecordError("not valid JSON", value=str(error)) from None
+        results = storage.parse_json(data)
+    except InputError as error:
+        raise error.at(kind=RecordError) from None
     if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
         raise RecordError(
             "not a list of results", value=type(results).__name__, expected="[{segmentation, score}, ...]"
         )
     scores = [item.get("score") for item in results]
-    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+    if not all(isinstance(score, int | float) and -_LARGEST < score < _LARGEST for score in scores):
         raise RecordError("a result has no score", field="score", expected="a number for each mask")
     order = _order(np.array(scores, np.float64), len(scores))
     masks = [(_decode_mask(results[j].get("segmentation"), shape), scores[j]) for j in order]

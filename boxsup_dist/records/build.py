@@ -120,13 +120,14 @@ def pack_records(
 
 
 def count_records(records: Sequence[Record], classes: Sequence[str] = VOC_CLASSES) -> dict[str, int]:
-    """Numbers of images, of images with boxes and masks of both kinds, of boxes by kind and by class (`boxes.NAME`)."""
+    """Numbers of images, of those with boxes and masks, of boxes by kind, clipped, and by class (`boxes.NAME`)."""
     class_ids = Counter(int(class_id) for record in records for class_id in record.class_ids)
     return {
         "images": len(records),
         "boxes": sum(class_ids.values()),
         "difficult": sum(int(record.difficult.sum()) for record in records),
         "crowd": sum(int(record.crowd.sum()) for record in records),
+        "clipped": sum(record.num_clipped for record in records),
         "with_boxes": sum(len(record.class_ids) > 0 for record in records),
         "with_mask": sum(record.gt_label_map is not None for record in records),
         "with_instances": sum(record.instance_masks is not None for record in records),

@@ -9,15 +9,14 @@ A `bbox` is [x, y, width, height], from the image's upper left corner. A `segmen
 
 `read_index` reads a file once; `read_record` needs only the index's entry of its image. A record has the boxes of the
 annotations. Its label map is painted from their masks: crowds first, as ignored pixels, then objects, larger ones
-first, so the smaller of two lies in front. An image that can't be used raises RecordError, a bad file InputError.
+first, so the smaller of two lies in front. A category named background is the background, and its annotations are left
+out. An image that can't be used raises RecordError, a bad file InputError.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,16 +25,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import encode_png
-from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, VOC_CLASSES, Record
+from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, Record
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.records.files import read_image
+from boxsup_dist.records.boxes import is_numbers, reaches_outside, refuse_relative
+from boxsup_dist.records.coco_masks import paint_masks, read_mask
+from boxsup_dist.records.files import read_image, refuse_turned
 from boxsup_dist.records.reader import Reader, published_images
-from boxsup_dist.records.settings import ClassList
+from boxsup_dist.records.settings import ClassList, Outside
 
 # COCO's names of VOC's classes, if they differ.
 _VOC_NAMES = {
@@ -43,7 +43,6 @@ _VOC_NAMES = {
     "dining table": "diningtable", "tv": "tvmonitor",
 }  # fmt: skip
 _NOT_CHOSEN = 0  # class id of a category that is left out
-_CLAMP_PX = 1.0  # rounding leaves some polygons and boxes a little outside the image; boxes are clipped
 
 
 @dataclass
@@ -99,6 +98,7 @@ def open_splits(
     classes: ClassList = "voc",
     only_with_objects: bool = False,
     source: str = "coco",
+    outside: Outside = "refuse",
 ) -> Reader:
     """Return the reader of one or several annotation files, whose images form one table in the order of the files.
 
@@ -106,9 +106,10 @@ def open_splits(
         annotations: Paths or URIs of the annotation files.
         images: The folder of images of each file.
         split: The split name of each file, joined by `+` (train2014+val2014).
-        classes: As in `read_index`.
-        only_with_objects: As in `read_index`.
+        classes: As `read_index`.
+        only_with_objects: As `read_index`.
         source: Name of the data set in the image ids.
+        outside: As `read_record`.
 
     Raises:
         SettingError: If the number of folders or of split names is not the number of files.
@@ -139,16 +140,17 @@ def open_splits(
     return Reader(
         source=source,
         split=split,
-        identity={"annotations": "+".join(index.fingerprint for index in indexes)},
+        identity={"annotations": "+".join(index.fingerprint for index in indexes)}
+        | ({"outside": outside} if outside != "refuse" else {}),
         entries=entries,
-        read=functools.partial(_read_entry, indexes[0].class_of, source),
+        read=functools.partial(_read_entry, indexes[0].class_of, source, outside),
         classes=indexes[0].classes,
         published=None if only_with_objects else published_images([f"coco/{name}" for name in splits]),
     )
 
 
-def _read_entry(class_of: Mapping[int, int], source: str, entry: CocoEntry) -> Record:
-    return read_record(entry.folder, entry.image, entry.split, class_of, source=source)
+def _read_entry(class_of: Mapping[int, int], source: str, outside: Outside, entry: CocoEntry) -> Record:
+    return read_record(entry.folder, entry.image, entry.split, class_of, source=source, outside=outside)
 
 
 def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool = False) -> CocoIndex:
@@ -162,20 +164,18 @@ def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool
         only_with_objects: Leave out the images without an object of the chosen classes.
 
     Raises:
-        InputError: If the file is no JSON; a list or field is missing or has another type; an id or file name occurs
-            twice; an annotation belongs to no image of the file; "voc" is asked and a class of VOC is missing; or a
-            file name leaves the folder of images.
+        InputError: If the file is no JSON; a list or field is missing or has another type; an id, a file name or the
+            name of a category occurs twice; an annotation belongs to no image of the file; "voc" is asked and a class
+            of VOC is missing; or a file name leaves the folder of images.
     """
     data = storage.read_bytes(file)
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise InputError("not valid JSON", file=file, value=str(error)) from None
+    content = storage.parse_json(data, file=file)
     names, class_of = _choose_classes(_items(content, "categories", {"id": int, "name": str}, file), classes, file)
     images = {}
     for item in _items(content, "images", {"id": int, "file_name": str, "height": int, "width": int}, file):
-        storage.safe_name(item["file_name"], file=file, field="images.file_name")
-        images[item["id"]] = CocoImage(item["file_name"], item["height"], item["width"])
+        name = "/".join(part for part in item["file_name"].split("/") if part != ".")  # ./1.jpg is 1.jpg
+        storage.safe_name(name, file=file, field="images.file_name")
+        images[item["id"]] = CocoImage(name, item["height"], item["width"])
     _refuse_repeated([item["id"] for item in content["images"]], "images.id", file)
     _refuse_repeated([image.name for image in images.values()], "images.file_name", file)
     for item in _items(content, "annotations", {"image_id": int, "category_id": int}, file):
@@ -203,13 +203,12 @@ def _items(content: Any, key: str, fields: Mapping[str, type], file: str) -> lis
         for name, kind in fields.items():
             value = item.get(name) if isinstance(item, dict) else None
             if not isinstance(value, kind):
-                where = f"{key}[{number}].{name}"
                 raise InputError(
                     "a value is missing or has another type",
                     file=file,
-                    field=where,
+                    field=f"{key}[{number}].{name}",
                     value=value,
-                    expected=kind.__name__,
+                    expected=kind.__name__ + (" without quotes" if isinstance(value, str) else ""),
                 )
     return items
 
@@ -219,10 +218,14 @@ def _choose_classes(
 ) -> tuple[tuple[str, ...], dict[int, int]]:
     ordered = sorted(categories, key=lambda category: category["id"])
     _refuse_repeated([category["id"] for category in ordered], "categories.id", file)
+    _refuse_repeated([category["name"] for category in ordered], "categories.name", file)
     if classes == "all":
+        own = {c["id"]: _NOT_CHOSEN for c in ordered if c["name"].strip(" _").lower() == "background"}
+        ordered = [c for c in ordered if c["id"] not in own]
         if len(ordered) >= IGNORE_INDEX:
             raise InputError("too many categories for a label map", file=file, value=len(ordered), expected="<= 254")
-        return ("background", *(c["name"] for c in ordered)), {c["id"]: k for k, c in enumerate(ordered, start=1)}
+        class_of = own | {c["id"]: k for k, c in enumerate(ordered, start=1)}
+        return ("background", *(c["name"] for c in ordered)), class_of
     voc_names = {c["id"]: _VOC_NAMES.get(c["name"], c["name"]) for c in ordered}
     missing = set(VOC_CLASSES[1:]) - set(voc_names.values())
     if missing:
@@ -245,7 +248,7 @@ def _add(image: CocoImage, annotation: dict[str, Any], class_of: Mapping[int, in
     if class_of.get(annotation["category_id"]) == _NOT_CHOSEN:
         return
     bbox: Any = annotation.get("bbox")
-    if _is_numbers(bbox, 4):
+    if is_numbers(bbox, 4):
         x, y, width, height = bbox
         if min(x + width, image.width) <= max(x, 0) or min(y + height, image.height) <= max(y, 0):
             image.left_out.append(f"{_name(annotation)} is left out: its box {bbox} has no area")
@@ -253,20 +256,18 @@ def _add(image: CocoImage, annotation: dict[str, Any], class_of: Mapping[int, in
     image.annotations.append(annotation)
 
 
-def _is_numbers(value: Any, count: int | None = None) -> bool:
-    return (
-        isinstance(value, list)
-        and (count is None or len(value) == count)
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
-    )
-
-
 def _name(annotation: Mapping[str, Any]) -> str:
     return f"annotation {annotation.get('id', '(without id)')}"
 
 
 def read_record(
-    images_folder: str, image: CocoImage, split: str, class_of: Mapping[int, int], *, source: str = "coco"
+    images_folder: str,
+    image: CocoImage,
+    split: str,
+    class_of: Mapping[int, int],
+    *,
+    source: str = "coco",
+    outside: Outside = "refuse",
 ) -> Record:
     """Read and check one image with its boxes, its instance masks and the label map painted from them.
 
@@ -278,14 +279,17 @@ def read_record(
         split: Split name of the record.
         class_of: Class id of every category id, from the index.
         source: Name of the data set; the record's image_id is `source/NAME` with the image's name.
+        outside: What to do with a box or polygon that reaches more than 1 px beyond the image (less is clipped):
+            "refuse" raises, "clip" cuts it off.
 
     Raises:
-        RecordError: If the image is missing, damaged or has another size than the file says; a category is unknown;
-            a box or polygon reaches more than 1 px beyond the image; or a value is no box, polygon or run lengths.
+        RecordError: If the image is missing, damaged or has another size than the file says; a category is unknown; a
+            box or polygon lies outside; all boxes lie within 0..1; or a value is no box, polygon or run lengths.
     """
     file = storage.join(images_folder, image.file_name)
-    data, height, width = read_image(file)
+    data, height, width = read = read_image(file)
     if (height, width) != (image.height, image.width):
+        refuse_turned(read, image.height, image.width, file=file)
         stated = f"{image.width} x {image.height}"
         raise RecordError(
             "the image has another size than its annotation says",
@@ -293,16 +297,23 @@ def read_record(
             value=f"{width} x {height}",
             expected=stated,
         )
-    boxes, class_ids, crowd = [], [], []
+    boxes, class_ids, crowd, num_clipped = [], [], [], 0
     masks: list[NDArray[np.bool_] | None] = []
     for annotation in image.annotations:
         try:
             class_ids.append(_class_id(annotation, class_of))
-            boxes.append(_box(annotation.get("bbox"), height, width))
-            masks.append(_mask(annotation.get("segmentation"), height, width))
+            box, box_is_clipped = _box(annotation.get("bbox"), height, width, outside)
+            mask, mask_is_clipped = read_mask(annotation.get("segmentation"), height, width, outside)
+            boxes.append(box)
+            masks.append(mask)
+            num_clipped += box_is_clipped or mask_is_clipped
             crowd.append(_is_crowd(annotation))
         except RecordError as error:
             raise error.at(file=file, field=f"{_name(annotation)}, {error.field}") from None
+    try:
+        refuse_relative(boxes)
+    except RecordError as error:
+        raise error.at(file=file) from None
     drawn = [mask for mask in masks if mask is not None]
     has_masks = len(drawn) == len(masks)
     label_map = paint_masks((height, width), drawn, class_ids, crowd) if has_masks else None
@@ -319,6 +330,7 @@ def read_record(
         crowd=np.array(crowd, bool),
         gt_label_map=None if label_map is None else encode_png(label_map),
         instance_masks=[rle.encode(mask) for mask in drawn] if has_masks else None,
+        num_clipped=num_clipped,
     )
 
 
@@ -336,57 +348,11 @@ def _is_crowd(annotation: Mapping[str, Any]) -> bool:
     return bool(value)
 
 
-def _box(bbox: Any, height: int, width: int) -> NDArray[np.float64]:
-    """Convert a bbox to a box (4,) xyxy, 0-based and half-open, clipped to the image."""
-    if not _is_numbers(bbox, 4):
+def _box(bbox: Any, height: int, width: int, outside: Outside) -> tuple[NDArray[np.float64], bool]:
+    """Convert a bbox to a box (4,) xyxy, 0-based and half-open, clipped to the image; and whether that cut it."""
+    if not is_numbers(bbox, 4):
         raise RecordError("the box is not four numbers", field="bbox", value=bbox, expected="[x, y, width, height]")
     box = np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]], np.float64)
-    limits = (width, height, width, height)
-    if (box < -_CLAMP_PX).any() or (box > np.add(limits, _CLAMP_PX)).any():
-        raise RecordError("the box lies outside the image", field="bbox", value=bbox, expected=f"in {width} x {height}")
-    return np.clip(box, 0, limits)
-
-
-def _mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_] | None:
-    """Draw the mask (H, W) of polygons or run lengths; None if there is no segmentation."""
-    if not segmentation:
-        return None
-    if isinstance(segmentation, list):
-        for polygon in segmentation:
-            _check_polygon(polygon, height, width)
-        drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
-        return np.asarray(drawn, bool)
-    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-    if not isinstance(counts, list | str):
-        expected = "polygons or {size, counts}"
-        raise RecordError(
-            "the segmentation is no mask", field="segmentation", value=str(segmentation)[:60], expected=expected
-        )
-    if segmentation.get("size") != [height, width]:
-        found, expected = segmentation.get("size"), str([height, width])
-        raise RecordError("the mask has another size", field="segmentation.size", value=found, expected=expected)
-    return rle.decode(counts, height, width)
-
-
-def _check_polygon(polygon: Any, height: int, width: int) -> None:
-    if not _is_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
-        expected = "x, y, x, y, ... of three points or more"
-        raise RecordError("not a polygon", field="segmentation", value=str(polygon)[:60], expected=expected)
-    points = np.array(polygon, np.float64).reshape(-1, 2)
-    if (points < -_CLAMP_PX).any() or (points > (width + _CLAMP_PX, height + _CLAMP_PX)).any():
-        found = [points.min(0).tolist(), points.max(0).tolist()]
-        expected = f"in {width} x {height}"
-        raise RecordError("a polygon lies outside the image", field="segmentation", value=found, expected=expected)
-
-
-def paint_masks(
-    shape: tuple[int, int], masks: Sequence[NDArray[np.bool_]], class_ids: Sequence[int], crowd: Sequence[bool]
-) -> NDArray[np.uint8]:
-    """Paint the label map of `shape` (H, W) from K instance masks (H, W).
-
-    Crowds are painted first, as ignored pixels, then objects, larger ones first: the smaller of two lies in front.
-    """
-    label_map = np.full(shape, BACKGROUND, np.uint8)
-    for k in sorted(range(len(masks)), key=lambda k: (not crowd[k], -int(masks[k].sum()))):
-        label_map[masks[k]] = IGNORE_INDEX if crowd[k] else class_ids[k]
-    return label_map
+    points = box.reshape(2, 2)
+    is_clipped = reaches_outside(points, height, width, outside, what="the box", field="bbox", value=bbox)
+    return np.clip(box, 0, (width, height, width, height)), is_clipped

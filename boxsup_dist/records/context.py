@@ -35,7 +35,7 @@ CONTEXT_CLASSES = (
 )  # fmt: skip
 # Names in labels.txt of the classes that the list of 59 spells differently.
 _LABEL_NAMES = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
-_LINE = re.compile(r"\s*(\d+)\s*:\s*(\S.*)")
+_LINE = re.compile(r"\s*(\d{1,9})\s*:\s*(\S.*)")
 
 
 def open_splits(context_root: str, voc_root: str, split: str, *, source: str = "context") -> Reader:
@@ -102,13 +102,15 @@ def read_label_names(file: str) -> NDArray[np.uint8]:
             missing.
     """
     numbers: dict[str, int] = {}
+    seen = set()
     for count, line in enumerate(storage.read_bytes(file).decode("utf-8-sig", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line)
-        if match is None or int(match[1]) in numbers.values() or not 1 <= int(match[1]) < 2**16:
+        if match is None or int(match[1]) in seen or not 1 <= int(match[1]) < 2**16:
             expected = "NUMBER: NAME, each number once"
             raise InputError("not a list of names", file=file, field=f"line {count}", value=line, expected=expected)
+        seen.add(int(match[1]))
         numbers["".join(match[2].split())] = int(match[1])
     wanted = {name: _LABEL_NAMES.get(name, name) for name in CONTEXT_CLASSES[1:]}
     absent = [label for name, label in wanted.items() if label not in numbers and name not in numbers]

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from boxsup_dist.data.images import IMAGE_FORMATS, check_size, decode_image, encode_png, image_errors
-from boxsup_dist.data.schema import IGNORE_INDEX
-from boxsup_dist.errors import MissingFileError, RecordError
+from boxsup_dist.data.images import IMAGE_FORMATS, check_size, decode_image, encode_png, image_errors, is_turned
+from boxsup_dist.data.palette import class_ids_of_colours
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.errors import MissingFileError, RecordError, UnreadableFileError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
 from boxsup_dist.io.mat_values import Struct
@@ -24,12 +25,14 @@ def read_file(file: str, expected: str | None = None) -> bytes:
     """Read a whole file.
 
     Raises:
-        RecordError: If the file is missing; its text says what was `expected` there.
+        RecordError: If the file is missing (its text says what was `expected` there) or cannot be read.
     """
     try:
         return storage.read_bytes(file)
     except MissingFileError:
         raise RecordError("missing file", file=file, expected=expected) from None
+    except UnreadableFileError as error:
+        raise error.at(kind=RecordError) from None
 
 
 def read_image(file: str) -> tuple[bytes, int, int]:
@@ -52,8 +55,32 @@ def read_image(file: str) -> tuple[bytes, int, int]:
     return data, height, width
 
 
+def refuse_turned(image: tuple[bytes, int, int], stated_height: object, stated_width: object, *, file: object) -> None:
+    """Check that an annotation is not of the image as its EXIF orientation turns it, because records are not turned.
+
+    Args:
+        image: Bytes, height and width of the image, as `read_image` returns them.
+        stated_height: Height that the annotation states.
+        stated_width: Width that the annotation states.
+        file: Name of the image file, for the error.
+
+    Raises:
+        RecordError: If the annotation states the turned size.
+    """
+    data, height, width = image
+    if height != width and (stated_height, stated_width) == (width, height) and is_turned(data):
+        raise RecordError(
+            "the annotation is of the image as its EXIF orientation turns it, but boxes refer to the stored image",
+            file=file,
+            value=f"{width} x {height}",
+            expected=f"{height} x {width}: turn the image itself, for instance by exiftran -ai or mogrify -auto-orient",
+        )
+
+
 def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: object) -> bytes:
     """Check a mask file, and return it as an 8-bit PNG of class ids 0..num_classes-1 and 255 (void).
+
+    The values are class ids (palette or grey) or VOC's colours (RGB).
 
     Args:
         data: Bytes of the mask file.
@@ -63,10 +90,11 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
         file: Name of the mask file, for the error.
 
     Returns:
-        The same bytes if the file is a palette or 8-bit grey PNG; a 16-bit grey PNG is encoded again with 8 bits.
+        The same bytes if the file is a palette or 8-bit grey PNG; a 16-bit grey or an RGB PNG is encoded again.
 
     Raises:
-        RecordError: If the file does not decode, is no palette or grey PNG, has another size or other values.
+        RecordError: If the file does not decode, is no such PNG, has another size, other values or colours, or only the
+            values 0 and 255, which mark an object in other data sets and would be background and void here.
     """
     try:
         with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
@@ -74,12 +102,19 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
             mode, is_png, values = image.mode, image.format == "PNG", np.asarray(image)
     except OSError as error:
         raise RecordError("the mask does not decode", file=file, value=str(error)) from None
-    if mode not in ("P", "L", "I", "I;16") or not is_png:
-        raise RecordError("the mask has no class indices", file=file, value=mode, expected="a palette or grey PNG")
-    if values.shape != (height, width):
+    is_colour = mode in ("RGB", "RGBA")
+    if not (is_colour or mode in ("P", "L", "I", "I;16")) or not is_png:
+        raise _no_class_indices(mode, file)
+    if values.shape[:2] != (height, width):
         size = f"{values.shape[1]} x {values.shape[0]}"
         expected = f"{width} x {height}, the image's size"
         raise RecordError("mask and image differ in size", file=file, value=size, expected=expected)
+    if is_colour:
+        ids = class_ids_of_colours(values[..., :3])
+        if (ids < 0).any():
+            colour = values[ids < 0][0, :3].tolist()
+            raise _no_class_indices(f"{mode} with the colour {colour}", file)
+        values = ids
     found = np.unique(values)
     bad = found[((found >= num_classes) & (found != IGNORE_INDEX)) | (found < 0)]
     if len(bad):
@@ -87,7 +122,19 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
         raise RecordError(
             "the mask holds values that are no class id", file=file, value=bad[:5].tolist(), expected=expected
         )
+    if found.tolist() == [BACKGROUND, IGNORE_INDEX]:
+        raise RecordError(
+            "the mask holds 0 and 255 only, which are background and void: write the object's class id instead of 255",
+            file=file,
+            value=found.tolist(),
+            expected=f"0..{num_classes - 1}, and {IGNORE_INDEX} for void",
+        )
     return data if mode in ("P", "L") else encode_png(values.astype(np.uint8))
+
+
+def _no_class_indices(found: str, file: object) -> RecordError:
+    expected = "a palette or grey PNG of class ids, or a PNG in VOC's colours"
+    return RecordError("the mask has no class indices", file=file, value=found, expected=expected)
 
 
 def read_mat_field(file: str, *names: str) -> Any:

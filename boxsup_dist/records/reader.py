@@ -77,6 +77,7 @@ class Annotation(NamedTuple):
     boxes_xyxy: NDArray[np.float32]  # (K, 4), 0-based half-open
     class_ids: NDArray[np.int32]  # (K,), 1..C-1
     difficult: NDArray[np.bool_]  # (K,)
+    num_clipped: int = 0  # boxes that were cut at the image's border by more than rounding
 
     @classmethod
     def nothing(cls) -> Annotation:
@@ -118,6 +119,7 @@ def make_record(
         crowd=np.zeros(len(annotation.class_ids), bool),
         gt_label_map=gt_label_map,
         instance_masks=instance_masks,
+        num_clipped=annotation.num_clipped,
     )
 
 

@@ -140,7 +140,7 @@ def read_record(root: str, image_id: str, split: str, *, devkit: str | None = No
         annotation = Annotation(boxes, objects.class_ids, np.zeros(count, bool))
         masks = [objects.mask(index) for index in range(count)]
     else:
-        annotation = voc.read_annotation(devkit, image_id, height, width)
+        annotation = voc.read_annotation(devkit, image_id, image)
         masks = masks_of_boxes(objects, annotation.boxes_xyxy, annotation.class_ids)
     return make_record(image_id, split, source, image, annotation, encode_png(label_map), masks)
 

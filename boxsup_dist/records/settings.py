@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 ClassList = Literal["voc", "all"]
+Outside = Literal["refuse", "clip"]  # what to do with a box or polygon that reaches beyond its image
 ROWS_PER_SHARD = 64
 ROW_GROUP_SIZE = 16
 MAX_SKIPPED_SHARE = 0.05  # a table is refused if more of its images were skipped

@@ -2,7 +2,7 @@
 
     JPEGImages/ID.jpg             the image, of any colour mode; its bytes go into the record unchanged
     Annotations/ID.xml            the boxes, 1-based with both ends inside: (xmin-1, ymin-1, xmax, ymax) is 0-based and
-                                  half-open; they refer to the stored image, not rotated by EXIF
+                                  half-open; they refer to the stored image, not rotated by EXIF; there may be none
     SegmentationClass/ID.png      optional: class ids, 255 is void
     SegmentationClassAug/ID.png   optional: the same from SBD, read if SegmentationClass has no mask of the image
     SegmentationObject/ID.png     optional: object numbers 1, 2, ..., 255 is void; they give the instance masks
@@ -29,17 +29,25 @@ from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, Record
 from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
-from boxsup_dist.records.files import read_file, read_image, read_mask
+from boxsup_dist.records.boxes import reaches_outside, refuse_relative
+from boxsup_dist.records.files import read_file, read_image, read_mask, refuse_turned
 from boxsup_dist.records.instances import find_objects, masks_of_boxes
 from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
+from boxsup_dist.records.settings import Outside
 
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 OBJECT_FOLDER = "SegmentationObject"
 LIST_FOLDERS = ("Segmentation", "Main")
-_CLAMP_PX = 1.0  # VOC's rounding leaves some boxes one pixel outside the image; they are clipped
 
 
-def open_splits(voc_root: str, split: str, *, source: str | None = None, images_only: bool = False) -> Reader:
+def open_splits(
+    voc_root: str,
+    split: str,
+    *,
+    source: str | None = None,
+    images_only: bool = False,
+    outside: Outside = "refuse",
+) -> Reader:
     """Return the reader of splits of a devkit.
 
     Args:
@@ -47,6 +55,7 @@ def open_splits(voc_root: str, split: str, *, source: str | None = None, images_
         split: A split, see `read_split`, or several joined by `+`; every row of the table keeps the name of its split.
         source: Name of the data set in the image ids; by default the year folder in lower case (voc2012).
         images_only: Make records without boxes and masks, and ignore all annotations.
+        outside: As `read_record`.
 
     Raises:
         InputError: If the root or a list is bad, or if the splits share images.
@@ -59,15 +68,17 @@ def open_splits(voc_root: str, split: str, *, source: str | None = None, images_
     return Reader(
         source=source or year,
         split=split if "/" not in split else "+".join(map(list_name, files)),
-        identity={"ids": fingerprint(entries)} | ({"images_only": True} if images_only else {}),
+        identity={"ids": fingerprint(entries)}
+        | ({"images_only": True} if images_only else {})
+        | ({"outside": outside} if outside != "refuse" else {}),
         entries=entries,
-        read=functools.partial(_read_entry, root, source or year, images_only),
+        read=functools.partial(_read_entry, root, source or year, images_only, outside),
         published=published_images([f"{year}/{'/'.join(f[:-4].split('/')[-2:])}" for f in files.values()]),
     )
 
 
-def _read_entry(root: str, source: str, images_only: bool, entry: ListEntry) -> Record:
-    return read_record(root, *entry, source=source, images_only=images_only)
+def _read_entry(root: str, source: str, images_only: bool, outside: Outside, entry: ListEntry) -> Record:
+    return read_record(root, *entry, source=source, images_only=images_only, outside=outside)
 
 
 def list_name(split: str) -> str:
@@ -180,10 +191,12 @@ def read_record(
     *,
     source: str = "voc",
     images_only: bool = False,
+    outside: Outside = "refuse",
 ) -> Record:
     """Read and check one image with its boxes and, where the devkit has them, its masks.
 
-    The size comes from the decoded image; the size in the XML is ignored.
+    The size comes from the decoded image. The size in the XML is ignored, unless it shows that the boxes are of the
+    image as its EXIF orientation turns it.
 
     Args:
         voc_root: The year folder itself.
@@ -192,16 +205,17 @@ def read_record(
         classes: Names of the classes, background first.
         source: Name of the data set; the record's image_id is `source/image_id`.
         images_only: Read no boxes and no masks.
+        outside: What to do with a box that reaches more than 1 px beyond the image (less is clipped): "refuse" raises,
+            "clip" cuts it off.
 
     Raises:
-        RecordError: If a file is missing, the image does not decode, the XML does not parse or has no object, a class
-            is unknown, a box has no area or reaches more than 1 px beyond the image (less is clipped), or a mask is
-            bad.
+        RecordError: If a file is missing, the image does not decode, the XML does not parse, a class is unknown, a box
+            has no area or lies outside, all boxes lie within 0..1, or a mask is bad.
     """
     image = _, height, width = read_image(storage.join(voc_root, "JPEGImages", image_id + ".jpg"))
     annotation, mask, instance_masks = Annotation.nothing(), None, None
     if not images_only:
-        annotation = read_annotation(voc_root, image_id, height, width, classes)
+        annotation = read_annotation(voc_root, image_id, image, classes, outside)
         mask = _find_mask(voc_root, MASK_FOLDERS, image_id, height, width, len(classes))
         if mask is not None:
             instance_masks = _read_instances(voc_root, image_id, annotation, decode_png(mask))
@@ -214,7 +228,7 @@ def _find_mask(
     for folder in folders:
         file = storage.join(voc_root, folder, image_id + ".png")
         if storage.exists(file):
-            return read_mask(storage.read_bytes(file), height, width, num_classes, file=file)
+            return read_mask(read_file(file), height, width, num_classes, file=file)
     return None
 
 
@@ -232,58 +246,88 @@ def _read_instances(
 
 
 def read_annotation(
-    voc_root: str, image_id: str, height: int, width: int, classes: Sequence[str] = VOC_CLASSES
+    voc_root: str,
+    image_id: str,
+    image: tuple[bytes, int, int],
+    classes: Sequence[str] = VOC_CLASSES,
+    outside: Outside = "refuse",
 ) -> Annotation:
-    """Read the objects of Annotations/ID.xml, at least one.
+    """Read the objects of Annotations/ID.xml; there may be none.
 
     Args:
         voc_root: The year folder itself.
         image_id: The image's name in the devkit.
-        height: Height of the image, in pixels.
-        width: Width of the image, in pixels.
+        image: Bytes, height and width of the image, as `files.read_image` returns them.
         classes: Names of the classes, background first.
+        outside: As `read_record`.
 
     Raises:
         RecordError: As in `read_record`.
     """
     file = storage.join(voc_root, "Annotations", image_id + ".xml")
-    try:
-        objects = ET.fromstring(read_file(file, "an annotation; or set images_only")).findall("object")
-    except ET.ParseError as error:
-        raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
-    if not objects:
-        raise RecordError("the annotation has no object", file=file)
-    boxes, class_ids, difficult = [], [], []
-    for number, item in enumerate(objects, start=1):
+    _, height, width = image
+    root = _parse(read_file(file, "an annotation; or set images_only"), file)
+    refuse_turned(image, _number(root.findtext("size/height")), _number(root.findtext("size/width")), file=file)
+    corners, boxes, class_ids, difficult, num_clipped = [], [], [], [], 0
+    for number, item in enumerate(root.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
+        field = f"object {number}, {name}"
         if name not in classes[1:]:
-            raise RecordError(
-                "unknown class", file=file, field=f"object {number}", value=name, expected=", ".join(classes[1:])
-            )
-        boxes.append(_read_box(item, height, width, file=file, field=f"object {number}, {name}"))
+            expected = ", ".join(classes[1:])
+            raise RecordError("unknown class", file=file, field=f"object {number}", value=name, expected=expected)
+        try:
+            texts = [item.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+            corners.append(_corners(texts, field))
+            box, is_clipped = _box(corners[-1], height, width, outside, field=field, texts=texts)
+        except RecordError as error:
+            raise error.at(file=file) from None
+        boxes.append(box)
+        num_clipped += is_clipped
         class_ids.append(list(classes).index(name))
         difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    return Annotation(np.array(boxes, np.float32), np.array(class_ids, np.int32), np.array(difficult, bool))
+    if any(box != [1, 1, 1, 1] for box in corners):  # of VOC's coordinates these are the first pixel
+        try:
+            refuse_relative(corners)
+        except RecordError as error:
+            raise error.at(file=file) from None
+    boxes_xyxy = np.array(boxes, np.float32).reshape(-1, 4)
+    return Annotation(boxes_xyxy, np.array(class_ids, np.int32), np.array(difficult, bool), num_clipped)
 
 
-def _read_box(item: ET.Element, height: int, width: int, *, file: str, field: str) -> NDArray[np.float32]:
-    """Read the box (4,) xyxy of an object, 0-based and half-open, clipped to the image."""
-    texts = [item.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+def _parse(data: bytes, file: str) -> ET.Element:
     try:
-        values = [float(text or "") for text in texts]
+        root = ET.fromstring(data)
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that Python does not know
+        raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
+    if root.tag != "annotation" and root.find("object") is None:  # <annotation> without objects: nothing is there
+        raise RecordError("not an annotation of VOC", file=file, value=root.tag, expected="annotation")
+    return root
+
+
+def _number(text: str | None) -> float:
+    """Convert a text to a number; NaN if it is none."""
+    try:
+        return float(text or "")
     except ValueError:
-        values = [math.nan]
+        return math.nan
+
+
+def _corners(texts: list[str | None], field: str) -> list[float]:
+    """Convert xmin, ymin, xmax, ymax, which are 1-based with both ends inside."""
+    values = [_number(text) for text in texts]
     if not all(math.isfinite(value) for value in values):
-        raise RecordError("the box is not four numbers", file=file, field=field, value=texts)
-    box = np.array(values) - (1, 1, 0, 0)
-    limits = np.array((width, height, width, height))
-    if (box[:2] < -_CLAMP_PX).any() or (box > limits + _CLAMP_PX).any():
-        raise RecordError(
-            "the box lies outside the image", file=file, field=field, value=texts, expected=f"inside {width} x {height}"
-        )
-    box = np.clip(box, 0, limits)
+        raise RecordError("the box is not four numbers", field=field, value=texts)
+    return values
+
+
+def _box(
+    corners: list[float], height: int, width: int, outside: Outside, *, field: str, texts: list[str | None]
+) -> tuple[NDArray[np.float32], bool]:
+    """Convert corners to a box (4,) xyxy, 0-based and half-open, clipped to the image; and whether that cut it."""
+    box = np.array(corners) - (1, 1, 0, 0)
+    points = box.reshape(2, 2)
+    is_clipped = reaches_outside(points, height, width, outside, what="the box", field=field, value=texts)
+    box = np.clip(box, 0, (width, height, width, height))
     if (box[2:] <= box[:2]).any():
-        raise RecordError(
-            "the box has no area", file=file, field=field, value=texts, expected="xmin <= xmax, ymin <= ymax"
-        )
-    return box.astype(np.float32)
+        raise RecordError("the box has no area", field=field, value=texts, expected="xmin <= xmax, ymin <= ymax")
+    return box.astype(np.float32), is_clipped

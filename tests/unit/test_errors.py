@@ -30,6 +30,16 @@ def test_an_error_with_its_place_survives_pickling():
     assert "secret" not in str(again)
 
 
+def test_a_value_of_megabytes_is_cut_in_the_text_only():
+    found = InputError("bad", file="f", value=[10**300] * 100_000, expected="2")
+    assert (
+        len(str(found)) < 600
+        and str(found).startswith("bad; file: f; found: [1000")
+        and "...; expected: 2" in str(found)
+    )
+    assert len(found.value) == 100_000
+
+
 @pytest.mark.parametrize("error", [OSError("broken data"), SyntaxError("broken PNG")])
 def test_damaged_bytes_name_their_image(error):
     expected = r"does not decode: broken .*; file: t; field: image_id; found: 'voc/1'"

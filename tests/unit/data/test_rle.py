@@ -1,5 +1,7 @@
 """COCO run lengths: ours and pycocotools' agree, and what is no mask of that size is refused."""
 
+import time
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -29,3 +31,19 @@ def test_plain_counts_run_down_the_columns():
 def test_what_is_no_mask_of_the_size_is_refused(counts):
     with pytest.raises(RecordError, match=r"run lengths do not fit.*counts.*3 x 2 pixels"):
         rle.decode(counts, 2, 3)
+
+
+@pytest.mark.parametrize("character", ["_", "o", "P", "0", "1"])
+def test_a_million_characters_take_a_moment(character):
+    """Each but the last two says that its number goes on; ever longer numbers took minutes."""
+    started = time.monotonic()
+    with pytest.raises(RecordError, match="run lengths do not fit"):
+        rle.decode(character * 1_000_000, 400, 600)
+    assert time.monotonic() - started < 10
+
+
+def test_the_longest_runs_survive():
+    """Of the largest image, in groups of five bits."""
+    for runs in ([2**26 - 1, 1], [0, 2**26], [1, 2**26 - 1]):
+        mask = rle.decode(runs, 2**13, 2**13)
+        assert mask.sum() == runs[1] and (rle.decode(rle.encode(mask), 2**13, 2**13) == mask).all()

@@ -5,7 +5,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from boxsup_dist.errors import InputError
+from boxsup_dist.errors import InputError, UnreadableFileError
 from boxsup_dist.io import storage
 
 
@@ -92,6 +92,54 @@ def test_parquet_keeps_row_groups(tmp_path):
     file = storage.open_parquet(uri)
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
     assert file.read_row_group(1)["a"].to_pylist() == [4, 5, 6, 7]
+
+
+@pytest.fixture
+def no_files(tmp_path):
+    """A folder with what has no content to read, and what the answer calls it."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")
+    (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
+    return {
+        "pipe": "a named pipe",
+        "folder": "a folder",
+        "device": "a device",
+        "link": "a named pipe",
+        "circle": "levels",
+    }
+
+
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.read_json, storage.open_parquet])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, no_files, read):
+    for name, found in no_files.items():
+        with pytest.raises(
+            UnreadableFileError, match=rf"(not a file|cannot be read); file: .*{name}.jpg; found: '.*{found}"
+        ):
+            read(str(tmp_path / f"{name}.jpg"))
+    with pytest.raises(UnreadableFileError, match=r"cannot be read; file: .*; found: 'File name too long'"):
+        read(str(tmp_path / ("x" * 300)))
+
+
+def test_listings_show_links_and_what_is_no_file_but_no_folder(tmp_path, no_files):
+    """Reading names them; a link to an image is an image."""
+    (tmp_path / "image.jpg").write_bytes(b"x")
+    (tmp_path / "linked.jpg").symlink_to(tmp_path / "image.jpg")
+    names = sorted(f"{name}.jpg" for name in [*no_files.keys() - {"folder"}, "image", "linked"])
+    assert storage.find_files(str(tmp_path)) == names
+    assert storage.glob_files(str(tmp_path / "*.jpg")) == [str(tmp_path / name) for name in names]
+    assert storage.read_bytes(str(tmp_path / "linked.jpg")) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(b"[" * 100_000, "nested too deep"), (b"\xff\xfe1", "not valid JSON"), (b"1" * 5000, "not valid JSON")],
+)
+def test_json_that_python_cannot_read_is_named(tmp_path, content, match):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"{match}; file: .*a\.json"):
+        storage.read_json(str(tmp_path / "a.json"))
 
 
 def test_size_of_a_file_and_of_a_folder(tmp_path):

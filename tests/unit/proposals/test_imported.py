@@ -1,6 +1,7 @@
 """Files written in each published format decode to exactly the masks that they describe, drawn the slow way."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import scipy.sparse
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals, proposals_from_table, proposals_to_table
-from boxsup_dist.errors import RecordError, SettingError
+from boxsup_dist.errors import RecordError, SettingError, StorageError
+from boxsup_dist.io import storage
 from boxsup_dist.proposals import imported
 from boxsup_dist.proposals.imported import import_proposals
 from boxsup_dist.proposals.settings import ImportedSettings
@@ -238,6 +240,10 @@ def test_wrong_files_name_file_field_value_and_what_was_expected(savemat, tmp_pa
         ("{", "not valid JSON"),
         ("{}", "not a list of results"),
         ('[{"segmentation": {}}]', "has no score"),
+        ('[{"score": 1' + "0" * 400 + "}]", "has no score"),
+        ('[{"score": NaN}]', "has no score"),
+        ("[" * 100_000, "nested too deep"),
+        ("[" + "1" * 5000 + "]", "not valid JSON"),
         ('[{"segmentation": [[1, 2]], "score": 1}]', "mask has another size"),
         ('[{"segmentation": {"size": [37, 23], "counts": [851]}, "score": 1}]', r"size.*\[37, 23\].*\[23, 37\]"),
         ('[{"segmentation": {"size": [23, 37], "counts": null}, "score": 1}]', "counts are no run lengths"),
@@ -259,6 +265,19 @@ def test_damaged_and_missing_files_are_reported(savemat, tmp_path):
         with pytest.raises(RecordError, match=r"(not a readable MATLAB file|lacks a variable).*img\.mat"):
             load(tmp_path, "mcg")
     with pytest.raises(RecordError, match=r"no proposal file of this image.*img\.json"):
+        load(tmp_path, "rle")
+
+
+def test_a_pipe_is_named_and_a_store_that_fails_ends_the_job(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "img.json")
+    with pytest.raises(RecordError, match=r"not a file; file: .*img\.json; found: 'a named pipe'"):
+        load(tmp_path, "rle")
+
+    def fail(uri: str) -> bytes:
+        raise StorageError("the store refuses", file=uri)
+
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    with pytest.raises(StorageError, match="the store refuses"):
         load(tmp_path, "rle")
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import decode_png
@@ -16,9 +17,9 @@ from tests.coco_set import annotation
 HEIGHT, WIDTH = devkit.HEIGHT, devkit.WIDTH
 
 
-def read(root, annotations, classes="voc") -> Record:
+def read(root, annotations, classes="voc", **options) -> Record:
     index = coco.read_index(coco_set.write(root, annotations), classes)
-    return coco.read_record(str(root), index.images[0], "train", index.class_of)
+    return coco.read_record(str(root), index.images[0], "train", index.class_of, **options)
 
 
 def square(y0=5, x0=5, y1=15, x1=15) -> np.ndarray:
@@ -134,6 +135,12 @@ def test_boxes_without_area_are_left_out_and_named(tmp_path, bbox):
         ({"bbox": None}, "not four numbers.*annotation 7, bbox"),
         ({"bbox": [1, 2, 3]}, r"not four numbers.*found: \[1, 2, 3\]"),
         ({"bbox": [5, 5, 50, 10]}, r"box lies outside.*50, 10\].*in 40 x 30"),
+        ({"bbox": [0.1, 0.1, 0.3, 0.2]}, r"all boxes .* within 0\.\.1: relative coordinates\?.*expected: pixels"),
+        ({"bbox": [0, 0, 1, 1]}, r"within 0\.\.1: relative coordinates\?"),
+        ({"bbox": [5, 5, 10**400, 10]}, "not four numbers.*annotation 7, bbox"),
+        ({"segmentation": [[5, 5, 10**400, 5, 15, 15]]}, "not a polygon.*annotation 7"),
+        ({"segmentation": [[5, 5, float("inf"), 5, 15, 15]]}, "not a polygon.*annotation 7"),
+        ({"segmentation": {"size": [30, 40], "counts": [10**400]}}, r"run lengths.*counts"),
         ({"segmentation": [[5, 5, 15, 5]]}, "not a polygon.*three points"),
         ({"segmentation": [[5, 5, 15, 5, 15]]}, "not a polygon"),
         ({"segmentation": [[5, 5, 15, 5, "a", 3]]}, "not a polygon"),
@@ -166,6 +173,87 @@ def test_bad_images_are_reported(tmp_path):
         coco.read_record(str(tmp_path), index.images[0], "train", index.class_of)
 
 
+def drawn_on_a_larger_canvas(polygon: list[float]) -> np.ndarray:
+    larger = [value + 100 for value in polygon]
+    runs = coco_mask.frPyObjects([larger], HEIGHT + 200, WIDTH + 200)
+    return coco_mask.decode(coco_mask.merge(runs))[100 : 100 + HEIGHT, 100 : 100 + WIDTH].astype(bool)
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [10, 10, 140 - 100, 10, 70, 25],
+        [-20, -7, 25, 12, 3, 40],
+        [-30, -30, 70, -30, 70, 60, -30, 60],
+        [50, 2, 60, 2, 60, 9],
+    ],
+)
+def test_boxes_and_polygons_are_cut_off_and_counted_if_asked(tmp_path, polygon):
+    items = [annotation(bbox=[-5, -5, 30, 60], segmentation=[polygon]), annotation(id=8)]
+    with pytest.raises(RecordError, match=r"box lies outside.*annotation 7, bbox; found: .*; or set outside to clip"):
+        read(tmp_path, items)
+    record = read(tmp_path, items, outside="clip")
+    assert record.boxes_xyxy.tolist() == [[0, 0, 25, 30], [5, 5, 15, 15]] and record.num_clipped == 1
+    mask = rle.decode(record.instance_masks[0], HEIGHT, WIDTH)
+    assert (mask == drawn_on_a_larger_canvas(polygon)).all()
+    assert (rle.decode(record.instance_masks[1], HEIGHT, WIDTH) == square()).all()
+
+
+@pytest.mark.parametrize("changes", [{"bbox": [5, 5, 100, 10]}, {"segmentation": [[5, 5, 15, 5, 15, -41]]}])
+def test_what_reaches_further_than_the_image_is_long_is_no_matter_of_cutting(tmp_path, changes):
+    with pytest.raises(RecordError, match=r"lies outside.*in 40 x 30$"):
+        read(tmp_path, [annotation(**changes)], outside="clip")
+
+
+def test_one_small_box_beside_another_is_no_relative_one(tmp_path):
+    items = [annotation(bbox=[0, 0, 0.5, 0.5]), annotation()]
+    assert read(tmp_path, items).boxes_xyxy.tolist() == [[0, 0, 0.5, 0.5], [5, 5, 15, 15]]
+
+
+def test_a_category_named_background_is_the_background(tmp_path):
+    whole = coco_set.content([annotation(category_id=2000), annotation(category="zebra")])
+    for name in ("background", "Background", "__background__"):
+        extra = [{"id": 0, "name": name}, {"id": 2000, "name": name + " "}]
+        index = coco.read_index(coco_set.write(tmp_path, whole | {"categories": whole["categories"] + extra}), "all")
+        assert index.classes.count("background") == 1 and len(index.classes) == 22
+        assert index.class_of[0] == index.class_of[2000] == 0
+        record = coco.read_record(str(tmp_path), index.images[0], "train", index.class_of)
+        assert [index.classes[c] for c in record.class_ids] == ["zebra"]
+
+
+@pytest.mark.parametrize("classes", ["voc", "all"])
+def test_two_categories_of_one_name_are_refused_by_name(tmp_path, classes):
+    whole = coco_set.content([annotation()])
+    whole["categories"].append({"id": 999, "name": "zebra"})
+    with pytest.raises(InputError, match=r"occurs twice; file: .*; field: categories.name; found: \['zebra'\]"):
+        coco.read_index(coco_set.write(tmp_path, whole), classes)
+
+
+def test_a_dot_in_a_file_name_is_the_folder_itself(tmp_path):
+    whole = coco_set.content([annotation()])
+    whole["images"][0]["file_name"] = "./a/././b.jpg"
+    index = coco.read_index(coco_set.write(tmp_path, whole))
+    assert (index.images[0].file_name, index.images[0].name) == ("a/b.jpg", "b")
+    for name in ("./../b.jpg", "./", ".", "a//b.jpg"):
+        whole["images"][0]["file_name"] = name
+        with pytest.raises(InputError, match="leaves its folder"):
+            coco.read_index(coco_set.write(tmp_path, whole))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_size_as_exif_turns_it_is_told(tmp_path, orientation):
+    whole = coco_set.content([annotation()])
+    whole["images"][0] |= {"height": WIDTH, "width": HEIGHT}
+    index = coco.read_index(coco_set.write(tmp_path, whole))
+    (tmp_path / f"{1:012d}.jpg").write_bytes(devkit.jpeg(exif=devkit.exif(orientation)))
+    turned = "as its EXIF orientation turns it.*found: '40 x 30'; expected: 30 x 40: turn the image"
+    with pytest.raises(RecordError, match=turned if orientation >= 5 else "another size than its annotation says"):
+        coco.read_record(str(tmp_path), index.images[0], "train", index.class_of)
+    index.images[0].height, index.images[0].width = HEIGHT, WIDTH
+    record = coco.read_record(str(tmp_path), index.images[0], "train", index.class_of)
+    assert (record.height, record.width) == (HEIGHT, WIDTH)
+
+
 def broken(**changes) -> dict:
     return coco_set.content([annotation()]) | changes
 
@@ -191,6 +279,30 @@ def test_wrong_files_are_refused(tmp_path, whole, match):
     with pytest.raises(InputError, match=match) as caught:
         coco.read_index(str(file))
     assert caught.value.file == str(file)
+
+
+def test_ids_in_quotes_are_told(tmp_path):
+    whole = broken()
+    whole["images"][0]["id"] = "1"
+    with pytest.raises(InputError, match=r"images\[0\]\.id; found: '1'; expected: int without quotes"):
+        coco.read_index(coco_set.write(tmp_path, whole))
+
+
+NO_JSON = {
+    "nested 100,000 deep": (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
+    "numbers of 5,000 digits": (b'{"images": [' + b"9" * 5000 + b"]}", "not valid JSON.*4300 digits"),
+    "not UTF-8": (b'{"images": "\xff\xfe"}', "not valid JSON.*utf-8"),
+    "another kind of file": (b"PK\x03\x04", "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", NO_JSON)
+def test_what_is_no_json_at_all_is_one_line(tmp_path, name):
+    content, match = NO_JSON[name]
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=match) as caught:
+        coco.read_index(str(tmp_path / "a.json"))
+    assert caught.value.file == str(tmp_path / "a.json") and len(str(caught.value).splitlines()) == 1
 
 
 def test_what_is_no_json_is_refused(tmp_path):

@@ -1,10 +1,13 @@
 """The VOC reader: conventions, look-up rules, and every kind of bad input as a clear error."""
 
+import os
+
 import numpy as np
 import pytest
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import decode_image, decode_png
+from boxsup_dist.data.palette import voc_palette
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import voc
@@ -61,10 +64,7 @@ def test_the_size_is_that_of_the_image_not_of_the_xml(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
 def test_grey_cmyk_and_turned_images_keep_their_bytes(tmp_path, mode):
-    exif = (
-        b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
-    )
-    data = devkit.jpeg(mode=mode, exif=exif)
+    data = devkit.jpeg(mode=mode, exif=devkit.exif(6))
     devkit.write(tmp_path, "a", image=data)
     record = read(tmp_path)
     assert record.image == data
@@ -90,11 +90,18 @@ def test_masks_keep_their_values(tmp_path, mode, dtype):
     assert (stored == data) == (mode != "I;16")
 
 
+_ZEROS = np.zeros((devkit.HEIGHT, devkit.WIDTH), np.uint8)
+
+
 def _mask_of(value, shape=(devkit.HEIGHT, devkit.WIDTH)):
     return {"masks": {"SegmentationClass": devkit.mask(np.full(shape, value, np.uint8))}}
 
 
-_COLOUR_MASK = devkit.mask(np.zeros((devkit.HEIGHT, devkit.WIDTH, 3), np.uint8), mode="RGB")
+_COLOUR_MASK = devkit.mask(np.full((devkit.HEIGHT, devkit.WIDTH, 3), (128, 64, 7), np.uint8), mode="RGB")
+_TURNED = {
+    "image": devkit.jpeg(exif=devkit.exif(6)),
+    "annotation": devkit.xml(size=(devkit.HEIGHT, devkit.WIDTH)),
+}
 BAD = {
     "truncated image": ({"image": devkit.jpeg()[: len(devkit.jpeg()) // 2]}, r"does not decode.*a\.jpg"),
     "image cut in its header": ({"image": devkit.jpeg()[:20]}, r"does not decode.*a\.jpg"),
@@ -102,7 +109,21 @@ BAD = {
     "no image": ({"image": None}, r"missing file.*a\.jpg"),
     "no annotation": ({"annotation": None}, r"missing file.*a\.xml"),
     "broken xml": ({"annotation": "<annotation><object>"}, r"not XML.*a\.xml"),
-    "no objects": ({"annotation": devkit.xml([])}, r"no object.*a\.xml"),
+    "other xml": ({"annotation": "<html><body>404</body></html>"}, r"not an annotation of VOC.*a\.xml.*'html'"),
+    "unknown encoding": (
+        {"annotation": '<?xml version="1.0" encoding="foo-99"?>' + devkit.xml()},
+        r"not XML.*a\.xml.*foo-99",
+    ),
+    "encoding of two bytes": (
+        {"annotation": '<?xml version="1.0" encoding="cp932"?>' + devkit.xml()},
+        r"not XML.*a\.xml",
+    ),
+    "number of 400 digits": ({"annotation": devkit.xml([("dog", (1, 1, "9" * 400, 9))])}, "not four numbers"),
+    "relative boxes": (
+        {"annotation": devkit.xml([("dog", (0.1, 0.2, 0.5, 0.75)), ("person", (0, 0, 1, 1))])},
+        r"within 0\.\.1: relative coordinates\?.*a\.xml.*\[0\.1, 0\.2, 0\.5, 0\.75\]; expected: pixels",
+    ),
+    "size as EXIF turns it": (_TURNED, r"as its EXIF orientation turns it.*a\.xml.*40 x 30.*30 x 40: turn the image"),
     "box outside": (
         {"annotation": devkit.xml([("dog", (1, 1, 43, 9))])},
         r"outside the image.*object 1.*'43'.*40 x 30",
@@ -121,6 +142,10 @@ BAD = {
     "mask value 254": (_mask_of(254), r"no class.*\[254\]"),
     "broken mask": ({"masks": {"SegmentationClass": devkit.mask()[:70]}}, r"mask does not decode.*a\.png"),
     "colour mask": ({"masks": {"SegmentationClass": _COLOUR_MASK}}, "no class indices.*RGB"),
+    "object of 0 and 255": (
+        {"masks": {"SegmentationClass": devkit.mask(np.eye(devkit.HEIGHT, devkit.WIDTH, dtype=np.uint8) * 255)}},
+        r"0 and 255 only, which are background and void: write the object's class id.*a\.png",
+    ),
     "jpeg as mask": ({"masks": {"SegmentationClass": devkit.jpeg(mode="L")}}, "no class indices"),
 }
 
@@ -131,6 +156,82 @@ def test_bad_input_is_a_record_error_that_names_it(tmp_path, name):
     devkit.write(tmp_path, "a", **files)
     with pytest.raises(RecordError, match=match):
         read(tmp_path)
+
+
+def test_an_annotation_without_objects_is_a_negative_image(tmp_path):
+    devkit.write(tmp_path, "a", annotation=devkit.xml([]), masks={"SegmentationClass": devkit.mask(_ZEROS)})
+    record = read(tmp_path)
+    assert record.boxes_xyxy.shape == (0, 4) and record.boxes_xyxy.dtype == np.float32
+    assert record.class_ids.tolist() == record.difficult.tolist() == []
+    assert not decode_png(record.gt_label_map).any()
+
+
+def test_boxes_are_cut_off_and_counted_if_asked(tmp_path):
+    boxes = [("dog", (10, 10, 49, 30)), ("dog", (-20, 1, 5, 50)), ("person", (0, 0, 41, 31))]
+    devkit.write(tmp_path, "a", annotation=devkit.xml(boxes))
+    with pytest.raises(RecordError, match=r"outside the image.*object 1, dog.*in 40 x 30; or set outside to clip"):
+        read(tmp_path)
+    record = voc.read_record(str(tmp_path), "a", "train", outside="clip")
+    assert record.boxes_xyxy.tolist() == [[9, 9, 40, 30], [0, 0, 5, 30], [0, 0, 40, 30]]
+    assert record.num_clipped == 2, "the third box is outside by rounding only"
+    for box in ((1, 1, 81, 9), (-40, 1, 9, 9)):
+        devkit.write(tmp_path, "a", annotation=devkit.xml([("dog", box)]))
+        with pytest.raises(RecordError, match=r"outside the image.*in 40 x 30$"):
+            voc.read_record(str(tmp_path), "a", "train", outside="clip")
+
+
+def test_outside_is_part_of_the_tables_identity(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    devkit.write_list(tmp_path, "a")
+    readers = [voc.open_splits(str(tmp_path), "train", outside=outside) for outside in ("refuse", "clip")]
+    assert [reader.identity.get("outside") for reader in readers] == [None, "clip"]
+
+
+def test_the_first_pixel_is_no_relative_box(tmp_path):
+    devkit.write(tmp_path, "a", annotation=devkit.xml([("dog", (1, 1, 1, 1))]))
+    assert read(tmp_path).boxes_xyxy.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_annotation_of_the_stored_image_is_read_whatever_exif_says(tmp_path, orientation):
+    devkit.write(tmp_path, "a", image=devkit.jpeg(exif=devkit.exif(orientation)))
+    assert len(read(tmp_path).boxes_xyxy) == 2
+    turned = devkit.xml(size=(devkit.HEIGHT, devkit.WIDTH))
+    if orientation < 5:  # the size in the XML is of no meaning then
+        devkit.write(tmp_path, "a", image=devkit.jpeg(exif=devkit.exif(orientation)), annotation=turned)
+        assert len(read(tmp_path).boxes_xyxy) == 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_masks_in_vocs_colours_are_read(tmp_path, mode):
+    ids = np.random.default_rng(0).choice([*range(21), 255], (devkit.HEIGHT, devkit.WIDTH)).astype(np.uint8)
+    colours = voc_palette()[ids]
+    if mode == "RGBA":
+        colours = np.dstack([colours, np.full_like(ids, 255)])
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": devkit.mask(colours, mode)})
+    assert (decode_png(read(tmp_path).gt_label_map) == ids).all()
+    colours[3, 4, 0] ^= 1
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": devkit.mask(colours, mode)})
+    with pytest.raises(RecordError, match=rf"no class indices.*a\.png.*{mode} with the colour \[\d+, \d+, \d+\]"):
+        read(tmp_path)
+
+
+def test_files_that_are_no_files_are_left_out_by_name(tmp_path):
+    """A pipe has no end: reading it would wait for ever."""
+    devkit.write(tmp_path, "a", masks={"SegmentationClass": devkit.mask()})
+    for path in ("JPEGImages/a.jpg", "Annotations/a.xml", "SegmentationClass/a.png"):
+        good = (tmp_path / path).read_bytes()
+        (tmp_path / path).unlink()
+        for found, make in (("a named pipe", os.mkfifo), ("a folder", os.mkdir), ("a device", link_to_zero)):
+            make(tmp_path / path)
+            with pytest.raises(RecordError, match=rf"not a file; file: .*{path}; found: '{found}'; expected: a file"):
+                read(tmp_path)
+            (tmp_path / path).rmdir() if found == "a folder" else (tmp_path / path).unlink()
+        (tmp_path / path).write_bytes(good)
+
+
+def link_to_zero(path) -> None:
+    path.symlink_to("/dev/zero")
 
 
 def test_any_cut_of_an_image_is_an_error_or_decodes_whole(tmp_path):
