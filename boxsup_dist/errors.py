@@ -8,7 +8,6 @@ from typing import Any
 
 from boxsup_dist.credentials import redact
 
-
 _MAX_SHOWN = 500  # characters of a value: a damaged file may hold one of megabytes
 
 

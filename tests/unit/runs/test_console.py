@@ -50,7 +50,7 @@ def test_the_header_says_what_will_run(config: TrainConfig, capsys: pytest.Captu
     assert lines["images"] == f"{tiny.NUM_TRAIN} to train on, {tiny.NUM_VAL} to evaluate on"
     assert lines["classes"].startswith("21: background, aeroplane") and lines["supervision"] == "box"
     assert lines["steps"] == "4 per epoch, 8 in 2 epochs, 4 images each"  # 14 images: the last step has two
-    assert lines["workers"] == "1, each on CPU, threads: 1" and lines["actor"].startswith("pool")
+    assert lines["workers"] == "1, each on CPU, threads: 1" and lines["actors"].startswith("1, each on CPU")
     assert lines["MLflow"] == "sqlite:////runs/mlflow.db, experiment boxsup"
 
 
