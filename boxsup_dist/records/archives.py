@@ -143,7 +143,9 @@ def unpack(root: Path, archive: Archive) -> None:
     except tarfile.FilterError as error:
         problem = "the archive would write outside its folder"
         raise InputError(problem, file=file, field="member", value=str(error)) from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # also of encrypted members, of unknown methods of compression, of damaged content
         raise InputError("the archive can't be unpacked", file=file, value=f"{type(error).__name__}: {error}") from None
     _marker(root, archive).write_text(found + "\n")
 

@@ -218,7 +218,8 @@ def _choose_classes(
 ) -> tuple[tuple[str, ...], dict[int, int]]:
     ordered = sorted(categories, key=lambda category: category["id"])
     _refuse_repeated([category["id"] for category in ordered], "categories.id", file)
-    _refuse_repeated([category["name"] for category in ordered], "categories.name", file)
+    expected = "a name of its own for each category: rename or join them in the file"
+    _refuse_repeated([category["name"] for category in ordered], "categories.name", file, expected)
     if classes == "all":
         own = {c["id"]: _NOT_CHOSEN for c in ordered if c["name"].strip(" _").lower() == "background"}
         ordered = [c for c in ordered if c["id"] not in own]
@@ -234,10 +235,12 @@ def _choose_classes(
     return VOC_CLASSES, class_of
 
 
-def _refuse_repeated(values: Sequence[Any], name: str, file: str) -> None:
+def _refuse_repeated(values: Sequence[Any], name: str, file: str, expected: str | None = None) -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        raise InputError("a value that must be unique occurs twice", file=file, field=name, value=repeated[:5])
+        raise InputError(
+            "a value that must be unique occurs twice", file=file, field=name, value=repeated[:5], expected=expected
+        )
 
 
 def _add(image: CocoImage, annotation: dict[str, Any], class_of: Mapping[int, int]) -> None:

@@ -98,11 +98,11 @@ def read_label_names(file: str) -> NDArray[np.uint8]:
         (largest number + 1,): 0 for a name that is none of the 59 classes, and for the number 0.
 
     Raises:
-        InputError: If the file is missing, a line is not of the form NUMBER: NAME, a number occurs twice or a class is
-            missing.
+        InputError: If the file is missing, a line is not of the form NUMBER: NAME, a number occurs twice, or a class is
+            missing or occurs twice.
     """
     numbers: dict[str, int] = {}
-    seen = set()
+    seen, repeated = set(), set()
     for count, line in enumerate(storage.read_bytes(file).decode("utf-8-sig", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
@@ -110,12 +110,17 @@ def read_label_names(file: str) -> NDArray[np.uint8]:
         if match is None or int(match[1]) in seen or not 1 <= int(match[1]) < 2**16:
             expected = "NUMBER: NAME, each number once"
             raise InputError("not a list of names", file=file, field=f"line {count}", value=line, expected=expected)
+        name = "".join(match[2].split())
+        repeated |= {name} & numbers.keys()
         seen.add(int(match[1]))
-        numbers["".join(match[2].split())] = int(match[1])
+        numbers[name] = int(match[1])
     wanted = {name: _LABEL_NAMES.get(name, name) for name in CONTEXT_CLASSES[1:]}
     absent = [label for name, label in wanted.items() if label not in numbers and name not in numbers]
     if absent:
         raise InputError("the list lacks names of classes", file=file, value=absent[:5], expected="the 459 names")
+    repeated &= {*wanted, *wanted.values()}
+    if repeated:
+        raise InputError("the list names a class twice", file=file, value=sorted(repeated), expected="the 459 names")
     class_of = np.full(max(numbers.values()) + 1, BACKGROUND, np.uint8)
     for class_id, (name, label) in enumerate(wanted.items(), start=1):
         class_of[numbers[label] if label in numbers else numbers[name]] = class_id

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from boxsup_dist.errors import InputError
@@ -94,3 +96,45 @@ def test_every_data_set_names_archives_that_can_be_unpacked():
         for one in published.archives:
             assert one.name.endswith((".tar", ".tgz", ".tar.gz", ".zip")), one
             assert one.md5 is None or len(one.md5) == 32
+
+
+def zip_with(root: Path, place: int, value: bytes) -> None:
+    """An archive whose local and central header of its member have other bytes at `place` of the local header."""
+    make_zip(root / "a.zip", {"member": b"content" * 9})
+    data = (root / "a.zip").read_bytes()
+    central = data.index(b"PK\x01\x02")
+    for at in (place, central + place + 2):
+        data = data[:at] + value + data[at + len(value) :]
+    (root / "a.zip").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "match"),
+    [(6, b"\x01\x00", "encrypted"), (8, b"\x63\x00", "compression"), (8, b"\x08\x00", "BadZipFile|Error -3")],
+)
+def test_an_encrypted_or_exotic_archive_is_one_line(tmp_path, place, value, match):
+    zip_with(tmp_path, place, value)
+    with pytest.raises(InputError, match=rf"can't be unpacked; file: .*a\.zip; found: .*({match})"):
+        archives.unpack(tmp_path, archive(tmp_path / "a.zip"))
+    assert not (tmp_path / "a.zip.unpacked").exists()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz"])
+def test_a_damaged_archive_is_one_line_or_whole(tmp_path, name):
+    root = tmp_path / "root"
+    root.mkdir()
+    content = np.random.default_rng(0).bytes(200) + bytes(300)
+    (make_zip if name == "a.zip" else make_tar)(root / name, {"folder/member": content, "other": b"x"})
+    data, refused = (root / name).read_bytes(), 0
+    for place in np.random.default_rng(1).integers(8 * len(data), size=200):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << (place % 8)
+        (root / name).write_bytes(damaged)
+        try:
+            archives.unpack(root, archive(root / name, "inside"))
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+            refused += 1
+        assert {path.name for path in tmp_path.iterdir()} == {"root"}
+        shutil.rmtree(root / "inside", ignore_errors=True)
+    assert refused > 5

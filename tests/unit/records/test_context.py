@@ -1,5 +1,7 @@
 """The PASCAL-Context reader on label maps as published: 459 names become 59 classes and background."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,8 @@ def test_bad_maps_are_reported(roots, values, variable, match):
         ("1: accordion\n", r"lacks names of classes.*labels\.txt.*aeroplane"),
         ("accordion\n", r"not a list of names.*line 1; found: 'accordion'"),
         ("1: a\n1: b\n", "not a list of names.*line 2"),
+        (mat_sets.labels_text() + "460: sky\n", r"names a class twice; file: .*labels\.txt; found: \['sky'\]"),
+        ("9" * 5000 + ": a\n", "not a list of names.*line 1"),
         (None, r"no such file.*labels\.txt"),
     ],
 )
@@ -112,3 +116,11 @@ def test_bad_lists_of_labels_are_reported(roots, text, match):
 def test_a_folder_that_is_not_context_is_reported(roots):
     with pytest.raises(InputError, match="not the data set PASCAL-Context"):
         context.open_splits(str(roots[1]), str(roots[1]), "train")
+
+
+def test_names_of_no_class_may_occur_twice_and_long_lists_take_a_moment(roots):
+    others = "".join(f"{number}: other\n" for number in range(460, 2**16))
+    (roots[0] / "labels.txt").write_text(mat_sets.labels_text() + others)
+    started = time.monotonic()
+    assert len(context.read_label_names(str(roots[0] / "labels.txt"))) == 2**16
+    assert time.monotonic() - started < 10
