@@ -35,7 +35,7 @@ def test_what_is_no_mask_of_the_size_is_refused(counts):
 
 @pytest.mark.parametrize("character", ["_", "o", "P", "0", "1"])
 def test_a_million_characters_take_a_moment(character):
-    """Each but the last two says that its number goes on; ever longer numbers took minutes."""
+    """Each but the last two says that another group of its number follows; longer and longer numbers took minutes."""
     started = time.monotonic()
     with pytest.raises(RecordError, match="run lengths do not fit"):
         rle.decode(character * 1_000_000, 400, 600)
