@@ -1,4 +1,7 @@
-"""The commands of the README and of the pages that are marked to run: all of them, in reading order, on small data."""
+"""The commands of the README and of the pages that are marked to run: all of them, in reading order, on small data.
+
+A training whose command leaves the number of epochs to its recipe ends after EPOCHS.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from boxsup_dist.records.synthetic import write_synthetic
 from tests.docs_blocks import all_blocks
 
 NUM_TRAIN, NUM_VAL = 10, 2
+EPOCHS = 2
 
 
 def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +26,8 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         subprocess.run([sys.executable, *words[1:]], check=True)
         return
     assert words[1] == "-m" and words[2].startswith("jobs."), words
+    if words[2] == "jobs.train" and "--optimizer.epochs" not in words:
+        words = [*words, "--optimizer.epochs", str(EPOCHS)]
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", words[2:])
         try:
