@@ -67,7 +67,10 @@ def decode_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = M
         is_deep = _is_deep(opened)
         image = ImageOps.exif_transpose(opened) if turn_by_exif else opened
         if image.mode == "F" or image.mode.startswith("I"):
-            return np.repeat(_to_8_bits(_grey_values(image, opened), _stated_bits(opened))[..., None], 3, axis=2)
+            grey = _to_8_bits(_grey_values(image, opened), _stated_bits(opened))
+            if _tag(opened, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0:  # 0 is white
+                grey = 255 - grey
+            return np.repeat(grey[..., None], 3, axis=2)
         if is_deep:
             _refuse_dark(image)
         # Each copy of the largest image takes 200 MiB.
@@ -104,15 +107,21 @@ def _refuse_dark(image: Image.Image) -> None:
         )
 
 
+def _tag(image: Image.Image, tag: int, default: int) -> int:
+    """Return the (first) number of a tag of a TIFF file; the default for a file without it and for other formats."""
+    value: Any = getattr(image, "tag_v2", {}).get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
 def _stated_bits(image: Image.Image) -> int | None:
     """Return the bits per sample of a TIFF file if they are below 16, as with 12 bits in 12; else None."""
-    bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    bits = _tag(image, TiffImagePlugin.BITSPERSAMPLE, 16)
     return bits if 8 <= bits < 16 else None
 
 
 def _grey_values(image: Image.Image, opened: Image.Image) -> NDArray[Any]:
     values = np.asarray(image)
-    is_unsigned = getattr(opened, "tag_v2", {}).get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1
+    is_unsigned = _tag(opened, TiffImagePlugin.SAMPLEFORMAT, 1) == 1
     if opened.format == "TIFF" and values.dtype == np.int32 and is_unsigned:  # Pillow reads them as signed
         return values.view(np.uint32)
     return values
@@ -127,7 +136,7 @@ def _to_8_bits(values: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
 
     Args:
         values: (H, W), integers or floats.
-        bits: bits of the range, if the file states them.
+        bits: Bits of the range, if the file states them.
 
     Returns:
         (H, W): of a range of 8 bits or more the upper 8 bits.

@@ -30,19 +30,19 @@ def reaches_outside(
 
     Args:
         points: (N, 2) xy, the corners of a box or polygon.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
         outside: "refuse" raises for points more than 1 px outside, "clip" for points further outside than the image is
             long.
-        what: "the box", for the error.
-        field: where the points stand, for the error.
-        value: the points as the file has them, for the error.
+        what: What the points are, such as "the box", for the error.
+        field: Where the points stand, for the error.
+        value: The points as the file has them, for the error.
 
     Returns:
         Whether a point is more than 1 px outside, so that the caller cuts off more than rounding.
 
     Raises:
-        RecordError: as `outside` says.
+        RecordError: As `outside` says.
     """
     beyond = max(-float(points.min()), float((points - (width, height)).max()))
     if beyond > (_ROUNDING_PX if outside == "refuse" else max(height, width)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,22 +21,23 @@ def read_mask(segmentation: Any, height: int, width: int, outside: Outside) -> t
     """Draw the mask of an annotation.
 
     Args:
-        segmentation: polygons or run lengths, as the file has them.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        segmentation: Polygons or run lengths, as the file has them.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
         outside: "refuse" raises for a polygon that reaches more than 1 px beyond the image, "clip" cuts it off.
 
     Returns:
         The mask (H, W), None if there is no segmentation; and whether a polygon was cut.
 
     Raises:
-        RecordError: if the segmentation is neither polygons nor run lengths, or does not fit the image.
+        RecordError: If the segmentation is neither polygons nor run lengths, or does not fit the image.
     """
     if not segmentation:
         return None, False
     if isinstance(segmentation, list):
         is_clipped = sum(_check_polygon(polygon, height, width, outside) for polygon in segmentation) > 0
-        return _draw(segmentation, height, width, margin=max(height, width) if is_clipped else 0), is_clipped
+        lowest = min(min(polygon) for polygon in segmentation)
+        return _draw(segmentation, height, width, math.ceil(-lowest) if is_clipped and lowest < 0 else 0), is_clipped
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     if not isinstance(counts, list | str):
         expected = "polygons or {size, counts}"
@@ -49,17 +51,16 @@ def read_mask(segmentation: Any, height: int, width: int, outside: Outside) -> t
 
 
 def _draw(polygons: list[list[float]], height: int, width: int, margin: int) -> NDArray[np.bool_]:
-    """Draw the union of polygons, with a margin that is cut off: pycocotools misplaces lines with negative ends."""
+    """Draw the union of polygons. pycocotools misplaces lines that begin above or left of the margin."""
     shifted = [[value + margin for value in polygon] for polygon in polygons]
-    runs = coco_mask.frPyObjects(shifted, height + 2 * margin, width + 2 * margin)
-    drawn = np.asarray(coco_mask.decode(coco_mask.merge(runs)), bool)
-    return drawn[margin : margin + height, margin : margin + width]
+    runs = coco_mask.frPyObjects(shifted, height + margin, width + margin)
+    return np.asarray(coco_mask.decode(coco_mask.merge(runs)), bool)[margin:, margin:]
 
 
 def _check_polygon(polygon: Any, height: int, width: int, outside: Outside) -> bool:
     """Check the points of a polygon; return whether they reach beyond the image."""
     if not is_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
-        expected = "x, y, x, y, ... of three points or more"
+        expected = "x, y, x, y, ... in pixels, of three points or more"
         raise RecordError("not a polygon", field="segmentation", value=str(polygon)[:60], expected=expected)
     points = np.array(polygon, np.float64).reshape(-1, 2)
     found = [points.min(0).tolist(), points.max(0).tolist()]

@@ -1,6 +1,7 @@
 """Real Ray: a devkit with good and bad images becomes a table that says what it left out."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,21 @@ def test_too_many_bad_images_refuse_the_table_until_repaired_or_tolerated(ray_lo
     assert build(root, out, max_skipped_share=0.1).counts["skipped"] == 1
     with pytest.raises(RecordError, match="1 of 10 images"):
         build(root, out, strict=True)
+
+
+def test_what_other_tools_write_is_left_out_by_name_or_cut_off_and_counted(ray_local, root, tmp_path):
+    devkit.write(root, "id_07", annotation='<?xml version="1.0" encoding="foo-99"?>' + devkit.xml())
+    (root / "JPEGImages" / "id_03.jpg").unlink()
+    os.mkfifo(root / "JPEGImages" / "id_03.jpg")
+    devkit.write(root, "id_01", annotation=devkit.xml([("dog", (1, 1, 60, 20)), ("dog", (1, 1, 9, 9))]))
+    devkit.write(root, "id_08", annotation=devkit.xml([]))
+    reader = voc.open_splits(str(root), "train", outside="clip")
+    table = build_records(str(tmp_path / "t"), reader, rows_per_shard=4, row_group_size=2, max_skipped_share=0.5)
+    problems = {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems}
+    assert set(problems) == BAD | {"id_07", "id_03"}
+    assert "foo-99" in problems["id_07"] and "a named pipe" in problems["id_03"]
+    counts = {"images": 6, "skipped": 4, "clipped": 1, "with_boxes": 5}
+    assert {**table.counts, **counts} == table.counts and table.settings["outside"] == "clip"
 
 
 def test_splits_join_and_keep_their_names(ray_local, root, tmp_path):

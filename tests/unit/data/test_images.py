@@ -75,9 +75,9 @@ def test_cmyk_jpegs_keep_their_colours():
 RAMP = np.linspace(0, 250, 54).astype(np.uint8).reshape(6, 9)
 
 
-def tiff(values: np.ndarray, *, bits: int = 0, sample_format: int | None = None, order: str = "<") -> bytes:
+def tiff(values: np.ndarray, *, bits: int = 0, order: str = "<", white_is_zero: bool = False) -> bytes:
     """A grey TIFF of any number type. `bits`: packed with so many bits."""
-    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind] if sample_format is None else sample_format
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     if bits == 12:
         pairs = np.pad(values, ((0, 0), (0, values.shape[1] % 2))).reshape(len(values), -1, 2).astype(int)
@@ -85,8 +85,9 @@ def tiff(values: np.ndarray, *, bits: int = 0, sample_format: int | None = None,
         packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=2)
         data = packed.reshape(len(values), -1)[:, : -(-12 * values.shape[1] // 8)].astype(np.uint8).tobytes()
     height, width = values.shape
-    tags = [(256, width), (257, height), (258, bits or 8 * values.dtype.itemsize), (259, 1), (262, 1), (273, 8),
-            (277, 1), (278, height), (279, len(data)), (339, kind)]  # fmt: skip
+    tags = [(256, width), (257, height), (258, bits or 8 * values.dtype.itemsize), (259, 1),
+            (262, int(not white_is_zero)), (273, 8), (277, 1), (278, height), (279, len(data)),
+            (339, kind)]  # fmt: skip
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
     return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
@@ -119,6 +120,8 @@ DEPTHS = {
     "floats to 1": tiff((RAMP / 255).astype(np.float32)),
     "floats to 1 of big endian": tiff((RAMP / 255).astype(np.float32), order=">"),
     "floats to 255": tiff(RAMP.astype(np.float32) + 0.5),
+    "16 bits, TIFF, 0 is white": tiff((255 - WIDE) * 256, white_is_zero=True),
+    "floats to 1, 0 is white": tiff((1 - RAMP / 255).astype(np.float32), white_is_zero=True),
     "floats to 65535": tiff(RAMP.astype(np.float32) * 256),
 }
 
