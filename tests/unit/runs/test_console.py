@@ -59,7 +59,7 @@ def test_an_epoch_has_one_line_once_it_is_complete(config: TrainConfig, capsys: 
     evaluated = HistoryEntry(1, train_loss=0.25, images_per_s=12.0, foreground_share=0.1, mean_iou=46.2)
     _, tracker = handled(config, Measured(trained, complete=False), Measured(evaluated, complete=True))
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["epoch 1/2  loss 0.25  12.0 images/s  foreground: 10.0% predicted  validation mean IoU 46.2"]
+    assert lines == ["epoch 1/2  loss 0.25  12.0 images/s  predicted foreground 10.0%  validation mean IoU 46.2"]
     assert [step for step, _ in tracker.logged] == [1, 1] and tracker.logged[1][1]["mean_iou"] == 46.2
 
 
