@@ -60,7 +60,7 @@ class Workers(ABC):
 
     def lose(self, step: Step, error: Exception) -> None:
         """Note that a step lost its process; called only if max_losses is above 0."""
-        raise NotImplementedError
+        raise AssertionError("workers with max_losses override this")
 
     def joining(self) -> Sequence[Reference]:
         """References that arrive when a worker becomes ready."""
@@ -68,7 +68,7 @@ class Workers(ABC):
 
     def join(self, reference: Reference) -> None:
         """Use the worker whose reference of `joining` has arrived."""
-        raise NotImplementedError
+        raise AssertionError("workers that override `joining` override this")
 
 
 def map_units(
