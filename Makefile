@@ -24,7 +24,7 @@ setup: $(READY) ## make the environment .venv (7 GB, some minutes)
 demo: $(READY) ## the whole method on small data; VOC=DEVKIT runs on a real VOC devkit
 	$(PY) -m jobs.demo $(if $(VOC),--voc-root $(VOC))
 
-test: $(READY) ## all tests but the long ones, about 10 minutes on 2 cores
+test: $(READY) ## all tests but the long ones
 	$(PY) -m pytest --numprocesses 2
 
 test-fast: $(READY) ## tests without Ray and trainings, under 2 minutes on 2 cores
