@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from boxsup_dist.credentials import redact
@@ -81,6 +84,10 @@ class UnreadableFileError(InputError):
     """A local file is there, but it is a folder, a pipe or a device, or the system refuses to read it."""
 
 
+class UnwritableFileError(InputError):
+    """The system refuses to write or delete a local file: no permission, no room, a file in place of a folder."""
+
+
 class StorageError(InputError):
     """A store refuses, lacks the bucket, or did not answer in any of several tries."""
 
@@ -129,3 +136,96 @@ class NonFiniteLossError(InputError):
 
 class LostWorkError(InputError):
     """A unit of work ended its process in every try: it takes too much memory, or native code crashes on it."""
+
+
+# -- errors of the operating system ------------------------------------------------------------------------------------
+
+_AGAIN = "then run the same command again: it continues"
+_ALLOWED = "a file and folders that this user may use (see ls -ld), or another place"
+_NETWORK = f"a network file system that answers: mount it again, {_AGAIN}"
+_REMEDIES = {
+    errno.EACCES: _ALLOWED,
+    errno.EPERM: _ALLOWED,
+    errno.EROFS: "a file system that can be written: choose another folder, or mount this one for writing",
+    errno.ENOSPC: f"room on this disk: delete files, {_AGAIN}",
+    errno.EDQUOT: f"room in this user's quota: delete files, {_AGAIN}",
+    errno.EFBIG: f"a higher limit of the size of files (ulimit -f), {_AGAIN}",
+    errno.EIO: f"a disk that works: see dmesg, {_AGAIN}",
+    errno.ESTALE: _NETWORK,
+    errno.ENOTCONN: _NETWORK,
+    errno.EHOSTDOWN: _NETWORK,
+    errno.ETIMEDOUT: _NETWORK,
+    errno.ENAMETOOLONG: "a shorter name: most file systems allow 255 bytes",
+    errno.EISDIR: "a file, not a folder",
+    errno.ENOTDIR: "a path whose folders are folders: one of them is a file",
+    errno.EEXIST: "a path whose folders are folders: one of them is a file",
+    errno.ELOOP: "a path without a circle of links",
+    errno.EMFILE: f"a higher limit of open files (ulimit -n), {_AGAIN}",
+    errno.ENFILE: f"fewer open files on this machine, {_AGAIN}",
+    errno.ENOMEM: f"more free memory, {_AGAIN}",
+}
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another file would have met them too
+
+
+def system_error(
+    error: OSError, *, file: object = None, writing: bool | None = None, num_bytes: int | None = None
+) -> InputError:
+    """What the operating system refused, as an error with what to do.
+
+    Args:
+        error: What the system raised.
+        file: The file or folder; None: the one that `error` names.
+        writing: Whether it was written (or deleted) or read; None: not known.
+        num_bytes: Size of what was written.
+
+    Returns:
+        MissingFileError, UnreadableFileError or UnwritableFileError; a plain InputError if the direction is not known,
+        or if the machine lacks something and the file is not at fault.
+    """
+    file = error.filename if file is None else file
+    if writing is False and error.errno == errno.ENOENT:
+        return MissingFileError("no such file", file=file)
+    expected = _REMEDIES.get(error.errno or 0)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and file is not None:
+        expected = f"{_room(os.fspath(str(file)), num_bytes)}; {expected}"
+    problem, kind = "the system refuses", InputError
+    if writing is not None and error.errno not in _OF_THE_MACHINE:
+        problem = f"the file cannot be {'written' if writing else 'read'}"
+        kind = UnwritableFileError if writing else UnreadableFileError
+    text = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    return kind(problem, file=file, value=text, expected=expected)
+
+
+def _room(path: str, num_bytes: int | None) -> str:
+    """How much room a file needs and its disk has."""
+    needed = "more room" if num_bytes is None else f"{num_bytes / 2**20:.1f} MiB"
+    folder = os.path.dirname(os.path.abspath(path))
+    with suppress(OSError):  # an absent folder among others
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        return f"{needed} for this file, {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free in {folder}"
+    return f"{needed} for this file"
+
+
+def cause_to_show(error: BaseException) -> InputError | None:
+    """The error of a user or of the system that led to this one, through the wrappers of Ray; None for another cause.
+
+    The text of Ray's wrappers is a traceback, also where they are InputErrors themselves.
+    """
+    waiting, seen = [error], set[int]()
+    while waiting:
+        found = waiting.pop(0)
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if not type(found).__module__.startswith("ray."):
+            if isinstance(found, InputError):
+                return found
+            if isinstance(found, OSError):
+                return system_error(found)
+        # RayTaskError, Ray Train's UserExceptionWithTraceback, ControllerError and WorkerGroupError
+        inner = [getattr(found, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__")]
+        failures = getattr(found, "worker_failures", None)
+        inner += failures.values() if isinstance(failures, dict) else []
+        waiting += [each for each in inner if isinstance(each, BaseException)]
+    return None

@@ -73,4 +73,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, out_is_file=True)

@@ -60,4 +60,4 @@ def _download(folder: str, package: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, out_is_file=True)

@@ -121,4 +121,4 @@ def _reproduced_rows(rows: list[dict[str, Any]]) -> list[dict[str, str | None]]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, out_is_file=True)

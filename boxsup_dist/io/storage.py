@@ -1,7 +1,8 @@
 """Files on local disk or any fsspec store (s3://...), written whole or not at all.
 
 Local files are written to a temporary name, synced and renamed; object stores publish a PUT at its end. Temporary
-failures of a store are retried (`remote.py`). Every function may raise StorageError if the URI is not local.
+failures of a store are retried (`remote.py`). Every function may raise StorageError if the URI is not local, and
+UnreadableFileError or UnwritableFileError if it is and the system refuses: an absent file alone counts as absent.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from boxsup_dist.credentials import has_credentials
-from boxsup_dist.errors import InputError, MissingFileError, UnreadableFileError
+from boxsup_dist.errors import InputError, MissingFileError, UnreadableFileError, system_error
 from boxsup_dist.io import remote
 
 WILDCARDS = "*?["
@@ -41,10 +43,10 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     """The URI in a form that means the same in every process: local paths become absolute.
 
     Raises:
-        InputError: The URI holds credentials. It would be shown, and kept in files.
+        InputError: The URI holds credentials, which would be shown and kept in files; or it is no name of a file.
     """
     text = os.fspath(uri)
-    _refuse_credentials(text)
+    _check_uri(text)
     if is_local(text):
         return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
     return text.rstrip("/")
@@ -55,10 +57,16 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def _refuse_credentials(uri: str) -> None:
+def _check_uri(uri: str) -> None:
     if has_credentials(uri):
         expected = "a URI without them; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
         raise InputError("the URI holds credentials", file=uri, expected=expected)
+    try:
+        encoded = os.fsencode(uri)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise InputError("no name of a file", file=ascii(uri), expected="characters that a file name can have")
 
 
 def safe_name(name: str, *, file: object = None, field: str | None = None) -> str:
@@ -79,9 +87,21 @@ def safe_name(name: str, *, file: object = None, field: str | None = None) -> st
     return name
 
 
+class _LocalFiles(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """Local files. The base class lists a folder that it cannot read as an empty one; this one raises."""
+
+    def walk(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        return super().walk(path, *args, **{**kwargs, "on_error": _raise_unless_absent})
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    _refuse_credentials(uri)
-    return fsspec.core.url_to_fs(uri) if is_local(uri) else remote.open_store(uri)
+    _check_uri(uri)
+    return (_LocalFiles(), absolute(uri)) if is_local(uri) else remote.open_store(uri)
 
 
 def _on(uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
@@ -90,10 +110,31 @@ def _on(uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T
     return operation(fs, path) if is_local(uri) else remote.attempt(uri, lambda: operation(fs, path))
 
 
+@contextmanager
+def _system_errors(uri: str, *, writing: bool = False, num_bytes: int | None = None) -> Iterator[None]:
+    """Turn what the system refuses inside the block into our errors. Of a store, `remote.attempt` has done it."""
+    try:
+        yield
+    except OSError as error:
+        if not is_local(uri):
+            raise
+        raise system_error(error, file=uri, writing=writing, num_bytes=num_bytes) from None
+
+
+def _mode(uri: str) -> int | None:
+    """Kind and permissions of a local file or folder; None if it is absent."""
+    path = absolute(uri)
+    with _system_errors(uri):
+        try:
+            return os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
 def exists(uri: str) -> bool:
     """Whether the file or folder exists."""
     if is_local(uri):
-        return os.path.exists(absolute(uri))
+        return _mode(uri) is not None
     try:
         _on(uri, lambda fs, path: fs.info(path))
     except FileNotFoundError:
@@ -103,26 +144,31 @@ def exists(uri: str) -> bool:
 
 def list_names(uri: str) -> list[str]:
     """Sorted base names in a folder; none if the folder is absent."""
-    try:
-        entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    with _system_errors(uri):
+        try:
+            entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     return sorted(posixpath.basename(entry.rstrip("/")) for entry in entries)
 
 
 def size(uri: str) -> int:
     """Bytes of a file, or of all files under a folder."""
-    return int(_on(uri, lambda fs, path: fs.du(path)))
+    with _system_errors(uri):
+        return int(_on(uri, lambda fs, path: fs.du(path)))
 
 
 def is_folder(uri: str) -> bool:
     """Whether the folder exists; in an object store, whether a name begins with it."""
+    if is_local(uri):
+        return stat.S_ISDIR(_mode(uri) or 0)
     return bool(_on(uri, lambda fs, path: fs.isdir(path)))
 
 
 def find_files(uri: str) -> list[str]:
     """Sorted paths of all files below a folder, relative to it; none if the folder is absent."""
-    return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in fs.find(path)))
+    with _system_errors(uri):
+        return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in fs.find(path)))
 
 
 def fixed_part(pattern: str) -> str:
@@ -135,7 +181,8 @@ def glob_files(pattern: str) -> list[str]:
     """Sorted URIs of the files, not folders, that match a pattern with *, ?, [...] or **."""
     root = fixed_part(pattern)
     _, root_path = _filesystem(root)
-    matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
+    with _system_errors(pattern):
+        matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
     # fsspec calls local links, pipes and devices "other": links are files or folders, and reading names the others.
     folders = {name for name, info in matches.items() if info["type"] == "directory" or os.path.isdir(name)}
     found = sorted(matches.keys() - folders)
@@ -151,7 +198,7 @@ def remove(uri: str) -> None:
             if fs.exists(path):  # S3 reports the names that it could not delete, s3fs does not
                 raise remote.CutShortError("some files were not deleted")
 
-    with suppress(FileNotFoundError):  # another process deletes it too
+    with _system_errors(uri, writing=True), suppress(FileNotFoundError):  # another process deletes it too
         _on(uri, delete)
 
 
@@ -180,23 +227,44 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK:
 def _reading(uri: str) -> Iterator[None]:
     """Check a local file before the block reads it, because a pipe has no end; turn errors of the system into ours."""
     try:
-        if is_local(uri):
-            mode = os.stat(absolute(uri)).st_mode
-            if not stat.S_ISREG(mode):
-                found = _KINDS.get(stat.S_IFMT(mode), "a device")
-                raise UnreadableFileError("not a file", file=uri, value=found, expected="a file")
-        yield
+        with _system_errors(uri):
+            if is_local(uri):
+                mode = os.stat(absolute(uri)).st_mode
+                if not stat.S_ISREG(mode):
+                    found = _KINDS.get(stat.S_IFMT(mode), "a device")
+                    raise UnreadableFileError("not a file", file=uri, value=found, expected="a file")
+            yield
     except FileNotFoundError:
         raise MissingFileError("no such file", file=uri) from None
-    except OSError as error:
-        if not is_local(uri):
-            raise
-        raise UnreadableFileError("the file cannot be read", file=uri, value=error.strerror or str(error)) from None
+
+
+def _temporary_name() -> str:
+    # Without the name of the file: with it the name could be longer than the file system allows.
+    return f".tmp-{uuid.uuid4().hex}"
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a write that was killed left the file of this name."""
+    """Whether a write that was killed left the file of this name. Older versions put the file's name before it."""
     return re.search(r"\.tmp-[0-9a-f]{32}$", name) is not None
+
+
+def check_output(uri: str) -> None:
+    """Check that a local folder can be made and written to, so that a command fails before its work, not after.
+
+    Leaves nothing behind. A store is not asked: what may be written there depends on the name.
+
+    Raises:
+        UnwritableFileError: The system refuses, or the folder or one above it is a file.
+    """
+    if not is_local(uri):
+        return
+    folder = absolute(uri)
+    while not exists(folder):
+        folder = os.path.dirname(folder)
+    with _system_errors(uri, writing=True):
+        probe = os.path.join(folder, _temporary_name())
+        Path(probe).touch()
+        os.unlink(probe)
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
@@ -204,7 +272,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
     if not is_local(uri):
         _on(uri, lambda fs, path: fs.pipe_file(path, bytes(data)))
         return
-    with _replacing(absolute(uri)) as file:
+    with _replacing(uri, len(data)) as file:
         file.write(data)
 
 
@@ -213,25 +281,27 @@ def write_file(uri: str, source: Path) -> None:
     if not is_local(uri):
         _on(uri, lambda fs, path: fs.put_file(str(source), path))
         return
-    with source.open("rb") as content, _replacing(absolute(uri)) as file:
+    with source.open("rb") as content, _replacing(uri, source.stat().st_size) as file:
         shutil.copyfileobj(content, file)
 
 
 @contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A temporary file that takes the place of `path` when the block ends without an error."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.tmp-{uuid.uuid4().hex}"
-    try:
-        with Path(temporary).open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+def _replacing(uri: str, num_bytes: int) -> Iterator[BinaryIO]:
+    """A temporary file that takes the place of a local file when the block ends without an error."""
+    path = absolute(uri)
+    temporary = os.path.join(os.path.dirname(path), _temporary_name())
+    with _system_errors(uri, writing=True, num_bytes=num_bytes):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with Path(temporary).open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # what the system refused first is what to report
+                os.unlink(temporary)
+            raise
 
 
 def read_json(uri: str) -> Any:

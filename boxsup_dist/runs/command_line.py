@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.errors import InputError, SettingError, cause_to_show
+from boxsup_dist.io import storage
 
 # Settings that several commands share: one name, one type and one help text for each.
 RunDir = Annotated[str, tyro.conf.arg(help="Run directory of a training: a folder or URI.")]
@@ -49,41 +50,62 @@ _called_as: str | None = None  # set by `call`: run_module overwrites sys.argv[0
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn a user's error into one line on stderr and exit status 2.
+    """Turn an error of the user or of the operating system into one line on stderr and exit status 2.
 
     A reader that closes its end of a pipe early, such as `head`, ends the command with status 1 and no trace.
     """
     try:
         yield
+        sys.stdout.flush()  # the disk under it may be full
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
+        _give_up_stdout()
         raise SystemExit(1) from None
-    except InputError as error:
-        problem = getattr(error, "cause", error)  # Ray wraps what a task raised, with its traceback as text
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
     except Exception as error:
-        if "ray" not in sys.modules:  # an import of seconds
+        problem = _to_show(error)
+        if problem is None:
             raise
+        print(f"error: {problem}", file=sys.stderr)
+        _give_up_stdout()
+        raise SystemExit(2) from None
+
+
+def _give_up_stdout() -> None:
+    """Drop what stdout does not take, a closed pipe or a file on a full disk: Python would report it once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _to_show(error: Exception) -> InputError | None:
+    """The error to show where a user or the machine caused one; None for a fault of the program."""
+    if "ray" in sys.modules:  # an import of seconds
         from boxsup_dist.distributed.out_of_disk import no_room
 
-        if (problem := no_room(error)) is None:
-            raise
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
+        if (problem := no_room(error)) is not None:
+            return problem
+    return cause_to_show(error)
 
 
-def run(main: Callable[[Any], object], choose_settings: Callable[[], type] | None = None) -> None:
+def run(
+    main: Callable[[Any], object], choose_settings: Callable[[], type] | None = None, *, out_is_file: bool = False
+) -> None:
     """Call `main` with the settings of the command line; a user's error ends it with one clear line.
+
+    An output that cannot be written is found before the work.
 
     Args:
         main: The job. Its argument is typed with the dataclass of the settings; the docstring of its module is the
             description in the help.
         choose_settings: Gives that dataclass where it depends on the command line itself.
+        out_is_file: Whether the setting `out` names a file, not a folder.
     """
     with clear_errors():
         chosen = choose_settings() if choose_settings is not None else get_type_hints(main)["settings"]
-        main(read(chosen, sys.modules[main.__module__].__doc__))
+        settings = read(chosen, sys.modules[main.__module__].__doc__)
+        if (out := getattr(settings, "out", None)) is not None:
+            storage.check_output(os.path.dirname(storage.absolute(out)) if out_is_file else out)
+        main(settings)
 
 
 def read(

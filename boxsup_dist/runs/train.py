@@ -58,6 +58,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
             _deliver(RunTracker(runs_root, tracking_uri), config, inputs, tags)
         summary = read_summary(run_dir)
     else:
+        storage.check_output(run_dir)
         check_start(inputs.network, config.network.weights)
         session.start()
         size = session.total_cpus(), session.total_gpus()

@@ -98,7 +98,8 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
                 stages_between_s = coordinator.stages_s - stages_s
                 metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
             stages_s = coordinator.stages_s
-            coordinator.record(worker.epoch, metrics, worker.bad_records)
+            with worker.failing_together():
+                coordinator.record(worker.epoch, metrics, worker.bad_records)
         ended = time.perf_counter()
         worker.finish_epoch()
         if coordinator is not None:
@@ -128,8 +129,8 @@ def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
 def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef[Labels] | None:
     """Run rank 0's stages; all ranks return the labels of the coming epoch, or raise the InputError of a stage."""
     labels: ray.ObjectRef[Labels] | None = None
-    error: InputError | None = None
-    if coordinator is not None:
+    error = worker.failure
+    if coordinator is not None and error is None:
         try:
             labels = _run_stages(worker, coordinator)
         except InputError as found:
@@ -176,17 +177,18 @@ class _Watch:
 
 
 def _save(worker: TrainWorker, labels: ray.ObjectRef[Labels] | None) -> None:
+    """Write a checkpoint, unless rank 0 has failed already."""
     config = worker.config
-    checkpoint.save(
-        config.run_dir,
-        checkpoint.CheckpointState(
-            epoch=worker.epoch,
-            step=worker.step,
-            seed=config.seed,
-            network=worker.network.spec,
-            model=worker.weights(),
-            training=worker.training_state(),
-            labels=None if labels is None else ray.get(labels).to_parquet(),
-        ),
-        keep_last=config.keep_checkpoints,
+    if worker.failure is not None:
+        return
+    state = checkpoint.CheckpointState(
+        epoch=worker.epoch,
+        step=worker.step,
+        seed=config.seed,
+        network=worker.network.spec,
+        model=worker.weights(),
+        training=worker.training_state(),
+        labels=None if labels is None else ray.get(labels).to_parquet(),
     )
+    with worker.failing_together():
+        checkpoint.save(config.run_dir, state, keep_last=config.keep_checkpoints)

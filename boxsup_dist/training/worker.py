@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,6 +88,19 @@ class TrainWorker:
         self.epoch, self.step = 0, 0
         self.totals = EpochTotals()
         self.bad_records: dict[str, str] = {}  # image_id -> problem, of the run so far; the same on all ranks
+        self.failure: InputError | None = None  # of this rank alone, until all ranks raise it
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Keep an InputError of what one rank does alone, such as writing a checkpoint, as `failure`.
+
+        All ranks raise it when they meet next: in the next step or between the epochs. Raised at once, it would leave
+        the other ranks waiting for this one.
+        """
+        try:
+            yield
+        except InputError as error:
+            self.failure = self.failure or error
 
     def wrap(self) -> None:
         """Make the network data parallel. Call it after the checkpoint is loaded, so that all ranks start alike."""
@@ -187,8 +201,9 @@ class TrainWorker:
 
         Raises:
             NonFiniteLossError: On all ranks, before anything is updated.
-            InputError: The error of a batch of any rank; on all ranks, before anything is updated.
+            InputError: The error of a batch, or the `failure`, of any rank; on all ranks, before anything is updated.
         """
+        own_error = self.failure or batch.error
         factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
@@ -211,7 +226,7 @@ class TrainWorker:
                 (grid != BACKGROUND).sum().double() * real,
                 torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
-                torch.tensor(batch.error is not None, dtype=torch.float64, device=self.device),
+                torch.tensor(own_error is not None, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
             ]
         )
@@ -220,7 +235,7 @@ class TrainWorker:
             dist.all_reduce(sums)
         loss, weight, foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
         if num_errors:
-            raise_together(batch.error)
+            raise_together(own_error)
         if num_bad:
             self._keep_bad_records(batch)
         if not np.isfinite(loss):

@@ -5,7 +5,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from boxsup_dist.errors import InputError, UnreadableFileError
+from boxsup_dist.errors import InputError, UnreadableFileError, UnwritableFileError
 from boxsup_dist.io import storage
 
 
@@ -26,7 +26,7 @@ def test_failing_write_leaves_the_old_content_and_no_rest(tmp_path, monkeypatch,
         raise OSError("disk full")
 
     monkeypatch.setattr(os, broken_call, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UnwritableFileError, match=r"cannot be written; file: .*x\.bin; found: 'disk full'"):
         storage.write_bytes(uri, b"new")
     monkeypatch.undo()
     assert storage.read_bytes(uri) == b"old"
