@@ -164,6 +164,8 @@ _REMEDIES = {
     errno.ENFILE: f"fewer open files on this machine, {_AGAIN}",
     errno.ENOMEM: f"more free memory, {_AGAIN}",
 }
+DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+"""What a disk answers, whatever the name of the file."""
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another file would have met them too
 
 

@@ -10,13 +10,13 @@ Run it after a table or the index changed: a test compares the page with what th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import to_markdown
 from boxsup_dist.runs.command_line import run
 
@@ -43,7 +43,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Write the page and print its name."""
-    Path(settings.out).write_text(results_page(Path(settings.folder)))
+    storage.write_bytes(settings.out, results_page(Path(settings.folder)).encode())
     print(settings.out)
 
 
@@ -68,9 +68,7 @@ def results_page(folder: Path) -> str:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError("no such table", file=str(path))
-    return json.loads(path.read_text())
+    return storage.read_json(str(path))
 
 
 def _table(place: Mapping[str, str], table: Mapping[str, Any]) -> str:

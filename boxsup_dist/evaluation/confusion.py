@@ -16,10 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import parse_json
+
+
+class _Kept(TypedDict):
+    """The file."""
+
+    class_names: list[str]
+    confusion: list[list[int]]
 
 
 class NamedConfusion(NamedTuple):
@@ -113,9 +122,9 @@ def read_confusion(uri: str) -> NamedConfusion | None:
     """
     if not storage.exists(uri):
         return None
-    values = storage.read_json(uri)
-    try:
-        found = NamedConfusion(np.array(values["confusion"], np.int64), tuple(values["class_names"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError("not a confusion matrix with the names of its classes", file=uri, value=str(error)) from None
-    return found
+    values = parse_json(_Kept, storage.read_bytes(uri), file=uri)
+    size, rows = len(values["class_names"]), values["confusion"]
+    if [len(row) for row in rows] != [size] * size or not all(0 <= count < 2**63 for row in rows for count in row):
+        expected = f"{size} x {size} counts, as there are {size} class_names"
+        raise InputError("not a confusion matrix of these classes", file=uri, field="confusion", expected=expected)
+    return NamedConfusion(np.array(rows, np.int64).reshape(size, size), tuple(values["class_names"]))

@@ -46,6 +46,8 @@ def keep_identity(out: str, identity: Mapping[str, Any]) -> None:
         storage.write_json(uri, identity)
         return
     found = storage.read_json(uri)
+    if not isinstance(found, dict):
+        raise SettingError("not the record of a folder's outputs: delete the folder", file=uri, value=found)
     differing = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
     if differing:
         raise SettingError(

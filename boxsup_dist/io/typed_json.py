@@ -1,8 +1,9 @@
-"""JSON files of a run as typed values: a file that does not fit is an error that names the field."""
+"""JSON as typed values: a text that does not fit is an error that names the field."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import functools
+from typing import Any, TypeVar
 
 from boxsup_dist.errors import InputError
 
@@ -21,10 +22,11 @@ def parse_json(kind: type[T], data: bytes, *, file: str, place: str = "") -> T:
     Raises:
         InputError: The text is no JSON (`expected` is "JSON"), or a field is missing, unknown or of another type.
     """
-    from pydantic import TypeAdapter, ValidationError  # here, as every command imports this module: 0.1 s
+    from pydantic import ValidationError  # here, as every command imports this module: 0.1 s
 
     try:
-        return TypeAdapter(kind).validate_json(data, strict=True)
+        value: T = _adapter(kind).validate_json(data, strict=True)
+        return value
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
@@ -34,3 +36,10 @@ def parse_json(kind: type[T], data: bytes, *, file: str, place: str = "") -> T:
         where = ", ".join(part for part in (place, field) if part)
         value = None if first["type"] == "missing" else first["input"]
         raise InputError(first["msg"], file=file, field=where or None, value=value) from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

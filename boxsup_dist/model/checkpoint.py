@@ -18,18 +18,50 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
-from boxsup_dist.errors import CheckpointError, MissingFileError, WeightsError
+from boxsup_dist.errors import CheckpointError, InputError, MissingFileError, WeightsError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import parse_json
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, network_from_state
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
+_AN_EARLIER_ONE = "delete its folder to continue from an earlier checkpoint"
 _NAME = re.compile(r"epoch-(\d{3,})-step-(\d{5,})")
+T = TypeVar("T")
+
+
+class _File(TypedDict):
+    """What the manifest says of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+class _Format(TypedDict):
+    """The part of a manifest that every version has."""
+
+    format_version: int
+
+
+class _Manifest(_Format):
+    files: dict[str, _File]
+
+
+class _State(TypedDict):
+    """state.json."""
+
+    epoch: int
+    step: int
+    seed: int
+    network: dict[str, Any]
+    metrics: dict[str, Any]
+    extra: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -192,20 +224,28 @@ def _remove(uri: str) -> None:
     storage.remove(uri)
 
 
-def _manifest(uri: str) -> dict[str, dict[str, Any]]:
+def _manifest(uri: str) -> dict[str, _File]:
     path = storage.join(uri, "manifest.json")
     if not storage.exists(path):
         state = "is unfinished" if storage.exists(uri) else "does not exist"
         raise CheckpointError(f"the checkpoint {state}", file=uri, expected="a folder with manifest.json")
-    manifest = storage.read_json(path)
-    if manifest.get("format_version") != FORMAT_VERSION:
+    data = storage.read_bytes(path)
+    found = _parse(_Format, data, path)["format_version"]
+    if found != FORMAT_VERSION:
         raise CheckpointError("the checkpoint has the format of another version", file=path, field="format_version",
-                              value=manifest.get("format_version"), expected=str(FORMAT_VERSION))  # fmt: skip
-    files: dict[str, dict[str, Any]] = manifest["files"]
-    return files
+                              value=found, expected=str(FORMAT_VERSION))  # fmt: skip
+    return _parse(_Manifest, data, path)["files"]
 
 
-def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
+def _parse(kind: type[T], data: bytes, path: str) -> T:
+    try:
+        return parse_json(kind, data, file=path)
+    except InputError as error:
+        problem = f"a file of the checkpoint is damaged ({error.problem}); {_AN_EARLIER_ONE}"
+        raise error.at(kind=CheckpointError, problem=problem) from None
+
+
+def _read(uri: str, name: str, files: Mapping[str, _File]) -> bytes:
     path = storage.join(uri, name)
     try:
         data = storage.read_bytes(path)
@@ -213,7 +253,7 @@ def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
         raise CheckpointError("a file of the checkpoint is missing", file=path) from None
     if name not in files or hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
         raise CheckpointError(
-            "a file of the checkpoint is damaged; delete its folder to continue from an earlier checkpoint",
+            f"a file of the checkpoint is damaged; {_AN_EARLIER_ONE}",
             file=path,
             value=f"{len(data)} bytes",
             expected=f"the content that manifest.json describes: {files.get(name)}",
@@ -221,10 +261,8 @@ def _read(uri: str, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
     return data
 
 
-def _read_state(uri: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    _read(uri, "state.json", files)
-    values: dict[str, Any] = storage.read_json(storage.join(uri, "state.json"))
-    return values
+def _read_state(uri: str, files: Mapping[str, _File]) -> _State:
+    return _parse(_State, _read(uri, "state.json", files), storage.join(uri, "state.json"))
 
 
 def _to_cpu(value: Any) -> Any:

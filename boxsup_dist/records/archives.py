@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from boxsup_dist.errors import InputError
+from boxsup_dist.errors import DISK_ERRORS, InputError, system_error
 
 State = Literal["absent", "here", "unpacked"]
 
@@ -145,9 +145,17 @@ def unpack(root: Path, archive: Archive) -> None:
         raise InputError(problem, file=file, field="member", value=str(error)) from None
     except InputError:
         raise
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise system_error(error, file=folder, writing=True) from None
+        raise _unusable(file, error) from None
     except Exception as error:  # also of encrypted members, of unknown methods of compression, of damaged content
-        raise InputError("the archive can't be unpacked", file=file, value=f"{type(error).__name__}: {error}") from None
+        raise _unusable(file, error) from None
     _marker(root, archive).write_text(found + "\n")
+
+
+def _unusable(file: Path, error: Exception) -> InputError:
+    return InputError("the archive can't be unpacked", file=file, value=f"{type(error).__name__}: {error}")
 
 
 def _md5(file: Path) -> str:

@@ -19,7 +19,7 @@ from boxsup_dist.data.tables import MANIFEST, ShardInfo, Table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.distributed.shared import Reference
-from boxsup_dist.errors import InputError, RecordError, SettingError
+from boxsup_dist.errors import InputError, RecordError, SettingError, UnreadableFileError
 from boxsup_dist.io import storage
 from boxsup_dist.records.reader import Entry, Reader
 from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD
@@ -105,12 +105,12 @@ def pack_records(
     *,
     strict: bool = False,
 ) -> ShardContent:
-    """Read entries into one shard. An image with a RecordError is left out and listed, or raises it if `strict`."""
+    """Read entries into one shard. An image with a bad or unreadable file is left out and listed, or raises if `strict`."""
     records, problems = [], []
     for entry in entries:
         try:
             records.append(read(entry))
-        except RecordError as error:
+        except (RecordError, UnreadableFileError) as error:
             if strict:
                 raise
             problems.append({"image_id": entry.name, "problem": str(error)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -75,6 +76,7 @@ class HistoryEntry:
         return {name: value for name, value in self.to_dict().items() if name != "epoch"}
 
 
+_log = logging.getLogger(__name__)
 History = dict[int, HistoryEntry]
 """The epochs by their number, in order."""
 
@@ -82,10 +84,8 @@ History = dict[int, HistoryEntry]
 def read_history(run_dir: str) -> History:
     """What is known of each epoch so far; {} for a run without history.
 
-    A killed run may leave half a line at the end: it is passed over. Of two lines of one epoch the last counts.
-
-    Raises:
-        InputError: A line in the middle is no JSON, or a field is not one of an entry.
+    Of two lines of one epoch the last counts. A damaged line is left out with a warning: the training does not depend
+    on it, so it stops no run.
     """
     uri = RunFiles(run_dir).history
     if not storage.exists(uri):
@@ -98,9 +98,8 @@ def read_history(run_dir: str) -> History:
         try:
             entry = parse_json(HistoryEntry, line, file=uri, place=f"line {number}")
         except InputError as error:
-            if number == len(lines) and error.expected == "JSON":
-                break
-            raise
+            _log.warning("warning: the metrics of one epoch are lost, the run itself is whole: %s", error)
+            continue
         found[entry.epoch] = entry
     return dict(sorted(found.items()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from boxsup_dist.config import TrainConfig, differences
 from boxsup_dist.errors import InputError, MissingFileError, SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import parse_json
 from boxsup_dist.runs.layout import FORMAT, RunFiles
 from boxsup_dist.runs.summary import is_finished
 
@@ -18,14 +19,15 @@ def read_config(run_dir: str) -> TrainConfig:
     Settings added after the run started take their defaults, which is how the run behaved.
 
     Raises:
-        InputError: The directory has no config.json, or it is not JSON.
+        InputError: The directory has no config.json, it is not JSON, or a setting has another type.
         SettingError: Another version wrote the directory.
     """
     uri = RunFiles(run_dir).config
     if not storage.exists(uri):
         expected = "the run directory of a training; python -m jobs.train makes it"
         raise MissingFileError("no such file", file=uri, expected=expected)
-    values = storage.read_json(uri)
+    data = storage.read_bytes(uri)
+    values = storage.parse_json(data, file=uri)
     if not isinstance(values, dict):
         raise SettingError("not the settings of a run", file=uri, value=type(values).__name__, expected="a JSON object")
     found = values.pop("format", 1)
@@ -39,9 +41,11 @@ def read_config(run_dir: str) -> TrainConfig:
             expected=str(FORMAT),
         )
     try:
-        return TrainConfig.from_dict(values)
+        config = TrainConfig.from_dict(values)
     except SettingError as error:
         raise error.at(file=uri) from None
+    parse_json(TrainConfig, data, file=uri)  # the types of the values
+    return config
 
 
 def write_config(config: TrainConfig) -> None:

@@ -164,14 +164,18 @@ def read_rates(uri: str, recipe: str) -> Rates:
         raise InputError("no rates of this recipe", file=uri, field="recipe", value=recipe, expected=expected)
     try:
         return Rates(**found[recipe]).check()
-    except TypeError:
+    except InputError as error:
+        raise error.at(file=uri) from None
+    except (TypeError, OverflowError):
         names = ", ".join(field.name for field in fields(Rates))
         raise InputError("not the rates of this version", file=uri, field=recipe, expected=names) from None
 
 
 def write_rates(uri: str, rates: Rates) -> None:
     """Add a recipe's rates to a file, or replace them."""
-    found: Mapping[str, Any] = storage.read_json(uri) if storage.exists(uri) else {}
+    found = storage.read_json(uri) if storage.exists(uri) else {}
+    if not isinstance(found, dict):
+        raise InputError("not a file of rates: delete it, or choose another", file=uri, value=found)
     storage.write_json(uri, {**found, rates.recipe: asdict(rates.check())})
 
 

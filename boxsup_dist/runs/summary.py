@@ -11,7 +11,7 @@ from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
-from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.history import HistoryEntry, read_history
 from boxsup_dist.runs.layout import SUMMARY, RunFiles
 from boxsup_dist.io.typed_json import parse_json
 
@@ -28,6 +28,12 @@ class MlflowRun(TypedDict):
 
     tracking_uri: str
     run_id: str | None
+
+
+class _Tracked(TypedDict, total=False):
+    """The part of a summary that says where MLflow has the run."""
+
+    mlflow: MlflowRun
 
 
 class Summary(TypedDict):
@@ -63,7 +69,7 @@ def make_summary(
 ) -> Summary:
     """The result of a run whose last epoch is over; the metrics are those of its history."""
     history = list(read_history(config.run_dir).values())
-    last = history[-1]
+    last = history[-1] if history else HistoryEntry(config.optimizer.epochs)  # its lines were damaged
     stages: dict[str, float] = {}
     for entry in history:
         for stage, spent in {**entry.seconds, "train": entry.train_s or 0.0}.items():
@@ -115,8 +121,8 @@ def mlflow_run(run_dir: str) -> tuple[str, str]:
         InputError: The run is not finished, or MLflow does not have it.
     """
     uri = RunFiles(run_dir).summary
-    found = storage.read_json(uri).get("mlflow") or {}
-    if not found.get("run_id"):
+    found = parse_json(_Tracked, storage.read_bytes(uri), file=uri).get("mlflow")
+    if found is None or not found["run_id"]:
         expected = "a run that MLflow has: run the training command again to send it"
         raise InputError("the run has no MLflow run", file=uri, field="mlflow.run_id", expected=expected)
     return found["tracking_uri"], found["run_id"]

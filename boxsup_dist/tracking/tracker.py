@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import subprocess
 import threading
 import time
@@ -270,7 +271,11 @@ def _is_number(value: Any) -> bool:
 def _read_id(id_uri: str | None) -> str | None:
     if id_uri is None or not storage.exists(id_uri):
         return None
-    return storage.read_bytes(id_uri).decode(errors="replace").strip() or None
+    found = storage.read_bytes(id_uri).decode(errors="replace").strip()
+    if found and not re.fullmatch(r"[\w-]{1,256}", found, re.ASCII):
+        logger.warning("%s is damaged: it holds no id of a run. A new MLflow run is created.", id_uri)
+        return None
+    return found or None
 
 
 def _system_monitors() -> list[Any]:

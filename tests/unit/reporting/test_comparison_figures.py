@@ -92,5 +92,5 @@ def test_a_kept_confusion_matrix_comes_back(tmp_path) -> None:
 @pytest.mark.parametrize("text", ["[]", "{}", '{"confusion": [[1], [2, 3]], "class_names": []}'])
 def test_what_is_no_confusion_matrix_is_an_error_that_names_the_file(tmp_path, text: str) -> None:
     (tmp_path / "confusion.json").write_text(text)
-    with pytest.raises(InputError, match=r"not a confusion matrix.*confusion\.json"):
+    with pytest.raises(InputError, match=r"(not a confusion matrix|an object|required).*confusion\.json"):
         read_confusion(str(tmp_path / "confusion.json"))
