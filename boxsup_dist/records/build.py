@@ -105,7 +105,7 @@ def pack_records(
     *,
     strict: bool = False,
 ) -> ShardContent:
-    """Read entries into one shard. An image with a bad or unreadable file is left out and listed, or raises if `strict`."""
+    """Read entries into one shard. An image with a bad file is left out and listed, or raises if `strict`."""
     records, problems = [], []
     for entry in entries:
         try:

@@ -15,9 +15,7 @@ Not counted: downloads, a cluster's start, gradients on a slow network, and epoc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.errors import InputError, SettingError
