@@ -28,7 +28,7 @@ from boxsup_dist.runs.kept_config import check_resume, keep_config
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.report import write_report
 from boxsup_dist.runs.summary import Summary, is_finished, make_summary, read_summary, write_summary
-from boxsup_dist.tracking.client import default_tracking_uri
+from boxsup_dist.tracking.address import default_tracking_uri
 from boxsup_dist.tracking.tracker import RunTracker
 from boxsup_dist.training.fit import fit
 

@@ -1,8 +1,7 @@
-"""The client of an MLflow store: which store a run uses, how to reach it, and plain calls that wait for its answer.
+"""The client of an MLflow store, and plain calls that wait for its answer.
 
-Reads MLFLOW_TRACKING_URI, or uses the SQLite file `mlflow.db` in the runs folder with its artifacts beside it. Nothing
-here starts a thread: calls return when the store has answered, and raise if it does not. MLflow's usage telemetry is
-off unless MLFLOW_DISABLE_TELEMETRY says otherwise.
+Nothing here starts a thread: calls return when the store has answered, and raise if it does not. MLflow's usage
+telemetry is off unless MLFLOW_DISABLE_TELEMETRY says otherwise.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boxsup_dist.credentials import has_credentials
-from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
+from boxsup_dist.tracking.address import sqlite_path
 from boxsup_dist.tracking.calls import write_artifact
 
 if TYPE_CHECKING:
@@ -34,40 +33,6 @@ ENVIRONMENT = {
 }
 
 
-def default_tracking_uri(runs_root: str) -> str:
-    """URI of the store that a run uses when none is named.
-
-    Args:
-        runs_root: Folder that holds the run directories. If it is in an object store, ./runs takes its place, because
-            SQLite needs a local file.
-
-    Returns:
-        MLFLOW_TRACKING_URI if it is set, otherwise `sqlite:///RUNS_ROOT/mlflow.db`.
-
-    Raises:
-        SettingError: MLFLOW_TRACKING_URI holds credentials. Summaries keep the URI and MLflow's errors show it.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_root(runs_root)}/mlflow.db"
-    if has_credentials(uri):
-        raise SettingError(
-            "the URI holds credentials",
-            field="MLFLOW_TRACKING_URI",
-            value=uri,
-            expected="no user, password or token in it: put them in MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or in MLFLOW_TRACKING_TOKEN",
-        )
-    return uri
-
-
-def default_artifact_root(runs_root: str, tracking_uri: str) -> str | None:
-    """Folder for the artifacts of new experiments; None leaves the choice to a store that is not SQLite."""
-    return f"{_local_root(runs_root)}/mlartifacts" if tracking_uri.startswith("sqlite:") else None
-
-
-def _local_root(runs_root: str) -> str:
-    return storage.absolute(runs_root if storage.is_local(runs_root) else "runs")
-
-
 def make_client(tracking_uri: str) -> MlflowClient:
     """MLflow's client of a store, with this package's time limits.
 
@@ -75,8 +40,8 @@ def make_client(tracking_uri: str) -> MlflowClient:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if tracking_uri.startswith("sqlite:///"):
-        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if (path := sqlite_path(tracking_uri)) is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Imported here because it takes seconds, and only tracking needs MLflow.
     from mlflow.tracking import MlflowClient
 

@@ -37,7 +37,8 @@ from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.model.weights import CHECKPOINT_PREFIX
-from boxsup_dist.tracking.client import default_tracking_uri, make_client
+from boxsup_dist.tracking.address import default_tracking_uri
+from boxsup_dist.tracking.client import make_client
 
 if TYPE_CHECKING:
     import pandas as pd

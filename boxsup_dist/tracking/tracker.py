@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import boxsup_dist
 from boxsup_dist.data.tables import Table
 from boxsup_dist.io import storage
+from boxsup_dist.tracking.address import default_artifact_root, default_tracking_uri
 from boxsup_dist.tracking.calls import (
     flatten,
     write_artifact,
@@ -29,7 +30,7 @@ from boxsup_dist.tracking.calls import (
     write_params,
     write_tags,
 )
-from boxsup_dist.tracking.client import default_artifact_root, default_tracking_uri, make_client, open_run
+from boxsup_dist.tracking.client import make_client, open_run
 from boxsup_dist.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class RunTracker:
             warn_every_s: Shortest time between two warnings of failed calls.
 
         Raises:
-            SettingError: MLFLOW_TRACKING_URI holds credentials.
+            InputError: MLflow can never use the store at MLFLOW_TRACKING_URI, or the URI holds credentials.
         """
         self.tracking_uri = tracking_uri or default_tracking_uri(runs_root)
         self._artifact_root = default_artifact_root(runs_root, self.tracking_uri)

@@ -25,7 +25,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.train import train
-from boxsup_dist.tracking.client import default_tracking_uri
+from boxsup_dist.tracking.address import default_tracking_uri
 from jobs import evaluate, reassign
 from tests.distributed import tiny
 
