@@ -19,7 +19,15 @@ from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSetti
 from boxsup_dist.data.labels import read_labels
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
-from boxsup_dist.errors import InputError, MissingFileError, NonFiniteLossError, RecordError, SettingError, WeightsError
+from boxsup_dist.errors import (
+    InputError,
+    MissingFileError,
+    NonFiniteLossError,
+    RecordError,
+    SettingError,
+    UnwritableFileError,
+    WeightsError,
+)
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.history import read_history
@@ -285,6 +293,23 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_records(ray_local,
     config = tiny.make_config(folder, folder / "nan", sources=sources, optimizer=options, resources=TWO)
     assert_fails_at_once(config, NonFiniteLossError, r"not finite in epoch 1, step \d.*image_id.*tiny/train_")
     assert checkpoint.latest(config.run_dir) is None
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_what_rank_0_cannot_write_ends_the_run_on_all_ranks(ray_local, folder, every):
+    """At the end of an epoch and inside it: the other rank must not wait. The same command continues."""
+    sources = (tiny.make_source(folder, "rectangles"),)
+    config = tiny.make_config(
+        folder, folder / f"unwritable-{every}", sources=sources, resources=TWO, checkpoint_every_steps=every
+    )
+    in_the_way = Path(config.run_dir, "checkpoints")
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("a file in place of a folder")
+    message = r"the file cannot be written; file: .*checkpoints/epoch-.*one of them is a file"
+    assert_fails_at_once(config, UnwritableFileError, message)
+    if every:
+        in_the_way.unlink()
+        assert train(config)["mean_iou"] is not None
 
 
 def test_weights_that_are_not_there_end_the_run(ray_local, folder):
