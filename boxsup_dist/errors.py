@@ -188,8 +188,8 @@ def system_error(
     if writing is False and error.errno == errno.ENOENT:
         return MissingFileError("no such file", file=file)
     expected = _REMEDIES.get(error.errno or 0)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and file is not None:
-        expected = f"{_room(os.fspath(str(file)), num_bytes)}; {expected}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        expected = f"{_room(file, num_bytes)}; {expected}"
     problem, kind = "the system refuses", InputError
     if writing is not None and error.errno not in _OF_THE_MACHINE:
         problem = f"the file cannot be {'written' if writing else 'read'}"
@@ -198,15 +198,21 @@ def system_error(
     return kind(problem, file=file, value=text, expected=expected)
 
 
-def _room(path: str, num_bytes: int | None) -> str:
+def _room(file: object, num_bytes: int | None) -> str:
     """How much room a file needs and its disk has."""
-    needed = "more room" if num_bytes is None else f"{num_bytes / 2**20:.1f} MiB"
-    folder = os.path.dirname(os.path.abspath(path))
+    if file is None:  # what is written to an open file fails without its name
+        return f"room for the output and for temporary files (TMPDIR={os.environ.get('TMPDIR', '/tmp')}), see df"
+    needed = "more room" if num_bytes is None else _size(num_bytes)
+    folder = os.path.dirname(os.path.abspath(str(file)))
     with suppress(OSError):  # an absent folder among others
         while not os.path.isdir(folder):
             folder = os.path.dirname(folder)
-        return f"{needed} for this file, {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free in {folder}"
+        return f"{needed} for this file, {_size(shutil.disk_usage(folder).free)} are free in {folder}"
     return f"{needed} for this file"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 def cause_to_show(error: BaseException) -> InputError | None:

@@ -54,6 +54,8 @@ def main(settings: Settings) -> None:
             "archives are unpacked on a local disk", field="root", value=settings.root, expected="a local folder"
         )
     root = Path(storage.absolute(settings.root))
+    if storage.exists(str(root)) and not storage.is_folder(str(root)):
+        raise SettingError("not a folder", field="root", value=settings.root, expected="a folder with the archives")
     if prepare(archives.DATA_SETS[settings.dataset], root):
         print_counts(take_inventory(str(root)))
 

@@ -51,8 +51,18 @@ def results_page(folder: Path) -> str:
     """The page in Markdown.
 
     Raises:
-        InputError: A table is missing, or index.json does not name it.
+        InputError: A table is missing or damaged, or index.json does not name it.
     """
+    try:
+        return _page(folder)
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        problem = "the index or one of its tables has another form"
+        raise InputError(problem, file=str(folder), value=f"{type(error).__name__}: {error}") from None
+
+
+def _page(folder: Path) -> str:
     sections = _read(folder / "index.json")
     named = {table["file"] for section in sections for table in section["tables"]}
     unnamed = sorted(path.stem for path in folder.glob("*.json") if path.stem not in {*named, "index"})

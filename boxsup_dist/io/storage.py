@@ -23,20 +23,17 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from boxsup_dist.credentials import has_credentials
-from boxsup_dist.errors import InputError, MissingFileError, UnreadableFileError, system_error
+from boxsup_dist.errors import InputError, MissingFileError
 from boxsup_dist.io import remote
+from boxsup_dist.io.local import LocalFiles, check_is_file
+from boxsup_dist.io.local import is_local as is_local
+from boxsup_dist.io.local import system_errors as system_errors
 
 WILDCARDS = "*?["
 T = TypeVar("T")
-
-
-def is_local(uri: str) -> bool:
-    """Whether the URI is a plain path or begins with file://."""
-    return "://" not in uri or uri.startswith("file://")
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
@@ -87,21 +84,9 @@ def safe_name(name: str, *, file: object = None, field: str | None = None) -> st
     return name
 
 
-class _LocalFiles(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """Local files. The base class lists a folder that it cannot read as an empty one; this one raises."""
-
-    def walk(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        return super().walk(path, *args, **{**kwargs, "on_error": _raise_unless_absent})
-
-
-def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
-
-
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     _check_uri(uri)
-    return (_LocalFiles(), absolute(uri)) if is_local(uri) else remote.open_store(uri)
+    return (LocalFiles(), absolute(uri)) if is_local(uri) else remote.open_store(uri)
 
 
 def _on(uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
@@ -110,21 +95,10 @@ def _on(uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T
     return operation(fs, path) if is_local(uri) else remote.attempt(uri, lambda: operation(fs, path))
 
 
-@contextmanager
-def _system_errors(uri: str, *, writing: bool = False, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn what the system refuses inside the block into our errors. Of a store, `remote.attempt` has done it."""
-    try:
-        yield
-    except OSError as error:
-        if not is_local(uri):
-            raise
-        raise system_error(error, file=uri, writing=writing, num_bytes=num_bytes) from None
-
-
 def _mode(uri: str) -> int | None:
     """Kind and permissions of a local file or folder; None if it is absent."""
     path = absolute(uri)
-    with _system_errors(uri):
+    with system_errors(uri):
         try:
             return os.stat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -144,7 +118,7 @@ def exists(uri: str) -> bool:
 
 def list_names(uri: str) -> list[str]:
     """Sorted base names in a folder; none if the folder is absent."""
-    with _system_errors(uri):
+    with system_errors(uri):
         try:
             entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
         except (FileNotFoundError, NotADirectoryError):
@@ -154,7 +128,7 @@ def list_names(uri: str) -> list[str]:
 
 def size(uri: str) -> int:
     """Bytes of a file, or of all files under a folder."""
-    with _system_errors(uri):
+    with system_errors(uri):
         return int(_on(uri, lambda fs, path: fs.du(path)))
 
 
@@ -167,7 +141,7 @@ def is_folder(uri: str) -> bool:
 
 def find_files(uri: str) -> list[str]:
     """Sorted paths of all files below a folder, relative to it; none if the folder is absent."""
-    with _system_errors(uri):
+    with system_errors(uri):
         return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in fs.find(path)))
 
 
@@ -181,7 +155,7 @@ def glob_files(pattern: str) -> list[str]:
     """Sorted URIs of the files, not folders, that match a pattern with *, ?, [...] or **."""
     root = fixed_part(pattern)
     _, root_path = _filesystem(root)
-    with _system_errors(pattern):
+    with system_errors(pattern):
         matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
     # fsspec calls local links, pipes and devices "other": links are files or folders, and reading names the others.
     folders = {name for name, info in matches.items() if info["type"] == "directory" or os.path.isdir(name)}
@@ -198,7 +172,7 @@ def remove(uri: str) -> None:
             if fs.exists(path):  # S3 reports the names that it could not delete, s3fs does not
                 raise remote.CutShortError("some files were not deleted")
 
-    with _system_errors(uri, writing=True), suppress(FileNotFoundError):  # another process deletes it too
+    with system_errors(uri, writing=True), suppress(FileNotFoundError):  # another process deletes it too
         _on(uri, delete)
 
 
@@ -220,19 +194,13 @@ def read_bytes(uri: str) -> bytes:
         return _on(uri, read)
 
 
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-
-
 @contextmanager
 def _reading(uri: str) -> Iterator[None]:
     """Check a local file before the block reads it, because a pipe has no end; turn errors of the system into ours."""
     try:
-        with _system_errors(uri):
+        with system_errors(uri):
             if is_local(uri):
-                mode = os.stat(absolute(uri)).st_mode
-                if not stat.S_ISREG(mode):
-                    found = _KINDS.get(stat.S_IFMT(mode), "a device")
-                    raise UnreadableFileError("not a file", file=uri, value=found, expected="a file")
+                check_is_file(absolute(uri), uri)
             yield
     except FileNotFoundError:
         raise MissingFileError("no such file", file=uri) from None
@@ -261,7 +229,7 @@ def check_output(uri: str) -> None:
     folder = absolute(uri)
     while not exists(folder):
         folder = os.path.dirname(folder)
-    with _system_errors(uri, writing=True):
+    with system_errors(uri, writing=True):
         probe = os.path.join(folder, _temporary_name())
         Path(probe).touch()
         os.unlink(probe)
@@ -290,7 +258,7 @@ def _replacing(uri: str, num_bytes: int) -> Iterator[BinaryIO]:
     """A temporary file that takes the place of a local file when the block ends without an error."""
     path = absolute(uri)
     temporary = os.path.join(os.path.dirname(path), _temporary_name())
-    with _system_errors(uri, writing=True, num_bytes=num_bytes):
+    with system_errors(uri, writing=True, num_bytes=num_bytes):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             with Path(temporary).open("wb") as file:

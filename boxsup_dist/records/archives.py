@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from boxsup_dist.errors import DISK_ERRORS, InputError, system_error
+from boxsup_dist.io import storage
 
 State = Literal["absent", "here", "unpacked"]
 
@@ -112,9 +113,9 @@ DATA_SETS = {
 
 def state(root: Path, archive: Archive) -> State:
     """Return whether an archive is unpacked in the root, lies there still packed ("here"), or is absent."""
-    if _marker(root, archive).exists():
+    if storage.exists(str(_marker(root, archive))):
         return "unpacked"
-    return "here" if (root / archive.name).is_file() else "absent"
+    return "here" if storage.exists(str(root / archive.name)) else "absent"
 
 
 def _marker(root: Path, archive: Archive) -> Path:
@@ -151,7 +152,7 @@ def unpack(root: Path, archive: Archive) -> None:
         raise _unusable(file, error) from None
     except Exception as error:  # also of encrypted members, of unknown methods of compression, of damaged content
         raise _unusable(file, error) from None
-    _marker(root, archive).write_text(found + "\n")
+    storage.write_bytes(str(_marker(root, archive)), f"{found}\n".encode())
 
 
 def _unusable(file: Path, error: Exception) -> InputError:
@@ -159,7 +160,7 @@ def _unusable(file: Path, error: Exception) -> InputError:
 
 
 def _md5(file: Path) -> str:
-    with file.open("rb") as opened:
+    with storage.system_errors(str(file)), file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 

@@ -148,5 +148,6 @@ def _palette_png(values: NDArray[np.uint8]) -> bytes:
 
 def _write(file: Path, data: bytes) -> None:
     """Write a file plainly, not atomically: only MARKER says that the data set is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
+    with storage.system_errors(str(file), writing=True, num_bytes=len(data)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)

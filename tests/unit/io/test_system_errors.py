@@ -149,7 +149,7 @@ def test_a_full_disk_names_what_is_needed_and_what_is_free(tmp_path: Path) -> No
     assert f"file: {tmp_path}/absent/x.pt; found: 'No space left on device'; expected: 3.0 MiB for this file, " in str(
         found
     )
-    assert f" MiB are free in {tmp_path}; " in str(found) and "then run the same command again: it continues" in str(
+    assert f"iB are free in {tmp_path}; " in str(found) and "then run the same command again: it continues" in str(
         found
     )
     assert str(pickle.loads(pickle.dumps(found))) == str(found)
