@@ -66,6 +66,11 @@ class InputError(ValueError):
             expected=self.expected,
         )
 
+    @property
+    def reason(self) -> str:
+        """Problem and value, for an error of which this one is the cause."""
+        return self.problem if self.value is None else f"{self.problem}: {self.value}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray pickles exceptions; the default rebuilds from args and would lose the keyword fields.
         fields = {"file": self.file, "field": self.field, "value": self.value, "expected": self.expected}
@@ -86,6 +91,10 @@ class UnreadableFileError(InputError):
 
 class UnwritableFileError(InputError):
     """The system refuses to write or delete a local file: no permission, no room, a file in place of a folder."""
+
+
+class MachineError(InputError):
+    """The machine lacks something, such as memory or open files: no file is at fault, another would have met it too."""
 
 
 class StorageError(InputError):
@@ -166,7 +175,7 @@ _REMEDIES = {
 }
 DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 """What a disk answers, whatever the name of the file."""
-_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # another file would have met them too
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def system_error(
@@ -181,8 +190,8 @@ def system_error(
         num_bytes: Size of what was written.
 
     Returns:
-        MissingFileError, UnreadableFileError or UnwritableFileError; a plain InputError if the direction is not known,
-        or if the machine lacks something and the file is not at fault.
+        MissingFileError, UnreadableFileError, UnwritableFileError or MachineError; a plain InputError if the direction
+        is not known.
     """
     file = error.filename if file is None else file
     if writing is False and error.errno == errno.ENOENT:
@@ -190,8 +199,10 @@ def system_error(
     expected = _REMEDIES.get(error.errno or 0)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         expected = f"{_room(file, num_bytes)}; {expected}"
-    problem, kind = "the system refuses", InputError
-    if writing is not None and error.errno not in _OF_THE_MACHINE:
+    problem, kind = "the system refuses" if error.errno else "a file or connection failed", InputError
+    if error.errno in _OF_THE_MACHINE:
+        kind = MachineError
+    elif writing is not None:
         problem = f"the file cannot be {'written' if writing else 'read'}"
         kind = UnwritableFileError if writing else UnreadableFileError
     text = " ".join((error.strerror or str(error) or type(error).__name__).split())

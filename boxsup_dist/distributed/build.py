@@ -18,7 +18,7 @@ from boxsup_dist.data import tables
 from boxsup_dist.data.tables import ShardInfo, Table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.shared import fetch
-from boxsup_dist.errors import InputError
+from boxsup_dist.errors import InputError, cause_to_show
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
 
@@ -143,8 +143,8 @@ def _make(
                 problems=content.problems,
                 row_ms=content.row_ms,
             )
-        except InputError as error:  # returned, not raised: the user gets the error itself, not Ray's traceback
-            return _Written(0, _pickle(error))._asdict()
+        except (InputError, OSError) as error:  # returned, not raised: the user gets the error, not Ray's traceback
+            return _Written(0, _pickle(cause_to_show(error) or error))._asdict()
         return _Written(content.table.num_rows, b"")._asdict()
 
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))
@@ -158,5 +158,5 @@ def _make(
                 progress.advance(written.num_rows)
 
 
-def _pickle(error: InputError) -> bytes:
+def _pickle(error: Exception) -> bytes:
     return bytes(ray.cloudpickle.dumps(error))  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.tables import Table
-from boxsup_dist.errors import InputError, RecordError, StorageError
+from boxsup_dist.errors import InputError, MachineError, StorageError, decoding
 from boxsup_dist.export.coco import CocoImage, class_regions
 from boxsup_dist.export.files import Kind, output_uri, write_outputs
 from boxsup_dist.export.images import Item, read_image
@@ -52,6 +52,7 @@ def predict_unit(
 
     Raises:
         StorageError: A store does not answer.
+        UnwritableFileError: An output cannot be written.
     """
     outcomes = []
     for item, data in _read(unit, records):
@@ -79,12 +80,10 @@ def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, b
     for item in unit:
         try:
             yield item, storage.read_bytes(item.uri)
-        except StorageError:  # the store fails, not this image
+        except (StorageError, MachineError):  # not this image is at fault
             raise
         except InputError as error:
             yield item, error
-        except OSError as error:
-            yield item, RecordError(f"the file cannot be read: {type(error).__name__}: {error}")
 
 
 def regions_unit(unit: Sequence[Item], *, out: str) -> list[CocoImage]:
@@ -96,10 +95,15 @@ def regions_unit(unit: Sequence[Item], *, out: str) -> list[CocoImage]:
 
     Returns:
         One entry per image for the COCO file.
+
+    Raises:
+        RecordError: A label map is damaged.
     """
     found = []
     for item in unit:
-        label_map = decode_png(storage.read_bytes(output_uri(out, "label_maps", item.name)))
+        uri = output_uri(out, "label_maps", item.name)
+        with decoding(item.name, uri):
+            label_map = decode_png(storage.read_bytes(uri))
         height, width = label_map.shape
         found.append(CocoImage(item.name, height, width, class_regions(label_map)))
     return found

