@@ -136,11 +136,15 @@ def _check_sqlite(uri: str) -> None:
         raise _unusable(uri, "a folder is in place of the database's file")
     try:
         with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as connection:
+            tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
             found = {row[0] for row in connection.execute("select version_num from alembic_version")}
     except sqlite3.DatabaseError as error:
         if "no such table" not in str(error) and "locked" not in str(error):
             raise _unusable(uri, f"SQLite answers: {error}", "another file, or one that SQLite can open") from None
         return  # new, or in use
+    if any(name.startswith("_alembic_tmp_") for name in tables):
+        expected = "a whole database: delete the file if it holds no runs yet, else take its backup"
+        raise _unusable(uri, "MLflow was killed or had no room while it made the tables", expected)
     unknown = sorted(found - _revisions())
     if unknown and _revisions():
         expected = "the MLflow that wrote it or a newer one (pip install --upgrade mlflow), or another database"

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
-from boxsup_dist.tracking.address import sqlite_path
+from boxsup_dist.tracking.address import sqlite_path, sqlite_uri
 from boxsup_dist.tracking.calls import write_artifact
 
 if TYPE_CHECKING:
@@ -36,18 +38,39 @@ ENVIRONMENT = {
 def make_client(tracking_uri: str) -> MlflowClient:
     """MLflow's client of a store, with this package's time limits.
 
-    Sets the variables of ENVIRONMENT that are not set yet, and creates the folder of a SQLite store.
+    Sets the variables of ENVIRONMENT that are not set yet, and creates a SQLite store that is absent.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if (path := sqlite_path(tracking_uri)) is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Imported here because it takes seconds, and only tracking needs MLflow.
     from mlflow.tracking import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # a new SQLite store logs 40 migrations
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs a page of trace beside what it raises
+    if (path := sqlite_path(tracking_uri)) is not None and not os.path.exists(path):
+        _create_database(path)
     return MlflowClient(tracking_uri)
+
+
+def _create_database(path: str) -> None:
+    """Make MLflow's tables under another name first.
+
+    MLflow can neither use nor repair tables that are half made, so after a full disk or a kill in these seconds the
+    same command would not continue.
+    """
+    from mlflow.tracking import MlflowClient
+
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.tmp-{uuid.uuid4().hex}"
+    try:
+        MlflowClient(sqlite_uri(temporary)).search_experiments(max_results=1)
+        if not os.path.exists(path):  # another run may have been faster
+            os.replace(temporary, path)
+    finally:
+        for rest in (temporary, f"{temporary}-journal"):
+            with suppress(OSError):
+                os.unlink(rest)
 
 
 def open_run(

@@ -187,7 +187,7 @@ class Outbox:
             return
         self._last_warning_s = now
         self._warned_of_failure = not give_up
-        problem = " ".join(str(error).split())[:300] or type(error).__name__
+        problem = " ".join(str(error).partition("[SQL: ")[0].split())[:300] or type(error).__name__
         self._logger.warning(
             "%s: %s failed (%s); %s. %d calls are waiting, %d were given up. The work continues without it.",
             self._service,

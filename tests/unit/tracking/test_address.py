@@ -10,6 +10,7 @@ import pytest
 
 from boxsup_dist.errors import InputError, SettingError, UnwritableFileError
 from boxsup_dist.tracking.address import check_tracking_uri, default_tracking_uri, sqlite_path, sqlite_uri
+from boxsup_dist.tracking.client import make_client
 from boxsup_dist.tracking.tracker import RunTracker
 
 
@@ -95,6 +96,58 @@ def test_the_database_and_the_artifacts_lie_in_a_runs_folder_with_odd_characters
     assert [path.name for path in tmp_path.iterdir()] == [root.name]
     assert sorted(path.name for path in root.iterdir()) == ["mlartifacts", "mlflow.db", "run"]
     assert [path.read_text() for path in root.rglob("x.txt")] == ["x"]
+
+
+def test_a_database_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow cannot repair tables that are half made: a full disk or a kill would leave the runs folder unusable."""
+    from alembic import command
+
+    def fail(config: object, revision: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "runs" / "mlflow.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", fail)
+        with pytest.raises(Exception, match="No space left"):
+            make_client(sqlite_uri(str(path)))
+    assert list(path.parent.iterdir()) == []
+    make_client(sqlite_uri(str(path))).search_experiments()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_database_that_an_older_version_left_half_made_is_refused(tmp_path: Path) -> None:
+    uri = database(tmp_path / "half.db", "451aebb31d03")
+    with sqlite3.connect(tmp_path / "half.db") as connection:
+        connection.execute("create table _alembic_tmp_params (key text)")
+    with pytest.raises(SettingError, match=r"while it made the tables.*delete the file if it holds no runs yet"):
+        check_tracking_uri(uri)
+
+
+def test_a_full_disk_under_the_database_is_a_warning_of_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SQLite's own limit of pages stands for the disk. The run goes on; MLflow's page of trace is not shown."""
+    uri = sqlite_uri(str(tmp_path / "mlflow.db"))
+    client = make_client(uri)
+    with client._tracking_client.store.engine.connect() as connection:  # as many pages as there are
+        pages = connection.exec_driver_sql("pragma page_count").scalar()
+
+    from sqlalchemy import event
+
+    @event.listens_for(client._tracking_client.store.engine, "checkout")
+    def limit(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute(f"pragma max_page_count = {pages}")
+
+    tracker = RunTracker(str(tmp_path), uri, system_metrics=False)
+    tracker.start("e", "r")
+    for step in range(5):
+        tracker.log_metrics({f"metric {i}": 1.0 for i in range(500)}, step)
+    assert not tracker.close(20)
+    texts = [record.getMessage() for record in caplog.records if record.name.startswith("boxsup_dist")]
+    full = [text for text in texts if "database or disk is full" in text]
+    assert full and str(tmp_path / "mlflow.db") in full[0] and "it will be tried again" in full[0]
+    assert all("\n" not in text and "INSERT" not in text for text in texts)
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
 
 
 def test_a_refusal_takes_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
