@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import parse_json
 from boxsup_dist.runs.layout import RunFiles
-from boxsup_dist.runs.typed_json import parse_json
 
 
 @dataclass(frozen=True)

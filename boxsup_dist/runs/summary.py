@@ -11,9 +11,9 @@ from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import parse_json
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.layout import SUMMARY, RunFiles
-from boxsup_dist.runs.typed_json import parse_json
 
 
 class FirstAndLast(TypedDict):

@@ -1,4 +1,4 @@
-"""JSON files of a run as typed values: a file that does not fit is an error that names the field."""
+"""JSON files as typed values: a file that does not fit is an error that names the field."""
 
 from __future__ import annotations
 
