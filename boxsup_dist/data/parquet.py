@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Ge
 
-from boxsup_dist.errors import TableError
+from boxsup_dist.errors import MissingFileError, TableError
 from boxsup_dist.io import storage
 
 _END_BYTES = 8  # of a file: the length of the footer's metadata, and the letters PAR1
@@ -84,25 +84,24 @@ class ProvedFile:
         """Read the footer.
 
         Raises:
-            TableError: The file's size or footer is not that of the proof, or the footer is not readable.
-            MissingFileError: There is no such file.
+            TableError: There is no such file, or its size or footer is not that of the proof.
         """
         self._uri, self._proof = uri, proof
-        size = storage.file_size(uri)
+        with needing_shard(uri):
+            size = storage.file_size(uri)
         if size != proof.num_bytes:
-            raise self._damaged("num_bytes", size, proof.num_bytes)
+            raise damaged(uri, "num_bytes", size, proof.num_bytes)
         (footer,) = storage.read_ranges(uri, [(size - proof.footer_bytes, size)])
         if _sha256(footer) != proof.footer_sha256:
-            raise self._damaged("footer_sha256", _sha256(footer), proof.footer_sha256)
+            raise damaged(uri, "footer_sha256", _sha256(footer), proof.footer_sha256)
         with decoding_parquet(uri):
             self._metadata = pq.read_metadata(pa.BufferReader(footer))
             self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
 
     @property
     def row_groups(self) -> list[int]:
-        """Number of rows of each row group; [] for a file without rows, though it has an empty one."""
-        sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
-        return [size for size in sizes if size]
+        """Number of rows of each row group; [] for a file without rows."""
+        return row_groups(self._metadata)
 
     def column_bytes(self, row_group: int) -> dict[str, int]:
         """Stored bytes of each column of one row group."""
@@ -134,7 +133,9 @@ class ProvedFile:
         for group, index, chunk in wanted:
             found, expected = _crc(partial[chunk.start : chunk.stop]), self._proof.chunk_crcs[group][8 * index :][:8]
             if found != expected:
-                raise self._damaged(f"chunk_crcs: column {self._column(index)}, row group {group}", found, expected)
+                raise damaged(
+                    self._uri, f"chunk_crcs: column {self._column(index)}, row group {group}", found, expected
+                )
         with decoding_parquet(self._uri):
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(partial)), metadata=self._metadata, pre_buffer=False)
             return file.read_row_groups(list(row_groups), columns=None if columns is None else list(columns))
@@ -142,14 +143,26 @@ class ProvedFile:
     def _column(self, index: int) -> str:
         return str(self._metadata.schema.column(index).path).split(".")[0]
 
-    def _damaged(self, field: str, value: object, expected: object) -> TableError:
-        return TableError(
-            f"the shard is damaged, or another file: {repair(self._uri)}",
-            file=self._uri,
-            field=field,
-            value=value,
-            expected=f"{expected}, from the manifest",
-        )
+
+def row_groups(metadata: pq.FileMetaData) -> list[int]:
+    """Number of rows of each row group; [] for a file without rows, though it has an empty row group."""
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return [size for size in sizes if size]
+
+
+@contextmanager
+def needing_shard(uri: str) -> Iterator[None]:
+    """Turn the error that a shard is not there into a TableError that says what to do."""
+    try:
+        yield
+    except MissingFileError as error:
+        raise error.at(problem=f"a shard of the table is missing: {_repair(uri)}", kind=TableError) from None
+
+
+def damaged(uri: str, field: str, value: object, expected: object) -> TableError:
+    """The error of a shard that does not fit its proof: `field` is `value`, the manifest says `expected`."""
+    problem = f"the shard is damaged, or another file: {_repair(uri)}"
+    return TableError(problem, file=uri, field=field, value=value, expected=f"{expected}, from the manifest")
 
 
 @contextmanager
@@ -164,7 +177,7 @@ def decoding_parquet(uri: str) -> Iterator[None]:
         raise TableError("not a readable Parquet file", file=uri, value=str(error)) from None
 
 
-def repair(uri: str) -> str:
+def _repair(uri: str) -> str:
     """What a user does about a damaged shard."""
     info = uri.rpartition("/")[2].removesuffix(".parquet") + ".json"
     return (

@@ -28,7 +28,7 @@ from annotated_types import Ge
 from boxsup_dist.data import parquet
 from boxsup_dist.data.parquet import Proof, ProvedFile
 from boxsup_dist.data.schema import SCHEMA_VERSION, SCHEMAS, check_schema
-from boxsup_dist.errors import InputError, MissingFileError, TableError
+from boxsup_dist.errors import InputError, TableError
 from boxsup_dist.io import storage
 from boxsup_dist.io.typed_json import fingerprint, parse_sealed, write_sealed
 
@@ -129,10 +129,7 @@ class Table:
 
     def _open(self, index: int) -> ProvedFile:
         uri, info = self.shard_uri(index), self.shards[index]
-        try:
-            file = ProvedFile(uri, info)
-        except MissingFileError as error:
-            raise error.at(problem=f"a shard of the table is missing: {parquet.repair(uri)}", kind=TableError) from None
+        file = ProvedFile(uri, info)
         check_schema(file.schema, self.kind, file=uri)
         if file.row_groups != info.row_groups:
             problem = "the shard has other rows than its manifest says: delete the table and build it again"
