@@ -52,11 +52,11 @@ def main(settings: Settings) -> None:
                 num_damaged += 1
                 print(f"damaged: {problem}", flush=True)
             progress.advance(check.num_rows)
-    for table in verify.without_records(list(tables.values())):
-        print(f"not compared with its records, which are not among --tables: {table.uri}")
     if num_damaged:
         print(f"{num_damaged} of {len(checks)} checks failed")
         raise SystemExit(1)
+    for table in verify.without_records(list(tables.values())):
+        print(f"not compared with its records, which are not among --tables: {table.uri}")
     num_rows = sum(table.num_rows for table in tables.values())
     print(f"whole: {len(tables)} tables with {num_rows} rows, {len(settings.run_dirs)} run directories")
 

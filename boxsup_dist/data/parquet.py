@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Ge
+from numpy.typing import NDArray
 
 from boxsup_dist.errors import MissingFileError, TableError
 from boxsup_dist.io import storage
@@ -133,9 +134,8 @@ class ProvedFile:
         for group, index, chunk in wanted:
             found, expected = _crc(partial[chunk.start : chunk.stop]), self._proof.chunk_crcs[group][8 * index :][:8]
             if found != expected:
-                raise damaged(
-                    self._uri, f"chunk_crcs: column {self._column(index)}, row group {group}", found, expected
-                )
+                field = f"chunk_crcs: column {self._column(index)}, row group {group}"
+                raise damaged(self._uri, field, found, expected)
         with decoding_parquet(self._uri):
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(partial)), metadata=self._metadata, pre_buffer=False)
             return file.read_row_groups(list(row_groups), columns=None if columns is None else list(columns))
@@ -232,5 +232,5 @@ def _sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _crc(data: bytes | memoryview | np.ndarray) -> str:
+def _crc(data: bytes | memoryview | NDArray[np.uint8]) -> str:
     return f"{zlib.crc32(data):08x}"

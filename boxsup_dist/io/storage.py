@@ -216,7 +216,10 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
             if isinstance(part, BaseException):
                 raise part
             if len(part) != end - start:
-                raise remote.CutShortError(f"only {len(part)} of {end - start} bytes arrived")
+                found = f"only {len(part)} of {end - start} bytes arrived"
+                if is_local(uri):
+                    raise UnreadableFileError("the file became shorter", file=uri, value=found)
+                raise remote.CutShortError(found)
         return parts
 
     with _reading(uri):

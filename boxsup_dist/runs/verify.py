@@ -186,14 +186,11 @@ def check_labels(uri: str, expected: Boxes | None) -> None:
         return
     problem = "the labels are not those of the run's records"
     if not np.array_equal(labels.offsets, expected.offsets):
-        found, wanted = (
-            f"{len(offsets) - 1} units, {offsets[-1]} boxes" for offsets in (labels.offsets, expected.offsets)
-        )
-        raise TableError(problem, file=uri, field="unit_offsets", value=found, expected=wanted)
+        sizes = [f"{len(offsets) - 1} units, {offsets[-1]} boxes" for offsets in (labels.offsets, expected.offsets)]
+        raise TableError(problem, file=uri, field="unit_offsets", value=sizes[0], expected=sizes[1])
     for name in _OF_A_BOX:
         found, wanted = labels.table.column(name), expected.table.column(name)
         if not found.equals(wanted):
             row = next(i for i in range(len(found)) if found[i] != wanted[i])
-            raise TableError(
-                problem, file=uri, field=f"{name}, row {row}", value=found[row].as_py(), expected=str(wanted[row])
-            )
+            where, value = f"{name}, row {row}", found[row].as_py()
+            raise TableError(problem, file=uri, field=where, value=value, expected=str(wanted[row]))

@@ -92,6 +92,8 @@ def test_parts_of_a_file(tmp_path):
     storage.write_bytes(uri, b"0123456789")
     assert storage.file_size(uri) == 10
     assert storage.read_ranges(uri, [(7, 10), (0, 2), (3, 3)]) == [b"789", b"01", b""]
+    with pytest.raises(UnreadableFileError, match=r"became shorter; file: .*x; found: 'only 2 of 3 bytes"):
+        storage.read_ranges(uri, [(8, 11)])
 
 
 @pytest.fixture
