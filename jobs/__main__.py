@@ -14,6 +14,7 @@ COMMANDS = {
         "build_data",
         "get_hed_weights",
         "proposal_quality",
+        "verify",
     ),
     "train": ("demo", "train", "reproduce", "reassign"),
     "use a trained network": ("evaluate", "tune_crf", "trimap", "figures", "predict", "export_labels", "export_model"),

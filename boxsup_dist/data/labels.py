@@ -1,7 +1,7 @@
 """The labels table of one epoch: the segment that was chosen for every box, in the order of the run's mixture.
 
 A labels table is one small Parquet file. Its metadata stores where the rows of each unit (a row group of a source)
-begin, so a task that works on one unit takes its slice without a search.
+begin, so a task that works on one unit takes its slice without a search. The file holds the hash of its own bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from boxsup_dist.data import parquet
 from boxsup_dist.data.painting import Segment
 from boxsup_dist.data.schema import LABELS, check_schema
 from boxsup_dist.errors import TableError
@@ -27,6 +28,7 @@ from boxsup_dist.io import storage
 # memory of their rows.
 JOINED_AT_ONCE = 64
 _OFFSETS = b"unit_offsets"
+_HASHED = b"hash"  # a file without this name was written before labels files held a hash
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,19 @@ class Labels:
         return cls(pa.concat_tables([*joined, *waiting]).combine_chunks(), np.asarray(offsets))
 
     def segments(self, unit_index: int) -> dict[str, list[Segment | None]]:
-        """Return the chosen segments of one unit, as `segments_by_box`."""
+        """Return the chosen segments of one unit, as `segments_by_box`; TableError if there is no such unit."""
+        if unit_index >= len(self.offsets) - 1:
+            problem = "the labels were made for other tables: use the labels of this run"
+            raise TableError(problem, field="units", value=len(self.offsets) - 1, expected=f"{unit_index + 1} or more")
         start, stop = self.offsets[unit_index : unit_index + 2]
         return segments_by_box(self.table.slice(start, stop - start))
 
     def to_parquet(self) -> bytes:
         """Return the bytes of the labels file, which `read_labels` reads."""
-        metadata = {_OFFSETS: json.dumps(self.offsets.tolist()).encode()}
+        metadata = {_OFFSETS: json.dumps(self.offsets.tolist()).encode(), _HASHED: b"SHA-256, before the footer"}
         sink = io.BytesIO()
-        pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
-        return sink.getvalue()
+        pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
+        return parquet.with_hash(sink.getvalue())
 
 
 def read_labels(uri: str) -> Labels:
@@ -68,16 +73,29 @@ def read_labels(uri: str) -> Labels:
         TableError: If the file is damaged or not a labels table.
         MissingFileError: If there is no such file.
     """
-    try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except (ValueError, TypeError, AttributeError) as error:  # the last two come from Ray's types in a foreign file
-        raise TableError("not a readable labels file", file=uri, value=str(error)) from None
+    data = storage.read_bytes(uri)
+    content = parquet.without_hash(data)
+    with parquet.decoding_parquet(uri):
+        if content is None and _HASHED in (pq.read_schema(io.BytesIO(data)).metadata or {}):
+            problem = "the labels file is damaged: copy it from its checkpoint (labels.parquet), or train the run again"
+            raise TableError(problem, file=uri, expected="the bytes whose hash it holds")
+        table = pq.read_table(io.BytesIO(content or data))
     check_schema(table.schema, "labels", file=uri)
-    metadata = table.schema.metadata or {}
-    if _OFFSETS not in metadata:
-        raise TableError("the labels table lacks its unit offsets", file=uri, field=_OFFSETS.decode())
+    offsets = _unit_offsets(table, uri)
     # Parquet gives the items of lists other names; the cast restores the schema, so the file is written as it was.
-    return Labels(table.cast(LABELS).combine_chunks(), np.asarray(json.loads(metadata[_OFFSETS])))
+    return Labels(table.cast(LABELS).combine_chunks(), offsets)
+
+
+def _unit_offsets(table: pa.Table, uri: str) -> NDArray[np.int64]:
+    stored = (table.schema.metadata or {}).get(_OFFSETS)
+    if stored is None:
+        raise TableError("the labels table lacks its unit offsets", file=uri, field=_OFFSETS.decode())
+    offsets = storage.parse_json(stored, file=uri)
+    is_whole = isinstance(offsets, list) and offsets[:1] == [0] and offsets[-1] == table.num_rows
+    if not is_whole or not all(type(o) is int for o in offsets) or any(a > b for a, b in itertools.pairwise(offsets)):
+        expected = f"whole numbers that rise from 0 to {table.num_rows}"
+        raise TableError("not the labels of a run", file=uri, field=_OFFSETS.decode(), value=offsets, expected=expected)
+    return np.asarray(offsets)
 
 
 def segments_by_box(labels: pa.Table) -> dict[str, list[Segment | None]]:

@@ -81,7 +81,7 @@ def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, d
     label_maps = unit.source.label_maps
     assert label_maps is not None
     map_of = {row["image_id"]: row["label_map"] for row in label_maps.read(unit.where).to_pylist()}
-    return lambda record: decode_png(_find(map_of, record, label_maps))
+    return lambda record: decode_png(_find(map_of, record, label_maps, unit.source.records))
 
 
 def _ground_truth(record: Record) -> NDArray[np.uint8]:
@@ -96,11 +96,12 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
     map_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
 
     def paint(record: Record) -> NDArray[np.uint8]:
-        encoded, count = _find(map_of, record, proposals)
+        encoded, count = _find(map_of, record, proposals, unit.source.records)
         chosen = segments.get(record.image_id, ())
         if len(chosen) != len(record.boxes_xyxy):
             raise TableError(
                 "labels and records differ in the number of boxes: use labels that were made from these records",
+                file=unit.source.records.uri,
                 field=f"boxes of {record.image_id}",
                 value=len(chosen),
                 expected=str(len(record.boxes_xyxy)),
@@ -122,10 +123,10 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
     return paint
 
 
-def _find(map_of: Mapping[str, Any], record: Record, partner: Table) -> Any:
+def _find(map_of: Mapping[str, Any], record: Record, partner: Table, records: Table) -> Any:
     if record.image_id not in map_of:
         raise TableError(
-            f"the {partner.kind} table lacks an image of the records: build it from these records",
+            f"the {partner.kind} table lacks an image of its records: build it again from {records.uri}",
             file=partner.uri,
             field="image_id",
             value=record.image_id,

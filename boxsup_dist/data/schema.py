@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from boxsup_dist.data.superpixels import decode_superpixels, encode_superpixels
 from boxsup_dist.errors import TableError, decoding
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 IGNORE_INDEX = 255  # label of a pixel that loss and metrics leave out; VOC's void
 BACKGROUND = 0
 

@@ -8,25 +8,32 @@
 Readers open a table by its manifest only, so they never see a half-built table. A killed build has no manifest; the
 same build, called again, keeps the finished shards. Work is cut into row groups: (shard, row group) names the same rows
 for every worker.
+
+Nothing is read that was not written: the JSON files are sealed (`io/typed_json.py`), and a ShardInfo proves the bytes
+of its shard (`data/parquet.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+from annotated_types import Ge
 
+from boxsup_dist.data import parquet
+from boxsup_dist.data.parquet import Proof, ProvedFile
 from boxsup_dist.data.schema import SCHEMA_VERSION, SCHEMAS, check_schema
-from boxsup_dist.errors import TableError
+from boxsup_dist.errors import InputError, TableError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import fingerprint, parse_sealed, write_sealed
 
-MANIFEST = "manifest.json"
+BUILD, MANIFEST = "build.json", "manifest.json"
+T = TypeVar("T")
 # Superpixel ids and boxes are two bytes, and the high byte hardly changes: stored apart they take the least space.
 # jobs.proposal_quality prints the stored bytes of each column.
 _ENCODING: dict[str, dict[str, Any]] = {
@@ -46,16 +53,15 @@ class RowGroup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ShardInfo:
+class ShardInfo(Proof):
     """The manifest's entry of one shard."""
 
     file: str
-    row_groups: list[int]  # number of rows of each row group
-    num_bytes: int
-    sha256: str
-    counts: dict[str, int] = field(default_factory=dict)  # the manifest has their sums over all shards
+    row_groups: list[Annotated[int, Ge(1)]]  # number of rows of each row group
+    ids: str  # fingerprint of the image ids: partner tables have the same one
+    counts: dict[str, Annotated[int, Ge(0)]] = field(default_factory=dict)  # the manifest has their sums
     problems: list[dict[str, str]] = field(default_factory=list)  # {image_id, problem} of what was skipped
-    row_ms: list[int] = field(default_factory=list)  # computing time of each row; empty: not measured
+    row_ms: list[Annotated[int, Ge(0)]] = field(default_factory=list)  # computing time of each row; empty: not measured
 
     @property
     def num_rows(self) -> int:
@@ -101,89 +107,126 @@ class Table:
             columns: Names of the columns to read; None reads all.
 
         Raises:
-            TableError: If the shard has not the schema of this kind of table.
+            TableError: If the shard is not the one that the manifest means; names its file.
         """
-        uri = storage.join(self.uri, self.shards[where.shard].file)
-        file = storage.open_parquet(uri)
-        check_schema(file.schema_arrow, self.kind, file=uri)
-        return file.read_row_group(where.row_group, columns=list(columns) if columns else None)
+        return self._open(where.shard).read([where.row_group], columns)
 
     def read_shards(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield some columns of the whole table, one shard at a time.
 
         For small columns, which are read faster than the file is opened. Raises TableError as `read`.
         """
-        for shard in self.shards:
-            uri = storage.join(self.uri, shard.file)
-            file = storage.open_parquet(uri)
-            check_schema(file.schema_arrow, self.kind, file=uri)
-            yield file.read(columns=list(columns))
+        for index, shard in enumerate(self.shards):
+            yield self._open(index).read(range(len(shard.row_groups)), columns)
 
     def row_group_bytes(self, where: RowGroup) -> dict[str, int]:
         """Return the stored bytes of each column of one row group."""
-        file = storage.open_parquet(storage.join(self.uri, self.shards[where.shard].file))
-        group = file.metadata.row_group(where.row_group)
-        columns = [group.column(c) for c in range(group.num_columns)]
-        return {column.path_in_schema.split(".")[0]: column.total_compressed_size for column in columns}
+        return self._open(where.shard).column_bytes(where.row_group)
+
+    def shard_uri(self, index: int) -> str:
+        """Return the URI of a shard."""
+        return storage.join(self.uri, self.shards[index].file)
+
+    def _open(self, index: int) -> ProvedFile:
+        uri, info = self.shard_uri(index), self.shards[index]
+        file = ProvedFile(uri, info)
+        check_schema(file.schema, self.kind, file=uri)
+        if file.row_groups != info.row_groups:
+            problem = "the shard has other rows than its manifest says: delete the table and build it again"
+            raise TableError(problem, file=uri, value=file.row_groups, expected=str(info.row_groups))
+        return file
 
 
-def fingerprint(value: Any) -> str:
-    """Return a hash of a JSON value, 16 hex digits, that is the same in every process."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class _Build:
+    """build.json."""
+
+    kind: str
+    schema_version: int
+    settings: dict[str, Any]
 
 
-def open_table(uri: str, kind: str) -> Table:
+@dataclass(frozen=True)
+class _Manifest(_Build):
+    """manifest.json."""
+
+    num_rows: Annotated[int, Ge(1)]
+    counts: dict[str, Annotated[int, Ge(0)]]
+    fingerprint: str
+    shards: list[ShardInfo]
+
+
+def open_table(uri: str, kind: str | None) -> Table:
     """Open a whole table.
 
     Args:
         uri: Its folder.
-        kind: The kind of table that is expected there, a key of schema.SCHEMAS.
+        kind: The kind of table that is expected there, a key of schema.SCHEMAS; None: any.
 
     Raises:
-        TableError: If the table is absent, unfinished, of another kind or schema version, or if its manifest names a
-            shard outside the folder.
+        TableError: If the table is absent, unfinished, damaged, of another kind or schema version, or if its manifest
+            names a shard outside the folder.
     """
     uri = storage.absolute(uri)
     path = storage.join(uri, MANIFEST)
     if not storage.exists(path):
-        started = storage.exists(storage.join(uri, "build.json"))
+        started = storage.exists(storage.join(uri, BUILD))
+        command = f"; python -m jobs.build_{kind} makes it" if kind else ""
         raise TableError(
             "the table is unfinished: run the command that builds it again; it continues where it stopped"
             if started
             else "no table here",
             file=uri,
-            expected=f"a {kind} table with {MANIFEST}; python -m jobs.build_{kind} makes it",
+            expected=f"a {kind or 'stored'} table with {MANIFEST}{command}",
         )
-    manifest = storage.read_json(path)
-    if manifest.get("kind") != kind:
-        raise TableError(
-            "this is another kind of table", file=path, field="kind", value=manifest.get("kind"), expected=kind
-        )
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise TableError(
-            "the table has the schema of another version of boxsup_dist: build it again",
-            file=path,
-            field="schema_version",
-            value=manifest.get("schema_version"),
-            expected=str(SCHEMA_VERSION),
-        )
+    manifest = _read(_Manifest, path)
+    if manifest.kind != kind and (kind is not None or manifest.kind not in SCHEMAS):
+        expected = kind or " or ".join(SCHEMAS)
+        problem = "this is another kind of table"
+        raise TableError(problem, file=path, field="kind", value=manifest.kind, expected=expected)
+    for shard in manifest.shards:
+        _check_name(shard, path)
+    num_rows = sum(shard.num_rows for shard in manifest.shards)
+    if manifest.num_rows != num_rows:
+        problem = "the row groups do not add up to the rows: delete the table and build it again"
+        raise TableError(problem, file=path, field="num_rows", value=manifest.num_rows, expected=str(num_rows))
     return Table(
         uri=uri,
-        kind=kind,
-        settings=manifest["settings"],
-        shards=[_shard_info(values, path) for values in manifest["shards"]],
-        counts=manifest["counts"],
-        fingerprint=manifest["fingerprint"],
+        kind=manifest.kind,
+        settings=manifest.settings,
+        shards=manifest.shards,
+        counts=manifest.counts,
+        fingerprint=manifest.fingerprint,
     )
 
 
-def _shard_info(values: dict[str, Any], manifest: str) -> ShardInfo:
-    file = values.get("file")
-    if not isinstance(file, str) or not re.fullmatch(r"part-\d{5,}\.parquet", file):
+def _read(kind: type[T], path: str) -> T:
+    """Read one of the table's JSON files; TableError if it is damaged or another version wrote the table."""
+    data = storage.read_bytes(path)
+    try:
+        value = storage.parse_json(data, file=path)
+        version = value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
+        if version == SCHEMA_VERSION:
+            return parse_sealed(kind, value, file=path)
+    except InputError as error:
+        problem = f"{error.problem}: delete this file and run the command that built the table again"
+        raise error.at(problem=problem, kind=TableError) from None
+    name = value.get("kind")
+    command = f"python -m jobs.build_{name}" if str(name) in SCHEMAS else "the command that built it"
+    raise TableError(
+        f"the table has the schema of another version of boxsup_dist: delete its folder and run {command} again",
+        file=path,
+        field="schema_version",
+        value=version,
+        expected=str(SCHEMA_VERSION),
+    )
+
+
+def _check_name(shard: ShardInfo, file: str) -> None:
+    if not re.fullmatch(r"part-\d{5,}\.parquet", shard.file):
         problem = "the manifest names a file that is no shard of this table"
         expected = f"{shard_name(0)}.parquet or another number, in the table's own folder"
-        raise TableError(problem, file=manifest, field="shards.file", value=file, expected=expected)
-    return ShardInfo(**{key: value for key, value in values.items() if key != "num_rows"})
+        raise TableError(problem, file=file, field="shards.file", value=shard.file, expected=expected)
 
 
 def begin(uri: str, kind: str, settings: dict[str, Any]) -> Table | None:
@@ -200,25 +243,21 @@ def begin(uri: str, kind: str, settings: dict[str, Any]) -> Table | None:
     Raises:
         TableError: If the folder holds a build of another kind, schema version or settings.
     """
-    wanted = {"kind": kind, "schema_version": SCHEMA_VERSION, "settings": json.loads(json.dumps(settings))}
-    path = storage.join(uri, "build.json")
-    if storage.exists(path):
-        found = storage.read_json(path)
-        if found != wanted:
-            differing = sorted(
-                key
-                for key in {*found.get("settings", {}), *wanted["settings"]}
-                if found.get("settings", {}).get(key) != wanted["settings"].get(key)
-            )
-            raise TableError(
-                "the folder holds a build with other settings: choose another --out, or delete the folder",
-                file=uri,
-                field=", ".join(differing) or "kind, schema_version",
-                value={k: found.get("settings", {}).get(k) for k in differing} or found.get("kind"),
-                expected=str({k: wanted["settings"].get(k) for k in differing} or kind),
-            )
-    else:
-        storage.write_json(path, wanted)
+    wanted = _Build(kind, SCHEMA_VERSION, json.loads(json.dumps(settings)))
+    path = storage.join(uri, BUILD)
+    if not storage.exists(path):
+        write_sealed(path, asdict(wanted))
+    found = _read(_Build, path)
+    if found != wanted:
+        names = sorted({*found.settings, *wanted.settings})
+        differing = [name for name in names if found.settings.get(name) != wanted.settings.get(name)]
+        raise TableError(
+            "the folder holds a build with other settings: choose another --out, or delete the folder",
+            file=uri,
+            field=", ".join(differing) or "kind",
+            value={name: found.settings.get(name) for name in differing} or found.kind,
+            expected=str({name: wanted.settings.get(name) for name in differing} or kind),
+        )
     return open_table(uri, kind) if storage.exists(storage.join(uri, MANIFEST)) else None
 
 
@@ -230,12 +269,16 @@ def shard_name(index: int) -> str:
 def finished_shard(uri: str, index: int) -> ShardInfo | None:
     """Return the ShardInfo of a shard that an earlier call finished, None for any other shard."""
     path = storage.join(uri, shard_name(index) + ".json")
-    return _shard_info(storage.read_json(path), path) if storage.exists(path) else None
+    if not storage.exists(path):
+        return None
+    info = _read(ShardInfo, path)
+    _check_name(info, path)
+    return info
 
 
 def encode_shard(table: pa.Table, kind: str, row_group_size: int) -> memoryview:
     """Encode rows of a kind of table as the Parquet bytes of a shard, in row groups of `row_group_size` rows."""
-    return storage.encode_parquet(table, row_group_size, **_ENCODING.get(kind, {}))
+    return parquet.encode(table, row_group_size, **_ENCODING.get(kind, {}))
 
 
 def write_shard(
@@ -272,13 +315,13 @@ def write_shard(
     info = ShardInfo(
         file=name + ".parquet",
         row_groups=[row_group_size] * full + ([rest] if rest else []),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        ids=fingerprint(table.column("image_id").to_pylist()),
         counts=counts or {},
         problems=problems or [],
         row_ms=row_ms or [],
+        **asdict(parquet.prove(data)),
     )
-    storage.write_json(storage.join(uri, name + ".json"), asdict(info))
+    write_sealed(storage.join(uri, name + ".json"), asdict(info))
     return info
 
 
@@ -302,21 +345,21 @@ def publish(uri: str, kind: str, settings: dict[str, Any], shards: Sequence[Shar
     counts: Counter[str] = Counter()
     for shard in shards:
         counts.update(shard.counts)
-    manifest = {
-        "kind": kind,
-        "schema_version": SCHEMA_VERSION,
-        "num_rows": num_rows,
-        "counts": dict(sorted(counts.items())),
-        "fingerprint": fingerprint([kind, settings, [shard.sha256 for shard in shards]]),
-        "settings": settings,
-        "shards": [asdict(shard) for shard in shards],
-    }
-    storage.write_json(storage.join(uri, MANIFEST), manifest)
+    manifest = _Manifest(
+        kind=kind,
+        schema_version=SCHEMA_VERSION,
+        num_rows=num_rows,
+        counts=dict(sorted(counts.items())),
+        fingerprint=fingerprint([kind, settings, [shard.sha256 for shard in shards]]),
+        settings=settings,
+        shards=list(shards),
+    )
+    write_sealed(storage.join(uri, MANIFEST), asdict(manifest))
     return open_table(uri, kind)
 
 
 def check_paired(records: Table, partner: Table) -> None:
-    """Check that a partner table (proposals, label maps) was made from a records table and has the same row groups.
+    """Check that a partner table (proposals, label maps) was made from a records table, row by row.
 
     Raises:
         TableError: If it was not.
@@ -331,13 +374,15 @@ def check_paired(records: Table, partner: Table) -> None:
             expected=records.fingerprint,
         )
     for ours, theirs in zip(records.shards, partner.shards, strict=False):
-        if ours.row_groups != theirs.row_groups:
-            raise TableError(
-                f"a shard has other row groups than its records: build this table again from {records.uri}",
-                file=storage.join(partner.uri, theirs.file),
-                value=theirs.row_groups,
-                expected=str(ours.row_groups),
-            )
+        for name, what in (("row_groups", "row groups"), ("ids", "image ids")):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise TableError(
+                    f"a shard has other {what} than its records: build this table again from {records.uri}",
+                    file=storage.join(partner.uri, theirs.file),
+                    field=name,
+                    value=getattr(theirs, name),
+                    expected=str(getattr(ours, name)),
+                )
     if len(records.shards) != len(partner.shards):
         raise TableError(
             f"the table has another number of shards than its records: build it again from {records.uri}",

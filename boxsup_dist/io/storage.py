@@ -7,7 +7,6 @@ UnreadableFileError or UnwritableFileError if it is and the system refuses: an a
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import posixpath
@@ -21,12 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from boxsup_dist.credentials import has_credentials
-from boxsup_dist.errors import InputError, MissingFileError
+from boxsup_dist.errors import InputError, MissingFileError, UnreadableFileError
 from boxsup_dist.io import remote
 from boxsup_dist.io.local import LocalFiles, check_is_file
 from boxsup_dist.io.local import is_local as is_local
@@ -211,6 +208,41 @@ def _temporary_name() -> str:
     return f".tmp-{uuid.uuid4().hex}"
 
 
+def file_size(uri: str) -> int:
+    """Bytes of a file. Raises as `read_bytes`."""
+    with _reading(uri):
+        return int(_on(uri, lambda fs, path: fs.info(path)["size"]))
+
+
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file, side by side where the store allows it.
+
+    Args:
+        uri: The file.
+        ranges: First byte and end of each part, inside the file.
+
+    Raises:
+        MissingFileError: The file is absent.
+        UnreadableFileError: As `read_bytes`.
+    """
+    starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> list[bytes]:
+        parts = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="return")
+        for part, start, end in zip(parts, starts, ends, strict=True):
+            if isinstance(part, BaseException):
+                raise part
+            if len(part) != end - start:
+                found = f"only {len(part)} of {end - start} bytes arrived"
+                if is_local(uri):
+                    raise UnreadableFileError("the file became shorter", file=uri, value=found)
+                raise remote.CutShortError(found)
+        return parts
+
+    with _reading(uri):
+        return _on(uri, read)
+
+
 def is_unfinished(name: str) -> bool:
     """Whether a write that was killed left the file of this name. Older versions put the file's name before it."""
     return re.search(r"\.tmp-[0-9a-f]{32}$", name) is not None
@@ -292,48 +324,6 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
 
 
-def encode_parquet(
-    table: pa.Table, row_group_size: int, *, split_bytes: Sequence[str] = (), level: int | None = None
-) -> memoryview:
-    """The table as the bytes of a Parquet file with zstd compression.
-
-    Args:
-        table: The rows.
-        row_group_size: Rows of one row group.
-        split_bytes: Parquet paths of integer columns whose high and low bytes are compressed apart.
-        level: Level of the compression; None is the default of zstd.
-    """
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=row_group_size,
-        compression="zstd",
-        compression_level=level,
-        use_dictionary=not split_bytes,
-        column_encoding=dict.fromkeys(split_bytes, "BYTE_STREAM_SPLIT") or None,
-    )
-    return memoryview(sink.getvalue())
-
-
-def open_parquet(uri: str) -> pq.ParquetFile:
-    """Open a Parquet file to read single row groups and columns.
-
-    Raises:
-        MissingFileError: The file is absent.
-        UnreadableFileError: As `read_bytes`.
-        InputError: It is no Parquet file.
-    """
-    try:
-        with _reading(uri):
-            source = absolute(uri) if is_local(uri) else pa.PythonFile(_StoredFile(uri), mode="r")
-            return pq.ParquetFile(source, pre_buffer=not is_local(uri))
-    except InputError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:  # the last two: Ray's types in a foreign file
-        raise InputError("not a readable Parquet file", file=uri, value=str(error)) from None
-
-
 def arrow_filesystem(uri: str) -> tuple[FileSystem | None, str]:
     """PyArrow's file system (None for local files) and path, for a library that reads and writes by itself.
 
@@ -343,40 +333,3 @@ def arrow_filesystem(uri: str) -> tuple[FileSystem | None, str]:
         return None, absolute(uri)
     fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     return PyFileSystem(FSSpecHandler(fs)), path
-
-
-class _StoredFile(io.RawIOBase):
-    """A file in a store that is read by ranges; each range arrives whole or is retried."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri, self._position = uri, 0
-        # Kept, because the reader of Parquet has threads and fsspec opens a new file system for each thread.
-        self._fs, self._path = _filesystem(uri)
-        self._size = int(remote.attempt(uri, lambda: self._fs.info(self._path)["size"]))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        start = min(self._position, self._size)
-        end = self._size if size is None or size < 0 else min(start + size, self._size)
-        data = remote.attempt(self._uri, lambda: self._range(start, end)) if end > start else b""
-        self._position = end
-        return data
-
-    def _range(self, start: int, end: int) -> bytes:
-        data = bytes(self._fs.cat_file(self._path, start=start, end=end))
-        if len(data) != end - start:
-            raise remote.CutShortError(f"only {len(data)} of {end - start} bytes arrived")
-        return data

@@ -1,13 +1,20 @@
-"""JSON as typed values: a text that does not fit is an error that names the field."""
+"""JSON as typed values: a text that does not fit is an error that names the field.
+
+A sealed file also holds a hash of its own content, so that no changed value is read as another one.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from typing import Any, TypeVar
 
 from boxsup_dist.errors import InputError
+from boxsup_dist.io import storage
 
 T = TypeVar("T")
+_SEAL = "seal"
 
 
 def parse_json(kind: type[T], data: bytes, *, file: str, place: str = "") -> T:
@@ -43,3 +50,30 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def fingerprint(value: Any) -> str:
+    """Return a hash of a JSON value, 16 hex digits, that is the same in every process."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_sealed(uri: str, value: dict[str, Any]) -> None:
+    """Write a JSON object and the hash of its content; as `storage.write_json`."""
+    stored = json.loads(json.dumps(value))
+    storage.write_json(uri, stored | {_SEAL: fingerprint(stored)})
+
+
+def parse_sealed(kind: type[T], value: Any, *, file: str) -> T:
+    """The typed value of an object that `write_sealed` wrote and `storage.read_json` read.
+
+    Raises:
+        InputError: It is no such object, a field is missing or of another type, or a value is not the one written.
+    """
+    content = {name: item for name, item in value.items() if name != _SEAL} if isinstance(value, dict) else value
+    found = parse_json(kind, json.dumps(content).encode(), file=file)
+    seal, expected = value.get(_SEAL), fingerprint(content)
+    if seal != expected:
+        raise InputError(
+            "the content is not what was written", file=file, field=_SEAL, value=seal, expected=f"{expected}, its hash"
+        )
+    return found

@@ -180,6 +180,17 @@ def load(uri: str) -> CheckpointState:
     )
 
 
+def check(uri: str) -> None:
+    """Compare each file of a checkpoint with its hash.
+
+    Raises:
+        CheckpointError: The checkpoint is unfinished or damaged; names the file.
+    """
+    files = _manifest(uri)
+    for name in ("model.pt", "training.pt", "state.json", *(["labels.parquet"] if "labels.parquet" in files else [])):
+        _read(uri, name, files)
+
+
 def load_weights(uri: str) -> tuple[NetworkSpec, dict[str, Tensor]]:
     """Network spec and state dict of a checkpoint, on the CPU, without the state of the training.
 

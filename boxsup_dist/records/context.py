@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
-from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import fingerprint
 from boxsup_dist.records import voc
 from boxsup_dist.records.files import check_map, read_image, read_mat_field
 from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images

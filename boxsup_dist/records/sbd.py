@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data.images import encode_png
 from boxsup_dist.data.schema import BACKGROUND, VOC_CLASSES, Record
-from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import fingerprint
 from boxsup_dist.records import voc
 from boxsup_dist.records.files import check_map, read_image, read_mat_field
 from boxsup_dist.records.instances import Objects, make_objects, masks_of_boxes

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, Record
-from boxsup_dist.data.tables import fingerprint
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import fingerprint
 from boxsup_dist.records.boxes import reaches_outside, refuse_relative
 from boxsup_dist.records.files import read_file, read_image, read_mask, refuse_turned
 from boxsup_dist.records.instances import find_objects, masks_of_boxes

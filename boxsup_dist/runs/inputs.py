@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.data.shared_images import find_duplicates
 from boxsup_dist.data.sources import Mixture, Source, balanced_weights, make_units
 from boxsup_dist.data.tables import Table, open_table
-from boxsup_dist.errors import SettingError
+from boxsup_dist.errors import SettingError, TableError
 from boxsup_dist.io import storage
+from boxsup_dist.io.typed_json import parse_json
 from boxsup_dist.model.networks import NetworkSpec, network_spec
 from boxsup_dist.model.weights import absolute_spec
+from boxsup_dist.runs.kept_config import has_trained
+from boxsup_dist.runs.layout import RunFiles
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,32 @@ def _open_source(settings: SourceSettings) -> Source:
             expected=found.settings["method"],
         )
     return Source(records, settings.supervision, **partners)
+
+
+def check_tables(run_dir: str, tables: Mapping[str, Table]) -> None:
+    """Check that a run which has trained continues with the content of the tables that it began with.
+
+    Raises:
+        TableError: A table was built again, with other content; names it.
+    """
+    uri = RunFiles(run_dir).tables
+    if not storage.exists(uri) or not has_trained(run_dir):
+        return
+    kept = parse_json(dict[str, str], storage.read_bytes(uri), file=uri)
+    for name, table in tables.items():
+        if kept.get(name, table.fingerprint) != table.fingerprint:
+            raise TableError(
+                "the table has other content than when the run began: bring it back, or train in another run_dir",
+                file=table.uri,
+                field=f"fingerprint of {name}, in {uri}",
+                value=table.fingerprint,
+                expected=kept[name],
+            )
+
+
+def keep_tables(run_dir: str, tables: Mapping[str, Table]) -> None:
+    """Store what `check_tables` compares."""
+    storage.write_json(RunFiles(run_dir).tables, {name: table.fingerprint for name, table in tables.items()})
 
 
 def tables_by_name(inputs: Inputs) -> dict[str, Table]:

@@ -60,7 +60,7 @@ def check_resume(config: TrainConfig) -> None:
         SettingError: Settings differ; names each with both values.
     """
     uri = RunFiles(config.run_dir).config
-    if not storage.exists(uri) or not _has_trained(config.run_dir):
+    if not storage.exists(uri) or not has_trained(config.run_dir):
         return
     changed = _changed(config)
     if changed:
@@ -82,7 +82,7 @@ def keep_config(config: TrainConfig) -> None:
     history of that attempt are not continued.
     """
     files = RunFiles(config.run_dir)
-    if storage.exists(files.config) and not _has_trained(config.run_dir) and not _holds(config):
+    if storage.exists(files.config) and not has_trained(config.run_dir) and not _holds(config):
         for uri in (files.mlflow_run_id, files.history):
             storage.remove(uri)
     write_config(config)
@@ -96,7 +96,8 @@ def _holds(config: TrainConfig) -> bool:
         return False
 
 
-def _has_trained(run_dir: str) -> bool:
+def has_trained(run_dir: str) -> bool:
+    """Whether a run has a checkpoint or a result."""
     from boxsup_dist.model import (
         checkpoint,
     )  # here, because it imports torch, which reading a configuration does not need

@@ -1,6 +1,7 @@
 """The files of a run directory. This module alone names them.
 
     RUN/config.json                          every setting of the run, and the format of the directory
+    RUN/tables.json                          fingerprint of every table that the run reads
     RUN/history.jsonl                        one line per epoch: loss, label and evaluation metrics, seconds, warnings
     RUN/labels/epoch-001.parquet             the segment of every box that epoch 1 was trained on; one file per epoch
     RUN/checkpoints/epoch-003-step-00000/    the state after 3 whole epochs and 0 steps of the next (model/checkpoint)
@@ -36,6 +37,7 @@ class RunFiles:
     def __init__(self, run_dir: str) -> None:
         self.run_dir = storage.absolute(run_dir)
         self.config = self._uri("config.json")
+        self.tables = self._uri("tables.json")
         self.history = self._uri("history.jsonl")
         self.checkpoints = self._uri("checkpoints")
         self.confusion = self._uri("confusion.json")

@@ -23,7 +23,14 @@ from boxsup_dist.runs.console import Console, print_header, print_result
 from boxsup_dist.runs.coordinator import Coordinator
 from boxsup_dist.runs.events import Warned
 from boxsup_dist.runs.history import read_history
-from boxsup_dist.runs.inputs import Inputs, open_inputs, tables_by_name, with_absolute_uris
+from boxsup_dist.runs.inputs import (
+    Inputs,
+    check_tables,
+    keep_tables,
+    open_inputs,
+    tables_by_name,
+    with_absolute_uris,
+)
 from boxsup_dist.runs.kept_config import check_resume, keep_config
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.report import write_report
@@ -52,6 +59,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     tracking_uri = default_tracking_uri(runs_root)
     inputs = open_inputs(config)
     check_resume(config)
+    check_tables(run_dir, tables_by_name(inputs))
     if is_finished(run_dir):
         print(f"{run_dir}: this run is finished", flush=True)
         if storage.exists(RunFiles(run_dir).mlflow_pending):
@@ -66,6 +74,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
         resources.check_room(*size)
         replace(config, resources=resources).check()
         keep_config(config)
+        keep_tables(run_dir, tables_by_name(inputs))
         config = replace(config, resources=resources)
         print_header(config, inputs, tracking_uri)
         summary = _train(config, inputs, RunTracker(runs_root, tracking_uri), tags)

@@ -26,7 +26,7 @@ from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.train import train
-from jobs import evaluate, export_labels, export_model, figures, predict, reassign
+from jobs import evaluate, export_labels, export_model, figures, predict, reassign, verify
 from tests.distributed import slow_build, tiny
 from tests.s3_server import FORBIDDEN, S3Server
 
@@ -130,6 +130,21 @@ def test_every_stage_gives_on_s3_what_it_gives_in_local_folders(local, stored):
     for folder in ("box", "predicted", "exported"):
         assert storage.find_files(storage.join(stored, folder)) == storage.find_files(storage.join(root, folder))
     assert b"<html" in storage.read_bytes(storage.join(stored, "box", "report.html"))
+
+
+def test_what_is_on_s3_is_verified_there(stored, capsys):
+    tables = [open_table(storage.join(stored, name), kind) for name, kind in TABLES.items()]
+    settings = verify.Settings(tuple(table.uri for table in tables), (storage.join(stored, "box"),))
+    verify.main(settings)
+    rows = sum(table.num_rows for table in tables)
+    assert capsys.readouterr().out == f"whole: {len(tables)} tables with {rows} rows, 1 run directories\n"
+    shard = tables[0].shard_uri(0)
+    data = storage.read_bytes(shard)
+    storage.write_bytes(shard, data[:-1])
+    with pytest.raises(SystemExit, match="1"):
+        verify.main(settings)
+    storage.write_bytes(shard, data)
+    assert f"file: {shard}; field: num_bytes; found: {len(data) - 1}; expected: {len(data)}" in capsys.readouterr().out
 
 
 def test_a_run_on_s3_is_evaluated_and_drawn_there(local, stored):

@@ -21,10 +21,10 @@ from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import (
     InputError,
-    MissingFileError,
     NonFiniteLossError,
     RecordError,
     SettingError,
+    TableError,
     UnwritableFileError,
     WeightsError,
 )
@@ -359,4 +359,4 @@ def test_a_table_that_lost_a_shard_ends_the_run(ray_local, folder):
     config = tiny.make_config(
         folder, folder / "lost-shard", sources=(tiny.make_source(folder, proposals=proposals.uri),)
     )
-    assert_fails_at_once(config, MissingFileError, r"no such file; file: .*part-00001\.parquet")
+    assert_fails_at_once(config, TableError, r"a shard of the table is missing: delete .*file: .*part-00001\.parquet")

@@ -30,8 +30,8 @@ FEW_PACKAGES: dict[str, set[str]] = {
     "randomness": {"numpy"},
     "progress": {"rich"},
     "config": set(),
-    "io": {"numpy", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs", "tenacity", "pydantic"},
-    "data": {"numpy", "pyarrow", "PIL", "pycocotools"},
+    "io": {"numpy", "pydantic", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs", "tenacity"},
+    "data": {"annotated_types", "numpy", "pyarrow", "PIL", "pycocotools"},
 }
 RAY_FILES = {
     "boxsup_dist.records.build",
@@ -56,7 +56,7 @@ RAY_FILES = {
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
 # wrapped functions, and have no effect.
 PURE_CALLS = {
-    "arg", "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "get_args",
+    "arg", "array", "bool_", "Ge", "compile", "dataclass", "field", "float", "float32", "frozenset", "get_args",
     "getLogger", "Path",
     "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "njit", "no_grad", "remote", "schema",
     "string", "Struct", "tuple", "TypeVar", "uint16", "_voc",

@@ -89,13 +89,19 @@ def test_tables_without_any_box(num_groups, tmp_path):
     assert read_labels(str(path)).segments(0) == {}
 
 
+def unhashed(labels: Labels) -> pa.Table:
+    """What a labels file holds, without the mark that it has a hash, as older versions wrote it."""
+    table = pq.read_table(pa.BufferReader(labels.to_parquet()))
+    return table.replace_schema_metadata({b"unit_offsets": table.schema.metadata[b"unit_offsets"]})
+
+
 def write(table: pa.Table, path) -> str:
     pq.write_table(table, path)
     return str(path)
 
 
 def test_files_that_are_no_labels_are_refused(labels, tmp_path):
-    good = pq.read_table(pa.BufferReader(labels.to_parquet()))
+    good = unhashed(labels)
     rank = good.schema.get_field_index("rank")
     bad = {
         "lacks a column": good.drop_columns(["rank"]),
@@ -109,10 +115,45 @@ def test_files_that_are_no_labels_are_refused(labels, tmp_path):
             read_labels(uri)
         assert caught.value.file == uri
     (tmp_path / "cut.parquet").write_bytes(labels.to_parquet()[:-20])
-    with pytest.raises(TableError, match="not a readable labels file"):
+    with pytest.raises(TableError, match=r"not a readable Parquet file.*cut.parquet"):
         read_labels(str(tmp_path / "cut.parquet"))
     with pytest.raises(InputError, match="no such file"):
         read_labels(str(tmp_path / "absent.parquet"))
+
+
+def test_a_damaged_labels_file_is_never_read_as_other_labels(labels, tmp_path):
+    data, rng = labels.to_parquet(), np.random.default_rng(0)
+    for position in range(len(data)):
+        bad = bytearray(data)
+        bad[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / "bad.parquet").write_bytes(bad)
+        try:  # without its mark "hash" the file counts as one of an older version, and nothing else is damaged
+            assert read_labels(str(tmp_path / "bad.parquet")).to_parquet() == data
+        except TableError as error:
+            assert error.file == str(tmp_path / "bad.parquet")
+    middle = bytearray(data)
+    middle[len(data) // 8] ^= 1
+    (tmp_path / "bad.parquet").write_bytes(middle)
+    with pytest.raises(TableError, match=r"the labels file is damaged: copy it from its checkpoint.*bad.parquet"):
+        read_labels(str(tmp_path / "bad.parquet"))
+
+
+def test_a_labels_file_of_an_older_version_is_read(labels, tmp_path):
+    found = read_labels(write(unhashed(labels), tmp_path / "older.parquet"))
+    assert found.to_parquet() == labels.to_parquet()
+
+
+@pytest.mark.parametrize("offsets", ["{", "[]", "[0]", "7", '[0, "1"]', "[0, 3, 2, ROWS]", "[1, ROWS]", "[-1, ROWS]"])
+def test_unit_offsets_that_do_not_fit_are_named(labels, tmp_path, offsets):
+    offsets = offsets.replace("ROWS", str(labels.table.num_rows))
+    table = labels.table.replace_schema_metadata({b"unit_offsets": offsets.encode()})
+    with pytest.raises(InputError, match=r"odd.parquet"):
+        read_labels(write(table, tmp_path / "odd.parquet"))
+
+
+def test_labels_of_fewer_units_are_refused(labels):
+    with pytest.raises(TableError, match=rf"made for other tables.*found: {len(GROUPS)}; expected: {len(GROUPS) + 1}"):
+        labels.segments(len(GROUPS))
 
 
 def labels_of(*proposals: int, costs: list[float] | None = None) -> Labels:

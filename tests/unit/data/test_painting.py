@@ -111,7 +111,9 @@ def test_the_box_of_a_crowd_or_without_a_candidate_is_ignored(tmp_path, crowd, s
 
 def test_labels_of_other_records_are_an_error(tmp_path):
     source = make_source(tmp_path, "box", [make_record()])
-    with pytest.raises(TableError, match=r"differ in the number of boxes.*boxes of a; found: 2; expected: 1"):
+    with pytest.raises(
+        TableError, match=r"differ in the number of boxes.*file: .*records; field: boxes of a; found: 2; expected: 1"
+    ):
         paint(source, {"a": [None, None]})
 
 
@@ -119,7 +121,9 @@ def test_labels_of_other_records_are_an_error(tmp_path):
 def test_a_partner_table_that_lacks_an_image_is_an_error(tmp_path, supervision):
     source = make_source(tmp_path, supervision, [make_record("a")])
     (unit,) = make_units([source])
-    with pytest.raises(TableError, match=r"table lacks an image.*file: .*; field: image_id; found: 'b'"):
+    with pytest.raises(
+        TableError, match=r"table lacks an image.* from .*records; file: .*; field: image_id; found: 'b'"
+    ):
         painter(unit, {}, AssignmentSettings())(make_record("b"))
 
 

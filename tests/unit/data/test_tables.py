@@ -10,6 +10,7 @@ import pytest
 from boxsup_dist.data import tables
 from boxsup_dist.data.schema import RECORDS, SCHEMAS, Record, check_schema, iter_records, records_to_table
 from boxsup_dist.errors import TableError
+from boxsup_dist.io.typed_json import write_sealed
 
 
 def make_record(index: int, num_boxes: int = 2) -> Record:
@@ -157,3 +158,97 @@ def test_a_table_without_rows_is_refused_with_the_reasons(tmp_path):
     info = replace(info, problems=[{"image_id": "a", "problem": "truncated"}])
     with pytest.raises(TableError, match=r"no row is usable.*truncated"):
         tables.publish(uri, "records", {}, [info])
+
+
+# -- damaged JSON files ------------------------------------------------------------------------------------------------
+
+
+def read_file(folder, name: str) -> None:
+    """Read one JSON file of a table as the product does."""
+    if name == "manifest.json":
+        tables.open_table(str(folder), "records")
+    elif name == "build.json":
+        tables.begin(str(folder), "records", {"x": 1})
+    else:
+        tables.finished_shard(str(folder), 0)
+
+
+JSON_FILES = ("manifest.json", "build.json", "part-00000.json")
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[]", "7", '"x"', "{}", '{"kind": []}', "[" * 10**5, "\xff", "9" * 5000]
+)
+def test_a_file_of_another_shape_is_named(tmp_path, name, text):
+    build(str(tmp_path))
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(TableError, match="delete this file and run the command that built the table again") as caught:
+        read_file(tmp_path, name)
+    assert caught.value.file == str(tmp_path / name) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "field", "value"),
+    [
+        ("manifest.json", lambda m: m.pop("shards"), "shards", None),
+        ("manifest.json", lambda m: m.update(shards={}), "shards", {}),
+        ("manifest.json", lambda m: m.update(num_rows=-8), "num_rows", -8),
+        ("manifest.json", lambda m: m["counts"].update(images="8"), "counts.images", "8"),
+        ("manifest.json", lambda m: m["shards"][1].update(num_bytes=-1), "shards.1.num_bytes", -1),
+        ("manifest.json", lambda m: m["shards"][0].update(row_groups=[2, 0]), "shards.0.row_groups.1", 0),
+        ("manifest.json", lambda m: m["shards"][0].update(file=None), "shards.0.file", None),
+        ("build.json", lambda m: m.update(settings=None), "settings", None),
+        ("part-00000.json", lambda m: m.update(row_ms=[1.5]), "row_ms.0", 1.5),
+        ("part-00000.json", lambda m: m.pop("sha256"), "sha256", None),
+    ],
+)
+def test_a_field_that_is_absent_or_of_another_type_is_named(tmp_path, name, change, field, value):
+    build(str(tmp_path))
+    values = json.loads((tmp_path / name).read_text())
+    change(values)
+    (tmp_path / name).write_text(json.dumps(values))
+    with pytest.raises(TableError, match="delete this file and run the command that built the table again") as caught:
+        read_file(tmp_path, name)
+    assert (caught.value.file, caught.value.field, caught.value.value) == (str(tmp_path / name), field, value)
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_a_changed_byte_is_refused_or_harmless(tmp_path, name):
+    table = build(str(tmp_path))
+    whole, rng = (tmp_path / name).read_bytes(), np.random.default_rng(0)
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / name).write_bytes(changed)
+        try:
+            read_file(tmp_path, name)
+            assert json.loads(changed) == json.loads(whole), (position, changed[position])  # white space
+        except TableError as error:
+            assert error.file == str(tmp_path / name)
+    (tmp_path / name).write_bytes(whole)
+    assert tables.open_table(str(tmp_path), "records") == table
+
+
+def test_row_groups_that_do_not_add_up_are_named(tmp_path):
+    table = build(str(tmp_path))
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    del values["seal"]
+    for row_groups, match in (([2, 2], r"num_rows; found: 8; expected: 7"), ([2, 1, 2], r"found: \[2, 2, 1\]")):
+        values["shards"][0]["row_groups"] = row_groups
+        write_sealed(str(tmp_path / "manifest.json"), values)
+        with pytest.raises(TableError, match=match):
+            tables.open_table(str(tmp_path), "records").read(table.row_groups()[0])
+
+
+def test_an_older_table_is_refused_with_the_command_that_builds_it(tmp_path):
+    build(str(tmp_path))
+    for name in ("build.json", "manifest.json"):
+        values = json.loads((tmp_path / name).read_text())
+        del values["seal"]
+        (tmp_path / name).write_text(json.dumps(values | {"schema_version": 3}))
+        with pytest.raises(
+            TableError, match=r"another version.*run python -m jobs.build_records again.*found: 3"
+        ) as caught:
+            read_file(tmp_path, name)
+        assert caught.value.file == str(tmp_path / name)

@@ -2,11 +2,14 @@
 
 import os
 
-import pyarrow as pa
 import pytest
 
 from boxsup_dist.errors import InputError, UnreadableFileError, UnwritableFileError
 from boxsup_dist.io import storage
+
+
+def one_byte(uri: str) -> bytes:
+    return storage.read_ranges(uri, [(0, 1)])[0]
 
 
 def test_write_makes_folders_and_reads_back(tmp_path):
@@ -69,14 +72,12 @@ def test_a_killed_writes_rest_is_known_by_its_name(tmp_path, monkeypatch):
 
 
 def test_absent_and_damaged_files_are_named(tmp_path):
-    for read in (storage.read_bytes, storage.read_json, storage.open_parquet):
+    for read in (storage.read_bytes, storage.read_json, storage.file_size, one_byte):
         with pytest.raises(InputError, match=r"no such file.*absent"):
             read(str(tmp_path / "absent"))
     (tmp_path / "bad").write_bytes(b"{")
     with pytest.raises(InputError, match="not valid JSON"):
         storage.read_json(str(tmp_path / "bad"))
-    with pytest.raises(InputError, match="not a readable Parquet file"):
-        storage.open_parquet(str(tmp_path / "bad"))
 
 
 def test_absolute_keeps_uris_and_anchors_paths(tmp_path, monkeypatch):
@@ -86,12 +87,13 @@ def test_absolute_keeps_uris_and_anchors_paths(tmp_path, monkeypatch):
     assert storage.absolute("s3://bucket/y/") == "s3://bucket/y"
 
 
-def test_parquet_keeps_row_groups(tmp_path):
-    uri = str(tmp_path / "t.parquet")
-    storage.write_bytes(uri, storage.encode_parquet(pa.table({"a": list(range(10))}), row_group_size=4))
-    file = storage.open_parquet(uri)
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
-    assert file.read_row_group(1)["a"].to_pylist() == [4, 5, 6, 7]
+def test_parts_of_a_file(tmp_path):
+    uri = str(tmp_path / "x")
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.file_size(uri) == 10
+    assert storage.read_ranges(uri, [(7, 10), (0, 2), (3, 3)]) == [b"789", b"01", b""]
+    with pytest.raises(UnreadableFileError, match=r"became shorter; file: .*x; found: 'only 2 of 3 bytes"):
+        storage.read_ranges(uri, [(8, 11)])
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def no_files(tmp_path):
     }
 
 
-@pytest.mark.parametrize("read", [storage.read_bytes, storage.read_json, storage.open_parquet])
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.read_json, storage.file_size, one_byte])
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, no_files, read):
     for name, found in no_files.items():
         with pytest.raises(

@@ -54,7 +54,8 @@ READS: dict[str, tuple[str, Callable[[str], Any]]] = {  # operation -> function 
     "list_names": ("scandir", lambda uri: storage.list_names(os.path.dirname(uri))),
     "find_files": ("scandir", lambda uri: storage.find_files(os.path.dirname(uri))),
     "glob_files": ("scandir", lambda uri: storage.glob_files(os.path.dirname(uri) + "/*.json")),
-    "open_parquet": ("stat", storage.open_parquet),
+    "file_size": ("stat", storage.file_size),
+    "read_ranges": ("open", lambda uri: storage.read_ranges(uri, [(0, 1)])),
 }
 WRITES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "make folder": ("makedirs", lambda uri: storage.write_bytes(uri, b"new")),

@@ -66,7 +66,7 @@ def test_everything_is_in_the_store(runs_root: str) -> None:
         uri="/data/records",
         kind="records",
         settings={"split": "train"},
-        shards=[ShardInfo("part-00000.parquet", [4, 4], 100, "00")],
+        shards=[ShardInfo(100, "00", 8, "00", [], file="part-00000.parquet", row_groups=[4, 4], ids="00")],
         counts={"boxes": 12},
         fingerprint="0123456789abcdef",
     )

@@ -1,0 +1,50 @@
+"""A run continues only on the tables that it began with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from boxsup_dist.errors import InputError, TableError
+from boxsup_dist.model import checkpoint
+from boxsup_dist.runs.inputs import check_tables, keep_tables
+from boxsup_dist.runs.layout import RunFiles
+from tests.distributed import tiny
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> str:
+    """A run that has trained."""
+    network = tiny.build_network()
+    checkpoint.save(str(tmp_path / "run"), checkpoint.CheckpointState(1, 0, 0, network.spec, network.state_dict()))
+    return str(tmp_path / "run")
+
+
+def test_a_table_that_was_built_again_with_other_content_is_refused(tmp_path, run_dir):
+    first = tiny.write_records(tmp_path / "first", [tiny.make_record(i, "train") for i in range(4)])
+    same = tiny.write_records(tmp_path / "same", [tiny.make_record(i, "train") for i in range(4)])
+    other = tiny.write_records(tmp_path / "other", [tiny.make_record(i, "train") for i in range(1, 5)])
+    check_tables(run_dir, {"training": first})  # a run of an older version has no tables.json
+    keep_tables(run_dir, {"training": first})
+    assert json.loads(Path(RunFiles(run_dir).tables).read_text()) == {"training": first.fingerprint}
+    check_tables(run_dir, {"training": same, "evaluation": other})
+    match = (
+        rf"other content than when the run began.*file: {other.uri}; field: fingerprint of training, in .*tables.json"
+    )
+    with pytest.raises(TableError, match=match) as caught:
+        check_tables(run_dir, {"training": other})
+    assert (caught.value.value, caught.value.expected) == (other.fingerprint, first.fingerprint)
+
+
+def test_a_run_that_has_not_trained_takes_any_tables(tmp_path):
+    records = tiny.write_records(tmp_path / "records", [tiny.make_record(0, "train")])
+    Path(tmp_path / "run").mkdir()
+    Path(tmp_path / "run" / "tables.json").write_text('{"training": "0"}')
+    check_tables(str(tmp_path / "run"), {"training": records})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"training": 7}', "\xff"])
+def test_a_damaged_file_is_named(tmp_path, run_dir, text):
+    Path(RunFiles(run_dir).tables).write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"file: .*tables\.json"):
+        check_tables(run_dir, {})
