@@ -82,7 +82,11 @@ class UnreadableFileError(InputError):
 
 
 class StorageError(InputError):
-    """A store refuses, lacks the bucket, or did not answer in any of several tries."""
+    """A store refuses, lacks the bucket, or answers wrongly."""
+
+
+class StoreUnavailableError(StorageError):
+    """A store is away for longer than we wait. A fault that passes: a training starts again from its checkpoint."""
 
 
 class NoRoomError(InputError):

@@ -17,6 +17,7 @@ import tyro
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.io import remote
 
 # Settings that several commands share: one name, one type and one help text for each.
 RunDir = Annotated[str, tyro.conf.arg(help="Run directory of a training: a folder or URI.")]
@@ -82,6 +83,7 @@ def run(main: Callable[[Any], object], choose_settings: Callable[[], type] | Non
         choose_settings: Gives that dataclass where it depends on the command line itself.
     """
     with clear_errors():
+        remote.begin_command()
         chosen = choose_settings() if choose_settings is not None else get_type_hints(main)["settings"]
         main(read(chosen, sys.modules[main.__module__].__doc__))
 
