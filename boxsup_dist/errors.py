@@ -89,6 +89,10 @@ class StoreUnavailableError(StorageError):
     """A store is away for longer than we wait. A fault that passes: a training starts again from its checkpoint."""
 
 
+class LeaseError(InputError):
+    """Another process writes into a folder that has one writer, or took it over."""
+
+
 class NoRoomError(InputError):
     """Ray has no room for an object, neither in memory nor on disk."""
 

@@ -68,16 +68,20 @@ class CutShortError(Exception):
     """A store gave fewer bytes than it has, or deleted less than it was asked to: a temporary failure."""
 
 
+def is_s3(uri: str) -> bool:
+    """Whether the URI is one of S3."""
+    return uri.startswith(("s3://", "s3a://"))
+
+
 def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path in it. Raises StorageError if fsspec knows no such file system."""
-    is_s3 = uri.startswith(("s3://", "s3a://"))
     try:
         # Other processes write too: a kept listing would be out of date.
-        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, **(_S3_OPTIONS if is_s3 else {}))
+        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, **(_S3_OPTIONS if is_s3(uri) else {}))
     except (ImportError, ValueError) as error:
         expected = "a local path, s3://..., or a scheme whose fsspec package is installed"
         raise StorageError("no file system for this URI", file=uri, value=str(error), expected=expected) from None
-    if is_s3:
+    if is_s3(uri):
         fs.retries = 1
     return fs, path
 
@@ -100,13 +104,14 @@ def patience_s() -> float:
     return seconds
 
 
-def attempt(uri: str, operation: Callable[[], T], clock: Clock = time) -> T:
+def attempt(uri: str, operation: Callable[[], T], clock: Clock = time, most_s: float | None = None) -> T:
     """The result of `operation`, tried again with growing waits while the store fails temporarily.
 
     Args:
         uri: What the operation is about, for messages.
         operation: Reads, writes or deletes; may be done twice.
         clock: Measures and waits.
+        most_s: Wait no longer than this, whatever the patience.
 
     Raises:
         FileNotFoundError: As the store raised it.
@@ -119,7 +124,7 @@ def attempt(uri: str, operation: Callable[[], T], clock: Clock = time) -> T:
             result = operation()
         except Exception as error:
             _raise_unless_passing(uri, error)
-            wait = wait or _Wait(uri, clock)
+            wait = wait or _Wait(uri, clock, most_s)
             wait.sleep(error)
         else:
             if _answered is not None:
@@ -132,10 +137,10 @@ def attempt(uri: str, operation: Callable[[], T], clock: Clock = time) -> T:
 class _Wait:
     """The wait for a store that fails, from its first failure on: growing pauses, announced, with an end."""
 
-    def __init__(self, uri: str, clock: Clock) -> None:
+    def __init__(self, uri: str, clock: Clock, most_s: float | None) -> None:
         self.uri, self.store, self.clock = uri, _store_of(uri), clock
         self.is_first = _answered is not None and self.store not in _answered
-        self.patience_s = min(patience_s(), FIRST_PATIENCE_S) if self.is_first else patience_s()
+        self.patience_s = min(patience_s(), FIRST_PATIENCE_S if self.is_first else math.inf, most_s or math.inf)
         self.started = clock.monotonic()
         self.num_tries = self.num_cut_short = 0
         self.next_line_s = waiting.FIRST_LINE_S / 5 if self.is_first else waiting.FIRST_LINE_S
@@ -179,6 +184,11 @@ class _Wait:
             expected="a store that can be reached, at AWS_ENDPOINT_URL unless it is AWS "
             f"({PATIENCE_VARIABLE} sets how long to wait); then run the same command again, which continues",
         )
+
+
+def code_of(error: Exception) -> str | None:
+    """The code of the store's answer that led to this error, such as PreconditionFailed; None without an answer."""
+    return _answer(error)[1]
 
 
 def _store_of(uri: str) -> str:

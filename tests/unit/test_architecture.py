@@ -30,7 +30,7 @@ FEW_PACKAGES: dict[str, set[str]] = {
     "randomness": {"numpy"},
     "progress": {"rich"},
     "config": set(),
-    "io": {"numpy", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs", "tenacity"},
+    "io": {"numpy", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "psutil", "s3fs"},
     "data": {"numpy", "pyarrow", "PIL", "pycocotools"},
 }
 RAY_FILES = {
