@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,17 +111,13 @@ class Lease:
         """Let others write; the file stays and says who wrote last."""
         self._ended.set()
         self._thread.join()
-        try:
+        with suppress(InputError):  # then it is taken over when it is stale
             self._write(replace(self._writer, released=True))
-        except (InputError, OSError):  # then it is taken over when it is stale
-            pass
 
     def _keep_renewing(self) -> None:
         while not self._lost and not self._ended.wait(RENEW_EVERY_S):
-            try:
+            with suppress(InputError):  # the store is away: the next renewal says whether the lease still holds
                 self._write(replace(self._writer, renewals=self._writer.renewals + 1))
-            except (InputError, OSError):  # the store is away: the next renewal says whether the lease still holds
-                continue
 
     def _write(self, writer: Writer) -> None:
         if self._lost:

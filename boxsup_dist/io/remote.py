@@ -111,7 +111,7 @@ def attempt(uri: str, operation: Callable[[], T], clock: Clock = time, most_s: f
         uri: What the operation is about, for messages.
         operation: Reads, writes or deletes; may be done twice.
         clock: Measures and waits.
-        most_s: Wait no longer than this, whatever the patience.
+        most_s: Wait no longer than this, whatever the patience, and without a word: the caller tries again later.
 
     Raises:
         FileNotFoundError: As the store raised it.
@@ -141,6 +141,7 @@ class _Wait:
         self.uri, self.store, self.clock = uri, _store_of(uri), clock
         self.is_first = _answered is not None and self.store not in _answered
         self.patience_s = min(patience_s(), FIRST_PATIENCE_S if self.is_first else math.inf, most_s or math.inf)
+        self.is_silent = most_s is not None
         self.started = clock.monotonic()
         self.num_tries = self.num_cut_short = 0
         self.next_line_s = waiting.FIRST_LINE_S / 5 if self.is_first else waiting.FIRST_LINE_S
@@ -159,7 +160,7 @@ class _Wait:
             raise self._unavailable(waited_s, error) from error
         pause_s = min(FIRST_WAIT_S * 2 ** min(self.num_tries - 1, 30), LONGEST_WAIT_S)
         pause_s = min(pause_s * random.SystemRandom().uniform(0.5, 1), self.patience_s - waited_s)
-        if waited_s + pause_s >= self.next_line_s:
+        if waited_s + pause_s >= self.next_line_s and not self.is_silent:
             self.next_line_s = 2 * (waited_s + pause_s)
             self.announced = True
             left = format_duration(self.patience_s - waited_s)

@@ -120,7 +120,7 @@ def list_names(uri: str) -> list[str]:
 
 
 def _is_folder_marker(info: Mapping[str, Any]) -> bool:
-    """Whether a listed file is the empty object that some tools put into S3 in place of a folder: its name ends in /."""
+    """Whether a listed file is the empty object whose name ends in /, which some tools put into S3 for a folder."""
     return info["type"] != "directory" and str(info["name"]).endswith("/")
 
 

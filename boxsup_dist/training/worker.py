@@ -200,8 +200,8 @@ class TrainWorker:
 
         Raises:
             NonFiniteLossError: On all ranks, before anything is updated.
-            InputError: The error of a batch of any rank, or one that a rank kept (`keeping_error`); on all ranks, before
-                anything is updated.
+            InputError: The error of a batch of any rank, or one that `keeping_error` kept; on all ranks, before any
+                update.
         """
         factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):

@@ -20,7 +20,8 @@ from boxsup_dist.io import lease, lease_file
 from boxsup_dist.io.lease import Writer
 from boxsup_dist.io.lease_file import open_lease_file
 
-ELSEWHERE = replace(Writer.here(), host="node-7", process=4711, place="another machine", since="2026-11-28 20:15:00 UTC")
+SINCE = "2026-11-28 20:15:00 UTC"
+ELSEWHERE = replace(Writer.here(), host="node-7", process=4711, place="another machine", since=SINCE)
 
 
 class Clock:
@@ -233,7 +234,9 @@ def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "run").write_bytes(b"a file")
-    with pytest.raises(InputError, match="cannot (read|write) the lease; file: .*/run/writer.json; found: 'Not a directory'"):
+    with pytest.raises(
+        InputError, match=r"cannot (read|write) the lease; file: .*/run/writer\.json; found: 'Not a directory'"
+    ):
         take(str(tmp_path / "run"))
 
 

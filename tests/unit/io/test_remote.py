@@ -111,7 +111,9 @@ def away_until(clock: FakeClock, now: float) -> Callable[[], str]:
 
 def test_waits_double_up_to_a_limit_less_a_random_part_and_end_after_ten_minutes():
     clock = FakeClock()
-    with pytest.raises(StoreUnavailableError, match=rf"failed for 10m00s, in \d+ tries; file: {URI}.*same command again"):
+    with pytest.raises(
+        StoreUnavailableError, match=rf"failed for 10m00s, in \d+ tries; file: {URI}.*same command again"
+    ):
         remote.attempt(URI, ever(answered(503, "SlowDown")), clock)
     assert clock.now == remote.DEFAULT_PATIENCE_S
     longest = [min(remote.FIRST_WAIT_S * 2**i, remote.LONGEST_WAIT_S) for i in range(len(clock.slept))]
@@ -181,7 +183,9 @@ def test_the_wait_is_announced_ever_more_rarely_and_its_end_once(monkeypatch):
     pattern = re.escape(f"waiting for the store: {URI}: {problem}; trying for another ") + r"9m5\ds"
     assert re.fullmatch(pattern, away[0].text)
     assert 3 <= len(away) <= 7 and all(notice.store == "s3://bucket" and not notice.over for notice in away)
-    assert back == Notice("s3://bucket", f"the store answers again after {format_duration(clock.now)}: s3://bucket", True)
+    assert back == Notice(
+        "s3://bucket", f"the store answers again after {format_duration(clock.now)}: s3://bucket", True
+    )
 
 
 def test_a_short_failure_is_not_announced(monkeypatch):
