@@ -57,9 +57,20 @@ class Writer:
     def parse(cls, data: bytes | None) -> Writer | None:
         """The writer that a lease file names; None if it names none or cannot be read."""
         try:
-            return None if data is None else cls(**json.loads(data))
+            found = None if data is None else cls(**json.loads(data))
         except (ValueError, TypeError, RecursionError):
             return None
+        return found if found is not None and found._is_valid() else None
+
+    def _is_valid(self) -> bool:
+        texts = (self.token, self.host, self.place, self.since)
+        numbers = (self.process, self.process_started, self.renewals)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(number, int | float) for number in numbers)
+            and isinstance(self.process, int)
+            and 0 < self.process < 2**31
+        )
 
     def encode(self) -> bytes:
         """The content of the lease file."""

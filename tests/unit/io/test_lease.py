@@ -150,7 +150,12 @@ def test_a_lease_that_is_released_while_we_wait_is_taken(folder):
     assert clock.now <= 3 * lease.LOOK_EVERY_S
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b'{"token": 1}', b"[" * 100_000])
+DAMAGED = [b"{", b"[]", b"\xff\xfe", b'{"token": 1}', b"[" * 100_000]
+DAMAGED += [replace(ELSEWHERE, process=value).encode() for value in ("one", None, -1, 10**30, 1.5)]  # type: ignore[arg-type]
+DAMAGED += [replace(ELSEWHERE, token=[1], process_started="noon").encode()]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content)[:20])
 def test_a_damaged_lease_is_waited_for_and_replaced(tmp_path, content):
     Path(tmp_path, "writer.json").write_bytes(content)
     clock, said = Clock(), []
