@@ -54,7 +54,7 @@ def away(monkeypatch):
     [
         lambda: read_state_dict(WEIGHTS),
         lambda: hed_weights.weights_of_wheel(WEIGHTS),
-        lambda: mcg.identity(McgSettings(hed_weights=WEIGHTS)),
+        lambda: mcg.identity(McgSettings(edges="hed", hed_weights=WEIGHTS)),
         lambda: predict._class_names(TRAINED),
     ],
     ids=["network weights", "HED's weights", "settings of MCG", "names of classes"],
