@@ -101,17 +101,17 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
         order = worker.order()
         watch = _Watch(worker, coordinator, labels)
         metrics = worker.train_epoch(worker.batches(order, labels), order.num_steps, watch)
-        with worker.keeping_error():
-            if coordinator is not None:
-                if ended is not None:  # from the last step of one epoch to the first of the next, without the stages
-                    stages_between_s = coordinator.stages_s - stages_s
-                    metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
-                stages_s = coordinator.stages_s
+        if coordinator is not None:
+            if ended is not None:  # from the last step of one epoch to the first of the next, without the stages
+                stages_between_s = coordinator.stages_s - stages_s
+                metrics["gap_s"] = started - ended + metrics["first_batch_s"] - stages_between_s
+            stages_s = coordinator.stages_s
+            with worker.failing_together():
                 coordinator.record(worker.epoch, metrics, worker.bad_records)
-            ended = time.perf_counter()
-            worker.finish_epoch()
-            if coordinator is not None:
-                _save(worker, coordinator, labels)
+        ended = time.perf_counter()
+        worker.finish_epoch()
+        if coordinator is not None:
+            _save(worker, coordinator, labels)
         ray.train.report(metrics)
 
 
@@ -145,7 +145,7 @@ def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
 def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef[Labels] | None:
     """Run rank 0's stages; all ranks return the labels of the coming epoch, or raise the InputError of a stage."""
     labels: ray.ObjectRef[Labels] | None = None
-    error = worker.error
+    error = worker.failure
     if coordinator is not None and error is None:
         try:
             labels = _run_stages(worker, coordinator)
@@ -183,32 +183,29 @@ class _Watch:
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:
         if self.coordinator is None:
             return
-        with self.worker.keeping_error():
-            self._report(self.coordinator, totals, num_steps)
-
-    def _report(self, coordinator: Coordinator, totals: EpochTotals, num_steps: int) -> None:
         worker, every = self.worker, self.worker.config.checkpoint_every_steps
         if every and worker.step % every == 0 and worker.step < num_steps:
-            _save(worker, coordinator, self.labels)
+            _save(worker, self.coordinator, self.labels)
         now = time.perf_counter()
         if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:
             self.reported = now
-            coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
+            self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
 
 
 def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[Labels] | None) -> None:
-    coordinator.check_writer()
+    """Write a checkpoint, unless rank 0 has failed already."""
     config = worker.config
-    checkpoint.save(
-        config.run_dir,
-        checkpoint.CheckpointState(
-            epoch=worker.epoch,
-            step=worker.step,
-            seed=config.seed,
-            network=worker.network.spec,
-            model=worker.weights(),
-            training=worker.training_state(),
-            labels=None if labels is None else ray.get(labels).to_parquet(),
-        ),
-        keep_last=config.keep_checkpoints,
+    if worker.failure is not None:
+        return
+    state = checkpoint.CheckpointState(
+        epoch=worker.epoch,
+        step=worker.step,
+        seed=config.seed,
+        network=worker.network.spec,
+        model=worker.weights(),
+        training=worker.training_state(),
+        labels=None if labels is None else ray.get(labels).to_parquet(),
     )
+    with worker.failing_together():
+        coordinator.check_writer()
+        checkpoint.save(config.run_dir, state, keep_last=config.keep_checkpoints)

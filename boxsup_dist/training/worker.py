@@ -87,8 +87,20 @@ class TrainWorker:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.step = 0, 0
         self.totals = EpochTotals()
-        self.error: InputError | None = None  # of this rank alone; all ranks raise it at the next step or stage
         self.bad_records: dict[str, str] = {}  # image_id -> problem, of the run so far; the same on all ranks
+        self.failure: InputError | None = None  # of this rank alone, until all ranks raise it
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Keep an InputError of what one rank does alone, such as writing a checkpoint, as `failure`.
+
+        All ranks raise it when they meet next: in the next step or between the epochs. Raised at once, it would leave
+        the other ranks waiting for this one.
+        """
+        try:
+            yield
+        except InputError as error:
+            self.failure = self.failure or error
 
     def wrap(self) -> None:
         """Make the network data parallel. Call it after the checkpoint is loaded, so that all ranks start alike."""
@@ -108,17 +120,6 @@ class TrainWorker:
         self.epoch, self.step = state.epoch, state.step
         self.totals = EpochTotals(**state.training["totals"])
         self.bad_records = dict(state.training.get("bad_records", {}))
-
-    @contextmanager
-    def keeping_error(self) -> Iterator[None]:
-        """Keep an InputError of the block, which this rank alone runs, until all ranks can raise it together.
-
-        Raised at once it would leave the other ranks waiting for this one.
-        """
-        try:
-            yield
-        except InputError as error:
-            self.error = self.error or error
 
     def weights(self) -> StateDict:
         """The network's state dict on the CPU."""
@@ -200,16 +201,15 @@ class TrainWorker:
 
         Raises:
             NonFiniteLossError: On all ranks, before anything is updated.
-            InputError: The error of a batch of any rank, or one that `keeping_error` kept; on all ranks, before any
-                update.
+            InputError: The error of a batch, or the `failure`, of any rank; on all ranks, before anything is updated.
         """
+        own_error = self.failure or batch.error
         factor = lr_factor(self.config.optimizer, epoch=self.epoch, step=batch.step, num_steps=num_steps)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
         # Dropout depends only on the position in the run: a resumed run draws the same values as an unbroken run.
         torch.manual_seed(derive_seed(self.config.seed, self.epoch, batch.step, self.rank, "dropout"))
 
-        error = batch.error or self.error
         images, label_maps = self._to_device(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.model(images)
@@ -226,7 +226,7 @@ class TrainWorker:
                 (grid != BACKGROUND).sum().double() * real,
                 torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
-                torch.tensor(error is not None, dtype=torch.float64, device=self.device),
+                torch.tensor(own_error is not None, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
             ]
         )
@@ -235,7 +235,7 @@ class TrainWorker:
             dist.all_reduce(sums)
         loss, weight, foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
         if num_errors:
-            raise_together(error)
+            raise_together(own_error)
         if num_bad:
             self._keep_bad_records(batch)
         if not np.isfinite(loss):
