@@ -140,8 +140,15 @@ def find_files(uri: str) -> list[str]:
 
 
 def _find(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    """All files below a path, or the file itself, with what the listing says of each."""
-    return {name: info for name, info in fs.find(path, detail=True).items() if not _is_folder_marker(info)}
+    """All files below a path, or the file itself, with what the listing says of each; none if it is absent."""
+    if fs.isdir(path):
+        found = fs.find(path, detail=True)
+    else:  # not by `find`, because s3fs asks for HEAD of an absent name
+        try:
+            found = {info["name"]: info for info in fs.ls(path, detail=True)}
+        except FileNotFoundError:
+            found = {}
+    return {name: info for name, info in found.items() if not _is_folder_marker(info)}
 
 
 def fixed_part(pattern: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import OptimizerSettings, SourceSettings, TrainConfig
@@ -297,8 +298,8 @@ def test_a_server_that_answers_403_to_head_of_what_is_absent(s3: S3Server):
 def test_a_public_bucket_is_read_without_credentials(s3: S3Server):
     """In a process of its own: fsspec reads the variable once."""
     s3.need_faults()
-    code = "import sys; from boxsup_dist.io import storage; storage.write_bytes(sys.argv[1], b'seen'); "
-    code += "print(storage.read_bytes(sys.argv[1]))"
+    s3fs.S3FileSystem(anon=True).call_s3("put_object", Bucket=PUBLIC, Key="x", Body=b"seen", ACL="public-read")
+    code = "import sys; from boxsup_dist.io import storage; print(storage.read_bytes(sys.argv[1]))"
     command = [sys.executable, "-c", code, f"s3://{PUBLIC}/x"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_ACCESS")}
     done = subprocess.run(command, cwd=REPO, env={**own, "FSSPEC_S3_ANON": "true"}, capture_output=True, text=True)
