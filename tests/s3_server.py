@@ -26,7 +26,6 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
-import s3fs
 
 from jobs.drill.mlflow_server import free_port
 
@@ -102,6 +101,8 @@ class S3Server:
 
     def put(self, key: str, data: bytes = b"") -> None:
         """Store an object under any key, such as that of a folder marker, which ends in a slash."""
+        import s3fs  # an import of a second, which other tests do not need
+
         s3fs.S3FileSystem().call_s3("put_object", Bucket=BUCKET, Key=key, Body=data)
 
     def close(self, seconds: float) -> None:

@@ -47,10 +47,9 @@ def _send(notice: Notice) -> None:
 
 def _listen() -> None:
     seen: dict[str, str] = {}
-    prefix = _prefix()
     while ray.is_initialized():
         try:
-            values = ray_internals.values_below(prefix)
+            values = ray_internals.values_below(_prefix())
         except Exception:  # the head node is away, or the session ends just now: notices are no reason to fail
             values = {}
         for key, value in values.items():
