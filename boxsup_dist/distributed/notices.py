@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 
 import ray
@@ -41,21 +42,19 @@ def _prefix() -> str:
 
 def _send(notice: Notice) -> None:
     # The time makes each value another one, so that the same notice is seen again.
-    value = json.dumps({**asdict(notice), "time": time.time()})
-    ray_internals.put_value(_prefix() + notice.store, value)
+    value = json.dumps({"notice": asdict(notice), "time": time.time()})
+    with suppress(Exception):  # the head node is away, too: a notice is no reason to fail
+        ray_internals.put_value(_prefix() + notice.store, value)
 
 
 def _listen() -> None:
     seen: dict[str, str] = {}
     while ray.is_initialized():
-        try:
+        values: dict[str, str] = {}
+        with suppress(Exception):  # as above; or the session ends just now
             values = ray_internals.values_below(_prefix())
-        except Exception:  # the head node is away, or the session ends just now: notices are no reason to fail
-            values = {}
         for key, value in values.items():
             if seen.get(key) != value:
                 seen[key] = value
-                fields = json.loads(value)
-                del fields["time"]
-                waiting.announce(Notice(**fields))
+                waiting.announce(Notice(**json.loads(value)["notice"]))
         time.sleep(POLL_EVERY_S)
