@@ -98,7 +98,15 @@ class MachineError(InputError):
 
 
 class StorageError(InputError):
-    """A store refuses, lacks the bucket, or did not answer in any of several tries."""
+    """A store refuses, lacks the bucket, or answers wrongly."""
+
+
+class StoreUnavailableError(StorageError):
+    """A store is away for longer than we wait. A fault that passes: a training starts again from its checkpoint."""
+
+
+class LeaseError(InputError):
+    """Another process writes into a folder that has one writer, or took it over."""
 
 
 class NoRoomError(InputError):

@@ -11,7 +11,7 @@ from ray.exceptions import OutOfDiskError
 from ray.train import ControllerError, WorkerGroupError
 
 from boxsup_dist.distributed.ray_internals import unwrapped
-from boxsup_dist.errors import NoRoomError
+from boxsup_dist.errors import NoRoomError, StoreUnavailableError
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -22,15 +22,25 @@ def cause_of(error: BaseException) -> BaseException:
 
 def no_room(error: BaseException) -> NoRoomError | None:
     """The error to show if an object found no room, in a training too; None for any other cause."""
-    causes = [error]
-    if isinstance(error, WorkerGroupError):
-        causes = list(error.worker_failures.values())
-    elif isinstance(error, ControllerError):
-        causes = [error.controller_failure]
-    if not any(isinstance(cause_of(each), OutOfDiskError) for each in causes):
+    if not any(isinstance(cause, OutOfDiskError) for cause in _causes(error)):
         return None
     return NoRoomError(
         "Ray has no room for an object: the object store of a node is full, and so is the disk that it spills to",
         expected="5 % of that disk free (see df), or a larger object store (`ray memory` shows what fills it); "
         "then run the same command again: it continues",
     )
+
+
+def store_away(error: BaseException) -> StoreUnavailableError | None:
+    """The error of a store that ended a training because it was away at every attempt; None for any other cause."""
+    return next((cause for cause in _causes(error) if isinstance(cause, StoreUnavailableError)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """What went wrong in each worker of a training, or elsewhere."""
+    causes: list[BaseException] = [error]
+    if isinstance(error, WorkerGroupError):
+        causes = list(error.worker_failures.values())
+    elif isinstance(error, ControllerError):
+        causes = [error.controller_failure]
+    return [cause_of(each) for each in causes]

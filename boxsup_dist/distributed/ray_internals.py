@@ -9,10 +9,14 @@ import logging
 import time
 from typing import Any
 
+import ray
+from ray._private import worker
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.experimental import internal_kv
 
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray describes a submitted job to its driver in it
 STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
 
 
@@ -48,6 +52,26 @@ def unwrapped(error: BaseException) -> BaseException:
     inner = getattr(error, "_base_exc", error)
     assert isinstance(inner, BaseException)
     return inner
+
+
+def is_worker() -> bool:
+    """Whether Ray started this process to run tasks or an actor."""
+    return bool(worker.global_worker.mode == ray.WORKER_MODE)
+
+
+def put_value(key: str, value: str) -> None:
+    """Keep a small value on the cluster's head, where all processes of the session can read it."""
+    internal_kv._internal_kv_put(key.encode(), value.encode(), overwrite=True)
+
+
+def values_below(prefix: str) -> dict[str, str]:
+    """The values of `put_value` whose keys begin with the prefix."""
+    found = {}
+    for key in internal_kv._internal_kv_list(prefix.encode()):
+        value = internal_kv._internal_kv_get(key)
+        if value is not None:
+            found[key.decode()] = value.decode()
+    return found
 
 
 def raylet_pid(node: Any) -> int:

@@ -6,14 +6,16 @@ import logging
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
 import boxsup_dist
-from boxsup_dist.distributed import ray_internals
+from boxsup_dist.distributed import notices, ray_internals
 from boxsup_dist.errors import SettingError
+from boxsup_dist.io import remote
 
 _OBJECT_STORE_BYTES = 2 * 2**30  # blocks are small here; Ray's default is 30 % of the machine's memory
 _START_ATTEMPTS = 3
@@ -57,6 +59,7 @@ def start(num_cpus: int | None = None) -> None:
             _join(address, num_cpus)
         else:
             _start_local(num_cpus)
+    notices.listen()
     set_up_ray_data()
 
 
@@ -95,7 +98,7 @@ def _join(address: str, num_cpus: int | None) -> None:
     try:
         ray.init(
             address=address,
-            runtime_env={"py_modules": [str(Path(boxsup_dist.__file__).parent)]},
+            runtime_env=_runtime_env(),
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
@@ -107,6 +110,16 @@ def _join(address: str, num_cpus: int | None) -> None:
             expected="a running cluster, and its token in RAY_AUTH_TOKEN if it asks for one. Is the cluster running, "
             "and is RAY_AUTH_TOKEN set?",
         ) from error
+
+
+def _runtime_env() -> dict[str, Any]:
+    """What every worker of a cluster gets from this process: the package, and how long to wait for a store."""
+    found: dict[str, Any] = {"py_modules": [str(Path(boxsup_dist.__file__).parent)]}
+    patience = os.environ.get(remote.PATIENCE_VARIABLE)
+    # A job that jobs.submit --env gave the variable passes it on already, and Ray refuses to have it twice.
+    if patience and remote.PATIENCE_VARIABLE not in os.environ.get(ray_internals.JOB_CONFIG_VARIABLE, ""):
+        found["env_vars"] = {remote.PATIENCE_VARIABLE: patience}
+    return found
 
 
 def _start_local(num_cpus: int | None) -> None:

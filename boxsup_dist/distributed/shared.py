@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import ray
 
+from boxsup_dist.distributed import notices
+
 Reference: TypeAlias = "ray.ObjectRef[Any]"
 
 _KEPT = 2  # stages whose tasks take turns in a process
@@ -21,6 +23,7 @@ def fetch(holder: list[Reference]) -> Any:
 
     The list keeps Ray from unpacking the reference itself, once per task.
     """
+    notices.forward()
     (reference,) = holder
     if reference not in _unpacked:
         while len(_unpacked) >= _KEPT:

@@ -14,13 +14,13 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
-from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+from fsspec.utils import glob_translate
 
 from boxsup_dist.credentials import has_credentials
 from boxsup_dist.errors import InputError, MissingFileError, UnreadableFileError
@@ -106,8 +106,17 @@ def exists(uri: str) -> bool:
     """Whether the file or folder exists."""
     if is_local(uri):
         return _mode(uri) is not None
+
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> None:
+        try:
+            fs.info(path)
+        except FileNotFoundError:
+            raise
+        except Exception:  # some servers answer HEAD of a folder with 403 or 500, others of an absent name
+            fs.ls(path)
+
     try:
-        _on(uri, lambda fs, path: fs.info(path))
+        _on(uri, look)
     except FileNotFoundError:
         return False
     return True
@@ -117,16 +126,21 @@ def list_names(uri: str) -> list[str]:
     """Sorted base names in a folder; none if the folder is absent."""
     with system_errors(uri):
         try:
-            entries = _on(uri, lambda fs, path: fs.ls(path, detail=False))
+            entries = _on(uri, lambda fs, path: fs.ls(path, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
-    return sorted(posixpath.basename(entry.rstrip("/")) for entry in entries)
+    return sorted(posixpath.basename(each["name"].rstrip("/")) for each in entries if not _is_folder_marker(each))
+
+
+def _is_folder_marker(info: Mapping[str, Any]) -> bool:
+    """Whether a listed file is the empty object whose name ends in /, which some tools put into S3 for a folder."""
+    return info["type"] != "directory" and str(info["name"]).endswith("/")
 
 
 def size(uri: str) -> int:
     """Bytes of a file, or of all files under a folder."""
     with system_errors(uri):
-        return int(_on(uri, lambda fs, path: fs.du(path)))
+        return sum(int(info["size"]) for info in _on(uri, _find).values())
 
 
 def is_folder(uri: str) -> bool:
@@ -139,7 +153,19 @@ def is_folder(uri: str) -> bool:
 def find_files(uri: str) -> list[str]:
     """Sorted paths of all files below a folder, relative to it; none if the folder is absent."""
     with system_errors(uri):
-        return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in fs.find(path)))
+        return _on(uri, lambda fs, path: sorted(posixpath.relpath(found, path) for found in _find(fs, path)))
+
+
+def _find(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """All files below a path, or the file itself, with what the listing says of each; none if it is absent."""
+    if fs.isdir(path):
+        found = fs.find(path, detail=True)
+    else:  # not by `find`, because s3fs asks for HEAD of an absent name
+        try:
+            found = {info["name"]: info for info in fs.ls(path, detail=True)}
+        except FileNotFoundError:
+            found = {}
+    return {name: info for name, info in found.items() if not _is_folder_marker(info)}
 
 
 def fixed_part(pattern: str) -> str:
@@ -152,22 +178,43 @@ def glob_files(pattern: str) -> list[str]:
     """Sorted URIs of the files, not folders, that match a pattern with *, ?, [...] or **."""
     root = fixed_part(pattern)
     _, root_path = _filesystem(root)
-    with system_errors(pattern):
-        matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
-    # fsspec calls local links, pipes and devices "other": links are files or folders, and reading names the others.
-    folders = {name for name, info in matches.items() if info["type"] == "directory" or os.path.isdir(name)}
-    found = sorted(matches.keys() - folders)
+    if is_local(pattern):
+        with system_errors(pattern):
+            matches = _on(pattern, lambda fs, path: fs.glob(path, detail=True))
+        # fsspec calls links, pipes and devices "other": links are files or folders, and reading names the others.
+        folders = {name for name, info in matches.items() if info["type"] == "directory" or os.path.isdir(name)}
+        found = sorted(matches.keys() - folders)
+    else:
+        found = sorted(_on(pattern, _matching))
     return [join(root, posixpath.relpath(name, root_path)) for name in found]
+
+
+def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
+    """Names of a store's files that match; by listings alone, because fsspec's own glob asks for HEAD of folders."""
+    root = fixed_part(pattern)
+    if "**" in pattern or "/" in pattern[len(root) :].strip("/"):
+        files = list(_find(fs, root))
+    else:  # one level: the folders below may hold millions
+        try:
+            files = [each["name"] for each in fs.ls(root, detail=True) if each["type"] != "directory"]
+        except FileNotFoundError:
+            files = []
+    wanted = re.compile(glob_translate(pattern))
+    return [name for name in files if wanted.match(name) and not name.endswith("/")]
 
 
 def remove(uri: str) -> None:
     """Delete a file, or a folder with all its content; nothing happens if it is absent."""
 
     def delete(fs: fsspec.AbstractFileSystem, path: str) -> None:
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
-            if fs.exists(path):  # S3 reports the names that it could not delete, s3fs does not
-                raise remote.CutShortError("some files were not deleted")
+        if not remote.is_s3(uri):
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+            return
+        # By listings, because servers answer HEAD of a folder as they like. Not by s3fs's `rm`, which takes [] and * in
+        # a name for a pattern and passes over objects that it could not delete.
+        for name in fs.find(path) if fs.isdir(path) else fs.ls(path, detail=False):
+            fs.rm_file(name)
 
     with system_errors(uri, writing=True), suppress(FileNotFoundError):  # another process deletes it too
         _on(uri, delete)
@@ -322,14 +369,3 @@ def parse_json(data: bytes, *, file: str | None = None) -> Any:
 def write_json(uri: str, value: Any) -> None:
     """Write a value as indented JSON; as `write_bytes`."""
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
-
-
-def arrow_filesystem(uri: str) -> tuple[FileSystem | None, str]:
-    """PyArrow's file system (None for local files) and path, for a library that reads and writes by itself.
-
-    The retries are those of fsspec's package for the store, not those of `remote.py`.
-    """
-    if is_local(uri):
-        return None, absolute(uri)
-    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    return PyFileSystem(FSSpecHandler(fs)), path

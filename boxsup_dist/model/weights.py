@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from boxsup_dist.errors import InputError, WeightsError
+from boxsup_dist.errors import InputError, StoreUnavailableError, WeightsError
 from boxsup_dist.io import storage
 
 VGG16_NAME = "deeplab_largefov_vgg16"
@@ -107,6 +107,8 @@ def read_state_dict(uri: str) -> dict[str, Tensor]:
     """
     try:
         data = storage.read_bytes(uri)
+    except StoreUnavailableError:
+        raise
     except (InputError, OSError, ValueError, ImportError) as error:
         raise WeightsError(
             "cannot read the weight file", file=uri, value=getattr(error, "reason", str(error)), expected=SPECS

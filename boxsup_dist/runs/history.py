@@ -81,11 +81,11 @@ History = dict[int, HistoryEntry]
 """The epochs by their number, in order."""
 
 
-def read_history(run_dir: str) -> History:
+def read_history(run_dir: str, *, strict: bool = False) -> History:
     """What is known of each epoch so far; {} for a run without history.
 
     Of two lines of one epoch the last counts. A damaged line is left out with a warning: the training does not depend
-    on it, so it stops no run.
+    on it, so it stops no run. If `strict`, the InputError that names it is raised instead.
     """
     uri = RunFiles(run_dir).history
     if not storage.exists(uri):
@@ -98,6 +98,8 @@ def read_history(run_dir: str) -> History:
         try:
             entry = parse_json(HistoryEntry, line, file=uri, place=f"line {number}")
         except InputError as error:
+            if strict:
+                raise
             _log.warning("warning: the metrics of one epoch are lost, the run itself is whole: %s", error)
             continue
         found[entry.epoch] = entry

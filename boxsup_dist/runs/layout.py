@@ -11,8 +11,8 @@
     RUN/summary.json                         the result; it exists once the run is finished
     RUN/mlflow_run_id                        id of the run in MLflow
     RUN/mlflow_pending                       exists while MLflow may lack a part of the run
+    RUN/writer.json                          which process trains here, or did last (io/lease)
     RUN/start/                               weights that the run begins with, if they came from an MLflow model
-    RUN/ray_train/                           Ray Train's notes (training/fit); removed when the training ends
 
 Epochs count from 1 in names and in files. Only a checkpoint counts what is finished: `epoch-003` means that epoch 3 is
 over.
@@ -46,6 +46,7 @@ class RunFiles:
         self.summary = self._uri(SUMMARY)
         self.mlflow_run_id = self._uri("mlflow_run_id")
         self.mlflow_pending = self._uri("mlflow_pending")
+        self.writer = self._uri("writer.json")
         self.start = self._uri("start")
 
     def _uri(self, *names: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import EventLoop
-from boxsup_dist.io import storage
+from boxsup_dist.io import lease, storage
+from boxsup_dist.io.lease import Claim, Lease
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.transfer import check_start
 from boxsup_dist.runs.console import Console, print_header, print_result
@@ -63,26 +65,37 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     if is_finished(run_dir):
         print(f"{run_dir}: this run is finished", flush=True)
         if storage.exists(RunFiles(run_dir).mlflow_pending):
-            _deliver(RunTracker(runs_root, tracking_uri), config, inputs, tags)
+            with _one_writer(run_dir):
+                _deliver(RunTracker(runs_root, tracking_uri), config, inputs, tags)
         summary = read_summary(run_dir)
     else:
         storage.check_output(run_dir)
+        lease.refuse_held(run_dir, RunFiles(run_dir).writer)
         check_start(inputs.network, config.network.weights)
         session.start()
         size = session.total_cpus(), session.total_gpus()
         resources = config.resources.resolve(*size)
         resources.check_room(*size)
         replace(config, resources=resources).check()
-        keep_config(config)
-        keep_tables(run_dir, tables_by_name(inputs))
-        config = replace(config, resources=resources)
-        print_header(config, inputs, tracking_uri)
-        summary = _train(config, inputs, RunTracker(runs_root, tracking_uri), tags)
+        with _one_writer(run_dir) as held:
+            check_resume(config)  # again: another command may have ended here just now
+            keep_config(config)
+            keep_tables(run_dir, tables_by_name(inputs))
+            config = replace(config, resources=resources)
+            print_header(config, inputs, tracking_uri)
+            summary = _train(config, inputs, RunTracker(runs_root, tracking_uri), tags, held.claim)
     print_result(run_dir, summary)
     return summary
 
 
-def _train(config: TrainConfig, inputs: Inputs, tracker: RunTracker, tags: Mapping[str, Any] | None) -> Summary:
+def _one_writer(run_dir: str) -> AbstractContextManager[Lease]:
+    """The lease of the run directory; jobs that only read a run, or write elsewhere, run beside it."""
+    return lease.held(run_dir, RunFiles(run_dir).writer, lambda text: print(f"warning: {text}", flush=True))
+
+
+def _train(
+    config: TrainConfig, inputs: Inputs, tracker: RunTracker, tags: Mapping[str, Any] | None, claim: Claim
+) -> Summary:
     """Train from the newest checkpoint to the end, and keep the result."""
     started = time.perf_counter()
     resumed_from = checkpoint.latest(config.run_dir)
@@ -92,10 +105,11 @@ def _train(config: TrainConfig, inputs: Inputs, tracker: RunTracker, tags: Mappi
     try:
         with EventLoop(console.handle) as events:
             post = events.post
-            make_coordinator = partial(Coordinator, config, inputs, post)
+            make_coordinator = partial(Coordinator, config, inputs, post, claim)
             fit(config, inputs.mixture, make_coordinator, lambda text: post(Warned(text)))
         if console.failure is not None:
             raise console.failure
+        claim.check()
         summary = make_summary(
             config,
             tables=tables_by_name(inputs),

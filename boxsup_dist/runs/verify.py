@@ -118,7 +118,7 @@ def run_checks(run_dir: str) -> tuple[list[Check], list[Table]]:
 
     files = RunFiles(run_dir)
     checks = [Check(partial(checkpoint.check, uri)) for uri in checkpoint.list_checkpoints(run_dir)]
-    checks.append(Check(partial(read_history, run_dir)))
+    checks.append(Check(partial(read_history, run_dir, strict=True)))
     if is_finished(run_dir):
         checks.append(Check(partial(read_summary, run_dir)))
     sources, tables = [], []

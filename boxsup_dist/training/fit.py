@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +15,7 @@ from ray.train.torch import TorchTrainer
 
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.out_of_disk import cause_of, no_room
-from boxsup_dist.io import storage
+from boxsup_dist.distributed.out_of_disk import cause_of, no_room, store_away
 from boxsup_dist.training.loop import Coordinator, train_loop
 
 
@@ -48,6 +49,7 @@ def fit(
 
     Raises:
         NoRoomError: Ray had no room for an object, at every attempt.
+        StoreUnavailableError: A store was away, at every attempt.
         ray.train.TrainingFailedError: Workers were lost more often than `resources.max_failures`.
     """
     settings = {"config": config, "mixture": mixture, "make_coordinator": make_coordinator}
@@ -71,9 +73,9 @@ def launch(
         per_worker["GPU"] = resources.gpus_per_worker
     num_workers = (resources.min_workers, resources.num_workers) if resources.min_workers else resources.num_workers
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    # Ray Train keeps its own state in one folder per launch. The state of the run is only in our checkpoints.
-    scratch = storage.join(config.run_dir, "ray_train")
-    filesystem, path = storage.arrow_filesystem(scratch)
+    # Ray Train keeps its own state in one folder per launch. The state of the run is only in our checkpoints, so that
+    # folder need not be where the workers see it, and a store that is away cannot hurt it.
+    scratch = tempfile.mkdtemp(prefix="boxsup-ray-train-")
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings,
@@ -84,8 +86,7 @@ def launch(
         ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=path,
-            storage_filesystem=filesystem,
+            storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             callbacks=[] if report is None else [_ReportEndedWorkers(report)],  # type: ignore[list-item]  # as above
         ),
@@ -93,6 +94,6 @@ def launch(
     try:
         trainer.fit()
     except (ray.train.TrainingFailedError, OutOfDiskError) as error:
-        raise no_room(error) or error from None
+        raise no_room(error) or store_away(error) or error from None
     finally:
-        storage.remove(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -19,7 +19,8 @@ import torch
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.errors import InputError
+from boxsup_dist.distributed import notices
+from boxsup_dist.errors import InputError, StoreUnavailableError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.training.worker import EpochTotals, StateDict, TrainWorker, raise_together
 
@@ -50,6 +51,9 @@ class Coordinator(Protocol):
     def evaluate(self, epoch: int, weights: StateDict) -> None:
         """Evaluate a finished epoch if that is due; called after its checkpoint, also when a run resumes from it."""
 
+    def check_writer(self) -> None:
+        """Check, before a checkpoint is written, that the run directory is still this run's: InputError if not."""
+
     def fail(self, error: InputError) -> None:
         """Report that the run ends with this error, because a restart would meet it again."""
 
@@ -61,15 +65,19 @@ def train_loop(settings: dict[str, Any]) -> None:
     """Entry point of every train worker.
 
     An InputError that any rank meets is raised on all ranks. Rank 0 reports it to the driver, and the loop returns: a
-    restart would meet the same error.
+    restart would meet the same error. A store that is away is another matter: the error goes up, and Ray Train starts
+    the workers again, up to `resources.max_failures` times.
 
     Args:
         settings: `config` (TrainConfig), `mixture` (Mixture) and `make_coordinator`, which is called on rank 0 only.
     """
+    notices.forward()
     rank = ray.train.get_context().get_world_rank()
     coordinator: Coordinator | None = settings["make_coordinator"]() if rank == 0 else None
     try:
         _train(settings["config"], settings["mixture"], coordinator)
+    except StoreUnavailableError:
+        raise
     except InputError as error:
         if coordinator is not None:
             coordinator.fail(error)
@@ -103,18 +111,26 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
         ended = time.perf_counter()
         worker.finish_epoch()
         if coordinator is not None:
-            _save(worker, labels)
+            _save(worker, coordinator, labels)
         ray.train.report(metrics)
 
 
 def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
     """This rank's worker, restored from the newest checkpoint. InputError on all ranks if any rank meets one."""
-    newest = checkpoint.latest(config.run_dir) if ray.train.get_context().get_world_rank() == 0 else None
-    newest = ray.train.collective.broadcast_from_rank_zero(newest)
+    newest: str | None = None
+    error: InputError | None = None
+    if ray.train.get_context().get_world_rank() == 0:
+        try:
+            newest = checkpoint.latest(config.run_dir)
+        except InputError as found:
+            error = found
+    newest, error = ray.train.collective.broadcast_from_rank_zero((newest, error))
+    if error is not None:
+        raise error
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # without it the ranks of a node would exchange objects through its first GPU
-    worker, error = None, None
+    worker = None
     try:
         worker = TrainWorker(config, mixture)
         worker.restore(newest)
@@ -169,14 +185,14 @@ class _Watch:
             return
         worker, every = self.worker, self.worker.config.checkpoint_every_steps
         if every and worker.step % every == 0 and worker.step < num_steps:
-            _save(worker, self.labels)
+            _save(worker, self.coordinator, self.labels)
         now = time.perf_counter()
         if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:
             self.reported = now
             self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
 
 
-def _save(worker: TrainWorker, labels: ray.ObjectRef[Labels] | None) -> None:
+def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[Labels] | None) -> None:
     """Write a checkpoint, unless rank 0 has failed already."""
     config = worker.config
     if worker.failure is not None:
@@ -191,4 +207,5 @@ def _save(worker: TrainWorker, labels: ray.ObjectRef[Labels] | None) -> None:
         labels=None if labels is None else ray.get(labels).to_parquet(),
     )
     with worker.failing_together():
+        coordinator.check_writer()
         checkpoint.save(config.run_dir, state, keep_last=config.keep_checkpoints)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import OptimizerSettings, SourceSettings, TrainConfig
 from boxsup_dist.data import tables
 from boxsup_dist.data.tables import open_table
-from boxsup_dist.errors import StorageError, TableError
-from boxsup_dist.io import storage
+from boxsup_dist.errors import LeaseError, StorageError, TableError
+from boxsup_dist.export.images import find_images
+from boxsup_dist.io import lease, storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.records import voc
@@ -28,7 +34,7 @@ from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.train import train
 from jobs import evaluate, export_labels, export_model, figures, predict, reassign, verify
 from tests.distributed import slow_build, tiny
-from tests.s3_server import FORBIDDEN, S3Server
+from tests.s3_server import FORBIDDEN, PUBLIC, STRICT, S3Server
 
 REPO = Path(__file__).parents[2]
 TABLES = {"train": "records", "val": "records", "proposals": "proposals", "label-maps": "label_maps"}
@@ -187,6 +193,47 @@ def test_a_training_through_faults_gives_the_same(s3: S3Server, local, stored, m
     assert losses(run_dir) == losses(storage.join(stored, "box"))
 
 
+def test_a_training_waits_for_a_store_that_is_away(s3: S3Server, local, stored, monkeypatch, capfd):
+    """20 seconds without a server, from the first checkpoint on: the user reads it, and the result is the same."""
+    s3.need_faults()
+    monkeypatch.chdir(local)
+    run_dir = storage.join(s3.root, "away")
+
+    def close_after_first_checkpoint() -> None:
+        while not checkpoint.list_checkpoints(run_dir):
+            time.sleep(0.05)
+        s3.close(20)
+
+    closing = threading.Thread(target=close_after_first_checkpoint)
+    closing.start()
+    train(config_of(stored, run_dir))
+    closing.join()
+    assert contents(run_dir, "labels") == contents(storage.join(stored, "box"), "labels")
+    assert losses(run_dir) == losses(storage.join(stored, "box"))
+    out, err = capfd.readouterr()
+    assert re.search(r"warning: waiting for the store: s3://\S+: \S+: .*; trying for another 9m5\ds\n", err), err
+    assert re.search(r"the store answers again after \d+s: s3://boxsup-test\n", err), err
+    assert "ended" not in out, "no worker had to start again"
+
+
+def test_a_build_waits_for_a_store_that_answers_503(s3: S3Server, ray_local, tmp_path, capfd):
+    out = storage.join(s3.root, "slow-down")
+
+    def fail_for_a_while() -> None:
+        while len(storage.list_names(out)) < 3:
+            time.sleep(0.05)
+        with s3.faults(1.0, kinds=("slow_down",)):
+            time.sleep(8)
+
+    s3.need_faults()
+    failing = threading.Thread(target=fail_for_a_while)
+    failing.start()
+    table = slow_build.build(out, 0.2)
+    failing.join()
+    assert table.fingerprint == slow_build.build(str(tmp_path / "unbroken")).fingerprint
+    assert re.search(rf"warning: waiting for the store: {s3.root}/\S+: (SlowDown|503): ", capfd.readouterr().err)
+
+
 def test_a_build_killed_on_s3_is_no_table_and_the_next_call_continues(s3: S3Server, local, tmp_path):
     out = storage.join(s3.root, "killed")
     command = [sys.executable, "-m", "tests.distributed.slow_build", out, "0.4"]
@@ -209,11 +256,97 @@ def test_a_build_killed_on_s3_is_no_table_and_the_next_call_continues(s3: S3Serv
     assert slow_build.build(out).fingerprint == expected.fingerprint
 
 
-def test_a_build_reports_a_store_that_refuses_access(ray_local, s3):
-    with pytest.raises(
-        StorageError, match=rf"the store refuses access; file: s3://{FORBIDDEN}/x/build\.json.*AWS_ACCESS_KEY"
-    ):
-        slow_build.build(f"s3://{FORBIDDEN}/x")
+def test_a_build_reports_a_store_that_refuses_access(ray_local, s3: S3Server):
     with pytest.raises(StorageError, match="no such bucket; file: s3://absent/x"):
         slow_build.build("s3://absent/x")
     assert json.dumps(storage.list_names(s3.root))  # the others are served still
+    s3.need_faults()
+    message = rf"the store refuses access; file: s3://{FORBIDDEN}/x/build\.json.*AWS_ACCESS_KEY.*FSSPEC_S3_ANON=true"
+    with pytest.raises(StorageError, match=message):
+        slow_build.build(f"s3://{FORBIDDEN}/x")
+
+
+# -- what servers do differently --------------------------------------------------------------------------------------
+
+
+def test_folder_markers_are_no_files(s3: S3Server):
+    """Web consoles put an empty object in place of a folder; its key ends in a slash."""
+    folder = storage.join(s3.root, "marked")
+    for key in ("marked/", "marked/a/", "marked/a/b/", "marked/empty/"):
+        s3.put(key)
+    for name in ("a/1.jpg", "a/b/2.jpg"):
+        storage.write_bytes(storage.join(folder, name), name.encode())
+    assert storage.find_files(folder) == ["a/1.jpg", "a/b/2.jpg"]
+    assert storage.list_names(folder) == ["a", "empty"] and storage.list_names(storage.join(folder, "empty")) == []
+    assert storage.glob_files(storage.join(folder, "**")) == [f"{folder}/a/1.jpg", f"{folder}/a/b/2.jpg"]
+    assert storage.glob_files(storage.join(folder, "a/*")) == [f"{folder}/a/1.jpg"]
+    assert storage.glob_files(storage.join(folder, "*/*/*.jpg")) == [f"{folder}/a/b/2.jpg"]
+    assert storage.size(folder) == len("a/1.jpg" + "a/b/2.jpg")
+    assert storage.exists(storage.join(folder, "a")) and not storage.exists(storage.join(folder, "absent"))
+    assert [item.name for item in find_images(folder, storage.join(s3.root, "out")).items] == ["a/1", "a/b/2"]
+    storage.remove(storage.join(folder, "a"))
+    assert storage.find_files(folder) == [] and not storage.exists(storage.join(folder, "a"))
+    storage.remove(folder)
+    assert not storage.is_folder(folder)
+
+
+def test_brackets_in_a_name_are_no_pattern_when_it_is_removed(s3: S3Server):
+    folder = storage.join(s3.root, "brackets")
+    for name in ("run[12]/x", "run1/x", "run*/x"):
+        storage.write_bytes(storage.join(folder, name), b"x")
+    storage.remove(storage.join(folder, "run[12]"))
+    storage.remove(storage.join(folder, "run*", "x"))
+    assert storage.find_files(folder) == ["run1/x"]
+
+
+def test_a_server_that_answers_403_to_head_of_what_is_absent(s3: S3Server):
+    s3.need_faults()
+    root = f"s3://{STRICT}/x"
+    assert not storage.exists(root) and storage.list_names(root) == []
+    storage.remove(root)
+    storage.write_bytes(f"{root}/a/b", b"x")
+    assert storage.exists(f"{root}/a") and not storage.exists(f"{root}/absent")
+    storage.remove(root)
+    assert storage.find_files(root) == []
+
+
+def test_a_public_bucket_is_read_without_credentials(s3: S3Server):
+    """In a process of its own: fsspec reads the variable once."""
+    s3.need_faults()
+    s3fs.S3FileSystem(anon=True).call_s3("put_object", Bucket=PUBLIC, Key="x", Body=b"seen", ACL="public-read")
+    code = "import sys; from boxsup_dist.io import storage; print(storage.read_bytes(sys.argv[1]))"
+    command = [sys.executable, "-c", code, f"s3://{PUBLIC}/x"]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_ACCESS")}
+    done = subprocess.run(command, cwd=REPO, env={**own, "FSSPEC_S3_ANON": "true"}, capture_output=True, text=True)
+    assert done.stdout == "b'seen'\n", done.stderr
+    done = subprocess.run(command, cwd=REPO, env=dict(os.environ), capture_output=True, text=True)
+    assert "the store refuses access" in done.stderr and "FSSPEC_S3_ANON=true" in done.stderr
+
+
+def test_a_lease_on_s3_goes_to_one_of_many(s3: S3Server):
+    """Thirty-two threads start at once. Without conditional writes each winner looks again, and one stays."""
+    folder, said = storage.join(s3.root, "leased"), []
+
+    def start(_: int) -> lease.Lease | None:
+        try:
+            return lease.acquire(folder, f"{folder}/writer.json", said.append)
+        except LeaseError:
+            return None
+
+    with ThreadPoolExecutor(32) as threads:
+        won = [each for each in threads.map(start, range(32)) if each is not None]
+    assert len(won) == 1
+    won[0].claim.check()
+    won[0].release()
+    assert lease.Writer.parse(storage.read_bytes(f"{folder}/writer.json")).released
+    assert bool(said) == bool(os.environ.get("BOXSUP_S3RVER"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("s3rver") is None, reason="s3rver is not installed: npm install --global s3rver")
+def test_the_pipeline_passes_on_s3rver(tmp_path):
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BOXSUP_TEST_S3"))}
+    command = [sys.executable, "-m", "pytest", "-q", "tests/distributed/test_s3.py", "-k", "not pipeline"]
+    command += ["-p", "no:cacheprovider", "--basetemp", str(tmp_path / "s3rver")]
+    done = subprocess.run(command, cwd=REPO, env={**own, "BOXSUP_S3RVER": "s3rver"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -18,7 +19,9 @@ import psutil
 import pytest
 
 from boxsup_dist.data.tables import open_table
+from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
+from boxsup_dist.io import remote
 from boxsup_dist.records.synthetic import write_synthetic
 from jobs import submit
 
@@ -171,3 +174,17 @@ def test_a_driver_without_the_token_is_refused(head, tmp_path, auth):
     assert f"error: cannot join the Ray cluster; field: RAY_ADDRESS; found: '{head.ray_address}'" in done.stderr
     assert "RAY_AUTH_TOKEN" in done.stderr and "another-token" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "records" / "manifest.json").exists()
+
+
+# -- what the workers of a joined cluster get --------------------------------------------------------------------------
+
+
+def test_workers_of_a_cluster_get_the_patience_once(monkeypatch):
+    """Ray refuses a variable that both the submitted job and its driver pass on."""
+    monkeypatch.delenv(remote.PATIENCE_VARIABLE, raising=False)
+    assert "env_vars" not in session._runtime_env()
+    monkeypatch.setenv(remote.PATIENCE_VARIABLE, "45")
+    assert session._runtime_env()["env_vars"] == {remote.PATIENCE_VARIABLE: "45"}
+    job = {"runtime_env": {"env_vars": {remote.PATIENCE_VARIABLE: "45"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert "env_vars" not in session._runtime_env()

@@ -3,12 +3,17 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,15 +26,21 @@ from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import (
     InputError,
+    LeaseError,
     NonFiniteLossError,
     RecordError,
     SettingError,
+    StorageError,
+    StoreUnavailableError,
     TableError,
     UnwritableFileError,
     WeightsError,
 )
 from boxsup_dist.io import storage
+from boxsup_dist.io.lease import Writer
 from boxsup_dist.model import checkpoint
+from boxsup_dist.runs import train as train_module
+from boxsup_dist.runs.coordinator import Coordinator
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.train import train
@@ -121,8 +132,8 @@ def start(config: TrainConfig, checkpoint_every_steps: int, log: Path) -> subpro
         return subprocess.Popen(command, cwd=REPO, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 
-def kill_when(process: subprocess.Popen, appeared: Path, log: Path) -> None:
-    """kill -9 of the driver as soon as a file is there; returns when Ray's processes are gone.
+def kill_when(process: subprocess.Popen, appeared: Path, log: Path, before: Callable[[], None] = lambda: None) -> None:
+    """kill -9 of the driver as soon as a file is there and `before` has run; returns when Ray's processes are gone.
 
     Ray's two agents are not waited for: they compute nothing, and end after a minute of looking for their node.
     """
@@ -130,6 +141,7 @@ def kill_when(process: subprocess.Popen, appeared: Path, log: Path) -> None:
     while not appeared.exists():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.002)
+    before()
     children = [p for p in psutil.Process(process.pid).children(recursive=True) if "Agent" not in "".join(p.cmdline())]
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -142,11 +154,19 @@ def kill_when(process: subprocess.Popen, appeared: Path, log: Path) -> None:
 def test_a_killed_run_continues_and_ends_as_an_unbroken_one(unbroken, folder, monkeypatch, caplog):
     """Killed in its second epoch while checkpoints come once per epoch, then in its third between two checkpoints.
 
-    The same command continues it first, then the same call from this process.
+    The same command continues it first, then the same call from this process. While it runs, no other may write there.
     """
     config, log = long_config(folder, "killed"), folder / "killed.log"
     run_dir = Path(config.run_dir)
-    kill_when(start(config, 0, log), run_dir / "labels" / "epoch-002.parquet", log)
+    process = start(config, 0, log)
+
+    def start_another() -> None:
+        with pytest.raises(
+            LeaseError, match=rf"another command writes into this folder; .*process {process.pid}, since"
+        ):
+            train(config)
+
+    kill_when(process, run_dir / "labels" / "epoch-002.parquet", log, start_another)
     assert checkpoint.latest(config.run_dir).endswith("epoch-001-step-00000")
     middle = run_dir / "checkpoints" / "epoch-002-step-00002"
     kill_when(start(config, 2, log), middle / "manifest.json", log)
@@ -317,6 +337,63 @@ def test_weights_that_are_not_there_end_the_run(ray_local, folder):
     config = tiny.make_config(folder, folder / "no-weights", network=network)
     assert_fails_at_once(config, WeightsError, r"cannot read the weight file; file: /nowhere/weights.pth")
     assert not Path(config.run_dir).exists(), "the corrected command must find no trace of the wrong one"
+
+
+class FaultyCoordinator(Coordinator):
+    """Rank 0 meets an error where no other rank can: after the first epoch, before its checkpoint."""
+
+    def __init__(self, *args: Any, error: InputError, marker: str | None = None) -> None:
+        super().__init__(*args)
+        self.error, self.marker = error, marker
+
+    def record(self, epoch: int, metrics: dict[str, float], bad_records: dict[str, str]) -> None:
+        if self.marker is None:
+            raise self.error
+        if not Path(self.marker).exists():  # the first time only
+            Path(self.marker).touch()
+            raise self.error
+        super().record(epoch, metrics, bad_records)
+
+
+@pytest.mark.timeout(200)
+def test_an_error_that_rank_0_alone_meets_ends_all_ranks(ray_local, folder, monkeypatch):
+    """The other rank must not wait for it, and nothing is started again."""
+    error = StorageError("the store refuses access", file="s3://bucket/run")
+    monkeypatch.setattr(train_module, "Coordinator", partial(FaultyCoordinator, error=error))
+    config = tiny.make_config(folder, folder / "refused", resources=TWO)
+    assert_fails_at_once(config, StorageError, "the store refuses access; file: s3://bucket/run")
+    assert checkpoint.latest(config.run_dir) is None
+
+
+def test_a_store_that_stays_away_starts_the_workers_again(ray_local, folder, unbroken, monkeypatch, tmp_path, capsys):
+    error = StoreUnavailableError("the store failed for 10m00s, in 70 tries", file="s3://bucket/run")
+    faulty = partial(FaultyCoordinator, error=error, marker=str(tmp_path / "failed"))
+    monkeypatch.setattr(train_module, "Coordinator", faulty)
+    config = long_config(folder, "away")
+    train(config)
+    assert labels_of(config.run_dir) == labels_of(unbroken.run_dir)
+    assert re.search(r"warning: train worker 0 .*: StoreUnavailableError: the store failed", capsys.readouterr().out)
+    config = replace(config, run_dir=str(folder / "away-for-good"), resources=replace(TWO, max_failures=0))
+    monkeypatch.setattr(train_module, "Coordinator", partial(FaultyCoordinator, error=error))
+    assert_fails_at_once(config, StoreUnavailableError, "the store failed for 10m00s")
+
+
+def test_a_run_whose_directory_was_taken_over_stops(ray_local, folder):
+    config = replace(long_config(folder, "taken"), checkpoint_every_steps=1)
+    other = replace(Writer.here(), host="node-7", process=4711, since="2026-11-28 20:15:00 UTC")
+
+    def take_over() -> None:
+        while not checkpoint.list_checkpoints(config.run_dir):
+            time.sleep(0.01)
+        Path(config.run_dir, "writer.json").write_bytes(other.encode())
+
+    taking = threading.Thread(target=take_over)
+    taking.start()
+    message = "another command has taken this folder over, so this one stops; .*host node-7, process 4711, since 2026"
+    assert_fails_at_once(config, LeaseError, message)
+    taking.join()
+    assert len(checkpoint.list_checkpoints(config.run_dir)) < EPOCHS * 7
+    assert Path(config.run_dir, "writer.json").read_bytes() == other.encode()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ FEW_PACKAGES: dict[str, set[str]] = {
     "randomness": {"numpy"},
     "progress": {"rich"},
     "config": set(),
-    "io": {"numpy", "pydantic", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "s3fs", "tenacity"},
+    "io": {"numpy", "pydantic", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "psutil", "s3fs"},
     "data": {"annotated_types", "numpy", "pyarrow", "PIL", "pycocotools"},
 }
 RAY_FILES = {

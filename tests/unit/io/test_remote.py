@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import ssl
 from collections.abc import Callable
 
 import aiohttp
@@ -13,8 +16,10 @@ from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
 from boxsup_dist.data import parquet
-from boxsup_dist.errors import MissingFileError, StorageError
-from boxsup_dist.io import remote, storage
+from boxsup_dist.errors import MissingFileError, SettingError, StorageError, StoreUnavailableError
+from boxsup_dist.io import remote, storage, waiting
+from boxsup_dist.io.waiting import Notice
+from boxsup_dist.progress import format_duration
 
 URI = "s3://bucket/x"
 
@@ -41,6 +46,13 @@ def answered(status: int, code: str) -> Exception:
     return translate_boto_error(ClientError(answer, "GetObject"))
 
 
+def certificate_refused() -> Exception:
+    """What botocore raises for a certificate that nobody signed."""
+    error = exceptions.SSLError(endpoint_url="u", error="certificate verify failed")
+    error.__cause__ = ssl.SSLCertVerificationError(1, "self-signed certificate")
+    return error
+
+
 def failing(*errors: Exception) -> Callable[[], str]:
     """An operation that raises these errors, one per call, then returns "done"."""
     waiting = list(errors)
@@ -59,6 +71,7 @@ PASSING = [
     answered(500, "InternalError"),
     answered(503, "503"),  # HEAD has no body that could name a code
     answered(400, "RequestTimeout"),
+    answered(403, "RequestTimeTooSkewed"),
     ConnectionResetError(),
     TimeoutError(),
     aiohttp.ServerDisconnectedError(),
@@ -78,29 +91,139 @@ def test_a_failure_that_passes_is_tried_again(error):
     assert len(clock.slept) == 2
 
 
-def test_waits_double_up_to_a_limit_less_a_random_part_and_the_tries_end():
+AWAY = exceptions.EndpointConnectionError(endpoint_url="http://store:9000/bucket")
+
+
+def ever(error: Exception) -> Callable[[], str]:
+    """An operation that always fails."""
+    return failing(*[error] * 10_000)
+
+
+def away_until(clock: FakeClock, now: float) -> Callable[[], str]:
+    """An operation that fails before this time of the clock."""
+
+    def operation() -> str:
+        if clock.now < now:
+            raise AWAY
+        return "done"
+
+    return operation
+
+
+def test_waits_double_up_to_a_limit_less_a_random_part_and_end_after_ten_minutes():
     clock = FakeClock()
-    operation = failing(*[answered(503, "SlowDown")] * 100)
     with pytest.raises(
-        StorageError, match=rf"failed in each of {remote.MAX_TRIES} tries; file: {URI}.*same command again"
+        StoreUnavailableError, match=rf"failed for 10m00s, in \d+ tries; file: {URI}.*same command again"
     ):
-        remote.attempt(URI, operation, clock)
-    longest = [min(remote.FIRST_WAIT_S * 2**i, remote.LONGEST_WAIT_S) for i in range(remote.MAX_TRIES - 1)]
-    assert len(clock.slept) == len(longest)
-    assert all(wait / 2 <= slept <= wait for slept, wait in zip(clock.slept, longest, strict=True))
+        remote.attempt(URI, ever(answered(503, "SlowDown")), clock)
+    assert clock.now == remote.DEFAULT_PATIENCE_S
+    longest = [min(remote.FIRST_WAIT_S * 2**i, remote.LONGEST_WAIT_S) for i in range(len(clock.slept))]
+    assert all(wait / 2 <= slept <= wait for slept, wait in zip(clock.slept[:-1], longest[:-1], strict=True))
     assert any(slept != wait for slept, wait in zip(clock.slept, longest, strict=True))
 
 
-def test_a_store_that_answers_slowly_is_given_up_in_bounded_time():
-    clock = FakeClock(step_s=remote.GIVE_UP_AFTER_S / 3)
-    with pytest.raises(StorageError, match="failed in each of 3 tries"):
-        remote.attempt(URI, failing(*[TimeoutError()] * 100), clock)
+@pytest.mark.parametrize("error", [AWAY, socket.gaierror(-3, "Temporary failure in name resolution")], ids=repr)
+def test_a_store_may_be_away_for_nine_minutes(error):
+    clock = FakeClock()
+    assert remote.attempt(URI, away_until(clock, 540), clock) == "done"
+    assert 540 <= clock.now < 540 + remote.LONGEST_WAIT_S
+
+
+def test_the_time_of_an_operation_before_its_first_failure_is_no_wait():
+    """An upload of an hour that fails at its end is tried again."""
+    clock = FakeClock()
+    results = iter([AWAY, None])
+
+    def upload() -> str:
+        clock.now += 3600
+        if error := next(results):
+            raise error
+        return "done"
+
+    assert remote.attempt(URI, upload, clock) == "done"
+
+
+@pytest.mark.parametrize("text, seconds", [("45", 45), ("0", 0), ("0.5", 0.5)])
+def test_the_patience_is_a_variable_of_the_environment(monkeypatch, text, seconds):
+    monkeypatch.setenv(remote.PATIENCE_VARIABLE, text)
+    clock = FakeClock()
+    with pytest.raises(StoreUnavailableError, match=remote.PATIENCE_VARIABLE):
+        remote.attempt(URI, ever(AWAY), clock)
+    assert clock.now == seconds
+
+
+@pytest.mark.parametrize("text", ["ten", "-1", "inf", "nan"])
+def test_a_patience_that_is_no_time_is_refused(monkeypatch, text):
+    monkeypatch.setenv(remote.PATIENCE_VARIABLE, text)
+    with pytest.raises(SettingError, match=f"field: {remote.PATIENCE_VARIABLE}; found: '{text}'; expected: seconds"):
+        remote.attempt(URI, failing(AWAY), FakeClock())
+
+
+def test_a_command_waits_less_for_a_store_that_never_answered(monkeypatch):
+    monkeypatch.setattr(remote, "_answered", None)
+    remote.begin_command()
+    clock = FakeClock()
+    message = "failed for 30s, in .* has not answered since this command began; .*AWS_ENDPOINT_URL"
+    with pytest.raises(StoreUnavailableError, match=message):
+        remote.attempt(URI, ever(AWAY), clock)
+    assert clock.now == remote.FIRST_PATIENCE_S
+    remote.attempt(URI, failing(), clock)
+    with pytest.raises(StoreUnavailableError, match="failed for 10m00s"):
+        remote.attempt("s3://bucket/another", ever(AWAY), clock)
+    with pytest.raises(StoreUnavailableError, match="failed for 30s"):
+        remote.attempt("s3://bucket-2/x", ever(AWAY), clock)
+
+
+def test_the_wait_is_announced_ever_more_rarely_and_its_end_once(monkeypatch):
+    notices: list[Notice] = []
+    monkeypatch.setattr(waiting, "_receive", notices.append)
+    clock = FakeClock()
+    remote.attempt(URI, away_until(clock, 200), clock)
+    *away, back = notices
+    problem = 'EndpointConnectionError: Could not connect to the endpoint URL: "http://store:9000/bucket"'
+    pattern = re.escape(f"waiting for the store: {URI}: {problem}; trying for another ") + r"9m5\ds"
+    assert re.fullmatch(pattern, away[0].text)
+    assert 3 <= len(away) <= 7 and all(notice.store == "s3://bucket" and not notice.over for notice in away)
+    assert back == Notice(
+        "s3://bucket", f"the store answers again after {format_duration(clock.now)}: s3://bucket", True
+    )
+
+
+def test_a_short_failure_is_not_announced(monkeypatch):
+    notices: list[Notice] = []
+    monkeypatch.setattr(waiting, "_receive", notices.append)
+    remote.attempt(URI, failing(AWAY, AWAY, AWAY), FakeClock())
+    assert notices == []
+
+
+def test_one_line_is_printed_for_all_that_wait(capsys):
+    now = [0.0]
+    printer = waiting.Printer(lambda: now[0])
+    for now[0] in range(0, 300):
+        for worker in range(4):
+            printer(Notice("s3://a", f"a, worker {worker} at {now[0]}"))
+    printer(Notice("s3://b", "b answers", over=True))
+    printer(Notice("s3://a", "a answers", over=True))
+    printer(Notice("s3://a", "a answers", over=True))
+    printer(Notice("s3://a", "away again"))
+    times = (0, 5, 15, 35, 75, 135, 195, 255)
+    expected = [f"warning: a, worker 0 at {time}" for time in times] + ["a answers", "warning: away again"]
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_a_store_that_always_cuts_its_answers_is_not_away():
+    clock = FakeClock()
+    with pytest.raises(StorageError, match=f"answered {remote.MAX_CUT_SHORT} times with less") as caught:
+        remote.attempt(URI, ever(remote.CutShortError("only 4 bytes arrived")), clock)
+    assert not isinstance(caught.value, StoreUnavailableError) and clock.now < 60
 
 
 @pytest.mark.parametrize(
     "error, message",
     [
         (answered(403, "AccessDenied"), "the store refuses access; .*AccessDenied.*AWS_ACCESS_KEY_ID"),
+        (answered(403, "AccessDenied"), "public bucket without credentials, FSSPEC_S3_ANON=true"),
+        (certificate_refused(), "certificate is not trusted; .*AWS_CA_BUNDLE"),
         (answered(403, "SignatureDoesNotMatch"), "the store refuses access; .*AWS_SECRET_ACCESS_KEY"),
         (answered(400, "ExpiredToken"), "the store refuses access; .*credentials"),
         (exceptions.NoCredentialsError(), "the store refuses access; .*Unable to locate credentials"),
@@ -183,8 +306,9 @@ def test_every_operation_is_tried_again(memory, monkeypatch, tmp_path):
         ("info", lambda: storage.exists(f"{root}/a")),
         ("ls", lambda: storage.list_names(root)),
         ("find", lambda: storage.find_files(root)),
-        ("glob", lambda: storage.glob_files(f"{root}/*")),
-        ("du", lambda: storage.size(root)),
+        ("ls", lambda: storage.glob_files(f"{root}/*")),
+        ("find", lambda: storage.glob_files(f"{root}/**")),
+        ("find", lambda: storage.size(root)),
         ("isdir", lambda: storage.is_folder(root)),
         ("cat_file", lambda: storage.read_bytes(f"{root}/b")),
         ("rm", lambda: storage.remove(root)),
@@ -194,8 +318,10 @@ def test_every_operation_is_tried_again(memory, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             calls = break_times(patch, memory, name, 2, drop)
             results.append(operation())
-            assert len(calls) >= (1 if name == "rm" else 3), name  # deleted, though the answer was lost
-    assert results == [None, None, True, ["a", "b"], ["a", "b"], [f"{root}/a", f"{root}/b"], 8, True, b"content", None]
+            # rm: deleted, though the answer was lost. info: a listing answers in its place.
+            assert len(calls) >= (1 if name in ("rm", "info") else 3), name
+    names, uris = ["a", "b"], [f"{root}/a", f"{root}/b"]
+    assert results == [None, None, True, names, names, uris, uris, 8, True, b"content", None]
     assert storage.find_files(root) == []
 
 
