@@ -16,7 +16,7 @@ from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.labels import Labels, labels_table
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.errors import TableError
+from boxsup_dist.errors import LostWorkError, TableError
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 from tests.distributed import tiny
@@ -119,6 +119,24 @@ def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tabl
     pool.close()
     assert marker.exists()
     assert labels.to_parquet() == expected_labels(tables, network, 1, tiny.ASSIGNMENT).to_parquet()
+
+
+class CrashingNetwork(MortalNetwork):
+    """Ends its process at every image."""
+
+    def score_map(self, images: torch.Tensor) -> torch.Tensor:
+        os.abort()
+
+
+def test_images_that_end_every_process_are_named(ray_local, tables):
+    pool = NetworkPool(partial(CrashingNetwork, ""), num_actors=1, num_cpus=0.25)
+    with pytest.raises(LostWorkError, match=r"^a row group ended its process 4 times: native code crashed") as caught:
+        reassign(pool, make_mixture(tables, tiny.ASSIGNMENT), weights=None, epoch=1)
+    pool.close()
+    uri, first = tables[0].uri, tables[0].read(tables[0].row_groups()[0])["image_id"].to_pylist()
+    assert f"file: {uri}/part-00000.parquet; field: row group 0, images; found: '{first[0]} to {first[-1]}'" in str(
+        caught.value
+    )
 
 
 def test_the_network_decides_after_the_warm_up(one_thread, tables, network):
