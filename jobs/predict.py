@@ -237,8 +237,8 @@ def _predict(
     options |= {"job": job, "records": images.records}
     failed: list[Outcome] = []
     with ProgressMeter("predict", len(units)) as meter:
-        for passed, on_lost in ((units, later), (alone, skip)):
-            for outcomes in pool.map(predict_unit, passed, on_lost=on_lost, **options):
+        for passed, on_lost, max_retries in ((units, later, 0), (alone, skip, MAX_RETRIES)):
+            for outcomes in pool.map(predict_unit, passed, on_lost=on_lost, max_retries=max_retries, **options):
                 meter.advance(len(outcomes))
                 for outcome in outcomes:
                     if outcome.problem is not None:

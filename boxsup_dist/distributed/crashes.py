@@ -1,7 +1,7 @@
 """Makes shards whose task lost its process, and finds the images that end it; names those of any other unit.
 
-A shard that ends its process again is halved, and each half is tried in a process of its own, until single images are
-left. An image that alone ends its process in every try is not tried any more: the shard is made without it.
+A shard that ends its process again is halved, and each half is tried alone, until single images are left. An image that
+alone ends its process in every try is not tried any more: the shard is made without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
 from boxsup_dist.io import storage
 
-SHARD_RETRIES = 1  # of a whole shard, before it is halved; the image itself gets MAX_RETRIES
 MANY_IMAGES = 8  # ended their process, and most of those tried did: then the images are not at fault
 
 _log = logging.getLogger(__name__)
@@ -41,9 +40,7 @@ def remake(
     """
     search = _Search(shared, image_ids, description, num_gpus)
     units = [(index, {}) for index in indices]
-    yield from map_units(
-        _write, units, on_lost=search.make_without, max_retries=SHARD_RETRIES, num_gpus=num_gpus, shared=shared
-    )
+    yield from map_units(_write, units, on_lost=search.make_without, max_retries=0, num_gpus=num_gpus, shared=shared)
 
 
 def _write(unit: tuple[int, Mapping[str, str]], *, shared: list[Reference]) -> int:
@@ -86,24 +83,26 @@ class _Search:
     def __init__(self, shared: list[Reference], image_ids: ImageIds, description: str, num_gpus: float) -> None:
         self._shared, self._image_ids, self._description, self._num_gpus = shared, image_ids, description, num_gpus
         self._num_crashed = self._num_well = 0  # images
+        self._ids: list[str] = []  # of the shard that is searched
 
     def make_without(self, unit: tuple[int, Any], error: Exception) -> int:
         """Make a shard that ends its process, without the images that end it; return its number of rows."""
         index, _ = unit
         place = f"{self._description}: shard {index}"
         _log.warning(f"{place} ended its process: looking for the image ({describe_loss(error)})")
-        ids = list(dict.fromkeys(self._image_ids(index)))
-        crashed = self._find(index, ids)
+        self._ids = ids = list(dict.fromkeys(self._image_ids(index)))
+        ends_without_images = self._loss(index, []) is not None
+        crashed = {} if ends_without_images else self._find(index, ids)
 
         def give_up(unit: object, error: Exception) -> None:
             raise LostWorkError(
                 f"{place} ends its process, but none of its images does alone: {describe_loss(error)}",
                 field="images",
-                value=f"{ids[0]} to {ids[-1]}",
+                value=f"{ids[0]} to {ids[-1]}" if ids else None,
                 expected="more memory for each process (fewer CPUs with --num-cpus), or these images repaired",
             ) from None
 
-        (num_rows,) = self._run(_write, (index, crashed), give_up)
+        (num_rows,) = self._run(_write, (index, crashed), give_up, MAX_RETRIES)
         return int(num_rows)
 
     def _find(self, index: int, ids: list[str]) -> dict[str, str]:
@@ -127,15 +126,13 @@ class _Search:
         return {ids[0]: problem}
 
     def _loss(self, index: int, ids: list[str]) -> Exception | None:
-        """How these images of a shard end their process; None if they do not."""
-        others = dict.fromkeys(set(self._image_ids(index)) - set(ids), "not tried")
+        """How a shard ends its process if only these of its images are tried; None if it does not."""
+        others = dict.fromkeys(set(self._ids) - set(ids), "not tried")
         max_retries = 0 if len(ids) > 1 else MAX_RETRIES
-        options = {"own_process": True, "max_retries": max_retries}
-        (error,) = self._run(_try, (index, others), lambda unit, error: error, **options)
+        (error,) = self._run(_try, (index, others), lambda unit, error: error, max_retries)
         assert error is None or isinstance(error, Exception)
         return error
 
-    def _run(
-        self, function: Callable[..., Any], unit: Any, on_lost: Callable[..., Any], **options: Any
-    ) -> Iterator[Any]:
-        return map_units(function, [unit], on_lost=on_lost, num_gpus=self._num_gpus, shared=self._shared, **options)
+    def _run(self, function: Callable[..., Any], unit: Any, on_lost: OnLost, max_retries: int) -> Iterator[Any]:
+        num_gpus, shared = self._num_gpus, self._shared
+        return map_units(function, [unit], on_lost=on_lost, max_retries=max_retries, num_gpus=num_gpus, shared=shared)

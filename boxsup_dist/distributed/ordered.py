@@ -95,7 +95,6 @@ def map_units(
     on_lost: OnLost | None = None,
     max_retries: int = MAX_RETRIES,
     num_gpus: float = 0,
-    own_process: bool = False,
     **kwargs: Any,
 ) -> Iterator[R]:
     """Yield function(unit, **kwargs) for every unit, in the order of the units. Each unit is a task with one CPU.
@@ -109,31 +108,28 @@ def map_units(
         on_lost: As in `run_in_order`.
         max_retries: As in `run_in_order`.
         num_gpus: GPUs that a task reserves besides its CPU.
-        own_process: Run each unit in a new process, which ends with the unit.
         kwargs: Stored once and unpacked once per process. `function` must not change them.
 
     Raises:
         InputError: The error of `function` itself, without Ray's traceback.
         LostWorkError: A unit ended its process in every try, and `on_lost` is None.
     """
-    workers = _Tasks(function, kwargs, num_gpus, own_process)
+    workers = _Tasks(function, kwargs, num_gpus)
     yield from run_in_order(workers, units, on_progress=on_progress, on_lost=on_lost, max_retries=max_retries)
 
 
-def _call(function: Callable[..., Any], unit: Any, shared: list[Reference]) -> Any:
+@ray.remote(num_cpus=1, max_retries=0)
+def _run_unit(function: Callable[..., Any], unit: Any, shared: list[Reference]) -> Any:
     return function(unit, **fetch(shared))
 
 
 class _Tasks(Workers):
     """Plain tasks: Ray queues those that have no CPU yet."""
 
-    def __init__(
-        self, function: Callable[..., Any], kwargs: dict[str, Any], num_gpus: float, own_process: bool
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], kwargs: dict[str, Any], num_gpus: float) -> None:
         self.max_running = TASKS_PER_CPU * session.total_cpus()
         self._function, self._shared = function, [ray.put(kwargs)]
-        calls = {"max_calls": 1} if own_process else {}
-        self._task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0, **calls)(_call)
+        self._task = _run_unit.options(num_gpus=num_gpus)
 
     def start(self, unit: Any, *, alone: bool) -> Step:
         return Step(self._task.remote(self._function, unit, self._shared))

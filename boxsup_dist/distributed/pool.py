@@ -22,6 +22,7 @@ from ray.exceptions import WorkerCrashedError
 
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.ordered import (
+    MAX_RETRIES,
     OnLost,
     Progress,
     Step,
@@ -141,6 +142,7 @@ class NetworkPool:
         then: None = ...,
         on_progress: Progress | None = ...,
         on_lost: OnLost | None = ...,
+        max_retries: int = ...,
         **kwargs: Any,
     ) -> Iterator[R]: ...
 
@@ -155,6 +157,7 @@ class NetworkPool:
         then: Callable[[R], T],
         on_progress: Progress | None = ...,
         on_lost: OnLost | None = ...,
+        max_retries: int = ...,
         **kwargs: Any,
     ) -> Iterator[T]: ...
 
@@ -168,6 +171,7 @@ class NetworkPool:
         then: Callable[[Any], Any] | None = None,
         on_progress: Progress | None = None,
         on_lost: OnLost | None = None,
+        max_retries: int = MAX_RETRIES,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """Yield function(network, unit, **kwargs) for every unit, in the order of the units.
@@ -180,6 +184,7 @@ class NetworkPool:
             then: Yield then(function(...)) instead. It runs in a task with as many threads as a member.
             on_progress: Called after each unit.
             on_lost: As in `run_in_order`.
+            max_retries: As in `run_in_order`.
             kwargs: Stored once and unpacked once per member. `function` must not change them.
 
         Raises:
@@ -187,7 +192,9 @@ class NetworkPool:
             LostWorkError: A unit ended its process in every try, and `on_lost` is None.
         """
         members = _Members(self, function, [] if weights is None else [weights], version, then, kwargs)
-        yield from run_in_order(members, units, on_progress=on_progress, on_lost=on_lost, warn=self.warn)
+        yield from run_in_order(
+            members, units, on_progress=on_progress, on_lost=on_lost, max_retries=max_retries, warn=self.warn
+        )
 
     def close(self) -> None:
         """End the actors."""
