@@ -36,6 +36,7 @@ from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.randomness import generator
 
 R = TypeVar("R")
+_Judge = Callable[..., Any]
 
 
 class Slice(NamedTuple):
@@ -337,23 +338,13 @@ def _read(records: Table, unit: Slice) -> pa.Table:
 
 
 def _judge_label_maps(
-    network: SegmentationNetwork,
-    unit: Slice,
-    *,
-    records: Table,
-    settings: PredictionSettings,
-    judge: Callable[..., Any],
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
 ) -> Any:
     return judge(lambda image: predict_label_map(network, image, settings), _read(records, unit))
 
 
 def _judge_scores(
-    network: SegmentationNetwork,
-    unit: Slice,
-    *,
-    records: Table,
-    settings: PredictionSettings,
-    judge: Callable[..., Any],
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
 ) -> Any:
     return judge(lambda image: _likely_scores(network, image, settings), _read(records, unit))
 
