@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
+from ray.exceptions import WorkerCrashedError
 
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.assignment.reassign import reassign
@@ -121,22 +122,20 @@ def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tabl
     assert labels.to_parquet() == expected_labels(tables, network, 1, tiny.ASSIGNMENT).to_parquet()
 
 
-class CrashingNetwork(MortalNetwork):
-    """Ends its process at every image."""
+class LosingPool:
+    """Loses every unit."""
 
-    def score_map(self, images: torch.Tensor) -> torch.Tensor:
-        os.abort()
+    def map(self, function, units, *, on_lost, **options):
+        yield from (on_lost(unit, WorkerCrashedError()) for unit in units)
 
 
-def test_images_that_end_every_process_are_named(ray_local, tables):
-    pool = NetworkPool(partial(CrashingNetwork, ""), num_actors=1, num_cpus=0.25)
+def test_images_that_end_every_process_are_named(tables):
     with pytest.raises(LostWorkError, match=r"^a row group ended its process 4 times: native code crashed") as caught:
-        reassign(pool, make_mixture(tables, tiny.ASSIGNMENT), weights=None, epoch=1)
-    pool.close()
-    uri, first = tables[0].uri, tables[0].read(tables[0].row_groups()[0])["image_id"].to_pylist()
-    assert f"file: {uri}/part-00000.parquet; field: row group 0, images; found: '{first[0]} to {first[-1]}'" in str(
-        caught.value
-    )
+        reassign(LosingPool(), make_mixture(tables, tiny.ASSIGNMENT), weights=None, epoch=1)
+    records = tables[0]
+    ids = records.read(records.row_groups()[0])["image_id"].to_pylist()
+    assert caught.value.file == f"{records.uri}/part-00000.parquet"
+    assert (caught.value.field, caught.value.value) == ("row group 0, images", f"{ids[0]} to {ids[-1]}")
 
 
 def test_the_network_decides_after_the_warm_up(one_thread, tables, network):
