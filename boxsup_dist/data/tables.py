@@ -33,6 +33,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.io.typed_json import fingerprint, parse_sealed, write_sealed
 
 BUILD, MANIFEST = "build.json", "manifest.json"
+MAX_FAILED_SHARE = 0.05  # proposals and label maps are refused if more of their images failed
 T = TypeVar("T")
 # Superpixel ids and boxes are two bytes, and the high byte hardly changes: stored apart they take the least space.
 # jobs.proposal_quality prints the stored bytes of each column.

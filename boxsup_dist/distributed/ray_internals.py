@@ -6,17 +6,24 @@ Written for Ray 2.60. `tests/unit/test_architecture.py` refuses such imports els
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import Any
 
 import ray
 from ray._private import worker
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray._private.ray_logging import stdout_deduplicator
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.experimental import internal_kv
 
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray describes a submitted job to its driver in it
+# A message of 900 characters for each, printed in spite of log_to_driver=False. RAY_DEDUP_LOGS_SKIP_REGEX is its
+# setting, but is read when Ray is imported.
+_LOST_PROCESS = re.compile(
+    "A worker died or was killed while executing a task|due to (the node running low on )?memory"
+)
 STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
 
 
@@ -42,9 +49,12 @@ def hold_back(context: DataContext) -> None:
 
 
 def silence_notices() -> None:
-    """Silence two loggers that warn of their own defaults in every session; there is no setting for them."""
+    """Silence what Ray prints of its own defaults, and of lost processes, which the package reports itself."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # warns that authentication is off
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
+    # The traceback of a task that lost its process; errors that end the dataset are raised besides.
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
+    stdout_deduplicator.skip_re = _LOST_PROCESS
 
 
 def unwrapped(error: BaseException) -> BaseException:
