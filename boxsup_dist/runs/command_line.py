@@ -65,7 +65,7 @@ def clear_errors() -> Iterator[None]:
     except Exception as error:
         if "ray" not in sys.modules:  # an import of seconds
             raise
-        from boxsup_dist.distributed.out_of_disk import no_room
+        from boxsup_dist.distributed.faults import no_room
 
         if (problem := no_room(error)) is None:
             raise

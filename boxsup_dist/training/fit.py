@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.out_of_disk import cause_of, no_room
+from boxsup_dist.distributed.faults import cause_of, no_room
 from boxsup_dist.io import storage
 from boxsup_dist.training.loop import Coordinator, train_loop
 

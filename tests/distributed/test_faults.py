@@ -5,7 +5,7 @@ from ray.exceptions import OutOfDiskError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from boxsup_dist.distributed.out_of_disk import no_room
+from boxsup_dist.distributed.faults import no_room
 from boxsup_dist.errors import NoRoomError
 from boxsup_dist.runs.command_line import clear_errors
 
