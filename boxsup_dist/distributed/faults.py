@@ -1,17 +1,30 @@
-"""The message for a Ray object that finds no room.
+"""What Ray and Ray Train raise when a process, a node or memory is lost, as one line that says what to do.
 
-An object is stored in the object store of a node. When the store is full, Ray spills objects to a disk. When less than
-5 % of that disk is free, Ray waits two seconds and fails the task with OutOfDiskError. Neither Ray nor Ray Data tries
-the task again, although the disk may have room a minute later: the caller has to start again.
+* A process dies with its node, by a signal, or because Ray's memory monitor ends it (OutOfMemoryError, which is no
+  RayActorError): `LOST`, `describe_loss`.
+* An object finds no room: its node's object store is full, and so is the disk to which Ray spills. Below 5 % of free
+  disk Ray waits two seconds and fails the task with OutOfDiskError; it does not try the task again: `no_room`.
 """
 
 from __future__ import annotations
 
-from ray.exceptions import OutOfDiskError
+import re
+
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 from ray.train import ControllerError, WorkerGroupError
 
 from boxsup_dist.distributed.ray_internals import unwrapped
-from boxsup_dist.errors import NoRoomError
+from boxsup_dist.errors import InputError, LostWorkError, NoRoomError
+
+LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+CONTINUE = "run the same command again: it continues"
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -20,17 +33,61 @@ def cause_of(error: BaseException) -> BaseException:
     return getattr(error, "cause", None) or error
 
 
-def no_room(error: BaseException) -> NoRoomError | None:
-    """The error to show if an object found no room, in a training too; None for any other cause."""
-    causes = [error]
-    if isinstance(error, WorkerGroupError):
-        causes = list(error.worker_failures.values())
-    elif isinstance(error, ControllerError):
-        causes = [error.controller_failure]
-    if not any(isinstance(cause_of(each), OutOfDiskError) for each in causes):
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the others of Ray's errors are advice and tracebacks."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def describe_loss(error: BaseException, lower: str = "") -> str:
+    """Why a process ended, in one line.
+
+    Args:
+        error: What Ray or the process raised.
+        lower: Settings with smaller values of which a node needs less memory; named if memory is the cause.
+    """
+    cause = cause_of(error)
+    text = str(cause)
+    advice = f"; to need less memory, lower {lower}" if lower else ""
+    if isinstance(cause, OutOfMemoryError):
+        found = re.search(r"\(IP: ([^,)]+).*? was (\S+) (?:used )?/ (\S+)", text, re.DOTALL)
+        node = f"node {found[1]} ran out of memory ({found[2]} of {found[3]} in use)" if found else first_line(cause)
+        return f"{node}, so Ray ended the process{advice}"
+    if _is_own_memory(cause):
+        return f"out of memory ({type(cause).__name__}: {first_line(cause)}){advice}"
+    if isinstance(cause, WorkerCrashedError) or "Worker exit type: SYSTEM_ERROR" in text:
+        place = re.search(r"\bip: ([\w.:]+\w)", text)
+        return (
+            f"its process died{f' on node {place[1]}' if place else ''}: most likely the system ended it because the "
+            f"node or container ran out of memory (`dmesg` there says so), or native code crashed{advice}"
+        )
+    return f"{type(cause).__name__}: {first_line(cause)}"
+
+
+def fault_of(error: BaseException) -> InputError | None:
+    """The error to show for lost processes, memory or disk, in a training too; None for any other cause."""
+    causes = [cause_of(each) for each in _parts(error)]
+    if any(isinstance(cause, OutOfDiskError) for cause in causes):
+        return NoRoomError(
+            "Ray has no room for an object: the object store of a node is full, and so is the disk that it spills to",
+            expected=f"5 % of that disk free (see df), or a larger object store (`ray memory` shows what fills it); "
+            f"then {CONTINUE}",
+        )
+    lost = [cause for cause in causes if isinstance(cause, LOST) or _is_own_memory(cause)]
+    if not lost:
         return None
-    return NoRoomError(
-        "Ray has no room for an object: the object store of a node is full, and so is the disk that it spills to",
-        expected="5 % of that disk free (see df), or a larger object store (`ray memory` shows what fills it); "
-        "then run the same command again: it continues",
+    # Ray's own kill says the most; the other workers of a training only notice that one is gone.
+    lost.sort(key=lambda cause: not (isinstance(cause, OutOfMemoryError) or _is_own_memory(cause)))
+    return LostWorkError(f"a process was lost: {describe_loss(lost[0])}", expected=f"processes that live; {CONTINUE}")
+
+
+def _is_own_memory(cause: BaseException) -> bool:
+    """Whether a process met the end of its memory itself, on the GPU too. By name: torch is an import of seconds."""
+    return isinstance(cause, MemoryError) or f"{type(cause).__module__}.{type(cause).__name__}".startswith(
+        ("torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError")
     )
+
+
+def _parts(error: BaseException) -> list[BaseException]:
+    if isinstance(error, WorkerGroupError):
+        return list(error.worker_failures.values())
+    return [error.controller_failure if isinstance(error, ControllerError) else error]

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayTaskError
 
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.faults import LOST, describe_loss
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
 
@@ -25,7 +26,6 @@ MAX_RETRIES = 3
 TASKS_PER_CPU = 4  # of `map_units`: one runs, the others wait in Ray, so that a CPU never waits for this process
 WINDOW = 8  # times max_running: units started and not yet yielded, as results wait for an earlier, slower unit
 STALL_AFTER_S = 60.0  # without a result, until a warning says what is awaited; doubles from warning to warning
-LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (finished units, all units), called after each unit
@@ -180,11 +180,6 @@ def result_of(reference: Reference) -> Any:
         raise
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; the others of Ray's errors are advice and tracebacks."""
-    return str(error).strip().splitlines()[0]
-
-
 def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None]) -> Reference:
     """The next reference that arrives: of a running unit, or of a worker that joins."""
     patience_s = STALL_AFTER_S
@@ -204,5 +199,5 @@ def _lost_work(unit: object, error: Exception) -> LostWorkError:
         f"a unit of work lost its process {MAX_RETRIES + 1} times",
         field="unit",
         value=unit,
-        expected=f"a unit that ends; the last error: {first_line(error)}",
+        expected=f"a unit that ends; the last time: {describe_loss(error)}",
     )

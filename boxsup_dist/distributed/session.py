@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
+from ray.util.placement_group import placement_group_table
 
 import boxsup_dist
+from boxsup_dist.config.packing import Node, Share
 from boxsup_dist.distributed import ray_internals
+from boxsup_dist.distributed.address import check_address
 from boxsup_dist.errors import SettingError
 
 _OBJECT_STORE_BYTES = 2 * 2**30  # blocks are small here; Ray's default is 30 % of the machine's memory
@@ -52,8 +57,8 @@ def start(num_cpus: int | None = None) -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray_internals.silence_notices()
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
+        address = os.environ.get("RAY_ADDRESS", "").strip()
+        if address not in ("", "local"):
             _join(address, num_cpus)
         else:
             _start_local(num_cpus)
@@ -65,19 +70,44 @@ def total_cpus() -> int:
     return max(1, int(_resources().get("CPU", 1)))
 
 
-def total_gpus() -> int:
-    """GPUs of the running session, over all nodes."""
-    return int(_resources().get("GPU", 0))
+def nodes() -> list[Node]:
+    """The living nodes of the running session, with all that they have."""
+    alive = [node["Resources"] for node in _nodes() if node["Alive"]]
+    return [Node(size.get("CPU", 0.0), int(size.get("GPU", 0))) for size in alive]
 
 
 def describe() -> str:
-    """The cluster at this moment, in words: its nodes, free CPUs and GPUs, and the nodes that were lost."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    free, size = ray.available_resources(), _resources()  # type: ignore[no-untyped-call]
-    gone = [node["NodeManagerAddress"] for node in nodes if not node["Alive"]]
-    kinds = [f"{free.get(kind, 0):g} of {size[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if size.get(kind)]
-    lost = [f"gone: {', '.join(gone)}"] if gone else []
-    return ", ".join([f"nodes of the cluster: {len(nodes) - len(gone)}", *kinds, *lost])
+    """The cluster at this moment, in words: what each node has free, lost nodes, train workers that wait for room."""
+    free = ray_internals.free_resources()
+    parts, gone = [], []
+    for node in _nodes():
+        if node["Alive"]:
+            here, size = free.get(node["NodeID"], {}), node["Resources"]
+            kinds = [
+                f"{here.get(kind, 0):g} of {size[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if size.get(kind)
+            ]
+            parts.append(f"{node['NodeManagerAddress']} has {' and '.join(kinds) or 'no CPU'}")
+        else:
+            gone.append(node["NodeManagerAddress"])
+    text = f"nodes of the cluster: {len(parts)}: {', '.join(parts)}"
+    if gone:
+        text += f"; gone: {', '.join(gone)}"
+    return "; ".join([text, *_waiting_groups()])
+
+
+def _waiting_groups() -> list[str]:
+    """Train workers without room: Ray Train reserves all of them at once, in a placement group."""
+    groups = placement_group_table().values()
+    found = []
+    for group in groups:
+        if group["state"] in ("PENDING", "PREPARED", "RESCHEDULING"):
+            shares = Counter(Share(size.get("CPU", 0.0), size.get("GPU", 0.0)) for size in group["bundles"].values())
+            found += [f"waiting for {share} each: {number} train workers" for share, number in shares.items()]
+    return found
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return list(ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _resources() -> dict[str, float]:
@@ -92,6 +122,7 @@ def _join(address: str, num_cpus: int | None) -> None:
             value=num_cpus,
             expected="not set; or remove RAY_ADDRESS to start a local cluster",
         )
+    check_address(address)
     try:
         ray.init(
             address=address,
@@ -99,14 +130,14 @@ def _join(address: str, num_cpus: int | None) -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-    except (ConnectionError, AuthenticationError) as error:
+    except (ConnectionError, AuthenticationError, RuntimeError) as error:  # RuntimeError: another version of Ray
+        text = " ".join(str(error).split())
         raise SettingError(
-            "cannot join the Ray cluster",
+            f"cannot join the Ray cluster: {text}",
             field="RAY_ADDRESS",
             value=address,
-            expected="a running cluster, and its token in RAY_AUTH_TOKEN if it asks for one. Is the cluster running, "
-            "and is RAY_AUTH_TOKEN set?",
-        ) from error
+            expected="a running cluster, with its token in RAY_AUTH_TOKEN if it asks for one",
+        ) from None
 
 
 def _start_local(num_cpus: int | None) -> None:

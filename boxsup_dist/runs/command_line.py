@@ -65,9 +65,9 @@ def clear_errors() -> Iterator[None]:
     except Exception as error:
         if "ray" not in sys.modules:  # an import of seconds
             raise
-        from boxsup_dist.distributed.faults import no_room
+        from boxsup_dist.distributed.faults import fault_of
 
-        if (problem := no_room(error)) is None:
+        if (problem := fault_of(error)) is None:
             raise
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2) from None

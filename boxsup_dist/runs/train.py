@@ -60,9 +60,9 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     else:
         check_start(inputs.network, config.network.weights)
         session.start()
-        size = session.total_cpus(), session.total_gpus()
-        resources = config.resources.resolve(*size)
-        resources.check_room(*size)
+        nodes = session.nodes()
+        resources = config.resources.resolve(nodes, config.optimizer.global_batch_size)
+        resources.check_room(nodes)
         replace(config, resources=resources).check()
         keep_config(config)
         config = replace(config, resources=resources)
