@@ -82,9 +82,8 @@ def fault_of(error: BaseException) -> InputError | None:
 
 def _is_own_memory(cause: BaseException) -> bool:
     """Whether a process met the end of its memory itself, on the GPU too. By name: torch is an import of seconds."""
-    return isinstance(cause, MemoryError) or f"{type(cause).__module__}.{type(cause).__name__}".startswith(
-        ("torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError")
-    )
+    kind = type(cause)
+    return isinstance(cause, MemoryError) or (kind.__module__, kind.__name__) == ("torch", "OutOfMemoryError")
 
 
 def _parts(error: BaseException) -> list[BaseException]:

@@ -92,18 +92,20 @@ def describe() -> str:
     text = f"nodes of the cluster: {len(parts)}: {', '.join(parts)}"
     if gone:
         text += f"; gone: {', '.join(gone)}"
-    return "; ".join([text, *_waiting_groups()])
+    return "; ".join([text, *_waiting_workers()])
 
 
-def _waiting_groups() -> list[str]:
-    """Train workers without room: Ray Train reserves all of them at once, in a placement group."""
-    groups = placement_group_table().values()
-    found = []
-    for group in groups:
+def _waiting_workers() -> list[str]:
+    """Train workers without a node: Ray Train reserves them in a placement group."""
+    waiting: Counter[Share] = Counter()
+    for group in placement_group_table().values():
         if group["state"] in ("PENDING", "PREPARED", "RESCHEDULING"):
-            shares = Counter(Share(size.get("CPU", 0.0), size.get("GPU", 0.0)) for size in group["bundles"].values())
-            found += [f"waiting for {share} each: {number} train workers" for share, number in shares.items()]
-    return found
+            waiting.update(
+                Share(size.get("CPU", 0.0), size.get("GPU", 0.0))
+                for index, size in group["bundles"].items()
+                if not group["bundles_to_node_id"].get(index)
+            )
+    return [f"train workers that wait for {share} each: {number}" for share, number in waiting.items()]
 
 
 def _nodes() -> list[dict[str, Any]]:
