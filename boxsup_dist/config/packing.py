@@ -51,13 +51,17 @@ def describe(nodes: Sequence[Node]) -> str:
 
 def num_placed(nodes: Sequence[Node], share: Share, count: int, before: tuple[int, Share]) -> int:
     """How many of `count` equal processes surely find room after those of `before`: their number, and their share."""
+    if not can_fill(nodes, share, before, (count - 1, share)):
+        return count
     return bisect_left(range(count), True, key=lambda i: can_fill(nodes, share, before, (i, share)))
 
 
 def can_fill(nodes: Sequence[Node], share: Share, first: tuple[int, Share], second: tuple[int, Share]) -> bool:
-    """Whether two kinds of processes, badly placed, leave no node with room for `share`.
+    """Whether two kinds of processes, badly placed, may leave no node with room for `share`.
 
-    It is a knapsack: the fewest processes of the second kind that do it, for each number of the first kind.
+    Exact would be a knapsack. Instead each process gets a price: if filling every node at its cheapest costs more than
+    all processes are worth, nothing can fill them. One price that shows it is enough, so the answer errs on the side of
+    True, and seldom (tests/unit/test_resources.py counts how often).
 
     Args:
         nodes: The nodes, empty.
@@ -66,54 +70,35 @@ def can_fill(nodes: Sequence[Node], share: Share, first: tuple[int, Share], seco
         second: The same of the second kind.
     """
     (num_first, one), (num_second, other) = first, second
-    fewest = [0.0]
-    for node, copies in Counter(nodes).items():
-        costs = _costs_to_fill(node, share, num_first, one, other)
-        for _ in range(copies):
-            fewest = _added(fewest, costs, num_first)
-            if min(fewest) > num_second:
-                return False
+    prices = [(1.0, ratio) for ratio in (0.0, 1 / 3, 1 / 2, 1.0, 2.0, 3.0)]
+    for pair in [(0.0, 1.0), (one.cpus, other.cpus), (one.gpus, other.gpus), *prices]:
+        worth = pair[0] * num_first + pair[1] * num_second
+        if (
+            sum(count * _price(node, share, first, second, pair) for node, count in Counter(nodes).items())
+            > worth + 1e-9
+        ):
+            return False
     return True
 
 
-def _costs_to_fill(node: Node, share: Share, num_first: int, one: Share, other: Share) -> list[float]:
-    """For each number of the first kind: the fewest of the second that leave the node without room for `share`."""
-    of_cpus = _costs(_units(node.cpus), _units(share.cpus), _units(one.cpus), _units(other.cpus), num_first)
+def _price(
+    node: Node, share: Share, first: tuple[int, Share], second: tuple[int, Share], pair: tuple[float, float]
+) -> float:
+    """The lowest price of processes that leave a node without room for `share`; `pair`: the price of each kind."""
+    (num_first, one), (num_second, other) = first, second
+
+    def lowest(capacity: float, need: float, size: float, other_size: float) -> float:
+        """The same for one resource. Infinite where nothing fills it."""
+        left, needed, unit, other_unit = (round(value * _UNITS) for value in (capacity, need, size, other_size))
+        found = math.inf
+        for number in range(1 + (min(num_first, left // unit) if unit else 0)):
+            missing = left - number * unit - needed  # what the second kind has to exceed
+            others = 0 if missing < 0 else missing // other_unit + 1 if other_unit else num_second + 1
+            if others <= num_second and number * unit + others * other_unit <= left:
+                found = min(found, pair[0] * number + pair[1] * others)
+        return found
+
+    of_cpus = lowest(node.cpus, share.cpus, one.cpus, other.cpus)
     if share.gpus == 0:
         return of_cpus
-    of_gpus = [0.0]
-    of_gpu = _costs(_UNITS, _units(share.gpus), _units(one.gpus), _units(other.gpus), num_first)
-    for _ in range(node.gpus):
-        of_gpus = _added(of_gpus, of_gpu, num_first)
-    size = max(len(of_cpus), len(of_gpus))
-    padded = [costs + [math.inf] * (size - len(costs)) for costs in (of_cpus, of_gpus)]
-    return [min(pair) for pair in zip(*padded, strict=True)]
-
-
-def _costs(capacity: int, need: int, one: int, other: int, num_first: int) -> list[float]:
-    """As `_costs_to_fill`, for one resource."""
-    return [
-        _fewest(capacity - first * one, need, other)
-        for first in range(1 + (num_first if one == 0 else min(num_first, capacity // one)))
-    ]
-
-
-def _fewest(left: int, need: int, other: int) -> float:
-    """The fewest processes of `other` units that leave less than `need` of `left`; infinite where none do."""
-    if left < need:
-        return 0
-    number = (left - need) // other + 1 if other else 0
-    return number if number and number * other <= left else math.inf
-
-
-def _added(costs: list[float], more: list[float], limit: int) -> list[float]:
-    """Costs of filling both; the numbers of the first kind add up, to `limit` at most."""
-    total = [math.inf] * min(len(costs) + len(more) - 1, limit + 1)
-    for i, cost in enumerate(costs):
-        for j, extra in enumerate(more[: len(total) - i]):
-            total[i + j] = min(total[i + j], cost + extra)
-    return total
-
-
-def _units(share: float) -> int:
-    return round(share * _UNITS)
+    return min(of_cpus, node.gpus * lowest(1.0, share.gpus, one.gpus, other.gpus) if node.gpus else 0.0)

@@ -254,10 +254,10 @@ def always_fit(free: Free, shares: list[tuple[int, int]]) -> bool:
 
 
 def test_what_passes_is_placed_in_every_way_and_what_fits_in_no_way_is_refused():
-    """Every way of placing the processes of 500 small clusters, compared with check_room."""
+    """Every way of placing the processes of 1,500 small clusters, compared with check_room."""
     rng = random.Random(0)
     passed = refused = too_strict = 0
-    for _ in range(500):
+    for _ in range(1500):
         with_gpus = rng.random() < 0.6
         sizes = [(rng.randint(1, 4), rng.randint(0, 2) * with_gpus) for _ in range(rng.randint(1, 3))]
         worker, actor = ((rng.randint(1, 25), rng.choice((0, 3, 4, 6, 7, 10)) * with_gpus) for _ in range(2))
@@ -276,4 +276,4 @@ def test_what_passes_is_placed_in_every_way_and_what_fits_in_no_way_is_refused()
         assert fits, (sizes, resources)
         passed += 1
     assert passed > 100 and refused > 100
-    assert too_strict < 0.02 * passed, "CPUs and GPUs are looked at apart, which may refuse what would just fit"
+    assert too_strict == 0, "it may err on this side, but for these it does not"
