@@ -6,6 +6,8 @@ import logging
 import socket
 import time
 
+from ray.exceptions import AuthenticationError
+
 from boxsup_dist.distributed import ray_internals
 from boxsup_dist.errors import SettingError
 
@@ -28,7 +30,10 @@ def check_address(address: str, patience_s: float = PATIENCE_S) -> None:
     place = _resolve(address)
     announced = False
     while True:
-        problem, expected = _problem(place, max(deadline - time.monotonic(), _RETRY_S))
+        try:
+            problem, expected = _problem(place, max(deadline - time.monotonic(), _RETRY_S))
+        except AuthenticationError:
+            raise token_refusal(address) from None
         if problem is None:
             return
         if time.monotonic() + _RETRY_S > deadline:
@@ -66,7 +71,7 @@ def _problem(place: str, timeout_s: float) -> tuple[str | None, str]:
         nodes = ray_internals.living_nodes(place, timeout_s)
     except ray_internals.NoAnswerError as error:
         return f"no Ray cluster answers ({error})", "the address of a running cluster (`ray status` on its head)"
-    if nodes is None or set(nodes) & ray_internals.local_node_ids():
+    if set(nodes) & ray_internals.local_node_ids():
         return None, ""
     shown = ", ".join(sorted(nodes.values())) or "none"
     return (
@@ -74,6 +79,12 @@ def _problem(place: str, timeout_s: float) -> tuple[str | None, str]:
         "a machine of the cluster: run the command there, send it with python -m jobs.submit, or run `ray start "
         f"--address={place}` here first",
     )
+
+
+def token_refusal(address: str) -> SettingError:
+    """The error of a command that lacks the token of the cluster."""
+    expected = "the token of the cluster in RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
+    return _refusal("it asks for a token, and there is none here, or another one", address, expected)
 
 
 def _refusal(problem: str, address: str, expected: str) -> SettingError:

@@ -16,6 +16,7 @@ from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.exceptions import AuthenticationError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
@@ -66,13 +67,14 @@ def gcs_address(address: str) -> str:
     return str(services.canonicalize_bootstrap_address(address))
 
 
-def living_nodes(address: str, timeout_s: float) -> dict[str, str] | None:
-    """Addresses of the cluster's living nodes by their ids; None if the head wants another token.
+def living_nodes(address: str, timeout_s: float) -> dict[str, str]:
+    """Addresses of the cluster's living nodes by their ids.
 
     A plain call, because Ray's own client has no timeout: it waits for ten minutes, and writes to stderr.
 
     Raises:
         NoAnswerError: No head answers within `timeout_s`.
+        AuthenticationError: The head wants a token, and there is none here, or another one.
     """
     with init_grpc_channel(address) as channel:
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
@@ -80,7 +82,7 @@ def living_nodes(address: str, timeout_s: float) -> dict[str, str] | None:
             reply = stub.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=timeout_s)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-                return None
+                raise AuthenticationError(str(error.details())) from None
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise NoAnswerError(f"no reply within {timeout_s:.0f} s") from None
             raise NoAnswerError(str(error.details()).rpartition(": ")[2]) from None

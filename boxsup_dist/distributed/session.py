@@ -17,7 +17,7 @@ from ray.util.placement_group import placement_group_table
 import boxsup_dist
 from boxsup_dist.config.packing import Node, Share
 from boxsup_dist.distributed import ray_internals
-from boxsup_dist.distributed.address import check_address
+from boxsup_dist.distributed.address import check_address, token_refusal
 from boxsup_dist.errors import SettingError
 
 _OBJECT_STORE_BYTES = 2 * 2**30  # blocks are small here; Ray's default is 30 % of the machine's memory
@@ -132,14 +132,12 @@ def _join(address: str, num_cpus: int | None) -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-    except (ConnectionError, AuthenticationError, RuntimeError) as error:  # RuntimeError: another version of Ray
-        text = " ".join(str(error).split())
-        raise SettingError(
-            f"cannot join the Ray cluster: {text}",
-            field="RAY_ADDRESS",
-            value=address,
-            expected="a running cluster, with its token in RAY_AUTH_TOKEN if it asks for one",
-        ) from None
+    except AuthenticationError:
+        raise token_refusal(address) from None
+    except (ConnectionError, RuntimeError) as error:  # RuntimeError: another version of Ray or Python
+        text = " ".join(str(error).splitlines())
+        problem, expected = f"cannot join the Ray cluster: {text}", "a running cluster of the same Ray and Python"
+        raise SettingError(problem, field="RAY_ADDRESS", value=address, expected=expected) from None
 
 
 def _start_local(num_cpus: int | None) -> None:

@@ -80,13 +80,23 @@ def test_auto_without_a_cluster_of_this_machine(monkeypatch):
         check_address("auto")
 
 
-def test_a_command_ends_with_one_line():
-    env = {**os.environ, "RAY_ADDRESS": "ray://127.0.0.1:10001"}
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"RAY_ADDRESS": "ray://127.0.0.1:10001"}, "a command joins a cluster on one of its nodes"),
+        ({"RAY_ADDRESS": "127.0.0.1:9", "RAY_AUTH_MODE": "token"}, "it asks for a token"),
+    ],
+)
+def test_a_command_ends_with_one_line(variables, problem, tmp_path):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {**variables, "HOME": str(tmp_path)}
     code = "from boxsup_dist.distributed import session\nfrom boxsup_dist.runs.command_line import clear_errors\n"
     code += "with clear_errors():\n    session.start()"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == "", done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: cannot join the Ray cluster"), done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: cannot join the Ray cluster: {problem}"), (
+        done.stderr
+    )
 
 
 def test_a_cluster_that_answers_is_joined_from_one_of_its_nodes_only(ray_local, monkeypatch):
