@@ -1,13 +1,16 @@
 """Real Ray: the actor pool's results depend on units and weights alone, whoever computes them and whoever dies."""
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 
+from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import InputError, LostWorkError, RecordError
 
@@ -109,6 +112,21 @@ def test_a_unit_that_kills_its_member_every_time_ends_the_map(ray_local):
     with pytest.raises(LostWorkError, match=r"lost its process 4 times; field: unit; found: 0; .*: The actor"):
         list(pool.map(die, [0]))
     pool.close()
+
+
+def test_what_waits_for_room_is_named_with_what_it_waits_for(ray_local):
+    pool = NetworkPool(CountingNetwork, num_actors=2, num_cpus=1.5)  # the session has 2 CPUs
+    group = placement_group([{"CPU": 1.5}, {"CPU": 0.75}])  # as Ray Train asks for two workers
+    try:
+        arrived, _ = ray.wait(list(pool.starting), timeout=60)
+        pool.welcome(arrived[0])
+        assert re.fullmatch(r"1 actors; waiting for 1.5 CPUs each, or starting: actors [12] of 2", pool.describe())
+        shown = session.describe()
+        assert re.match(r"nodes of the cluster: 1: \S+ has 0.5 of 2 CPUs free; train workers that wait", shown), shown
+        assert "wait for 1.5 CPUs each: 1; " in shown and shown.endswith("wait for 0.75 CPU each: 1")
+    finally:
+        remove_placement_group(group)
+        pool.close()
 
 
 def test_no_unit_gives_no_result(ray_local):
