@@ -148,7 +148,7 @@ class ResourceSettings:
         ):
             for name in names:
                 value = getattr(self, name)
-                check_range(value is None or value >= least, f"resources.{name}", value, f">= {least}")
+                check_range(value is None or least <= value < math.inf, f"resources.{name}", value, f">= {least}")
         for name in ("gpus_per_worker", "gpus_per_actor"):
             value = getattr(self, name)
             check_range(value is None or value <= 1, f"resources.{name}", value, "<= 1: a process uses one GPU")

@@ -9,11 +9,12 @@ from typing import Any
 
 import ray.train
 from ray.exceptions import RayError
+from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
 
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.faults import LOST, describe_loss, fault_of
+from boxsup_dist.distributed.faults import LOST, cause_of, describe_loss, fault_of
 from boxsup_dist.errors import InputError, LostWorkError
 from boxsup_dist.io import storage
 from boxsup_dist.training.loop import Coordinator, train_loop
@@ -74,10 +75,14 @@ def launch(
             _launch_once(config, loop, settings, report)
             return
         except (ray.train.TrainingFailedError, RayError) as error:
-            # Ray Train replaces workers, but not its own controller, which Ray ends, too, where memory is short.
-            if isinstance(error, LOST) and losses < most:
+            # Ray Train replaces workers, but neither its own controller nor workers that Ray's memory monitor ends while
+            # they start.
+            starting = isinstance(error, ControllerError)
+            cause = cause_of(getattr(error, "controller_failure", error))
+            if isinstance(cause, LOST) and losses < most:
                 if report is not None:
-                    report(f"the controller of the train workers was lost: {describe_loss(error, FEWER)}")
+                    who = "a starting train worker" if starting else "the controller of the train workers"
+                    report(f"{who} was lost: {describe_loss(cause, FEWER)}")
                 continue
             raise _last_fault(error, most) or error from None
 
