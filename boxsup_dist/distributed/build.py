@@ -82,6 +82,7 @@ def build_table(
     missing = _unfinished(out, num_shards)
     if missing:
         session.start(num_cpus)
+        session.check_task_room(gpus_per_task)
         _make(out, kind, missing, num_shards, make_shard, row_group_size, description, gpus_per_task)
     shards = [_finished(out, index) for index in range(num_shards)]
     if check is not None:

@@ -24,6 +24,7 @@ from boxsup_dist.distributed.ray_internals import unwrapped
 from boxsup_dist.errors import InputError, LostWorkError, NoRoomError
 
 LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+A_LOSS = "a process was lost: "  # begins the error of one; a training counts several
 CONTINUE = "run the same command again: it continues"
 
 
@@ -77,7 +78,7 @@ def fault_of(error: BaseException) -> InputError | None:
         return None
     # Ray's own kill says the most; the other workers of a training only notice that one is gone.
     lost.sort(key=lambda cause: not (isinstance(cause, OutOfMemoryError) or _is_own_memory(cause)))
-    return LostWorkError(f"a process was lost: {describe_loss(lost[0])}", expected=f"processes that live; {CONTINUE}")
+    return LostWorkError(f"{A_LOSS}{describe_loss(lost[0])}", expected=f"processes that live; {CONTINUE}")
 
 
 def _is_own_memory(cause: BaseException) -> bool:

@@ -15,7 +15,8 @@ from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group_table
 
 import boxsup_dist
-from boxsup_dist.config.packing import Node, Share
+from boxsup_dist.config.packing import Node, Share, num_placed
+from boxsup_dist.config.packing import describe as describe_nodes
 from boxsup_dist.distributed import ray_internals
 from boxsup_dist.distributed.address import check_address, token_refusal
 from boxsup_dist.errors import SettingError
@@ -74,6 +75,18 @@ def nodes() -> list[Node]:
     """The living nodes of the running session, with all that they have."""
     alive = [node["Resources"] for node in _nodes() if node["Alive"]]
     return [Node(size.get("CPU", 0.0), int(size.get("GPU", 0))) for size in alive]
+
+
+def check_task_room(gpus_per_task: float) -> None:
+    """Raise SettingError if no node has room for a task of one CPU and this share of a GPU: Ray would wait forever."""
+    share, found = Share(1.0, gpus_per_task), nodes()
+    if num_placed(found, share, 1, (0, share)) == 0:
+        raise SettingError(
+            "no node has room for a task",
+            field="gpus_per_task",
+            value=f"{share}",
+            expected=f"a share that a node has; the nodes are {describe_nodes(found)}",
+        )
 
 
 def describe() -> str:

@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.faults import LOST, cause_of, describe_loss, fault_of
+from boxsup_dist.distributed.faults import A_LOSS, LOST, cause_of, describe_loss, fault_of
 from boxsup_dist.errors import InputError, LostWorkError
 from boxsup_dist.io import storage
 from boxsup_dist.training.loop import Coordinator, train_loop
@@ -75,8 +75,7 @@ def launch(
             _launch_once(config, loop, settings, report)
             return
         except (ray.train.TrainingFailedError, RayError) as error:
-            # Ray Train replaces workers, but neither its own controller nor workers that Ray's memory monitor ends while
-            # they start.
+            # Ray Train replaces workers, but not its own controller, and no worker that ran out of memory at its start.
             starting = isinstance(error, ControllerError)
             cause = cause_of(getattr(error, "controller_failure", error))
             if isinstance(cause, LOST) and losses < most:
@@ -93,7 +92,7 @@ def _last_fault(error: Exception, most: int) -> InputError | None:
     if not isinstance(fault, LostWorkError):
         return fault
     return LostWorkError(
-        f"the training lost processes more than {most} times, the last: {fault.problem}",
+        f"the training lost processes more than {most} times, the last: {fault.problem.removeprefix(A_LOSS)}",
         field="resources.max_failures",
         value=most,
         expected=f"processes that live: if memory is short, lower {FEWER}, or use nodes with more memory. Then run the "

@@ -12,7 +12,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.errors import InputError, LostWorkError, RecordError
+from boxsup_dist.errors import InputError, LostWorkError, RecordError, SettingError
 
 UNITS = list(range(12))
 
@@ -127,6 +127,14 @@ def test_what_waits_for_room_is_named_with_what_it_waits_for(ray_local):
     finally:
         remove_placement_group(group)
         pool.close()
+
+
+def test_a_task_for_which_no_node_has_a_gpu_is_refused(ray_local):
+    session.check_task_room(0)
+    with pytest.raises(
+        SettingError, match=r"gpus_per_task; found: '1 CPU and 0.5 GPU'; .*the nodes are 1 x \(2 CPUs\)"
+    ):
+        session.check_task_room(0.5)
 
 
 def test_no_unit_gives_no_result(ray_local):
