@@ -35,7 +35,7 @@ from boxsup_dist.runs.command_line import check_choice, clear_errors, read
 from jobs.__main__ import COMMANDS
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Besides what .gitignore names.
@@ -67,6 +67,10 @@ FILE_FLAGS = (
     "--images",
 )
 POLL_S = 1.0
+RECONNECT_S = 600.0  # without an answer, until --follow gives up
+SILENCE_S = 60.0  # of a log, until --follow asks whether the cluster is still there
+ANSWER_S = 30.0  # for an answer, before the connection counts as lost
+LOG_TRIES = 5  # to read the rest of the log of a job that has ended
 STOPPED_STATUS = 143  # as a shell reports a process ended by SIGTERM
 INTERRUPTED_STATUS = 130
 
@@ -256,18 +260,16 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     """Print a job's log until it ends and return its exit status. The job continues if this is interrupted."""
     from ray.job_submission import JobStatus
 
-    status_of(client, job_id)
+    info_of(client, job_id)
     try:
-        asyncio.run(_print_log(client, job_id))
+        details = asyncio.run(_print_log(client, job_id))
     except KeyboardInterrupt:
         print(f"\n{job_id} continues; --follow {job_id} shows it again, --stop {job_id} stops it", file=sys.stderr)
         return INTERRUPTED_STATUS
-    status = status_of(client, job_id)
-    details = client.get_job_info(job_id)
-    print(f"{job_id} {status.value.lower()}", file=sys.stderr)
-    if status == JobStatus.SUCCEEDED:
+    print(f"{job_id} {details.status.value.lower()}", file=sys.stderr)
+    if details.status == JobStatus.SUCCEEDED:
         return 0
-    if status == JobStatus.STOPPED:
+    if details.status == JobStatus.STOPPED:
         return STOPPED_STATUS
     if details.driver_exit_code is None:  # it never began
         print(f"error: {details.message}", file=sys.stderr)
@@ -281,46 +283,108 @@ def exit_status(code: int | None) -> int:
     return 128 - code if code < 0 else code
 
 
-async def _print_log(client: JobSubmissionClient, job_id: str) -> None:
-    """Print the log once from start to end, however often the connection is lost."""
-    printed = 0
+async def _print_log(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """Print the log once from start to end, however often the connection is lost; returns how the job ended."""
+    log, tries = _Log(client, job_id), LOG_TRIES
     while True:
-        position = 0
-        try:
-            async for text in client.tail_job_logs(job_id):
-                new = text[max(printed - position, 0) :]
-                position += len(text)
-                print(new, end="", flush=True)
-                printed = max(printed, position)
-        except (OSError, RuntimeError) as error:
-            print(f"the connection was lost ({type(error).__name__}): trying again", file=sys.stderr)
-        if status_of(client, job_id).is_terminal():
-            return
+        whole = await log.print_on()
+        details = await _info_at_last(client, job_id)
+        if details.status.is_terminal():
+            tries -= 1
+            if whole or tries == 0:
+                return details
         await asyncio.sleep(POLL_S)
 
 
-def status_of(client: JobSubmissionClient, job_id: str) -> JobStatus:
-    """Status of a job.
+class _Log:
+    """A job's log, and how much of it is printed."""
+
+    def __init__(self, client: JobSubmissionClient, job_id: str) -> None:
+        self._client, self._job_id, self._printed = client, job_id, 0
+
+    async def print_on(self) -> bool:
+        """Print what is not printed yet, while it grows; returns whether the log ended, or the connection was lost."""
+        position = 0
+        chunks = self._client.tail_job_logs(self._job_id)
+        coming: asyncio.Task[str] | None = None
+        try:
+            while True:
+                coming = coming or asyncio.ensure_future(anext(chunks))
+                if not (await asyncio.wait({coming}, timeout=SILENCE_S))[0]:
+                    # A dead tunnel may look like a quiet job. A new connection tells them apart.
+                    if await _info_now(self._client, self._job_id) is None:
+                        return False
+                    continue
+                text, coming = coming.result(), None
+                print(text[max(self._printed - position, 0) :], end="", flush=True)
+                position += len(text)
+                self._printed = max(self._printed, position)
+        except StopAsyncIteration:
+            return True
+        except (OSError, RuntimeError):
+            return False
+        finally:
+            if coming is not None:
+                coming.cancel()
+
+
+async def _info_at_last(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """The state of a job, as soon as the cluster answers; says when the connection is lost and when it is back.
 
     Raises:
-        SettingError: The cluster knows no such job, or no longer answers.
+        SettingError: The cluster knows no such job, or did not answer for RECONNECT_S.
+    """
+    lost_at = time.monotonic()
+    announced = False
+    while (details := await _info_now(client, job_id)) is None:
+        if not announced:
+            words = f"the connection is lost, {job_id} continues; trying again for {RECONNECT_S / 60:g} minutes"
+            print(words, file=sys.stderr, flush=True)
+            announced = True
+        if time.monotonic() - lost_at > RECONNECT_S:
+            expected = f"an open tunnel; then --follow {job_id} shows the job again"
+            raise SettingError("the cluster does not answer any more", field="ID", value=job_id, expected=expected)
+        await asyncio.sleep(POLL_S)
+    if announced:
+        print("connected again", file=sys.stderr, flush=True)
+    return details
+
+
+async def _info_now(client: JobSubmissionClient, job_id: str) -> JobDetails | None:
+    """The state of a job; None if the cluster does not answer."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(info_of, client, job_id), ANSWER_S)
+    except (_NoAnswerError, TimeoutError):
+        return None
+
+
+class _NoAnswerError(SettingError):
+    """The cluster does not answer."""
+
+
+def info_of(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """The state of a job.
+
+    Raises:
+        SettingError: The cluster knows no such job, or does not answer.
     """
     try:
-        return client.get_job_status(job_id)
-    except OSError as error:
-        raise SettingError("the cluster no longer answers", value=type(error).__name__) from None
-    except RuntimeError:
-        known = [job.submission_id for job in client.list_jobs() if job.submission_id]
-        raise SettingError(
-            "the cluster knows no such job", field="ID", value=job_id, expected=f"one of {', '.join(known) or 'none'}"
-        ) from None
+        try:
+            return client.get_job_info(job_id)
+        except RuntimeError:  # no such job, or a proxy answers in the cluster's place
+            known = [job.submission_id for job in client.list_jobs() if job.submission_id]
+    except (OSError, RuntimeError) as error:
+        raise _NoAnswerError("the cluster does not answer", value=type(error).__name__) from None
+    raise SettingError(
+        "the cluster knows no such job", field="ID", value=job_id, expected=f"one of {', '.join(known) or 'none'}"
+    )
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> int:
     """Stop a job, wait until it has ended and print its status; returns 0, also if it had ended before."""
-    if not status_of(client, job_id).is_terminal():
+    if not info_of(client, job_id).status.is_terminal():
         client.stop_job(job_id)
-    while not (status := status_of(client, job_id)).is_terminal():
+    while not (status := info_of(client, job_id).status).is_terminal():
         time.sleep(POLL_S)
     print(f"{job_id} {status.value.lower()}")
     return 0

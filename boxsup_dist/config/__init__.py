@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from boxsup_dist.config.checks import check_choice, check_range
+from boxsup_dist.config.packing import Node
 from boxsup_dist.config.parts import (
     TILE_GRID_PX,
     AssignmentSettings,
@@ -35,6 +36,7 @@ __all__ = [
     "Head",
     "InputType",
     "NetworkSettings",
+    "Node",
     "OptimizerKind",
     "OptimizerSettings",
     "PredictionSettings",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from boxsup_dist.config.checks import check_range
+from boxsup_dist.config.packing import Node, Share, can_fill, describe, num_placed
 from boxsup_dist.errors import SettingError
 
 CPUS_PER_PROCESS, CPUS_PER_GPU_PROCESS = 0.25, 1.0  # reserved where nothing is set and the cluster has room
-MAX_CPU_WORKERS = 4  # where num_workers is not set
+MAX_CPU_WORKERS = 4  # of a node, where num_workers is not set: each holds the network and its gradients
+GPU_OF_WORKER = 0.6  # above a half: Ray would place two workers of half a GPU on one GPU, which NCCL refuses
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class ResourceSettings:
     """How many processes a run has, and what each may use. What is not set is fitted to the cluster."""
 
     num_workers: int | None = None
-    """Train workers (data parallel). Not set: one per GPU; without GPUs one per CPU core, at most 4."""
+    """Train workers (data parallel). Not set: one per GPU; without GPUs one per CPU core, at most 4 per
+    node. Never more than optimizer.global_batch_size."""
     min_workers: int = 0
     """Continue with fewer workers, but at least this many, when a node is lost and none replaces it. 0: wait for a
     node. Batches and labels stay the same."""
@@ -25,8 +29,8 @@ class ResourceSettings:
     """CPUs that Ray reserves for a train worker. Not set: 1 on a GPU, else 0.25, less on small machines, because data
     tasks need the rest."""
     gpus_per_worker: float | None = None
-    """GPU share of a train worker. Not set: half a GPU (the actors get the other half), or what gpus_per_actor leaves.
-    0: train on the CPU."""
+    """GPU share of a train worker. Not set: 0.6 (the actors get the rest), or what gpus_per_actor leaves. With several
+    workers above 0.5, so that no two share a GPU. 0: train on the CPU."""
     threads_per_worker: int = 1
     """Torch threads of a train worker."""
     num_actors: int | None = None
@@ -43,62 +47,92 @@ class ResourceSettings:
     max_failures: int = 3
     """How often a lost train worker is replaced before the run stops."""
 
-    def resolve(self, num_cpus: int, num_gpus: int) -> Resources:
-        """Fill in what is not set for a cluster of this size. What is set stays.
+    def resolve(self, nodes: Sequence[Node], max_workers: int | None = None) -> Resources:
+        """Fill in what is not set for a cluster of these nodes. What is set stays.
 
         A GPU is shared by one worker and the actors. Where nothing is set, workers and actors together reserve at most
         half of the CPUs and leave the others to the data tasks.
 
+        Args:
+            nodes: The nodes of the cluster.
+            max_workers: Most train workers where num_workers is not set: the images of a global batch.
+
         Raises:
             SettingError: A set GPU share leaves nothing for the share that is not set.
         """
+        num_cpus, num_gpus = sum(int(node.cpus) for node in nodes), sum(node.gpus for node in nodes)
         train_gpus = 0 if self.gpus_per_worker == 0 else num_gpus
         pool_gpus = 0 if self.gpus_per_actor == 0 else num_gpus
-        num_workers = train_gpus or min(num_cpus, MAX_CPU_WORKERS) if self.num_workers is None else self.num_workers
-        num_actors = pool_gpus or num_cpus if self.num_actors is None else self.num_actors
+        num_workers = self.num_workers
+        if num_workers is None:
+            on_cpus = max(sum(min(int(node.cpus), MAX_CPU_WORKERS) for node in nodes), 1)
+            num_workers = min(train_gpus or on_cpus, max_workers or on_cpus + train_gpus)
+        num_actors = pool_gpus or max(num_cpus, 1) if self.num_actors is None else self.num_actors
         filled = {
             "num_workers": num_workers,
             "num_actors": num_actors,
-            **self._gpu_shares(num_actors, num_gpus),
-            **self._cpu_shares(num_workers, num_actors, num_cpus, train_gpus, pool_gpus),
+            **self._gpu_shares(num_workers, num_actors, num_gpus),
+            **self._cpu_shares(num_workers, num_actors, nodes),
         }
         return Resources(**{**filled, **{name: value for name, value in asdict(self).items() if value is not None}})
 
-    def _gpu_shares(self, num_actors: int, num_gpus: int) -> dict[str, float]:
+    def _gpu_shares(self, num_workers: int, num_actors: int, num_gpus: int) -> dict[str, float]:
         """Shares for what is not set: a GPU holds one worker and its part of the actors."""
         if num_gpus == 0:
             return {"gpus_per_worker": 0.0, "gpus_per_actor": 0.0}
         actors_per_gpu = math.ceil(num_actors / num_gpus)
         actor, worker = self.gpus_per_actor, self.gpus_per_worker
         if worker is None:
-            worker = 0.5 if actor is None else _rounded_down(1 - actors_per_gpu * actor)
-            expected = "a share that leaves part of each GPU to a worker; or set resources.gpus_per_worker too (0: CPU)"
-            check_range(worker > 0, "resources.gpus_per_actor", actor, expected)
+            worker = GPU_OF_WORKER if actor is None else _rounded_down(1 - actors_per_gpu * actor)
+            least = 0.5 if num_workers > 1 else 0.0
+            expected = f"a share that leaves more than {least:g} of each GPU to a worker ({actors_per_gpu} actors per "
+            expected += "GPU); or set resources.gpus_per_worker too (0: CPU)"
+            check_range(worker > least, "resources.gpus_per_actor", actor, expected)
         if actor is None:
             actor = _rounded_down((1 - worker) / actors_per_gpu)
             expected = "a share that leaves part of each GPU to an actor; or set resources.gpus_per_actor too (0: CPU)"
             check_range(actor > 0, "resources.gpus_per_worker", worker, expected)
         return {"gpus_per_worker": worker, "gpus_per_actor": actor}
 
-    def _cpu_shares(
-        self, num_workers: int, num_actors: int, num_cpus: int, train_gpus: int, pool_gpus: int
-    ) -> dict[str, float]:
+    def _cpu_shares(self, num_workers: int, num_actors: int, nodes: Sequence[Node]) -> dict[str, float]:
         """Shares for what is not set: half of the CPUs in equal parts, but no more than a process needs.
 
         If the user set the number of processes, each gets at least CPUS_PER_PROCESS; `check_room` refuses the run where
         the machine is too small for that.
         """
         worker, actor = self.cpus_per_worker, self.cpus_per_actor
-        free = num_cpus / 2 - num_workers * (worker or 0) - num_actors * (actor or 0)
-        part = _rounded_down(free / max(num_workers * (worker is None) + num_actors * (actor is None), 1))
+        num_gpus = sum(node.gpus for node in nodes)
+        worker_on_gpu, actor_on_gpu = (
+            num_gpus > 0 and share != 0 for share in (self.gpus_per_worker, self.gpus_per_actor)
+        )
+        # (CPUs, workers and actors that may have to share them). The whole cluster: with fewer CPUs than this in use,
+        # some node has a whole one for a data task, wherever Ray places the processes.
+        spare = sum(max(node.cpus - 1, 0.0) for node in nodes)
+        groups = [(min(sum(node.cpus for node in nodes) / 2, spare), num_workers, num_actors)]
+        if worker_on_gpu or actor_on_gpu:
+            per_gpu = math.ceil(num_actors / num_gpus)
+            groups += [
+                (
+                    node.cpus / 2,
+                    min(num_workers, node.gpus) if worker_on_gpu else num_workers,
+                    min(num_actors, node.gpus * per_gpu) if actor_on_gpu else num_actors,
+                )
+                for node in set(nodes)
+                if node.gpus
+            ]
+        part = min(
+            (cpus - workers * (worker or 0) - actors * (actor or 0))
+            / max(workers * (worker is None) + actors * (actor is None), 1)
+            for cpus, workers, actors in groups
+        )
 
-        def share(on_gpu: int, number: int | None) -> float:
+        def share(on_gpu: bool, number: int | None) -> float:
             least = 0.01 if number is None else CPUS_PER_PROCESS
-            return max(min(CPUS_PER_GPU_PROCESS if on_gpu else CPUS_PER_PROCESS, part), least)
+            return max(min(CPUS_PER_GPU_PROCESS if on_gpu else CPUS_PER_PROCESS, _rounded_down(part)), least)
 
         return {
-            "cpus_per_worker": share(train_gpus, self.num_workers),
-            "cpus_per_actor": share(pool_gpus, self.num_actors),
+            "cpus_per_worker": share(worker_on_gpu, self.num_workers),
+            "cpus_per_actor": share(actor_on_gpu, self.num_actors),
         }
 
     def check(self) -> None:
@@ -114,7 +148,10 @@ class ResourceSettings:
         ):
             for name in names:
                 value = getattr(self, name)
-                check_range(value is None or value >= least, f"resources.{name}", value, f">= {least}")
+                check_range(value is None or least <= value < math.inf, f"resources.{name}", value, f">= {least}")
+        for name in ("gpus_per_worker", "gpus_per_actor"):
+            value = getattr(self, name)
+            check_range(value is None or value <= 1, f"resources.{name}", value, "<= 1: a process uses one GPU")
 
 
 def _rounded_down(value: float) -> float:
@@ -133,35 +170,62 @@ class Resources(ResourceSettings):
     cpus_per_actor: float
     gpus_per_actor: float
 
-    def check_room(self, num_cpus: int, num_gpus: int, *, with_training: bool = True) -> None:
-        """Check that the cluster has room for all processes at once. Without the check Ray would wait forever.
+    def check_room(self, nodes: Sequence[Node], *, with_training: bool = True) -> None:
+        """Check that the nodes have room for all processes at once. Without the check Ray would wait forever.
 
         Args:
-            num_cpus: CPUs of the cluster. A training leaves one of them to its data tasks.
-            num_gpus: GPUs of the cluster. NCCL, which adds up the gradients, takes one worker per GPU.
+            nodes: The nodes of the cluster. A training leaves a CPU of one of them to its data tasks.
             with_training: False counts the actors only.
 
         Raises:
-            SettingError: The processes reserve more than there is.
+            SettingError: A process may wait forever for a node with room.
         """
+        worker = Share(self.cpus_per_worker, self.gpus_per_worker)
+        actor = Share(self.cpus_per_actor, self.gpus_per_actor)
         workers = self.num_workers if with_training else 0
         if with_training:
             expected = f"<= resources.num_workers = {workers}"
             check_range(self.min_workers <= workers, "resources.min_workers", self.min_workers, expected)
-        if workers > num_gpus > 0 and self.gpus_per_worker > 0:
+            self._check_own_gpus(nodes)
+        before = f", and {workers} train workers reserve {worker} each" if workers else ""
+        for name, share, count, placed in (
+            ("train worker", worker, workers, (0, worker)),
+            ("actor", actor, self.num_actors, (workers, worker)),
+        ):
+            number = num_placed(nodes, share, count, placed) + 1
+            if number <= count:
+                short = name.removeprefix("train ")
+                raise SettingError(
+                    f"{name} {number} of {count} may wait forever for a node with room",
+                    field=f"resources.cpus_per_{short}" + (f", resources.gpus_per_{short}" if share.gpus else ""),
+                    value=f"{share}",
+                    expected=f"less: the nodes are {describe(nodes)}{before if name == 'actor' else ''}. Set a smaller "
+                    f"resources.num_{short}s or share",
+                )
+        if with_training and can_fill(nodes, Share(1.0), (workers, worker), (self.num_actors, actor)):
             raise SettingError(
-                "two train workers cannot share a GPU",
+                "workers and actors may leave no node with a whole CPU for the data tasks",
+                field="resources.cpus_per_worker, resources.cpus_per_actor",
+                value=f"{workers} x {self.cpus_per_worker} + {self.num_actors} x {self.cpus_per_actor} CPUs",
+                expected=f"less: the nodes are {describe(nodes)}. Set a smaller resources.num_workers, "
+                "resources.num_actors or share",
+            )
+
+    def _check_own_gpus(self, nodes: Sequence[Node]) -> None:
+        """NCCL, which adds up the gradients, takes one worker per GPU."""
+        num_gpus = sum(node.gpus for node in nodes)
+        if num_gpus == 0 or self.gpus_per_worker == 0 or self.num_workers == 1:
+            return
+        problem = "two train workers cannot share a GPU"
+        if self.num_workers > num_gpus:
+            raise SettingError(
+                problem,
                 field="resources.num_workers",
-                value=workers,
+                value=self.num_workers,
                 expected=f"<= {num_gpus}, one per GPU, or resources.gpus_per_worker 0 to train on the CPU",
             )
-        for kind, available in (("cpus", num_cpus - with_training), ("gpus", num_gpus)):
-            per_worker, per_actor = getattr(self, f"{kind}_per_worker"), getattr(self, f"{kind}_per_actor")
-            reserved = workers * per_worker + self.num_actors * per_actor
-            if reserved > available + 1e-6:
-                raise SettingError(
-                    f"workers and actors reserve more {kind} than the cluster has for them",
-                    field=f"resources.{kind}_per_worker, resources.{kind}_per_actor",
-                    value=f"{workers} x {per_worker} + {self.num_actors} x {per_actor} = {reserved:g} {kind}",
-                    expected=f"<= {available}: set a smaller resources.num_workers, resources.num_actors or share",
-                )
+        expected = "above 0.5, or 0 to train on the CPU: Ray places two smaller shares on one GPU"
+        if self.gpus_per_worker <= 0.5:
+            raise SettingError(
+                problem, field="resources.gpus_per_worker", value=self.gpus_per_worker, expected=expected
+            )

@@ -119,6 +119,7 @@ def build_table(
     missing = _unfinished(out, num_shards)
     if missing:
         session.start(num_cpus)
+        session.check_task_room(gpus_per_task)
         shared = [ray.put(ShardJob(out, kind, row_group_size, make_shard))]
         with ProgressMeter(description, num_shards, done=num_shards - len(missing)) as progress:
             for num_rows in _make(shared, missing, gpus_per_task):

@@ -31,7 +31,7 @@ class Stalled(Event):
     seconds: float
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)  # Ray ends it, too, where memory is short
 class _Mailbox:
     def __init__(self) -> None:
         self.events: list[Event] = []

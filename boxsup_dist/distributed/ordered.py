@@ -11,23 +11,16 @@ Ray's own retries are off: Ray counts a lost node like a crash, and repeats a ta
 from __future__ import annotations
 
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayTaskError
 
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.faults import LOST, describe_loss, lost_its_node
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
 
@@ -36,7 +29,6 @@ MAX_LOST_NODES = 20  # retries of a unit whose node was lost: that says nothing 
 TASKS_PER_CPU = 4  # of `map_units`: one runs, the others wait in Ray, so that a CPU never waits for this process
 WINDOW = 8  # times max_running: units started and not yet yielded, as results wait for an earlier, slower unit
 STALL_AFTER_S = 60.0  # without a result, until a warning says what is awaited; doubles from warning to warning
-LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (finished units, all units), called after each unit
@@ -185,7 +177,7 @@ def run_in_order(
             finished[index] = result_of(reference)
         except LOST as error:
             workers.lose(step, error)
-            with_node = _lost_its_node(error)
+            with_node = lost_its_node(error)
             losses[index, with_node] += 1
             if losses[index, with_node] <= (MAX_LOST_NODES if with_node else max_retries):
                 pending.append(index)
@@ -209,11 +201,6 @@ def result_of(reference: Reference) -> Any:
         raise
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; the others of Ray's errors are advice and tracebacks."""
-    return str(error).strip().splitlines()[0]
-
-
 def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None]) -> Reference:
     """The next reference that arrives: of a running unit, or of a worker that joins."""
     patience_s = STALL_AFTER_S
@@ -228,21 +215,11 @@ def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None
         patience_s *= 2
 
 
-def _lost_its_node(error: Exception) -> bool:
-    """Whether a unit was lost because its node was, as far as Ray reports it, and so through no fault of its own."""
-    return isinstance(error, (NodeDiedError, ObjectLostError)) or "its node has died" in str(error)
-
-
-def describe_loss(error: Exception) -> str:
-    """Why a process ended, in words for a user."""
-    if _lost_its_node(error):
-        return "its node was lost"
-    if isinstance(error, OutOfMemoryError):
-        used = re.search(r"IP: ([^,)]+).*was (\S+) used / (\S+) limit", first_line(error))
-        return "its node ran out of memory" + (" ({}: {} of {} used)".format(*used.groups()) if used else "")
-    return "native code crashed in it, or the system ended it"
-
-
 def lost_work(unit: object, error: Exception) -> NoReturn:
     """Raise the LostWorkError of a unit that ended its process in every try."""
-    raise LostWorkError(f"a unit of work lost its process: {describe_loss(error)}", field="unit", value=unit) from None
+    raise LostWorkError(
+        f"a unit of work lost its process {MAX_RETRIES + 1} times",
+        field="unit",
+        value=unit,
+        expected=f"a unit that ends; the last time: {describe_loss(error)}",
+    ) from None

@@ -20,14 +20,15 @@ import ray
 import torch
 from ray.exceptions import WorkerCrashedError
 
+from boxsup_dist.config.packing import Share
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.faults import describe_loss
 from boxsup_dist.distributed.ordered import (
     MAX_RETRIES,
     OnLost,
     Progress,
     Step,
     Workers,
-    first_line,
     result_of,
     run_in_order,
 )
@@ -100,6 +101,7 @@ class NetworkPool:
         """
         self.threads, self.warn = threads, warn
         self.has_gpus = num_gpus > 0
+        self.share = Share(num_cpus, num_gpus)
         member = _Member.options(  # type: ignore[attr-defined]
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, scheduling_strategy="SPREAD"
         )
@@ -126,7 +128,18 @@ class NetworkPool:
         if actor in self.ready:
             self.ready.remove(actor)
             self._await(actor)
-            self.warn(f"an actor was lost, {len(self.ready)} actors continue without it: {first_line(error)}")
+            self.warn(
+                f"an actor was lost, {len(self.ready)} actors continue without it until Ray has started it again: "
+                f"actor {self.actors.index(actor) + 1}: {describe_loss(error, 'resources.num_actors')}"
+            )
+
+    def describe(self) -> str:
+        """The members in words: how many work, and which wait for what."""
+        ready = f"{len(self.ready)} actors"
+        if not self.starting:
+            return ready
+        numbers = ", ".join(str(number) for number in sorted(self.actors.index(a) + 1 for a in self.starting.values()))
+        return f"{ready}; waiting for {self.share} each, or starting: actors {numbers} of {len(self.actors)}"
 
     def _await(self, actor: Any) -> None:
         self.starting[actor.ping.remote()] = actor
@@ -254,4 +267,4 @@ class _Members(Workers):
         self._free += [self._pool.welcome(reference)] * UNITS_PER_MEMBER
 
     def describe(self) -> str:
-        return f"{len(self._pool.ready)} actors, {len(self._pool.starting)} actors are starting"
+        return self._pool.describe()

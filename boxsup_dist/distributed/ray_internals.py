@@ -10,13 +10,18 @@ import re
 import time
 from typing import Any
 
+import grpc
 import ray
-from ray._private import worker
+from ray._private import services, state, worker
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._private.ray_logging import stdout_deduplicator
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.exceptions import AuthenticationError
 from ray.experimental import internal_kv
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray describes a submitted job to its driver in it
 # A message of 900 characters for each, printed in spite of log_to_driver=False. RAY_DEDUP_LOGS_SKIP_REGEX is its
@@ -58,10 +63,54 @@ def silence_notices() -> None:
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """The error inside Ray Train's private UserExceptionWithTraceback (its text is a traceback); others unchanged."""
-    inner = getattr(error, "_base_exc", error)
-    assert isinstance(inner, BaseException)
-    return inner
+    """The error inside Ray Train's private wrappers of it, whose texts are tracebacks; others unchanged."""
+    if isinstance(error, UserExceptionWithTraceback):
+        return unwrapped(error._base_exc)
+    if isinstance(error, WorkerHealthCheckFailedError):
+        return unwrapped(error.health_check_failure)
+    return error
+
+
+class NoAnswerError(Exception):
+    """No Ray head answers at an address; the text says what does."""
+
+
+def gcs_address(address: str) -> str:
+    """HOST:PORT as Ray uses it; ConnectionError if "auto" finds no cluster on this machine."""
+    return str(services.canonicalize_bootstrap_address(address))
+
+
+def living_nodes(address: str, timeout_s: float) -> dict[str, str]:
+    """Addresses of the cluster's living nodes by their ids.
+
+    A plain call, because Ray's own client has no timeout: it waits for ten minutes, and writes to stderr.
+
+    Raises:
+        NoAnswerError: No head answers within `timeout_s`.
+        AuthenticationError: The head wants a token, and there is none here, or another one.
+    """
+    with init_grpc_channel(address) as channel:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            reply = stub.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                raise AuthenticationError(str(error.details())) from None
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise NoAnswerError(f"no reply within {timeout_s:.0f} s") from None
+            raise NoAnswerError(str(error.details()).rpartition(": ")[2]) from None
+    alive = [node for node in reply.node_info_list if node.state == gcs_pb2.GcsNodeInfo.ALIVE]
+    return {node.node_id.hex(): node.node_manager_address for node in alive}
+
+
+def local_node_ids() -> set[str]:
+    """Ids of the Ray nodes that run on this machine, of any cluster."""
+    return set(services.find_node_ids())
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What each living node has free at this moment, by node id."""
+    return dict(state.available_resources_per_node())
 
 
 def is_worker() -> bool:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
+from ray.util.placement_group import placement_group_table
 
 import boxsup_dist
+from boxsup_dist.config.packing import Node, Share, num_placed
+from boxsup_dist.config.packing import describe as describe_nodes
 from boxsup_dist.distributed import notices, ray_internals
+from boxsup_dist.distributed.address import check_address, token_refusal
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import remote
 
@@ -54,8 +59,8 @@ def start(num_cpus: int | None = None) -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray_internals.silence_notices()
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
+        address = os.environ.get("RAY_ADDRESS", "").strip()
+        if address not in ("", "local"):
             _join(address, num_cpus)
         else:
             _start_local(num_cpus)
@@ -68,19 +73,58 @@ def total_cpus() -> int:
     return max(1, int(_resources().get("CPU", 1)))
 
 
-def total_gpus() -> int:
-    """GPUs of the running session, over all nodes."""
-    return int(_resources().get("GPU", 0))
+def nodes() -> list[Node]:
+    """The living nodes of the running session, with all that they have."""
+    alive = [node["Resources"] for node in _nodes() if node["Alive"]]
+    return [Node(size.get("CPU", 0.0), int(size.get("GPU", 0))) for size in alive]
+
+
+def check_task_room(gpus_per_task: float) -> None:
+    """Raise SettingError if no node has room for a task of one CPU and this share of a GPU: Ray would wait forever."""
+    share, found = Share(1.0, gpus_per_task), nodes()
+    if num_placed(found, share, 1, (0, share)) == 0:
+        raise SettingError(
+            "no node has room for a task",
+            field="gpus_per_task",
+            value=f"{share}",
+            expected=f"a share that a node has; the nodes are {describe_nodes(found)}",
+        )
 
 
 def describe() -> str:
-    """The cluster at this moment, in words: its nodes, free CPUs and GPUs, and the nodes that were lost."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    free, size = ray.available_resources(), _resources()  # type: ignore[no-untyped-call]
-    gone = [node["NodeManagerAddress"] for node in nodes if not node["Alive"]]
-    kinds = [f"{free.get(kind, 0):g} of {size[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if size.get(kind)]
-    lost = [f"gone: {', '.join(gone)}"] if gone else []
-    return ", ".join([f"nodes of the cluster: {len(nodes) - len(gone)}", *kinds, *lost])
+    """The cluster at this moment, in words: what each node has free, lost nodes, train workers that wait for room."""
+    free = ray_internals.free_resources()
+    parts, gone = [], []
+    for node in _nodes():
+        if node["Alive"]:
+            here, size = free.get(node["NodeID"], {}), node["Resources"]
+            kinds = [
+                f"{here.get(kind, 0):g} of {size[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if size.get(kind)
+            ]
+            parts.append(f"{node['NodeManagerAddress']} has {' and '.join(kinds) or 'no CPU'}")
+        else:
+            gone.append(node["NodeManagerAddress"])
+    text = f"nodes of the cluster: {len(parts)}: {', '.join(parts)}"
+    if gone:
+        text += f"; gone: {', '.join(gone)}"
+    return "; ".join([text, *_waiting_workers()])
+
+
+def _waiting_workers() -> list[str]:
+    """Train workers without a node: Ray Train reserves them in a placement group."""
+    waiting: Counter[Share] = Counter()
+    for group in placement_group_table().values():
+        if group["state"] in ("PENDING", "PREPARED", "RESCHEDULING"):
+            waiting.update(
+                Share(size.get("CPU", 0.0), size.get("GPU", 0.0))
+                for index, size in group["bundles"].items()
+                if not group["bundles_to_node_id"].get(index)
+            )
+    return [f"train workers that wait for {share} each: {number}" for share, number in waiting.items()]
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return list(ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _resources() -> dict[str, float]:
@@ -95,6 +139,7 @@ def _join(address: str, num_cpus: int | None) -> None:
             value=num_cpus,
             expected="not set; or remove RAY_ADDRESS to start a local cluster",
         )
+    check_address(address)
     try:
         ray.init(
             address=address,
@@ -102,14 +147,12 @@ def _join(address: str, num_cpus: int | None) -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-    except (ConnectionError, AuthenticationError) as error:
-        raise SettingError(
-            "cannot join the Ray cluster",
-            field="RAY_ADDRESS",
-            value=address,
-            expected="a running cluster, and its token in RAY_AUTH_TOKEN if it asks for one. Is the cluster running, "
-            "and is RAY_AUTH_TOKEN set?",
-        ) from error
+    except AuthenticationError:
+        raise token_refusal(address) from None
+    except (ConnectionError, RuntimeError) as error:  # RuntimeError: another version of Ray or Python
+        text = " ".join(str(error).splitlines())
+        problem, expected = f"cannot join the Ray cluster: {text}", "a running cluster of the same Ray and Python"
+        raise SettingError(problem, field="RAY_ADDRESS", value=address, expected=expected) from None
 
 
 def _runtime_env() -> dict[str, Any]:

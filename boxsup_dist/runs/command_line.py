@@ -80,9 +80,9 @@ def _give_up_stdout() -> None:
 def _to_show(error: Exception) -> InputError | None:
     """The error to show where a user or the machine caused one; None for a fault of the program."""
     if "ray" in sys.modules:  # an import of seconds
-        from boxsup_dist.distributed.out_of_disk import no_room
+        from boxsup_dist.distributed.faults import fault_of
 
-        if (problem := no_room(error)) is not None:
+        if (problem := fault_of(error)) is not None:
             return problem
     return cause_to_show(error)
 

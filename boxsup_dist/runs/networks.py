@@ -52,9 +52,9 @@ def pool_resources(num_actors: int | None, threads_per_actor: int = 1) -> Resour
     """
     settings = ResourceSettings(num_actors=num_actors, gpus_per_worker=0.0, threads_per_actor=threads_per_actor)
     settings.check()
-    size = session.total_cpus(), session.total_gpus()
-    resources = settings.resolve(*size)
-    resources.check_room(*size, with_training=False)
+    nodes = session.nodes()
+    resources = settings.resolve(nodes)
+    resources.check_room(nodes, with_training=False)
     return resources
 
 

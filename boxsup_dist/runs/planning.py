@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 
-from boxsup_dist.config import TrainConfig
+from boxsup_dist.config import Node, TrainConfig
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.records.settings import ROW_GROUP_SIZE
@@ -201,7 +201,8 @@ class _Planner:
     def __init__(self, config: TrainConfig, workload: Workload, cluster: Cluster, rates: Rates) -> None:
         self.config, self.workload, self.cluster, self.rates = config, workload, cluster, rates
         self.cpus, self.gpus = cluster.nodes * cluster.cpus_per_node, cluster.nodes * cluster.gpus_per_node
-        self.resources = config.resources.resolve(self.cpus, self.gpus)
+        self.nodes = [Node(cluster.cpus_per_node, cluster.gpus_per_node)] * cluster.nodes
+        self.resources = config.resources.resolve(self.nodes, config.optimizer.global_batch_size)
         self.workers, self.actors = self.resources.num_workers, self.resources.num_actors
         self.batch = config.optimizer.global_batch_size
         self.epochs = config.optimizer.epochs
@@ -229,8 +230,13 @@ class _Planner:
                 f"{self.batch} workers (--resources.num-workers {self.batch})"
             )
             self.workers = self.batch
+        elif self.workers == self.batch < self.gpus and self.resources.gpus_per_worker:
+            self.warnings.append(
+                f"a global batch of {self.batch} images feeds train workers on {self.batch} of {self.gpus} GPUs; "
+                "the others only reassign and evaluate (--optimizer.global-batch-size)"
+            )
         try:
-            self.resources.check_room(self.cpus, self.gpus)
+            self.resources.check_room(self.nodes)
         except SettingError as error:
             self.warnings.append(f"the run would be refused: {error}")
         if self.gpus and not self.rates.gpu:

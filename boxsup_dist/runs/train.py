@@ -73,9 +73,9 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
         lease.refuse_held(run_dir, RunFiles(run_dir).writer)
         check_start(inputs.network, config.network.weights)
         session.start()
-        size = session.total_cpus(), session.total_gpus()
-        resources = config.resources.resolve(*size)
-        resources.check_room(*size)
+        nodes = session.nodes()
+        resources = config.resources.resolve(nodes, config.optimizer.global_batch_size)
+        resources.check_room(nodes)
         replace(config, resources=resources).check()
         with _one_writer(run_dir) as held:
             check_resume(config)  # again: another command may have ended here just now

@@ -10,13 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import ray.train
-from ray.exceptions import OutOfDiskError
+from ray.exceptions import RayError
+from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
 
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.out_of_disk import cause_of, no_room, store_away
+from boxsup_dist.distributed.faults import A_LOSS, LOST, cause_of, describe_loss, fault_of
+from boxsup_dist.errors import InputError, LostWorkError
 from boxsup_dist.training.loop import Coordinator, train_loop
+
+FEWER = "resources.num_actors, resources.stream_tasks_per_worker or resources.num_workers"
 
 
 class _ReportEndedWorkers(ray.train.UserCallback):
@@ -27,9 +31,7 @@ class _ReportEndedWorkers(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in sorted(worker_exceptions.items()):
-            cause = cause_of(error)
-            first_line = (str(cause).strip().splitlines() or [""])[0]
-            self._report(f"train worker {rank} ended: {type(cause).__name__}: {first_line}")
+            self._report(f"train worker {rank} was lost: {describe_loss(error, FEWER)}")
 
 
 def fit(
@@ -41,16 +43,18 @@ def fit(
     """Train from the newest checkpoint of the run directory to the last epoch.
 
     Args:
-        config: The run. Lost workers are replaced up to `resources.max_failures` times; all workers then start from the
-            newest checkpoint, with `resources.min_workers` as many as the cluster has room for.
+        config: The run. Lost workers are replaced up to `resources.max_failures` times, and so is the process that
+            controls them; all workers then start from the newest checkpoint, with `resources.min_workers` as many as
+            the cluster has room for.
         mixture: What to train on.
         make_coordinator: Called in the worker of rank 0.
-        report: Gets one line for every worker that ended with an error.
+        report: Gets one line for every process that was lost.
 
     Raises:
         NoRoomError: Ray had no room for an object, at every attempt.
         StoreUnavailableError: A store was away, at every attempt.
-        ray.train.TrainingFailedError: Workers were lost more often than `resources.max_failures`.
+        LostWorkError: Processes were lost more often than `resources.max_failures`.
+        ray.train.TrainingFailedError: Workers ended by another error more often than that.
     """
     settings = {"config": config, "mixture": mixture, "make_coordinator": make_coordinator}
     launch(config, train_loop, settings, report)
@@ -66,13 +70,51 @@ def launch(
 
     `report` and the errors are those of `fit`.
     """
+    most = config.resources.max_failures
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for losses in range(most + 1):
+        try:
+            _launch_once(config, loop, settings, report)
+            return
+        except (ray.train.TrainingFailedError, RayError) as error:
+            # Ray Train replaces workers, but not its own controller, and no worker that ran out of memory at its start.
+            starting = isinstance(error, ControllerError)
+            cause = cause_of(getattr(error, "controller_failure", error))
+            if isinstance(cause, LOST) and losses < most:
+                if report is not None:
+                    who = "a starting train worker" if starting else "the controller of the train workers"
+                    report(f"{who} was lost: {describe_loss(cause, FEWER)}")
+                continue
+            raise _last_fault(error, most) or error from None
+
+
+def _last_fault(error: Exception, most: int) -> InputError | None:
+    """The error of a training whose processes were lost too often; None for any other cause."""
+    fault = fault_of(error)
+    if not isinstance(fault, LostWorkError):
+        return fault
+    return LostWorkError(
+        f"the training lost processes more than {most} times, the last: {fault.problem.removeprefix(A_LOSS)}",
+        field="resources.max_failures",
+        value=most,
+        expected=f"processes that live: if memory is short, lower {FEWER}, or use nodes with more memory. Then run the "
+        "same command again: it continues from the newest checkpoint",
+    )
+
+
+def _launch_once(
+    config: TrainConfig,
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    report: Callable[[str], None] | None,
+) -> None:
+    """One Ray Train run, to the end of the training or the loss of its controller."""
     resources = config.resources
     assert isinstance(resources, Resources), "ResourceSettings.resolve comes first"
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     num_workers = (resources.min_workers, resources.num_workers) if resources.min_workers else resources.num_workers
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     # Ray Train keeps its own state in one folder per launch. The state of the run is only in our checkpoints, so that
     # folder need not be where the workers see it, and a store that is away cannot hurt it.
     scratch = tempfile.mkdtemp(prefix="boxsup-ray-train-")
@@ -82,6 +124,8 @@ def launch(
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # the second version of Ray Train takes a range too
             use_gpu=resources.gpus_per_worker > 0,
+            # On GPUs close to each other; on CPUs apart, because Ray reserves less than a worker computes with.
+            placement_strategy="PACK" if resources.gpus_per_worker else "SPREAD",
             resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
@@ -93,7 +137,5 @@ def launch(
     )
     try:
         trainer.fit()
-    except (ray.train.TrainingFailedError, OutOfDiskError) as error:
-        raise no_room(error) or store_away(error) or error from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

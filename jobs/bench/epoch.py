@@ -146,7 +146,7 @@ def prepare_run(settings: Epoch, out: str) -> TrainConfig:
     records = build_records(storage.join(folder, "records"), voc.open_splits(root, "train"))
     proposals = build_proposals(storage.join(folder, "proposals"), records.uri, "selective_search")
     config = mini(storage.join(out, "run"), (SourceSettings(records.uri, "box", proposals.uri),), None)
-    resources = replace(config.resources, num_workers=2).resolve(session.total_cpus(), session.total_gpus())
+    resources = replace(config.resources, num_workers=2).resolve(session.nodes())
     return replace(
         config,
         network=NetworkSettings(settings.network, weights="none", output_stride=16, dropout=0.1),

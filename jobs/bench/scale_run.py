@@ -87,7 +87,7 @@ def make_config(folder: str, records: str, proposals: str) -> TrainConfig:
         network=NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0),
         optimizer=OptimizerSettings(global_batch_size=GLOBAL_BATCH_SIZE, class_balance=0.5),
         augment=AugmentSettings(CROP_PX, CROP_PX, 0.75, 1.25),
-        resources=resources.resolve(session.total_cpus(), session.total_gpus()),
+        resources=resources.resolve(session.nodes()),
         measure_labels=False,
     ).check()
 

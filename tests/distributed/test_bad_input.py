@@ -126,7 +126,7 @@ def run_without_checkpoint(folder, tmp_path) -> str:
         ({"checkpoint": "/absent"}, ["no checkpoint here", "/absent"]),
         ({"checkpoint": "/absent", "records": None}, ["set either records, or voc_root"]),
         ({"checkpoint": "/absent", "records": None, "voc_root": "x"}, ["voc_root needs a split", "field: split"]),
-        ({"checkpoint": "/absent", "num_actors": 9}, ["resources.cpus_per_actor", "9 x 0.25 = 2.25 cpus"]),
+        ({"checkpoint": "/absent", "num_actors": 9}, ["resources.cpus_per_actor", "actor 9 of 9", "1 x (2 CPUs)"]),
     ],
 )
 def test_evaluate_reports_what_is_wrong(ray_local, folder, tmp_path, run_without_checkpoint, capsys, changes, expected):

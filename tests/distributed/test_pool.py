@@ -1,15 +1,18 @@
 """Real Ray: the actor pool's results depend on units and weights alone, whoever computes them and whoever dies."""
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 
+from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.errors import InputError, LostWorkError, RecordError
+from boxsup_dist.errors import InputError, LostWorkError, RecordError, SettingError
 
 UNITS = list(range(12))
 
@@ -124,6 +127,29 @@ def test_a_unit_that_kills_its_members_takes_no_other_unit_with_it(ray_local):
     results = list(pool.map(die_at_5, UNITS, on_lost=lambda unit, error: f"lost {unit}"))
     pool.close()
     assert results == [f"lost {unit}" if unit == 5 else unit for unit in UNITS]
+
+
+def test_what_waits_for_room_is_named_with_what_it_waits_for(ray_local):
+    pool = NetworkPool(CountingNetwork, num_actors=2, num_cpus=1.5)  # the session has 2 CPUs
+    group = placement_group([{"CPU": 1.5}, {"CPU": 0.75}])  # as Ray Train asks for two workers
+    try:
+        arrived, _ = ray.wait(list(pool.starting), timeout=60)
+        pool.welcome(arrived[0])
+        assert re.fullmatch(r"1 actors; waiting for 1.5 CPUs each, or starting: actors [12] of 2", pool.describe())
+        shown = session.describe()
+        assert re.match(r"nodes of the cluster: 1: \S+ has 0.5 of 2 CPUs free; train workers that wait", shown), shown
+        assert "wait for 1.5 CPUs each: 1; " in shown and shown.endswith("wait for 0.75 CPU each: 1")
+    finally:
+        remove_placement_group(group)
+        pool.close()
+
+
+def test_a_task_for_which_no_node_has_a_gpu_is_refused(ray_local):
+    session.check_task_room(0)
+    with pytest.raises(
+        SettingError, match=r"gpus_per_task; found: '1 CPU and 0.5 GPU'; .*the nodes are 1 x \(2 CPUs\)"
+    ):
+        session.check_task_room(0.5)
 
 
 def test_no_unit_gives_no_result(ray_local):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,6 +94,42 @@ def end(process: subprocess.Popen) -> None:
     process.wait()
 
 
+class Tunnel:
+    """Forwards connections to a port of this machine, as `ssh -L` does, and can be cut and opened again."""
+
+    def __init__(self, target: int) -> None:
+        self.target, (self.port,) = target, free_ports(1)
+        self.ends: list[socket.socket] = []
+        self.open()
+
+    def open(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        for end_ in (self.listener, *self.ends):
+            with contextlib.suppress(OSError):
+                end_.shutdown(socket.SHUT_RDWR)
+            end_.close()
+        self.ends = []
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = listener.accept()[0], socket.create_connection(("127.0.0.1", self.target))
+                self.ends += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
 @pytest.fixture
 def with_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
@@ -133,6 +171,35 @@ def test_a_detached_job_is_followed_and_stopped(head, with_token, monkeypatch, c
         submit.main(["--address", head.address, "--follow", "nobody"])
 
 
+def test_a_job_is_followed_to_its_end_though_the_tunnel_drops(head, with_token, capsys):
+    tunnel = Tunnel(int(head.address.rpartition(":")[2]))
+    code = "import time\nfor i in range(16): print('line', i, flush=True); time.sleep(0.5)\nraise SystemExit(5)"
+    for wait_s, call in ((3.0, tunnel.cut), (8.0, tunnel.open)):  # it drops for 5 s
+        timer = threading.Timer(wait_s, call)
+        timer.daemon = True
+        timer.start()
+    address = f"http://127.0.0.1:{tunnel.port}"
+    assert submit.main(["--address", address, "--no-upload", "--", "python", "-c", code]) == 5
+    shown = capsys.readouterr()
+    tunnel.cut()
+    assert re.findall(r"line \d+", shown.out) == [f"line {i}" for i in range(16)], "each line once"
+    assert re.search(r"the connection is lost, \S+ continues; .*10 minutes\nconnected again\n", shown.err)
+
+
+def test_a_cluster_that_stays_away_ends_the_command_and_not_the_job(head, with_token, monkeypatch, capsys):
+    monkeypatch.setattr(submit, "RECONNECT_S", 2.0)
+    tunnel = Tunnel(int(head.address.rpartition(":")[2]))
+    address = f"http://127.0.0.1:{tunnel.port}"
+    assert submit.main(["--address", address, "--detach", "--no-upload", "--", "sleep", "60"]) == 0
+    job_id = capsys.readouterr().out.strip()
+    threading.Timer(1.0, tunnel.cut).start()
+    with pytest.raises(
+        SettingError, match=f"does not answer any more; field: ID; found: '{job_id}'.*--follow {job_id}"
+    ):
+        submit.main(["--address", address, "--follow", job_id])
+    assert submit.main(["--address", head.address, "--stop", job_id]) == 0
+
+
 @pytest.mark.parametrize(
     "token, problem", [("another-token-0123456789", "refuses our token"), (None, "asks for a token")]
 )
@@ -171,7 +238,9 @@ def test_a_driver_with_the_token_builds_on_the_cluster(head, tmp_path):
 def test_a_driver_without_the_token_is_refused(head, tmp_path, auth):
     done = build_records(head, tmp_path, **auth)
     assert done.returncode == 2, done.stderr
-    assert f"error: cannot join the Ray cluster; field: RAY_ADDRESS; found: '{head.ray_address}'" in done.stderr
+    assert done.stderr.count("\n") == 1 and re.match(
+        rf"error: cannot join the Ray cluster: .*; field: RAY_ADDRESS; found: '{head.ray_address}'; ", done.stderr
+    )
     assert "RAY_AUTH_TOKEN" in done.stderr and "another-token" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "records" / "manifest.json").exists()
 

@@ -1,5 +1,6 @@
 """Real Ray, whole runs on tiny tables: killed, resumed, refused, failing, with one worker and with two."""
 
+import contextlib
 import json
 import math
 import os
@@ -200,6 +201,47 @@ def test_a_killed_run_continues_and_ends_as_an_unbroken_one(unbroken, folder, mo
         summary_of(config.run_dir)["mlflow"]["run_id"], "train_loss"
     )
     assert {metric.step: metric.value for metric in sent} == {line["epoch"]: line["train_loss"] for line in lines}
+
+
+def test_a_run_whose_controller_is_killed_restarts_from_the_newest_checkpoint(unbroken, folder, capsys):
+    """Ray ends its own processes, too, where memory is short: here Ray Train's controller and the mailbox of events."""
+    config = long_config(folder, "uncontrolled")
+    killed = []
+
+    def kill_ray() -> None:
+        while not (Path(config.run_dir) / "checkpoints" / "epoch-001-step-00000" / "manifest.json").exists():
+            time.sleep(0.01)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.name().startswith(("ray::TrainContr", "ray::_Mailbox")):
+                    process.kill()
+                    killed.append(process)
+
+    killer = threading.Thread(target=kill_ray, daemon=True)
+    killer.start()
+    train(config)
+    killer.join()
+    assert len(killed) == 2
+    shown = capsys.readouterr().out
+    assert re.search(r"warning: the controller of the train workers was lost: .* ran out of memory .*num_actors", shown)
+    assert "training continues at epoch 2, after 0 steps" in shown
+    assert labels_of(config.run_dir) == labels_of(unbroken.run_dir)
+    ours, theirs = weights_of(config.run_dir), weights_of(unbroken.run_dir)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.timeout(300)
+def test_a_machine_without_memory_ends_a_run_with_one_line(folder):
+    """Ray's memory monitor with a threshold below what the machine uses: it ends every process of the run."""
+    config = replace(long_config(folder, "no_memory"), resources=replace(ONE, max_failures=1))
+    env = {**os.environ, "RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    done = subprocess.run(command_of(config, 0), cwd=REPO, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and re.match(
+        r"error: the training lost processes more than 1 times, the last: .*node \S+ ran out of memory \(.*"
+        r"field: resources.max_failures; found: 1; .*lower resources.num_actors.*run the same command again",
+        done.stderr,
+    )
 
 
 # -- a finished run ---------------------------------------------------------------------------------------------------

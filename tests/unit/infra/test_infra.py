@@ -21,7 +21,7 @@ import pytest
 import ray
 import yaml
 
-from boxsup_dist.config import ResourceSettings
+from boxsup_dist.config import Node, ResourceSettings
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"
@@ -234,8 +234,8 @@ def test_kubernetes_nodes_are_limited_private_and_take_secrets_by_reference(spec
 def test_a_run_has_room_on_the_smallest_size_of_a_cluster(spec):
     worker = spec["workerGroupSpecs"][0]
     limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
-    size = worker["minReplicas"] * int(limits["cpu"]), worker["minReplicas"] * int(limits["nvidia.com/gpu"])
-    ResourceSettings().resolve(*size).check_room(*size)
+    nodes = [Node(int(limits["cpu"]), int(limits["nvidia.com/gpu"]))] * worker["minReplicas"]
+    ResourceSettings().resolve(nodes).check_room(nodes)
 
 
 def test_the_job_takes_its_cluster_away_with_it():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from boxsup_dist.config import TrainConfig
+from boxsup_dist.config import Node, TrainConfig
 from boxsup_dist.distributed.events import Stalled
 from boxsup_dist.errors import InputError
 from boxsup_dist.runs import console
@@ -43,7 +43,7 @@ def handled(config: TrainConfig, *events: object) -> tuple[console.Console, Trac
 
 
 def test_the_header_says_what_will_run(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
-    config = replace(config, resources=config.resources.resolve(2, 0))
+    config = replace(config, resources=config.resources.resolve([Node(2)]))
     console.print_header(config, open_inputs(config), "sqlite:////runs/mlflow.db")
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert config.run_dir in lines["run"]

@@ -129,10 +129,15 @@ def test_two_cores_share_training_and_stream():
 
 def test_it_warns_of_settings_that_the_run_would_refuse():
     greedy = ResourceSettings(num_workers=4, num_actors=4, cpus_per_worker=1.0, cpus_per_actor=1.0)
-    assert any("refused" in text and "8 cpus" in text for text in plan_of(Cluster(1, 8), resources=greedy).warnings)
-    many = plan_of(Cluster(4, 16, 8), replace(RATES, gpu=True), resources=ResourceSettings())
+    assert any("refused" in text and "data tasks" in text for text in plan_of(Cluster(1, 8), resources=greedy).warnings)
+    many = plan_of(Cluster(4, 16, 8), replace(RATES, gpu=True), resources=ResourceSettings(num_workers=32))
     assert any("32 workers for a batch of 10" in text for text in many.warnings)
     assert many.value("workers") == 10
+
+
+def test_it_says_how_many_gpus_a_batch_feeds():
+    few = plan_of(Cluster(4, 16, 8), replace(RATES, gpu=True), resources=ResourceSettings())
+    assert few.value("workers") == 10 and any("10 of 32 GPUs" in text for text in few.warnings)
 
 
 def test_it_warns_of_memory():
