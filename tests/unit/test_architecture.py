@@ -58,7 +58,7 @@ RAY_FILES = {
 PURE_CALLS = {
     "arg", "array", "bool_", "compile", "dataclass", "field", "float", "float32", "frozenset", "get_args",
     "getLogger", "Path",
-    "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "njit", "no_grad", "remote", "schema",
+    "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "no_grad", "remote", "schema",
     "string", "Struct", "tuple", "TypeVar", "uint16", "_voc",
 }  # fmt: skip
 
