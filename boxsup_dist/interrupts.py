@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 10.0  # an orderly end of a training takes 3 s: Ray's session 2 s, MLflow's last calls less
 SECOND_AFTER_S = 0.5  # `timeout` and some shells send one signal twice; a person needs longer
+_LAST = 0  # no signal has this number
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 _CONTINUES = re.compile(r"Run the (same )?command\s+again")  # what a job's help promises
 
@@ -39,8 +40,11 @@ class _Watch:
     """What is known of the signal that ends this process."""
 
     def __init__(self) -> None:
+        self.signals: set[signal.Signals] = set()  # that end this process as described above; none before `install`
         self.received: signal.Signals | None = None
         self.raised = False
+        self.writer = -1  # end of the pipe into which Python writes the number of each signal
+        self.all_seen = threading.Event()
         self.line: str | None = None
         self.children: set[psutil.Process] = set()
 
@@ -50,16 +54,27 @@ _watch = _Watch()
 
 def install() -> None:
     """Let signals end this process as described above; signals that its caller ignores (nohup) stay ignored."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    reader, _watch.writer = os.pipe()
+    os.set_blocking(_watch.writer, False)
+    _watch.signals = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    take_back()
+    signal.set_wakeup_fd(_watch.writer, warn_on_full_buffer=False)
     threading.Thread(target=_see_signals, args=(reader,), name="signals", daemon=True).start()
     os.register_at_fork(after_in_child=_forget)
     atexit.register(_end)  # the first to be registered is the last to be called: Ray's session is closed by then
     _silence_what_follows_a_signal()
+
+
+def take_back() -> None:
+    """Put our handlers in place of those that ray.init installed: that of its C++ part prints a stack at SIGTERM."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _watch.signals:
+            signal.signal(number, _raise)
+
+
+def are_handled() -> bool:
+    """Whether signals end this process as described above."""
+    return bool(_watch.signals)
 
 
 def received() -> signal.Signals | None:
@@ -118,7 +133,9 @@ def _see_signals(reader: int) -> None:
     first_at: float | None = None
     while True:
         (number,) = os.read(reader, 1)
-        if number not in SIGNALS:  # a library watches others, such as SIGCHLD
+        if number == _LAST:
+            _watch.all_seen.set()
+        if number not in _watch.signals:  # a library watches others, such as SIGCHLD
             continue
         if first_at is None:
             first_at = time.monotonic()
@@ -151,9 +168,10 @@ def _silence_what_follows_a_signal() -> None:
 
 def _end() -> None:
     """Called by Python after everything else: end as interrupted, if a signal came."""
-    for number in SIGNALS:
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_IGN)  # the work is done, and its exit status stands
+    for number in _watch.signals:
+        signal.signal(number, signal.SIG_IGN)  # the work is done, and its exit status stands
+    os.write(_watch.writer, bytes([_LAST]))
+    _watch.all_seen.wait(timeout=1.0)
     if _watch.received is None:
         return
     _stop(_watch.children | _children(), patience_s=2.0)
@@ -199,7 +217,6 @@ def _stop(processes: set[psutil.Process], patience_s: float) -> None:
 def _forget() -> None:
     """A child of fork() is ended by a signal as any process is."""
     signal.set_wakeup_fd(-1)
-    for number in SIGNALS:
-        if signal.getsignal(number) is _raise:
-            signal.signal(number, signal.SIG_DFL)
+    for number in _watch.signals:
+        signal.signal(number, signal.SIG_DFL)
     atexit.unregister(_end)

@@ -28,6 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxsup_dist import interrupts
 from boxsup_dist.credentials import has_credentials
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
@@ -68,7 +69,6 @@ FILE_FLAGS = (
 )
 POLL_S = 1.0
 STOPPED_STATUS = 143  # as a shell reports a process ended by SIGTERM
-INTERRUPTED_STATUS = 130
 
 
 @dataclass(frozen=True)
@@ -257,11 +257,8 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     from ray.job_submission import JobStatus
 
     status_of(client, job_id)
-    try:
-        asyncio.run(_print_log(client, job_id))
-    except KeyboardInterrupt:
-        print(f"\n{job_id} continues; --follow {job_id} shows it again, --stop {job_id} stops it", file=sys.stderr)
-        return INTERRUPTED_STATUS
+    interrupts.set_last_line(f"{job_id} continues; --follow {job_id} shows it again, --stop {job_id} stops it")
+    asyncio.run(_print_log(client, job_id))
     status = status_of(client, job_id)
     details = client.get_job_info(job_id)
     print(f"{job_id} {status.value.lower()}", file=sys.stderr)

@@ -7,8 +7,10 @@ the task again, although the disk may have room a minute later: the caller has t
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from ray.exceptions import OutOfDiskError
-from ray.train import ControllerError, WorkerGroupError
 
 from boxsup_dist.distributed.ray_internals import unwrapped
 from boxsup_dist.errors import NoRoomError
@@ -23,9 +25,11 @@ def cause_of(error: BaseException) -> BaseException:
 def no_room(error: BaseException) -> NoRoomError | None:
     """The error to show if an object found no room, in a training too; None for any other cause."""
     causes = [error]
-    if isinstance(error, WorkerGroupError):
+    # Not imported here: what failed may be the import of ray.train itself.
+    train: Any = sys.modules.get("ray.train")
+    if train is not None and isinstance(error, train.WorkerGroupError):
         causes = list(error.worker_failures.values())
-    elif isinstance(error, ControllerError):
+    elif train is not None and isinstance(error, train.ControllerError):
         causes = [error.controller_failure]
     if not any(isinstance(cause_of(each), OutOfDiskError) for each in causes):
         return None

@@ -6,6 +6,7 @@ Written for Ray 2.60. `tests/unit/test_architecture.py` refuses such imports els
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -13,6 +14,12 @@ from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from boxsup_dist import surroundings
+from boxsup_dist.errors import SettingError
+
+# What Ray appends to its folder for the path of a socket, with a process id of seven digits.
+SOCKET = "ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
+MAX_SOCKET_BYTES = 107  # of an AF_UNIX path on Linux
 STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
 
 
@@ -41,6 +48,29 @@ def silence_notices() -> None:
     """Silence two loggers that warn of their own defaults in every session; there is no setting for them."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # warns that authentication is off
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
+
+
+def short_folder() -> str | None:
+    """Where Ray puts its sockets when the path of its own choice is too long for them, as in many batch systems.
+
+    Returns:
+        A folder, or None if RAY_TMPDIR or TMPDIR, which Ray chooses, is short enough.
+
+    Raises:
+        SettingError: It is too long, and nothing can be written to /tmp.
+    """
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.join(os.path.abspath(chosen), SOCKET))) <= MAX_SOCKET_BYTES:
+        return None
+    try:
+        return os.path.join(surroundings.private_folder("boxsup", "/tmp"), "ray")
+    except OSError as error:
+        raise SettingError(
+            f"the folder is too long for the paths of Ray's sockets, and /tmp is of no help: {error.strerror}",
+            field="TMPDIR",
+            value=chosen,
+            expected=f"RAY_TMPDIR=FOLDER, of at most {MAX_SOCKET_BYTES - len(SOCKET) - 1} bytes",
+        ) from None
 
 
 def unwrapped(error: BaseException) -> BaseException:

@@ -11,6 +11,13 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiled(function: F) -> F:
-    """A function of arrays and numbers as machine code, compiled once per machine."""
-    made: F = numba.njit(cache=True)(function)
+    """A function of arrays and numbers as machine code, compiled once per machine.
+
+    Once per process where neither the code's folder nor the user's own can be written, as in some containers: Numba
+    refuses to keep it then.
+    """
+    try:
+        made: F = numba.njit(cache=True)(function)
+    except RuntimeError:  # "no locator available for file"
+        made = numba.njit(function)
     return made

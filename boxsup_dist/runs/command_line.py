@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
+from boxsup_dist import interrupts
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.errors import InputError, SettingError
 
@@ -54,7 +55,8 @@ def clear_errors() -> Iterator[None]:
     A reader that closes its end of a pipe early, such as `head`, ends the command with status 1 and no trace.
     """
     try:
-        yield
+        with interrupts.precedence():
+            yield
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
         raise SystemExit(1) from None

@@ -11,11 +11,23 @@ import ray.train
 from ray.exceptions import OutOfDiskError
 from ray.train.torch import TorchTrainer
 
+from boxsup_dist import interrupts
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed.out_of_disk import cause_of, no_room
 from boxsup_dist.io import storage
 from boxsup_dist.training.loop import Coordinator, train_loop
+
+
+class _Trainer(TorchTrainer):
+    """A TorchTrainer that leaves SIGINT to `boxsup_dist.interrupts` where that ends this process.
+
+    Ray's own handler waits until the workers have ended their step and everything after it, which took over 10 s.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        if not interrupts.are_handled():
+            super()._register_sigint_handler(controller)
 
 
 class _ReportEndedWorkers(ray.train.UserCallback):
@@ -74,7 +86,7 @@ def launch(
     # Ray Train keeps its own state in one folder per launch. The state of the run is only in our checkpoints.
     scratch = storage.join(config.run_dir, "ray_train")
     filesystem, path = storage.arrow_filesystem(scratch)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         loop,
         train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
