@@ -1,4 +1,4 @@
-"""Signals and a bare machine, with real Ray: commands are interrupted in a build and in a training, and leave nothing."""
+"""Real Ray, and signals in a build and in a training: one line, KILLED in MLflow, nothing left. And a bare machine."""
 
 from __future__ import annotations
 

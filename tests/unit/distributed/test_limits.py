@@ -68,5 +68,5 @@ def test_without_a_short_folder_the_setting_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/" + "x" * 80)
     monkeypatch.setattr(surroundings, "private_folder", refuse)
-    with pytest.raises(SettingError, match="TMPDIR.*RAY_TMPDIR=FOLDER, of at most 39 bytes"):
+    with pytest.raises(SettingError, match=r"TMPDIR.*RAY_TMPDIR=FOLDER, of at most 39 bytes"):
         ray_internals.short_folder()
