@@ -57,12 +57,12 @@ def install() -> None:
     reader, _watch.writer = os.pipe()
     os.set_blocking(_watch.writer, False)
     _watch.signals = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
-    take_back()
     signal.set_wakeup_fd(_watch.writer, warn_on_full_buffer=False)
     threading.Thread(target=_see_signals, args=(reader,), name="signals", daemon=True).start()
     os.register_at_fork(after_in_child=_forget)
     atexit.register(_end)  # the first to be registered is the last to be called: Ray's session is closed by then
     _silence_what_follows_a_signal()
+    take_back()
 
 
 def take_back() -> None:
