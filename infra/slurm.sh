@@ -46,12 +46,20 @@ srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     env -u RAY_ADDRESS ray start --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1 "${node[@]}" &
 if [ "$SLURM_NNODES" -gt 1 ]; then
-    # A worker that starts before the head asks until the head answers.
+    # A node waits until the head answers. It starts Ray again when that took too long or ended; the trap ends its loop.
     # shellcheck disable=SC2016
+    join='head_ip=$0 port=$1; shift
+        trap "kill \$ray 2>/dev/null; exit 143" TERM
+        while true; do
+            until timeout 5 bash -c "</dev/tcp/$head_ip/$port"; do sleep 2; done 2>/dev/null
+            ray start "$@" & ray=$!
+            wait $ray && exit
+            echo "Ray ended with status $? on $HOSTNAME: starting it again" >&2
+            sleep 2
+        done'
     srun --overlap --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
         --cpus-per-task="$SLURM_CPUS_PER_TASK" env -u RAY_ADDRESS \
-        bash -c 'until timeout 5 bash -c "</dev/tcp/$0/$1"; do sleep 2; done 2>/dev/null; ray start "${@:2}"' \
-        "$head_ip" "$port" --address="$RAY_ADDRESS" "${node[@]}" &
+        bash -c "$join" "$head_ip" "$port" --address="$RAY_ADDRESS" "${node[@]}" &
 fi
 
 # In the background, as bash takes a signal only between its own commands; all nodes first: jobs fit themselves to them.

@@ -73,23 +73,23 @@ def main(settings: Settings) -> None:
     from boxsup_dist.tracking.tracker import RunTracker
 
     tracker = RunTracker(runs_root=runs, system_metrics=False)
-    tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=RunFiles(out).mlflow_run_id)
-    parent = tracker.run_id(timeout_s=60)
-    tags = {"mlflow.parentRunId": parent} if parent else {}
     results = []
     try:
-        for row in rows:
-            chosen = configs[row]
-            if not settings.train_missing:
-                chosen = {seed: made for seed, made in chosen.items() if all(map(_is_finished, made))}
-            # The last run of a row is its own; those before it only give it the network to begin with.
-            ended = {seed: [train(config, tags) for config in made][-1] for seed, made in chosen.items()}
-            if not ended:
-                continue
-            results.append(_result(row, ended))
-            _write(storage.join(out, f"table{settings.table}"), results, settings, tracker)
+        with tracker.ends_with_block():
+            tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=RunFiles(out).mlflow_run_id)
+            parent = tracker.run_id(timeout_s=60)
+            tags = {"mlflow.parentRunId": parent} if parent else {}
+            for row in rows:
+                chosen = configs[row]
+                if not settings.train_missing:
+                    chosen = {seed: made for seed, made in chosen.items() if all(map(_is_finished, made))}
+                # The last run of a row is its own; those before it only give it the network to begin with.
+                ended = {seed: [train(config, tags) for config in made][-1] for seed, made in chosen.items()}
+                if not ended:
+                    continue
+                results.append(_result(row, ended))
+                _write(storage.join(out, f"table{settings.table}"), results, settings, tracker)
     finally:
-        tracker.end()
         tracker.close()
     print(format_table([_shown(result) for result in results], title=f"Table {settings.table}, {settings.scale}"))
 

@@ -28,6 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxsup_dist import interrupts
 from boxsup_dist.credentials import has_credentials
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
@@ -72,7 +73,6 @@ SILENCE_S = 60.0  # of a log, until --follow asks whether the cluster is still t
 ANSWER_S = 30.0  # for an answer, before the connection counts as lost
 LOG_TRIES = 5  # to read the rest of the log of a job that has ended
 STOPPED_STATUS = 143  # as a shell reports a process ended by SIGTERM
-INTERRUPTED_STATUS = 130
 
 
 @dataclass(frozen=True)
@@ -261,11 +261,8 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     from ray.job_submission import JobStatus
 
     info_of(client, job_id)
-    try:
-        details = asyncio.run(_print_log(client, job_id))
-    except KeyboardInterrupt:
-        print(f"\n{job_id} continues; --follow {job_id} shows it again, --stop {job_id} stops it", file=sys.stderr)
-        return INTERRUPTED_STATUS
+    interrupts.set_last_line(f"{job_id} continues; --follow {job_id} shows it again, --stop {job_id} stops it")
+    details = asyncio.run(_print_log(client, job_id))
     print(f"{job_id} {details.status.value.lower()}", file=sys.stderr)
     if details.status == JobStatus.SUCCEEDED:
         return 0

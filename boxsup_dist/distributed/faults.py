@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from typing import Any
 
 from ray.exceptions import (
     NodeDiedError,
@@ -18,7 +20,6 @@ from ray.exceptions import (
     RayActorError,
     WorkerCrashedError,
 )
-from ray.train import ControllerError, WorkerGroupError
 
 from boxsup_dist.distributed.ray_internals import unwrapped
 from boxsup_dist.errors import InputError, LostWorkError, NoRoomError, StoreUnavailableError
@@ -96,6 +97,9 @@ def _is_own_memory(cause: BaseException) -> bool:
 
 
 def _parts(error: BaseException) -> list[BaseException]:
-    if isinstance(error, WorkerGroupError):
+    train: Any = sys.modules.get("ray.train")  # not imported: what failed may be that import
+    if train is not None and isinstance(error, train.WorkerGroupError):
         return list(error.worker_failures.values())
-    return [error.controller_failure if isinstance(error, ControllerError) else error]
+    if train is not None and isinstance(error, train.ControllerError):
+        return [error.controller_failure]
+    return [error]

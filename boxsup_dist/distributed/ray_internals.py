@@ -6,7 +6,9 @@ Written for Ray 2.60. `tests/unit/test_architecture.py` refuses such imports els
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 import time
 from typing import Any
 
@@ -21,7 +23,9 @@ from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import AuthenticationError
 from ray.experimental import internal_kv
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+from boxsup_dist import surroundings
+from boxsup_dist.errors import SettingError
 
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray describes a submitted job to its driver in it
 # A message of 900 characters for each, printed in spite of log_to_driver=False. RAY_DEDUP_LOGS_SKIP_REGEX is its
@@ -29,6 +33,9 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray describes a submitted
 _LOST_PROCESS = re.compile(
     "A worker died or was killed while executing a task|due to (the node running low on )?memory"
 )
+# What Ray appends to its folder for the path of a socket, with a process id of seven digits.
+SOCKET = "ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
+MAX_SOCKET_BYTES = 107  # of an AF_UNIX path on Linux
 STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
 
 
@@ -62,11 +69,36 @@ def silence_notices() -> None:
     stdout_deduplicator.skip_re = _LOST_PROCESS
 
 
+def short_folder() -> str | None:
+    """Where Ray puts its sockets when the path of its own choice is too long for them, as in many batch systems.
+
+    Returns:
+        A folder, or None if RAY_TMPDIR or TMPDIR, which Ray chooses, is short enough.
+
+    Raises:
+        SettingError: It is too long, and nothing can be written to /tmp.
+    """
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.join(os.path.abspath(chosen), SOCKET))) <= MAX_SOCKET_BYTES:
+        return None
+    try:
+        return os.path.join(surroundings.private_folder("boxsup", "/tmp"), "ray")
+    except OSError as error:
+        raise SettingError(
+            f"the folder is too long for the paths of Ray's sockets, and /tmp is of no help: {error.strerror}",
+            field="TMPDIR",
+            value=chosen,
+            expected=f"RAY_TMPDIR=FOLDER, of at most {MAX_SOCKET_BYTES - len(SOCKET) - 1} bytes",
+        ) from None
+
+
 def unwrapped(error: BaseException) -> BaseException:
     """The error inside Ray Train's private wrappers of it, whose texts are tracebacks; others unchanged."""
-    if isinstance(error, UserExceptionWithTraceback):
+    # Not imported here: what failed may be the import of ray.train itself.
+    train: Any = sys.modules.get("ray.train.v2._internal.exceptions")
+    if train is not None and isinstance(error, train.UserExceptionWithTraceback):
         return unwrapped(error._base_exc)
-    if isinstance(error, WorkerHealthCheckFailedError):
+    if train is not None and isinstance(error, train.WorkerHealthCheckFailedError):
         return unwrapped(error.health_check_failure)
     return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group_table
 
 import boxsup_dist
+from boxsup_dist import interrupts
 from boxsup_dist.config.packing import Node, Share, num_placed
 from boxsup_dist.config.packing import describe as describe_nodes
 from boxsup_dist.distributed import notices, ray_internals
@@ -33,12 +35,27 @@ def num_cores() -> int:
     return max(1, min(affinity, _cgroup_quota()))
 
 
-def _cgroup_quota() -> int:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no cgroup v2, or the quota is "max"
-        return 10**6
+def _cgroup_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """CPUs that the cgroups of this process grant, of version 1 or 2; a container sees its own as the root."""
+    quotas = [10**6]
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root = cgroups / controllers  # of version 2: no controllers, one tree
+            for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+                if folder.is_relative_to(root):
+                    quotas += _quota_of(folder)
+    return min(quotas)
+
+
+def _quota_of(folder: Path) -> list[int]:
+    """The quota that a cgroup's folder has, as CPUs; empty without one."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max" or -1: no limit
+            quota, period = (int(word) for name in names for word in (folder / name).read_text().split())
+            if quota > 0:
+                return [math.ceil(quota / period)]
+    return []
 
 
 def start(num_cpus: int | None = None) -> None:
@@ -64,7 +81,8 @@ def start(num_cpus: int | None = None) -> None:
             _join(address, num_cpus)
         else:
             _start_local(num_cpus)
-    notices.listen()
+        notices.listen()
+        interrupts.take_back()
     set_up_ray_data()
 
 
@@ -184,6 +202,7 @@ def _start_local(num_cpus: int | None) -> None:
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
+                _temp_dir=ray_internals.short_folder(),
             )
             return
         except Exception as error:  # Ray raises a plain Exception when its processes take more than 30 s to start

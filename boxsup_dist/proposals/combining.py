@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from boxsup_dist.proposals.compiled import compiled
 from boxsup_dist.proposals.hierarchy import Layout, superpixel_hashes
 
 _Integer = TypeVar("_Integer", bound=np.integer)
@@ -40,7 +40,7 @@ class _Partition(NamedTuple):
     strength: NDArray[np.float32]  # (slots, slots), summed boundary strength along the border
 
 
-@numba.njit(cache=True)
+@compiled
 def _parents(merges: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the parent (M,) of every node; the root is its own parent."""
     num_nodes = 2 * len(merges) + 1
@@ -50,7 +50,7 @@ def _parents(merges: NDArray[np.int32]) -> NDArray[np.int64]:
     return parents
 
 
-@numba.njit(cache=True)
+@compiled
 def _borders(
     merges: NDArray[np.int32], pairs: NDArray[np.int32], lengths: NDArray[np.float64], contrast: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -74,7 +74,7 @@ def _borders(
     return out
 
 
-@numba.njit(cache=True)
+@compiled
 def _partition(
     merges: NDArray[np.int32],
     pairs: NDArray[np.int32],
@@ -106,7 +106,7 @@ def _partition(
     return _Partition(node, length, strength)
 
 
-@numba.njit(cache=True)
+@compiled
 def _emit(
     out: Combinations,
     count: int,
@@ -140,7 +140,7 @@ def _emit(
     return count + 1
 
 
-@numba.njit(cache=True)
+@compiled
 def _emit_with(
     out: Combinations,
     count: int,
@@ -172,7 +172,7 @@ def _emit_with(
     return count
 
 
-@numba.njit(cache=True)
+@compiled
 def _join(a: int, b: int, new: int, last: int, partition: _Partition) -> None:
     """Merge slot b into slot a as region `new`, and move slot `last` to slot b."""
     node, length, strength = partition
@@ -190,7 +190,7 @@ def _join(a: int, b: int, new: int, last: int, partition: _Partition) -> None:
     node[b] = node[last]
 
 
-@numba.njit(cache=True)
+@compiled
 def _combine(
     out: Combinations,
     merges: NDArray[np.int32],

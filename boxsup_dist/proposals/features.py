@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from skimage import color
+
+from boxsup_dist.proposals.compiled import compiled
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
@@ -58,14 +59,14 @@ def colour_space(image: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
     return _CONVERSIONS[name](image)
 
 
-@numba.njit(cache=True)
+@compiled
 def _normalise(histograms: NDArray[np.float32]) -> NDArray[np.float32]:
     for s in range(len(histograms)):
         histograms[s] /= max(histograms[s].sum(), 1)
     return histograms
 
 
-@numba.njit(cache=True)
+@compiled
 def _colour(
     superpixels: NDArray[np.uint16], channels: NDArray[np.float32], num_superpixels: int
 ) -> NDArray[np.float32]:
@@ -93,7 +94,7 @@ def colour_histograms(
     return histograms
 
 
-@numba.njit(cache=True)
+@compiled
 def _texture(
     superpixels: NDArray[np.uint16], channels: NDArray[np.float32], num_superpixels: int
 ) -> NDArray[np.float32]:

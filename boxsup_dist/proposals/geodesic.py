@@ -14,9 +14,10 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from boxsup_dist.proposals.compiled import compiled
 
 
 class Neighbours(NamedTuple):
@@ -35,7 +36,7 @@ def neighbours(pairs: NDArray[np.int32], num_superpixels: int) -> Neighbours:
     return Neighbours(indptr, both[order, 1], order % max(len(pairs), 1))
 
 
-@numba.njit(cache=True)
+@compiled
 def distances(sources: NDArray[np.int64], near: Neighbours, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the geodesic distance (S,) of every superpixel from the nearest source, by the weights (E,) of the pairs.
 
@@ -58,7 +59,7 @@ def distances(sources: NDArray[np.int64], near: Neighbours, weights: NDArray[np.
     return out
 
 
-@numba.njit(cache=True)
+@compiled
 def place_seeds(
     first: int, num_seeds: int, near: Neighbours, weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -100,14 +101,14 @@ class Regions(NamedTuple):
     inner: NDArray[np.float64]  # (N, Q), sums of all borders inside
 
 
-@numba.njit(cache=True)
+@compiled
 def _empty_regions(count: int, num_sums: int) -> Regions:
     """Return uninitialised memory for `count` regions."""
     areas, boxes, hashes = np.empty(count), np.empty((count, 4), np.int32), np.empty(count, np.uint64)
     return Regions(areas, boxes, hashes, np.empty((count, num_sums)), np.empty((count, num_sums)))
 
 
-@numba.njit(cache=True)
+@compiled
 def grow(order: NDArray[np.int64], superpixels: Superpixels, near: Neighbours, out: Regions) -> None:
     """Fill `out` with the regions of the first 1, 2, ..., S superpixels of an order (S,)."""
     sizes, extents, hashes, borders = superpixels
@@ -132,7 +133,7 @@ def grow(order: NDArray[np.int64], superpixels: Superpixels, near: Neighbours, o
         out.outer[k], out.inner[k] = contour, within
 
 
-@numba.njit(cache=True)
+@compiled
 def critical_levels(values: NDArray[np.float64], areas: NDArray[np.float64], ratio: float) -> NDArray[np.int64]:
     """Return the indices k where values[k] is the largest value whose area is within a factor `ratio` of areas[k].
 
@@ -166,7 +167,7 @@ class Levels(NamedTuple):
     regions: Regions  # of the levels, N = L
 
 
-@numba.njit(cache=True)
+@compiled
 def find_levels(orders: NDArray[np.int64], superpixels: Superpixels, near: Neighbours, ratio: float) -> Levels:
     """Find the critical levels of every order (T, S), by the mean boundary strength along the contour."""
     num_orders, num_superpixels = orders.shape
@@ -205,7 +206,7 @@ def join_levels(parts: Sequence[Levels], num_orders: Sequence[int]) -> Levels:
     return Levels(orders, ends, Regions(*(np.concatenate(values) for values in regions)))
 
 
-@numba.njit(cache=True)
+@compiled
 def gather_levels(
     orders: NDArray[np.int64], rows: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import heapq
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
+
+from boxsup_dist.proposals.compiled import compiled
 
 
 class RegionFeatures(NamedTuple):
@@ -54,7 +55,7 @@ class _Lists(NamedTuple):
     current: NDArray[np.int64]  # (2 R - 1,), a region that absorbed this one; itself if it is not merged yet
 
 
-@numba.njit(cache=True)
+@compiled
 def _similarity(
     a: int, b: int, contrast: float, grown: _Grown, weights: NDArray[np.float64], image_size: float
 ) -> float:
@@ -80,7 +81,7 @@ def _similarity(
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def _absorb(a: int, b: int, new: int, grown: _Grown) -> None:
     """Set the features of `new`, the union of a and b."""
     sizes, boxes, colour, texture = grown
@@ -95,7 +96,7 @@ def _absorb(a: int, b: int, new: int, grown: _Grown) -> None:
         boxes[new, i + 2] = max(boxes[a, i + 2], boxes[b, i + 2])
 
 
-@numba.njit(cache=True)
+@compiled
 def _grow(values: NDArray[Any]) -> NDArray[Any]:
     """Copy values (R, D) into an array of 2 R - 1 rows."""
     out = np.zeros((2 * len(values) - 1, values.shape[1]), values.dtype)
@@ -103,7 +104,7 @@ def _grow(values: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-@numba.njit(cache=True)
+@compiled
 def _link(
     pairs: NDArray[np.int64], lengths: NDArray[np.float64], contrast: NDArray[np.float64], num_nodes: int
 ) -> _Lists:
@@ -123,7 +124,7 @@ def _link(
     return _Lists(entry, following, doubled, summed, head, tail, np.arange(num_nodes))
 
 
-@numba.njit(cache=True)
+@compiled
 def _join_lists(a: int, b: int, new: int, lists: _Lists, place: NDArray[np.int32]) -> None:
     """Join the neighbour lists of a and b to that of `new`: every neighbour once, with its borders added up.
 
@@ -159,7 +160,7 @@ def _join_lists(a: int, b: int, new: int, lists: _Lists, place: NDArray[np.int32
         i = following[i]
 
 
-@numba.njit(cache=True)
+@compiled
 def _group(
     sizes: NDArray[np.float64],
     boxes: NDArray[np.int32],

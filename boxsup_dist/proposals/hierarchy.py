@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from boxsup_dist.proposals.compiled import compiled
 from boxsup_dist.proposals.membership import Membership
 
 _Integer = TypeVar("_Integer", bound=np.integer)
@@ -43,7 +43,7 @@ class Layout:
         return boxes
 
 
-@numba.njit(cache=True)
+@compiled
 def _ranges(parents: NDArray[np.int32], num_superpixels: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     num_nodes = len(parents)
     size = np.zeros(num_nodes, np.int32)
@@ -59,7 +59,7 @@ def _ranges(parents: NDArray[np.int32], num_superpixels: int) -> tuple[NDArray[n
     return start, start + size
 
 
-@numba.njit(cache=True)
+@compiled
 def _boxes(parents: NDArray[np.int32], extents: NDArray[np.int32]) -> NDArray[np.int32]:
     out = np.empty((len(parents), 4), np.int32)
     out[:, :2] = np.iinfo(np.int32).max
@@ -134,7 +134,7 @@ def unique_nodes(layouts: Sequence[Layout]) -> UniqueNodes:
     return UniqueNodes(trees[chosen], nodes[chosen], positions[chosen], copies)
 
 
-@numba.njit(cache=True)
+@compiled
 def _gather(
     orders: NDArray[np.int32],
     trees: NDArray[np.int64],

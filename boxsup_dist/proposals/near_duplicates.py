@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from boxsup_dist.proposals.compiled import compiled
 from boxsup_dist.proposals.membership import Membership
 
 _WORD = 64  # superpixels per word of a candidate's bits
 
 
-@numba.njit(cache=True)
+@compiled
 def _describe(
     indptr: NDArray[np.int64], indices: NDArray[np.uint16], sizes: NDArray[np.int64], extents: NDArray[np.int32]
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.int32]]:
@@ -36,7 +36,7 @@ def _describe(
     return bits, areas, boxes
 
 
-@numba.njit(cache=True)
+@compiled
 def _boxes_allow(a: NDArray[np.int32], b: NDArray[np.int32], shared: float) -> bool:
     """Return whether two boxes have at least `shared` pixels in common."""
     width = min(a[2], b[2]) - max(a[0], b[0])
@@ -44,7 +44,7 @@ def _boxes_allow(a: NDArray[np.int32], b: NDArray[np.int32], shared: float) -> b
     return bool(width > 0 and height > 0 and width * height >= shared)
 
 
-@numba.njit(cache=True)
+@compiled
 def _holds(whole: NDArray[np.uint64], part: NDArray[np.uint64], sizes: NDArray[np.int64], may_lack: float) -> bool:
     """Return whether at most `may_lack` pixels of the superpixels `part` lie outside `whole`; both are bits."""
     for w in range(len(part)):
@@ -58,7 +58,7 @@ def _holds(whole: NDArray[np.uint64], part: NDArray[np.uint64], sizes: NDArray[n
     return may_lack >= 0
 
 
-@numba.njit(cache=True)
+@compiled
 def _survivors(
     indptr: NDArray[np.int64],
     indices: NDArray[np.uint16],

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import higra as hg
-import numba
 import numpy as np
 import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
 from boxsup_dist.proposals import grouping
+from boxsup_dist.proposals.compiled import compiled
 
 
-@numba.njit(cache=True)
+@compiled
 def _find(parent: NDArray[np.int32], node: int) -> int:
     """Return the root of a node in a union-find forest, and shorten its path."""
     while parent[node] != node:
@@ -29,7 +29,7 @@ def _find(parent: NDArray[np.int32], node: int) -> int:
     return node
 
 
-@numba.njit(cache=True)
+@compiled
 def _join_by_weight(
     first: NDArray[np.int32],
     second: NDArray[np.int32],
@@ -53,7 +53,7 @@ def _join_by_weight(
             limit[a] = weight[e] + scale / size[a]
 
 
-@numba.njit(cache=True)
+@compiled
 def _join_small(
     first: NDArray[np.int32],
     second: NDArray[np.int32],
@@ -69,7 +69,7 @@ def _join_small(
             size[a] += size[b]
 
 
-@numba.njit(cache=True)
+@compiled
 def _join_equal(regions: NDArray[np.int64], parent: NDArray[np.int32], size: NDArray[np.int32]) -> None:
     """Join 4-connected pixels of the same number."""
     height, width = regions.shape
@@ -83,7 +83,7 @@ def _join_equal(regions: NDArray[np.int64], parent: NDArray[np.int32], size: NDA
                         size[a] += size[b]
 
 
-@numba.njit(cache=True)
+@compiled
 def _number(parent: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
     """Number the regions from 0 in order of their first pixel; return each pixel's number and the count of regions."""
     numbers = np.full(len(parent), -1, np.int32)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
+from boxsup_dist import interrupts
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.errors import InputError, SettingError, cause_to_show
 from boxsup_dist.io import remote, storage
@@ -55,7 +56,8 @@ def clear_errors() -> Iterator[None]:
     A reader that closes its end of a pipe early, such as `head`, ends the command with status 1 and no trace.
     """
     try:
-        yield
+        with interrupts.precedence():
+            yield
         sys.stdout.flush()  # the disk under it may be full
     except BrokenPipeError:
         _give_up_stdout()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -99,10 +99,9 @@ def _train(
     """Train from the newest checkpoint to the end, and keep the result."""
     started = time.perf_counter()
     resumed_from = checkpoint.latest(config.run_dir)
-    _start_tracking(tracker, config, inputs, tags)
     console = Console(config, tracker)
-    status = "FAILED"
-    try:
+    with _closing(tracker, config.run_dir), tracker.ends_with_block():
+        _start_tracking(tracker, config, inputs, tags)
         with EventLoop(console.handle) as events:
             post = events.post
             make_coordinator = partial(Coordinator, config, inputs, post, claim)
@@ -122,11 +121,7 @@ def _train(
         )
         write_summary(config.run_dir, summary)
         _publish(config.run_dir, summary, tracker)
-        status = "FINISHED"
         return summary
-    finally:
-        tracker.end(status)
-        _close(tracker, config.run_dir)
 
 
 def _start_tracking(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Mapping[str, Any] | None) -> None:
@@ -146,21 +141,26 @@ def _start_tracking(tracker: RunTracker, config: TrainConfig, inputs: Inputs, ta
 def _deliver(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Mapping[str, Any] | None) -> None:
     """Send what MLflow lacks of a finished run, and note the MLflow run where the summary has none."""
     summary = read_summary(config.run_dir)
-    _start_tracking(tracker, config, inputs, tags)
-    _publish(config.run_dir, summary, tracker)
-    tracker.end()
-    _close(tracker, config.run_dir)
+    with _closing(tracker, config.run_dir):
+        _start_tracking(tracker, config, inputs, tags)
+        _publish(config.run_dir, summary, tracker)
+        tracker.end()
     run_id = tracker.run_id()
     if run_id is not None and summary["mlflow"]["run_id"] != run_id:
         summary["mlflow"]["run_id"] = run_id
         write_summary(config.run_dir, summary)
 
 
-def _close(tracker: RunTracker, run_dir: str) -> None:
-    if tracker.close():
-        storage.remove(RunFiles(run_dir).mlflow_pending)
-    else:
-        print("warning: MLflow lacks a part of this run: run the same command again to send it", flush=True)
+@contextmanager
+def _closing(tracker: RunTracker, run_dir: str) -> Iterator[None]:
+    """Close the tracker with the block, and note in the run directory whether MLflow has everything."""
+    try:
+        yield
+    finally:
+        if tracker.close():
+            storage.remove(RunFiles(run_dir).mlflow_pending)
+        else:
+            print("warning: MLflow lacks a part of this run: run the same command again to send it", flush=True)
 
 
 def _publish(run_dir: str, summary: Summary, tracker: RunTracker) -> None:

@@ -13,11 +13,13 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boxsup_dist
+from boxsup_dist import interrupts
 from boxsup_dist.data.tables import Table
 from boxsup_dist.io import storage
 from boxsup_dist.tracking.address import default_artifact_root, default_tracking_uri
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 MAX_PARAM_CHARS = 500  # a parameter is for reading and comparing; the whole configuration is an artifact
 SYSTEM_METRICS_EVERY_S = 15.0
+CLOSE_S = 30.0
+CLOSE_AFTER_SIGNAL_S = 4.0  # a part of interrupts.GRACE_S: Ray's session is closed after it
 MAX_WAITING_FOR_SYSTEM_METRICS = 20  # with more calls waiting, the queue is kept for the training's metrics
 CONFIG_ARTIFACT = "config.json"
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}  # the server's codes for errors that stay on a second try
@@ -181,6 +185,16 @@ class RunTracker:
         data = json.dumps(summary, indent=2, default=str).encode()
         self.log_artifact(f"data/{context}_{table.kind}.json", data)
 
+    @contextmanager
+    def ends_with_block(self) -> Iterator[None]:
+        """End the run as the block ends: FINISHED, KILLED if a person or a signal ended it, FAILED by another error."""
+        try:
+            yield
+        except BaseException as error:
+            self.end("KILLED" if interrupts.is_interruption(error) else "FAILED")
+            raise
+        self.end("FINISHED")
+
     def end(self, status: str = "FINISHED") -> None:
         """Mark the run FINISHED, FAILED or KILLED. Call `close` after it."""
         self._closed.set()
@@ -191,13 +205,13 @@ class RunTracker:
         """Wait until everything is delivered; False if `timeout_s` passed first."""
         return self._outbox.flush(timeout_s)
 
-    def close(self, timeout_s: float = 30.0) -> bool:
+    def close(self, timeout_s: float = CLOSE_S) -> bool:
         """Deliver the rest and stop; returns whether everything since the start was delivered.
 
-        Takes at most `timeout_s`, and less if the server is down.
+        Takes at most `timeout_s`, and less if the server is down or a signal ends this process.
         """
         self._closed.set()
-        return self._outbox.close(timeout_s)
+        return self._outbox.close(timeout_s if interrupts.received() is None else min(timeout_s, CLOSE_AFTER_SIGNAL_S))
 
     def _put(self, what: str, action: Callable[[MlflowClient, str], None], num_bytes: int = 0) -> None:
         def deliver() -> None:

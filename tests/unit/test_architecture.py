@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BASE = {"errors", "credentials", "randomness", "progress"}
+BASE = {"errors", "credentials", "randomness", "progress", "interrupts", "surroundings"}
 STAGES = {"records", "proposals", "assignment", "training", "evaluation", "export"}
 # Each part of the package, and the parts that it may import besides itself: docs/architecture.md draws this.
 MAY_IMPORT: dict[str, set[str]] = dict.fromkeys(BASE, BASE)
@@ -29,6 +29,8 @@ FEW_PACKAGES: dict[str, set[str]] = {
     "credentials": set(),
     "randomness": {"numpy"},
     "progress": {"rich"},
+    "interrupts": {"psutil"},
+    "surroundings": set(),
     "config": set(),
     "io": {"numpy", "pydantic", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "psutil", "s3fs"},
     "data": {"annotated_types", "numpy", "pyarrow", "PIL", "pycocotools"},
@@ -58,7 +60,7 @@ RAY_FILES = {
 PURE_CALLS = {
     "arg", "array", "bool_", "Ge", "compile", "dataclass", "field", "float", "float32", "frozenset", "get_args",
     "getLogger", "Path",
-    "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "njit", "no_grad", "remote", "schema",
+    "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "no_grad", "remote", "schema",
     "string", "Struct", "tuple", "TypeVar", "uint16", "_voc",
 }  # fmt: skip
 
@@ -198,6 +200,9 @@ def test_module_bodies_hold_definitions_only(name):
         if is_docstring(statement) or isinstance(statement, ast.Import | ast.ImportFrom):
             continue
         if isinstance(statement, ast.If):
+            if name == "jobs":  # the start of a command, which comes before all other imports
+                assert ast.unparse(statement.test) == "os.path.basename(sys.argv[0]) in ('-m', 'boxsup')"
+                continue
             assert ast.unparse(statement.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
             continue
         definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.AsyncFunctionDef

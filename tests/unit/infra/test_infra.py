@@ -164,6 +164,23 @@ def test_every_ray_node_of_compose_asks_for_the_token_and_spills_to_a_volume():
             assert "spill:/spill" in service["volumes"] and service["shm_size"]
 
 
+def test_every_service_of_compose_is_limited_and_a_ray_node_announces_its_limits():
+    for name, service in services().items():
+        assert service["cpus"] and service["mem_limit"], name
+        if name.startswith("ray-"):
+            command = service["command"]
+            assert f"--num-cpus={service['cpus']} --memory={service['mem_limit']} " in command, name
+            # Ray takes whole CPUs and bytes.
+            assert re.fullmatch(r"\$\{RAY_NODE_CPUS:-\d+\}", service["cpus"])
+            assert re.fullmatch(r"\$\{RAY_NODE_MEMORY:-\d{9,}\}", service["mem_limit"])
+
+
+def test_images_have_a_way_to_be_pinned():
+    assert "config --resolve-image-digests" in COMPOSE.read_text()
+    for path in (INFRA / "Dockerfile", INFRA / "kubernetes" / "raycluster.yaml"):
+        assert "@sha256:" in path.read_text() and "docker buildx imagetools inspect" in path.read_text(), path
+
+
 # -- AWS --------------------------------------------------------------------------------------------------------------
 
 
@@ -196,12 +213,24 @@ def size_of(spec: dict) -> str:
 
 def cluster_specs() -> list[dict]:
     found = [document for path in KUBERNETES for document in documents(path)]
-    assert {document["kind"] for document in found} == {"PersistentVolumeClaim", "RayCluster", "RayJob"}
+    kinds = {"PersistentVolumeClaim", "RayCluster", "RayJob", "NetworkPolicy"}
+    assert {document["kind"] for document in found} == kinds
     return [
         document["spec"].get("rayClusterSpec", document["spec"])
         for document in found
         if document["apiVersion"] == "ray.io/v1"
     ]
+
+
+def check_is_closed(pod: dict) -> None:
+    """What Kubernetes calls the restricted standard, and a read-only root file system."""
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True and context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert set(container["resources"]["limits"]) >= {"cpu", "memory"} <= set(container["resources"]["requests"])
 
 
 @pytest.mark.parametrize(
@@ -213,14 +242,17 @@ def test_kubernetes_nodes_are_limited_private_and_take_secrets_by_reference(spec
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for group in groups:
         pod = group["template"]["spec"]
-        assert pod["securityContext"]["runAsNonRoot"] is True
+        check_is_closed(pod)
+        autoscaled = "autoscalerOptions" in spec and group is spec["headGroupSpec"]
+        assert pod["automountServiceAccountToken"] is autoscaled, "only the autoscaler asks Kubernetes for anything"
         volumes = {volume["name"] for volume in pod["volumes"]}
         assert group["rayStartParams"]["object-spilling-directory"] == "/spill"
         for container in pod["containers"]:
             assert set(container["resources"]) == {"requests", "limits"}
             assert {"cpu", "memory"} <= set(container["resources"]["requests"])
             assert {mount["name"] for mount in container["volumeMounts"]} == volumes
-            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/shared", "/spill"}
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert mounts == {"/shared", "/spill", "/tmp", "/home/ray"}, "the root file system is read-only"
             for variable in container["env"]:
                 assert "value" not in variable and variable["valueFrom"]["secretKeyRef"]["name"].startswith("boxsup-")
     worker = spec["workerGroupSpecs"][0]
@@ -238,8 +270,36 @@ def test_a_run_has_room_on_the_smallest_size_of_a_cluster(spec):
     ResourceSettings().resolve(nodes).check_room(nodes)
 
 
+def one_document(kind: str) -> dict:
+    return next(document for path in KUBERNETES for document in documents(path) if document["kind"] == kind)
+
+
+def test_only_our_pods_and_the_operator_reach_the_pods():
+    policy = one_document("NetworkPolicy")["spec"]
+    labels = policy["podSelector"]["matchLabels"]
+    job = one_document("RayJob")["spec"]
+    groups = [group for spec in cluster_specs() for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    templates = [group["template"] for group in groups] + [job["submitterPodTemplate"]]
+    assert len(templates) == 5
+    assert all(template["metadata"]["labels"] == labels for template in templates)
+    ours, operator = policy["ingress"]
+    assert ours == {"from": [{"podSelector": {"matchLabels": labels}}]}
+    assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
+    assert {"Ingress", "Egress"} == set(policy["policyTypes"])
+    assert "169.254.169.254/32" in policy["egress"][0]["to"][0]["ipBlock"]["except"]
+
+
+def test_the_pod_that_submits_is_as_closed_as_the_nodes():
+    pod = one_document("RayJob")["spec"]["submitterPodTemplate"]["spec"]
+    check_is_closed(pod)
+    assert pod["automountServiceAccountToken"] is False and pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert container["name"] == "ray-job-submitter", "KubeRay finds it by its name"
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/home/ray"}
+
+
 def test_the_job_takes_its_cluster_away_with_it():
-    job = next(document for path in KUBERNETES for document in documents(path) if document["kind"] == "RayJob")
+    job = one_document("RayJob")
     assert job["spec"]["shutdownAfterJobFinishes"] is True and "python -m jobs." in job["spec"]["entrypoint"]
 
 
@@ -251,10 +311,12 @@ STAND_INS = {
     "scontrol": "printf 'node1\\nnode2\\n'",
     "hostname": "echo 127.0.0.1",
     "timeout": "exit 0",
-    "ray": 'echo "ray $* mode=$RAY_AUTH_MODE address=${RAY_ADDRESS:-none}" >> calls; exec sleep 60',
+    # The worker's Ray ends at its first start, as one whose raylet died, and at its second, as one that found no head.
+    "ray": 'echo "ray $* mode=$RAY_AUTH_MODE address=${RAY_ADDRESS:-none}" >> calls;'
+    ' [[ $* == *--head* || $(grep -c "^ray start --address" calls) = 3 ]] || exit 1; exec sleep 60',
     # `-` is the script that waits for all nodes.
     "python": 'case "$1" in -c) echo the-token;;'
-    ' -) until [ "$(grep -c "^ray start" calls 2>/dev/null)" = "$2" ]; do sleep 0.05; done;;'
+    ' -) until [ "$(grep -c "^ray start" calls 2>/dev/null)" = 4 ]; do sleep 0.05; done;;'
     ' *) cat "$RAY_AUTH_TOKEN_PATH" > seen; echo "job $* $RAY_ADDRESS" >> calls; exit 5;; esac',
 }
 
@@ -276,7 +338,7 @@ def test_a_shell_file_passes_shellcheck(path):
     assert done.returncode == 0, done.stdout
 
 
-def test_slurms_script_starts_a_node_each_runs_the_job_and_leaves_nothing(tmp_path):
+def test_slurms_script_starts_a_node_each_until_it_stays_runs_the_job_and_leaves_nothing(tmp_path):
     commands = tmp_path / ".venv" / "bin"
     commands.mkdir(parents=True)
     for name, body in STAND_INS.items():
@@ -291,6 +353,8 @@ def test_slurms_script_starts_a_node_each_runs_the_job_and_leaves_nothing(tmp_pa
     calls = (tmp_path / "calls").read_text()
     assert re.search(r"^ray start --head .*--num-cpus=4 --num-gpus=1 .*mode=token address=none$", calls, re.M), calls
     assert re.search(r"^ray start --address=127.0.0.1:20123 .*--object-spilling-directory=\S+ mode=token", calls, re.M)
+    assert len(re.findall(r"^ray start --address", calls, re.M)) == 3
+    assert len(re.findall("Ray ended with status 1 on .+: starting it again", done.stderr)) == 2
     assert "job -m jobs.train demo 127.0.0.1:20123" in calls
     assert (tmp_path / "seen").read_text() == "the-token\n" and "the-token" not in calls
     assert not list(tmp_path.glob(".ray-token-*"))

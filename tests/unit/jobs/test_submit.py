@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from boxsup_dist.errors import InputError, SettingError
 from jobs import submit
 
+ROOT = Path(__file__).parents[3]
 TRAIN = ["python", "-m", "jobs.train", "mini", "--run-dir", "/shared/a"]
 
 
@@ -95,3 +100,31 @@ def test_an_absent_cluster_is_reported_in_one_line(monkeypatch):
 @pytest.mark.parametrize("code, status", [(7, 7), (-9, 137), (-15, 143), (None, 1), (0, 1)])
 def test_a_failed_jobs_exit_status_is_never_zero(code, status):
     assert submit.exit_status(code) == status
+
+
+FOLLOW = """
+import asyncio, sys
+sys.argv = ["boxsup", "--follow", "job-7"]
+from jobs import submit
+from ray.job_submission import JobStatus
+
+class Client:
+    def get_job_status(self, job_id):
+        return JobStatus.RUNNING
+    async def tail_job_logs(self, job_id):
+        yield "ready\\n"
+        await asyncio.sleep(60)
+
+submit.connect = lambda address: Client()
+sys.exit(submit.main(sys.argv[1:]))
+"""
+
+
+def test_a_job_that_is_no_longer_followed_is_said_to_continue():
+    process = subprocess.Popen(
+        [sys.executable, "-c", FOLLOW], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    line = "job-7 continues; --follow job-7 shows it again, --stop job-7 stops it\n"
+    assert process.communicate(timeout=30) == ("", line) and process.returncode == 130

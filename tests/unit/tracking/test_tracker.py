@@ -132,6 +132,25 @@ def test_a_run_is_resumed_by_its_id(runs_root: str) -> None:
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(0), "FAILED"), (ValueError("x"), "FAILED")],
+    ids=["none", "interrupted", "exit", "error"],
+)
+def test_a_run_ends_as_its_work_does(runs_root: str, error: BaseException | None, status: str) -> None:
+    tracker = RunTracker(runs_root, system_metrics=False)
+    try:
+        with tracker.ends_with_block():
+            tracker.start("boxsup", "ends")
+            if error is not None:
+                raise error
+    except BaseException as raised:
+        assert raised is error
+    assert tracker.close(WAIT_S)
+    run_id = tracker.run_id()
+    assert open_client(tracker).get_run(run_id).info.status == status
+
+
 def test_metrics_that_the_store_missed_arrive_once(runs_root: str) -> None:
     history = {0: {"loss": 3.0, "seconds": {"train": 1.5}}, 1: {"loss": 2.0, "text": "no number"}, 2: {"loss": 1.0}}
     tracker = RunTracker(runs_root, system_metrics=False)
