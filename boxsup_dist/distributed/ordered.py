@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.shared import Reference, fetch
@@ -25,7 +32,7 @@ MAX_RETRIES = 3
 TASKS_PER_CPU = 4  # of `map_units`: one runs, the others wait in Ray, so that a CPU never waits for this process
 WINDOW = 8  # times max_running: units started and not yet yielded, as results wait for an earlier, slower unit
 STALL_AFTER_S = 60.0  # without a result, until a warning says what is awaited; doubles from warning to warning
-LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
+LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (finished units, all units), called after each unit
@@ -61,6 +68,10 @@ class Workers(ABC):
     def lose(self, step: Step, error: Exception) -> None:
         """Note that a step lost its process; called only if max_losses is above 0."""
         raise AssertionError("workers with max_losses override this")
+
+    def give_up(self, unit: Any, error: Exception) -> Any:
+        """The result of a unit that lost its process more than `max_losses` times. By default there is none."""
+        raise _lost_work(unit, error) from None
 
     def joining(self) -> Sequence[Reference]:
         """References that arrive when a worker becomes ready."""
@@ -157,11 +168,11 @@ def run_in_order(
             finished[index] = result_of(reference)
         except LOST as error:
             losses[index] += 1
-            if losses[index] > workers.max_losses:
-                raise _lost_work(units[index], error) from None
-            pending.append(index)
-            workers.lose(step, error)
-            continue
+            if losses[index] <= workers.max_losses:
+                pending.append(index)
+                workers.lose(step, error)
+                continue
+            finished[index] = workers.give_up(units[index], error)
         if on_progress is not None:
             on_progress(len(units) - len(pending) - len(running), len(units))
         while num_yielded in finished:

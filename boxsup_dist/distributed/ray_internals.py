@@ -6,35 +6,9 @@ Written for Ray 2.60. `tests/unit/test_architecture.py` refuses such imports els
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
-from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
-
-
-class UnhurriedSteps(ExecutionCallback):
-    """Limits the scheduling loop of a dataset to one step per STEP_S.
-
-    Ray 2.60's loop waits only while tasks run. When the training is slower than its stream, no task may start, and the
-    loop spins in a thread beside the training: it took a third of a train worker's core. Ray has no setting for this.
-    """
-
-    def __init__(self) -> None:
-        self.ended = 0.0
-
-    def on_execution_step(self, executor: object) -> None:
-        """Called by Ray after each step: sleep for the rest of STEP_S."""
-        time.sleep(max(0.0, self.ended + STEP_S - time.monotonic()))
-        self.ended = time.monotonic()
-
-
-def hold_back(context: DataContext) -> None:
-    """Limit the scheduling loops of the datasets made with this context, see `UnhurriedSteps`."""
-    context.custom_execution_callback_classes = [UnhurriedSteps]
 
 
 def silence_notices() -> None:

@@ -138,13 +138,9 @@ def _start_local(num_cpus: int | None) -> None:
 
 
 def set_up_ray_data() -> None:
-    """Replace Ray Data's bars and notices by our own progress, and slow its scheduling loop down.
-
-    Call it in each process that makes a dataset, before the dataset.
-    """
+    """Replace Ray Data's bars and notices by our own progress, for the datasets that this process makes."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    ray_internals.hold_back(context)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray_internals.silence_notices()
