@@ -134,7 +134,7 @@ def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(ray_local,
 
 
 def test_tasks_follow_each_other_while_a_step_is_computed(ray_local, mixture):
-    """One of the four lanes' slices is ready for each, and the task that may run at once has gone on by itself."""
+    """One slice is taken by the step; the tasks go on by themselves, one at once, until four more are ready."""
     begun: list[Slice] = []
 
     class Watched(stream._SliceTasks):
@@ -142,18 +142,17 @@ def test_tasks_follow_each_other_while_a_step_is_computed(ray_local, mixture):
             begun.append(unit)
             return super().start(unit, problem)
 
-    order, shared = make_order(mixture), [ray.put(with_supervision(mixture, "rectangles"))]
-    pieces = order.for_worker(0, 1)
-    assert len(pieces) > 6
-    prepared = stream._ahead(run_in_order(Watched(shared, [], EPOCH, 1), pieces), 4)
-    assert [pair.step for pair in next(prepared)] == [0, 1, 2, 3][: len(pieces[0].rows)]
+    pieces = make_order(mixture).for_worker(0, 1)
+    tasks = Watched([ray.put(with_supervision(mixture, "rectangles"))], [], EPOCH, 1)
+    prepared = stream._ahead(run_in_order(tasks, pieces), 4)
+    first = next(prepared)
     deadline = time.monotonic() + 30
-    while len(begun) < 6 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    # Taken by the step, ready for the lanes, and the next, whose result nobody takes yet.
-    assert len(begun) in (5, 6) and begun == pieces[: len(begun)]
-    assert [pair for pairs in prepared for pair in pairs][-1].step == order.num_steps - 1
+    while len(begun) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert begun == pieces[:5] != pieces
+    found = [(pair.lane, pair.step) for pairs in [first, *prepared] for pair in pairs]
+    assert found == [(piece.lane, piece.first_step + i) for piece in pieces for i in range(len(piece.rows))]
 
 
 class CrashingRows:
