@@ -2,17 +2,20 @@
 
 `map_units` runs them in plain Ray tasks; `boxsup_dist.distributed.pool` runs them on actors that hold a network. Both
 share `run_in_order`. Guarantees: the results depend on the units alone, not on the number of CPUs, workers or lost
-processes; a window bounds the units that are started and not yet yielded; a unit that loses its process is run again up
-to MAX_RETRIES times, so a unit that kills every process ends the call.
+processes; a window bounds the units that are started and not yet yielded; a unit that ends its process is run again up
+to MAX_RETRIES times, so a unit that ends every process ends the call, or takes its result from `on_lost`.
+
+Ray's own retries are off: Ray counts a lost node like a crash, and repeats a task that runs out of memory for ever.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import ray
 from ray.exceptions import (
@@ -28,7 +31,8 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
 
-MAX_RETRIES = 3
+MAX_RETRIES = 3  # of a unit that ended its process
+MAX_LOST_NODES = 20  # retries of a unit whose node was lost: that says nothing of the unit, but must end too
 TASKS_PER_CPU = 4  # of `map_units`: one runs, the others wait in Ray, so that a CPU never waits for this process
 WINDOW = 8  # times max_running: units started and not yet yielded, as results wait for an earlier, slower unit
 STALL_AFTER_S = 60.0  # without a result, until a warning says what is awaited; doubles from warning to warning
@@ -36,6 +40,7 @@ LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError, OutOf
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (finished units, all units), called after each unit
+OnLost = Callable[[Any, Exception], Any]  # (unit, last error) of a unit that used up its tries: gives its result
 R = TypeVar("R")
 
 
@@ -51,7 +56,6 @@ class Workers(ABC):
     """The processes that run the units of one `run_in_order`."""
 
     max_running: int  # units at once
-    max_losses = 0  # lost processes after which a unit is still started again; 0 where Ray itself starts it again
 
     @abstractmethod
     def start(self, unit: Any) -> Step | None:
@@ -66,12 +70,7 @@ class Workers(ABC):
         return None
 
     def lose(self, step: Step, error: Exception) -> None:
-        """Note that a step lost its process; called only if max_losses is above 0."""
-        raise AssertionError("workers with max_losses override this")
-
-    def give_up(self, unit: Any, error: Exception) -> Any:
-        """The result of a unit that lost its process more than `max_losses` times. By default there is none."""
-        raise _lost_work(unit, error) from None
+        """Note that a step lost its process."""
 
     def joining(self) -> Sequence[Reference]:
         """References that arrive when a worker becomes ready."""
@@ -87,6 +86,10 @@ def map_units(
     units: Sequence[Any],
     *,
     on_progress: Progress | None = None,
+    on_lost: OnLost | None = None,
+    max_retries: int = MAX_RETRIES,
+    num_gpus: float = 0,
+    own_process: bool = False,
     **kwargs: Any,
 ) -> Iterator[R]:
     """Yield function(unit, **kwargs) for every unit, in the order of the units. Each unit is a task with one CPU.
@@ -97,29 +100,37 @@ def map_units(
         function: Pure and picklable.
         units: Small values; what is large belongs into `kwargs`.
         on_progress: Called after each unit.
+        on_lost: As in `run_in_order`.
+        max_retries: As in `run_in_order`.
+        num_gpus: GPUs that a task reserves besides its CPU.
+        own_process: Run each unit in a new process, which ends with the unit.
         kwargs: Stored once and unpacked once per process. `function` must not change them.
 
     Raises:
         InputError: The error of `function` itself, without Ray's traceback.
-        LostWorkError: A unit lost its process more than MAX_RETRIES times.
+        LostWorkError: A unit ended its process in every try, and `on_lost` is None.
     """
-    yield from run_in_order(_Tasks(function, kwargs), units, on_progress=on_progress)
+    workers = _Tasks(function, kwargs, num_gpus, own_process)
+    yield from run_in_order(workers, units, on_progress=on_progress, on_lost=on_lost, max_retries=max_retries)
 
 
-@ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
-def _run_unit(function: Callable[..., Any], unit: Any, shared: list[Reference]) -> Any:
+def _call(function: Callable[..., Any], unit: Any, shared: list[Reference]) -> Any:
     return function(unit, **fetch(shared))
 
 
 class _Tasks(Workers):
-    """Plain tasks: Ray queues those that have no CPU yet, and starts lost ones again."""
+    """Plain tasks: Ray queues those that have no CPU yet."""
 
-    def __init__(self, function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], kwargs: dict[str, Any], num_gpus: float, own_process: bool
+    ) -> None:
         self.max_running = TASKS_PER_CPU * session.total_cpus()
         self._function, self._shared = function, [ray.put(kwargs)]
+        calls = {"max_calls": 1} if own_process else {}
+        self._task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0, **calls)(_call)
 
     def start(self, unit: Any) -> Step:
-        return Step(_run_unit.remote(self._function, unit, self._shared))
+        return Step(self._task.remote(self._function, unit, self._shared))
 
     def describe(self) -> str:
         return "tasks of one CPU each"
@@ -130,6 +141,8 @@ def run_in_order(
     units: Sequence[Any],
     *,
     on_progress: Progress | None = None,
+    on_lost: OnLost | None = None,
+    max_retries: int = MAX_RETRIES,
     warn: Callable[[str], None] = _log.warning,
 ) -> Iterator[Any]:
     """Yield the result of every unit, in the order of the units.
@@ -138,16 +151,18 @@ def run_in_order(
         workers: Where the units run.
         units: The units.
         on_progress: Called after each unit.
+        on_lost: Gives the result of a unit that ended its process in every try; None raises the LostWorkError.
+        max_retries: How often a unit that ended its process is run again.
         warn: Gets a line whenever nothing came back for a while.
 
     Raises:
         InputError: The error of a unit itself, without Ray's traceback.
-        LostWorkError: A unit lost its process more than MAX_RETRIES times.
+        LostWorkError: A unit ended its process in every try, and `on_lost` is None.
     """
     pending = list(range(len(units)))[::-1]
     running: dict[Reference, tuple[int, Step]] = {}
     finished: dict[int, Any] = {}
-    losses: Counter[int] = Counter()
+    losses: Counter[tuple[int, bool]] = Counter()  # of a unit, by whether its node was lost
     num_yielded, window = 0, WINDOW * workers.max_running
     while pending or running:
         while pending and len(running) < workers.max_running and pending[-1] < num_yielded + window:
@@ -167,12 +182,13 @@ def run_in_order(
         try:
             finished[index] = result_of(reference)
         except LOST as error:
-            losses[index] += 1
-            if losses[index] <= workers.max_losses:
+            workers.lose(step, error)
+            with_node = _lost_its_node(error)
+            losses[index, with_node] += 1
+            if losses[index, with_node] <= (MAX_LOST_NODES if with_node else max_retries):
                 pending.append(index)
-                workers.lose(step, error)
                 continue
-            finished[index] = workers.give_up(units[index], error)
+            finished[index] = (on_lost or lost_work)(units[index], error)
         if on_progress is not None:
             on_progress(len(units) - len(pending) - len(running), len(units))
         while num_yielded in finished:
@@ -210,10 +226,26 @@ def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None
         patience_s *= 2
 
 
-def _lost_work(unit: object, error: Exception) -> LostWorkError:
-    return LostWorkError(
+def _lost_its_node(error: Exception) -> bool:
+    """Whether a unit was lost because its node was, as far as Ray reports it, and so through no fault of its own."""
+    return isinstance(error, (NodeDiedError, ObjectLostError)) or "its node has died" in str(error)
+
+
+def describe_loss(error: Exception) -> str:
+    """Why a process ended, in words for a user."""
+    if isinstance(error, WorkerCrashedError):
+        return "native code crashed in it, or the system ended it"
+    if isinstance(error, OutOfMemoryError):
+        used = re.search(r"IP: ([^,)]+).*was (\S+) used / (\S+) limit", first_line(error))
+        return "its node ran out of memory" + (" ({}: {} of {} used)".format(*used.groups()) if used else "")
+    return first_line(error)
+
+
+def lost_work(unit: object, error: Exception) -> NoReturn:
+    """Raise the LostWorkError of a unit that ended its process in every try."""
+    raise LostWorkError(
         f"a unit of work lost its process {MAX_RETRIES + 1} times",
         field="unit",
         value=unit,
-        expected=f"a unit that ends; the last error: {first_line(error)}",
-    )
+        expected=f"a unit that ends; the last error: {describe_loss(error)}",
+    ) from None

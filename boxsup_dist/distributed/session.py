@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 import ray
-from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
 import boxsup_dist
@@ -139,6 +138,8 @@ def _start_local(num_cpus: int | None) -> None:
 
 def set_up_ray_data() -> None:
     """Replace Ray Data's bars and notices by our own progress, for the datasets that this process makes."""
+    from ray.data import DataContext  # imports pandas: half a second that the stream's processes do not need
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

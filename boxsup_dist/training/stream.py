@@ -33,14 +33,13 @@ from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS, Painter, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.ordered import MAX_RETRIES, WINDOW, Step, Workers, result_of, run_in_order
+from boxsup_dist.distributed.ordered import WINDOW, Step, Workers, describe_loss, result_of, run_in_order
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.training.augment import augment
 from boxsup_dist.training.order import EpochOrder, Slice
 
 OUT_OF_MEMORY_PAUSE_S = 5.0  # before a task whose process was killed for memory is started again
-CRASHES = "ended its data task in every try: native code crashes on it, or it takes too much memory"
 T = TypeVar("T")
 
 
@@ -104,7 +103,7 @@ def worker_batches(
     # Lanes of equal phase all need their next slice in the same step: so as many slices are made ahead as there are
     # lanes, while the training takes the slices before them.
     tasks = _SliceTasks(shared, [] if labels is None else [labels], epoch, max_tasks)
-    prepared = _ahead(run_in_order(tasks, slices), len(lanes))
+    prepared = _ahead(run_in_order(tasks, slices, on_lost=tasks.find_record), len(lanes))
     ready: dict[int, deque[TrainingPair]] = {lane: deque() for lane in lanes}
     for step in range(start_step, order.num_steps):
         due = [lane for lane in lanes if step < order.lane_lengths[lane]]
@@ -162,33 +161,33 @@ def _load_slice(
     return load_slice(piece, mixture, ray.get(labels[0]) if labels else None, epoch)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _SliceTasks(Workers):
-    """One task for each slice. A slice whose task loses its process every time is halved until its record is found."""
+    """One task for each slice."""
 
     shared: list[Reference]  # the mixture
     labels: list[Reference]
     epoch: int
     max_running: int
-    max_losses: int = MAX_RETRIES
 
     def start(self, unit: Slice, problem: str = "") -> Step:
         # Ray's default placement takes the node of this worker while at least half of that node is free.
         return Step(_load_slice.remote(unit, self.shared, self.labels, self.epoch, problem))
 
     def lose(self, step: Step, error: Exception) -> None:
-        """Nothing to note, because the next task gets another process; let the memory of a killed one come free."""
+        """Let the memory of a killed process come free before the next one starts."""
         if isinstance(error, OutOfMemoryError):
             time.sleep(OUT_OF_MEMORY_PAUSE_S)
 
-    def give_up(self, unit: Slice, error: Exception) -> list[TrainingPair]:
-        """The pairs of a slice that cannot be loaded in one piece."""
+    def find_record(self, unit: Slice, error: Exception) -> list[TrainingPair]:
+        """The pairs of a slice that ended its process in every try: halves it until the record is found."""
         if not isinstance(error, WorkerCrashedError):
-            raise error  # a lost node or too little memory is no fault of a record: the run starts again
+            raise error  # lost nodes or too little memory are no fault of a record: the run starts again
         if len(unit.rows) == 1:
-            return list(result_of(self.start(unit, CRASHES).reference))
-        # The slice failed often enough: its halves are tried twice only.
-        parts = run_in_order(replace(self, max_losses=1), halves(unit))
+            problem = f"ended its data task in every try: {describe_loss(error)}"
+            return list(result_of(self.start(unit, problem).reference))
+        # The whole slice failed often enough, so its halves are tried only twice.
+        parts = run_in_order(self, halves(unit), on_lost=self.find_record, max_retries=1)
         return [pair for pairs in parts for pair in pairs]
 
     def describe(self) -> str:
