@@ -120,10 +120,10 @@ class Stream:
     num_nodes: int = 8
     """Nodes to simulate. Their processes take about 100 MB each, four per node."""
     crop_px: int = 321
-    """Side of the crops."""
+    """Side of the crops to train on."""
     rounds: int = 5
     """How often the two ways take turns; the median counts."""
-    table: str | None = None
+    bench_table: str | None = None
     """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
 

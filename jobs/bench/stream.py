@@ -26,8 +26,6 @@ import ray
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.config import AssignmentSettings, AugmentSettings
@@ -87,8 +85,8 @@ def main(settings: Stream) -> None:
         "object_store_mib_at_most": max_slices(BATCH_SIZE, MAX_TASKS) * max(map(len, feed.rows)) * crop_bytes / 2**20,
     }
     write_result(out, summary, [format_table(rows)])
-    if settings.table is not None:
-        store_rows(settings.table, rows)
+    if settings.bench_table is not None:
+        store_rows(settings.bench_table, rows)
 
 
 def row(name: str, unit: str, rounds: Sequence[float], goal: float, *, at_most: bool = False) -> dict[str, Any]:
@@ -134,12 +132,8 @@ def prepare(settings: Stream, out: str) -> tuple[Mixture, Labels]:
     assignment = AssignmentSettings(form="centred", top_k=3, box_margin=0.0, ignore_outside=True)
     augment = AugmentSettings(settings.crop_px, settings.crop_px, 0.75, 1.35)
     mixture = Mixture(make_units([Source(records, "box", proposals)]), assignment, augment, seed=0)
-    parts = [
-        assign_row_group(
-            None, records.read(u.where, RECORD_COLUMNS), proposals.read(u.where), assignment, seed=0, epoch=0
-        )
-        for u in mixture.units
-    ]
+    tables = [(records.read(unit.where, RECORD_COLUMNS), proposals.read(unit.where)) for unit in mixture.units]
+    parts = [assign_row_group(None, *pair, assignment, seed=0, epoch=0) for pair in tables]
     return mixture, Labels.concatenate(parts)
 
 
@@ -230,6 +224,9 @@ class RawFiles(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image (3, h, w) and label map (h, w), uint8."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as transforms
+
         image, label_map = (Image.open(path) for path in self.files[index])
         image = image.convert("RGB")
         scale = float(torch.empty(()).uniform_(self.settings.scale_min, self.settings.scale_max))
