@@ -15,7 +15,7 @@ from boxsup_dist.randomness import generator
 
 
 def augment(
-    image: NDArray[np.uint8],
+    image: Image.Image,
     label_map: NDArray[np.uint8],
     settings: AugmentSettings,
     *,
@@ -26,8 +26,8 @@ def augment(
     """Scale, mirror and crop a training pair.
 
     Args:
-        image: RGB (H, W, 3).
-        label_map: (H, W).
+        image: RGB, of Pillow: an array of it would be copied twice.
+        label_map: (H, W), of the image's size.
         settings: Ranges of the draw and size of the crop.
         seed: Seed of the run.
         epoch: Epoch, from 0.
@@ -58,7 +58,7 @@ def augment(
         canvas.paste(piece, (target_x, target_y))
         return np.asarray(canvas)
 
-    pixels = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    pixels = image.resize((width, height), Image.Resampling.BILINEAR)
     labels = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
     is_padded = (length_y, length_x) != crop
     # The mean of all scaled pixels takes as long as the scaling, so it is computed only where the crop shows it.

@@ -26,9 +26,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from PIL import Image
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from boxsup_dist.data.images import decode_image
+from boxsup_dist.data.images import open_image
 from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS, Painter, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
@@ -230,9 +231,9 @@ def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int
     pairs = []
     for step, record in enumerate(iter_records(records), piece.first_step):
         try:
-            image, label_map = _decode(record, paint, unit.source.records.uri)
+            whole, label_map = _decode(record, paint, unit.source.records.uri)
             image, label_map = augment(
-                image, label_map, mixture.augment, seed=mixture.seed, epoch=epoch, image_id=record.image_id
+                whole, label_map, mixture.augment, seed=mixture.seed, epoch=epoch, image_id=record.image_id
             )
             pairs.append(TrainingPair(piece.lane, step, record.image_id, is_em, "", image, label_map))
         except RecordError as error:
@@ -264,8 +265,8 @@ def _ignored(mixture: Mixture) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return np.zeros((*size, 3), np.uint8), np.full(size, IGNORE_INDEX, np.uint8)
 
 
-def _decode(record: Record, paint: Painter, uri: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image (H, W, 3) and label map (H, W) of one record; RecordError if its bytes do not decode."""
+def _decode(record: Record, paint: Painter, uri: str) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """RGB image and label map (H, W) of one record; RecordError if its bytes do not decode."""
     assert record.image is not None
     with decoding(record.image_id, uri):
-        return decode_image(record.image), paint(record)
+        return open_image(record.image), paint(record)
