@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from boxsup_dist.data.tables import open_table
-from boxsup_dist.proposals.settings import MAX_FAILED_SHARE, SETTINGS, MethodName
+from boxsup_dist.data.tables import MAX_FAILED_SHARE, open_table
+from boxsup_dist.proposals.settings import SETTINGS, MethodName
 from boxsup_dist.runs.command_line import NumCpus, check_choice, run
 from boxsup_dist.runs.summary import write_result
 

@@ -53,6 +53,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     """
     config = read_config(settings.run_dir)
     from boxsup_dist.distributed import session
+    from boxsup_dist.distributed.crashes import name_rows
     from boxsup_dist.distributed.ordered import map_units
     from boxsup_dist.export.labels import export_unit
     from boxsup_dist.runs.inputs import open_inputs
@@ -67,7 +68,15 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     labels = read_labels(files.labels(epoch))
     keep_identity(out, {"labels": files.labels(epoch), "undecided": settings.undecided})
     session.start()
-    parts = map_units(export_unit, indices, mixture=mixture, labels=labels, undecided=settings.undecided, out=out)
+    parts = map_units(
+        export_unit,
+        indices,
+        on_lost=name_rows(mixture.place),
+        mixture=mixture,
+        labels=labels,
+        undecided=settings.undecided,
+        out=out,
+    )
     num_images = 0
 
     def images() -> Iterator[CocoImage]:

@@ -211,10 +211,11 @@ def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
 def _predict(
     pool: NetworkPool, units: list[list[Item]], settings: Settings, images: Images, trained: TrainedNetwork
 ) -> list[Outcome]:
-    """Predict all units and report each image that cannot be read; returns these."""
+    """Predict all units and report each image that cannot be read, or that ends its process; returns these."""
     import ray
 
-    from boxsup_dist.export.prediction import PredictionJob, predict_unit
+    from boxsup_dist.distributed.ordered import MAX_RETRIES, describe_loss
+    from boxsup_dist.export.prediction import Outcome, PredictionJob, predict_unit
 
     job = PredictionJob(
         out=storage.absolute(settings.out),
@@ -223,22 +224,26 @@ def _predict(
         turn_by_exif=settings.turn_by_exif,
         max_pixels=round(settings.max_megapixels * 1e6),
     )
-    results = pool.map(
-        predict_unit,
-        units,
-        weights=ray.put(dict(trained.weights)),
-        version=trained.fingerprint,
-        job=job,
-        records=images.records,
-    )
+    alone: list[list[Item]] = []  # the images of units that ended their process, each a unit now
+
+    def later(unit: list[Item], error: Exception) -> list[Outcome]:
+        alone.extend([item] for item in unit)
+        return []
+
+    def skip(unit: list[Item], error: Exception) -> list[Outcome]:
+        return [Outcome(unit[0], f"ended its process {MAX_RETRIES + 1} times: {describe_loss(error)}")]
+
+    options: dict[str, Any] = {"weights": ray.put(dict(trained.weights)), "version": trained.fingerprint}
+    options |= {"job": job, "records": images.records}
     failed: list[Outcome] = []
     with ProgressMeter("predict", len(units)) as meter:
-        for outcomes in results:
-            meter.advance(len(outcomes))
-            for outcome in outcomes:
-                if outcome.problem is not None:
-                    failed.append(outcome)
-                    print(f"failed: {_place(outcome.item)}: {outcome.problem}", file=sys.stderr, flush=True)
+        for passed, on_lost, max_retries in ((units, later, 0), (alone, skip, MAX_RETRIES)):
+            for outcomes in pool.map(predict_unit, passed, on_lost=on_lost, max_retries=max_retries, **options):
+                meter.advance(len(outcomes))
+                for outcome in outcomes:
+                    if outcome.problem is not None:
+                        failed.append(outcome)
+                        print(f"failed: {_place(outcome.item)}: {outcome.problem}", file=sys.stderr, flush=True)
     return failed
 
 

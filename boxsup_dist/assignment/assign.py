@@ -20,7 +20,7 @@ from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import labels_table
-from boxsup_dist.data.schema import Proposals, Record, iter_records, proposals_from_row
+from boxsup_dist.data.schema import IGNORE_INDEX, Proposals, Record, iter_records, proposals_from_row
 from boxsup_dist.errors import RecordError, decoding
 
 LogProbs = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -228,6 +228,12 @@ def assign_row_group(
             seed=seed,
             epoch=epoch,
             image=image,
-            static_map=None if static_map is None else decode_png(static_map),
+            static_map=None if static_map is None else _decode_votes(static_map),
         )
     return labels_table([row._asdict() for row in rows])
+
+
+def _decode_votes(static_map: bytes) -> NDArray[np.uint8] | None:
+    """A static label map; None if all of it is ignored, because the image failed when the label maps were made."""
+    label_map = decode_png(static_map)
+    return None if (label_map == IGNORE_INDEX).all() else label_map

@@ -7,6 +7,7 @@ import pyarrow as pa
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, refines
 from boxsup_dist.data.labels import Labels, labels_table
 from boxsup_dist.data.sources import Mixture
+from boxsup_dist.distributed.crashes import name_rows
 from boxsup_dist.distributed.ordered import Progress
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.shared import Reference
@@ -59,6 +60,7 @@ def reassign(
         weights=weights,
         version=f"epoch-{epoch}",
         on_progress=on_progress,
+        on_lost=name_rows(mixture.place),
         mixture=mixture,
         epoch=epoch,
     )

@@ -62,6 +62,10 @@ class Mixture:
         """Every source once, in the order of the units."""
         return list({id(unit.source): unit.source for unit in self.units}.values())
 
+    def place(self, index: int) -> tuple[Table, RowGroup]:
+        """Return the records table of a unit, and its row group there."""
+        return self.units[index].source.records, self.units[index].where
+
     def with_supervision(self, *supervisions: Supervision) -> list[int]:
         """Return the indices of the units whose source has one of these supervisions."""
         return [i for i, unit in enumerate(self.units) if unit.source.supervision in supervisions]

@@ -27,6 +27,7 @@ from boxsup_dist.errors import TableError
 from boxsup_dist.io import storage
 
 MANIFEST = "manifest.json"
+MAX_FAILED_SHARE = 0.05  # proposals and label maps are refused if more of their images failed
 # Superpixel ids and boxes are two bytes, and the high byte hardly changes: stored apart they take the least space.
 # jobs.proposal_quality prints the stored bytes of each column.
 _ENCODING: dict[str, dict[str, Any]] = {

@@ -50,6 +50,7 @@ class Step(NamedTuple):
     reference: Reference  # arrives when the step is done
     worker: Any = None
     number: int = 0
+    slots: int = 1  # places that it takes on its worker
 
 
 class Workers(ABC):
@@ -58,8 +59,13 @@ class Workers(ABC):
     max_running: int  # units at once
 
     @abstractmethod
-    def start(self, unit: Any) -> Step | None:
-        """Start a unit; None, and nothing is started, while no worker is free."""
+    def start(self, unit: Any, *, alone: bool) -> Step | None:
+        """Start a unit; None, and nothing is started, while no worker is free.
+
+        Args:
+            unit: The unit.
+            alone: No other unit may share its process: the unit lost one, and must not take others with it.
+        """
 
     @abstractmethod
     def describe(self) -> str:
@@ -69,7 +75,7 @@ class Workers(ABC):
         """Start what follows a step that is done; None where the step made the unit's result."""
         return None
 
-    def lose(self, step: Step, error: Exception) -> None:
+    def lose(self, step: Step, error: Exception) -> None:  # noqa: B027  # most have nothing to note
         """Note that a step lost its process."""
 
     def joining(self) -> Sequence[Reference]:
@@ -89,7 +95,6 @@ def map_units(
     on_lost: OnLost | None = None,
     max_retries: int = MAX_RETRIES,
     num_gpus: float = 0,
-    own_process: bool = False,
     **kwargs: Any,
 ) -> Iterator[R]:
     """Yield function(unit, **kwargs) for every unit, in the order of the units. Each unit is a task with one CPU.
@@ -103,33 +108,30 @@ def map_units(
         on_lost: As in `run_in_order`.
         max_retries: As in `run_in_order`.
         num_gpus: GPUs that a task reserves besides its CPU.
-        own_process: Run each unit in a new process, which ends with the unit.
         kwargs: Stored once and unpacked once per process. `function` must not change them.
 
     Raises:
         InputError: The error of `function` itself, without Ray's traceback.
         LostWorkError: A unit ended its process in every try, and `on_lost` is None.
     """
-    workers = _Tasks(function, kwargs, num_gpus, own_process)
+    workers = _Tasks(function, kwargs, num_gpus)
     yield from run_in_order(workers, units, on_progress=on_progress, on_lost=on_lost, max_retries=max_retries)
 
 
-def _call(function: Callable[..., Any], unit: Any, shared: list[Reference]) -> Any:
+@ray.remote(num_cpus=1, max_retries=0)
+def _run_unit(function: Callable[..., Any], unit: Any, shared: list[Reference]) -> Any:
     return function(unit, **fetch(shared))
 
 
 class _Tasks(Workers):
     """Plain tasks: Ray queues those that have no CPU yet."""
 
-    def __init__(
-        self, function: Callable[..., Any], kwargs: dict[str, Any], num_gpus: float, own_process: bool
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], kwargs: dict[str, Any], num_gpus: float) -> None:
         self.max_running = TASKS_PER_CPU * session.total_cpus()
         self._function, self._shared = function, [ray.put(kwargs)]
-        calls = {"max_calls": 1} if own_process else {}
-        self._task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0, **calls)(_call)
+        self._task = _run_unit.options(num_gpus=num_gpus)
 
-    def start(self, unit: Any) -> Step:
+    def start(self, unit: Any, *, alone: bool) -> Step:
         return Step(self._task.remote(self._function, unit, self._shared))
 
     def describe(self) -> str:
@@ -166,7 +168,7 @@ def run_in_order(
     num_yielded, window = 0, WINDOW * workers.max_running
     while pending or running:
         while pending and len(running) < workers.max_running and pending[-1] < num_yielded + window:
-            started = workers.start(units[pending[-1]])
+            started = workers.start(units[pending[-1]], alone=(pending[-1], False) in losses)
             if started is None:
                 break
             running[started.reference] = (pending.pop(), started)
@@ -233,19 +235,14 @@ def _lost_its_node(error: Exception) -> bool:
 
 def describe_loss(error: Exception) -> str:
     """Why a process ended, in words for a user."""
-    if isinstance(error, WorkerCrashedError):
-        return "native code crashed in it, or the system ended it"
+    if _lost_its_node(error):
+        return "its node was lost"
     if isinstance(error, OutOfMemoryError):
         used = re.search(r"IP: ([^,)]+).*was (\S+) used / (\S+) limit", first_line(error))
         return "its node ran out of memory" + (" ({}: {} of {} used)".format(*used.groups()) if used else "")
-    return first_line(error)
+    return "native code crashed in it, or the system ended it"
 
 
 def lost_work(unit: object, error: Exception) -> NoReturn:
     """Raise the LostWorkError of a unit that ended its process in every try."""
-    raise LostWorkError(
-        f"a unit of work lost its process {MAX_RETRIES + 1} times",
-        field="unit",
-        value=unit,
-        expected=f"a unit that ends; the last error: {describe_loss(error)}",
-    ) from None
+    raise LostWorkError(f"a unit of work lost its process: {describe_loss(error)}", field="unit", value=unit) from None

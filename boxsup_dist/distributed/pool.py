@@ -18,10 +18,12 @@ from typing import Any, TypeVar, overload
 import pyarrow as pa
 import ray
 import torch
+from ray.exceptions import WorkerCrashedError
 
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.ordered import (
     MAX_RETRIES,
+    OnLost,
     Progress,
     Step,
     Workers,
@@ -67,7 +69,7 @@ class _Member:
         """Answer once the constructor is done, however often Ray has to start it."""
 
 
-@ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
+@ray.remote(num_cpus=1, max_retries=0)  # run_in_order runs the unit again
 def _continue(then: Callable[[Any], Any], result: Any, threads: int) -> Any:
     torch.set_num_threads(threads)
     return then(result)
@@ -139,6 +141,8 @@ class NetworkPool:
         version: str = ...,
         then: None = ...,
         on_progress: Progress | None = ...,
+        on_lost: OnLost | None = ...,
+        max_retries: int = ...,
         **kwargs: Any,
     ) -> Iterator[R]: ...
 
@@ -152,6 +156,8 @@ class NetworkPool:
         version: str = ...,
         then: Callable[[R], T],
         on_progress: Progress | None = ...,
+        on_lost: OnLost | None = ...,
+        max_retries: int = ...,
         **kwargs: Any,
     ) -> Iterator[T]: ...
 
@@ -164,6 +170,8 @@ class NetworkPool:
         version: str = "",
         then: Callable[[Any], Any] | None = None,
         on_progress: Progress | None = None,
+        on_lost: OnLost | None = None,
+        max_retries: int = MAX_RETRIES,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """Yield function(network, unit, **kwargs) for every unit, in the order of the units.
@@ -175,14 +183,18 @@ class NetworkPool:
             version: Name of `weights`: a member loads each version once.
             then: Yield then(function(...)) instead. It runs in a task with as many threads as a member.
             on_progress: Called after each unit.
+            on_lost: As in `run_in_order`.
+            max_retries: As in `run_in_order`.
             kwargs: Stored once and unpacked once per member. `function` must not change them.
 
         Raises:
             InputError: The error of `function` or `then` itself, without Ray's traceback.
-            LostWorkError: A unit lost its member more than MAX_RETRIES times.
+            LostWorkError: A unit ended its process in every try, and `on_lost` is None.
         """
         members = _Members(self, function, [] if weights is None else [weights], version, then, kwargs)
-        yield from run_in_order(members, units, on_progress=on_progress, warn=self.warn)
+        yield from run_in_order(
+            members, units, on_progress=on_progress, on_lost=on_lost, max_retries=max_retries, warn=self.warn
+        )
 
     def close(self) -> None:
         """End the actors."""
@@ -192,8 +204,6 @@ class NetworkPool:
 
 class _Members(Workers):
     """The pool's members during one `map`, and the tasks that follow them."""
-
-    max_losses = MAX_RETRIES
 
     def __init__(
         self,
@@ -211,23 +221,29 @@ class _Members(Workers):
         self._weights, self._version = weights, version
         self._free = pool.ready * UNITS_PER_MEMBER
 
-    def start(self, unit: Any) -> Step | None:
-        if not self._free:
+    def start(self, unit: Any, *, alone: bool) -> Step | None:
+        slots = UNITS_PER_MEMBER if alone else 1
+        actor = next((actor for actor in self._free if self._free.count(actor) >= slots), None)
+        if actor is None:
             return None
-        actor = self._free.pop(0)
-        return Step(actor.run.remote(self._function, unit, self._weights, self._version, self._shared), actor)
+        for _ in range(slots):
+            self._free.remove(actor)
+        reference = actor.run.remote(self._function, unit, self._weights, self._version, self._shared)
+        return Step(reference, actor, slots=slots)
 
     def follow(self, step: Step) -> Step | None:
         if step.number > 0:
             return None
         if step.worker in self._pool.ready:
-            self._free.append(step.worker)
+            self._free += [step.worker] * step.slots
         if self._then is None:
             return None
         # A reference: what the member made goes from node to node, never through this process.
         return Step(_continue.remote(self._then, step.reference, self._pool.threads), step.worker, number=1)
 
     def lose(self, step: Step, error: Exception) -> None:
+        if isinstance(error, WorkerCrashedError):  # of the task that follows; the member is well
+            return
         self._free = [actor for actor in self._free if actor is not step.worker]
         self._pool.doubt(step.worker, error)
 

@@ -21,6 +21,7 @@ from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.data.tables import RowGroup, Table
+from boxsup_dist.distributed.crashes import name_rows
 from boxsup_dist.distributed.ordered import Progress
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.shared import Reference
@@ -35,6 +36,7 @@ from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.randomness import generator
 
 R = TypeVar("R")
+_Judge = Callable[..., Any]
 
 
 class Slice(NamedTuple):
@@ -237,6 +239,7 @@ def measure_labels(
         _measure_unit,
         chosen,
         on_progress=on_progress,
+        on_lost=name_rows(mixture.place),
         labels=labels,
         mixture=mixture,
         num_classes=num_classes,
@@ -305,6 +308,7 @@ def _map_label_maps(
     if settings.crf is None or not (pool.has_gpus if crf_in_tasks is None else crf_in_tasks):
         if settings.crf is not None:
             crf_settings(settings.crf)  # refuses bad ones before the work begins
+        options |= {"on_lost": name_rows(lambda unit: (records, unit.where))}
         return pool.map(_judge_label_maps, slices, records=records, settings=settings, judge=judge, **options)
     judge_scores = partial(_with_crf, judge=judge, crf=crf_settings(settings.crf))
     return _map_scores(pool, records, slices, judge_scores, settings=settings, in_tasks=True, **options)
@@ -322,7 +326,7 @@ def _map_scores(
 ) -> Iterator[R]:
     """judge(scores of an image, rows) of every slice, in their order; by the members, or in tasks after them."""
     settings.check()
-    options |= {"records": records, "settings": settings}
+    options |= {"records": records, "settings": settings, "on_lost": name_rows(lambda unit: (records, unit.where))}
     if not in_tasks:
         return pool.map(_judge_scores, slices, judge=judge, **options)
     return pool.map(_scores, slices, then=partial(_judge_given, records=records, judge=judge), **options)
@@ -334,23 +338,13 @@ def _read(records: Table, unit: Slice) -> pa.Table:
 
 
 def _judge_label_maps(
-    network: SegmentationNetwork,
-    unit: Slice,
-    *,
-    records: Table,
-    settings: PredictionSettings,
-    judge: Callable[..., Any],
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
 ) -> Any:
     return judge(lambda image: predict_label_map(network, image, settings), _read(records, unit))
 
 
 def _judge_scores(
-    network: SegmentationNetwork,
-    unit: Slice,
-    *,
-    records: Table,
-    settings: PredictionSettings,
-    judge: Callable[..., Any],
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
 ) -> Any:
     return judge(lambda image: _likely_scores(network, image, settings), _read(records, unit))
 

@@ -8,7 +8,7 @@ CPUs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.schema import Proposals, Record, iter_records, proposals_to_table
-from boxsup_dist.data.tables import RowGroup, ShardInfo, Table, open_table
-from boxsup_dist.distributed.build import ShardContent, build_table
-from boxsup_dist.errors import InputError, RecordError
+from boxsup_dist.data.tables import MAX_FAILED_SHARE, RowGroup, Table, open_table
+from boxsup_dist.distributed.build import ShardContent, build_partner
+from boxsup_dist.errors import InputError, LostWorkError, RecordError
 from boxsup_dist.proposals import quality
 from boxsup_dist.proposals.methods import Method, find_method
-from boxsup_dist.proposals.settings import MAX_FAILED_SHARE
 
 _COLUMNS = ("image_id", "image", "height", "width")
 
@@ -58,38 +57,36 @@ def build_proposals(
     """
     chosen, settings = find_method(method, settings)
     records = open_table(records_uri, "records")
-    groups: list[list[RowGroup]] = [[] for _ in records.shards]
-    for where in records.row_groups():
-        groups[where.shard].append(where)
-
-    def make_shard(index: int) -> ShardContent:
-        return propose_shard(records, groups[index], chosen, settings)
-
-    return build_table(
+    return build_partner(
         out,
         "proposals",
-        {"records": records.fingerprint, "method": method, "method_settings": chosen.identity(settings)},
-        len(records.shards),
-        make_shard,
-        row_group_size=records.settings["row_group_size"],
+        {"method": method, "method_settings": chosen.identity(settings)},
+        records,
+        lambda groups, crashed: propose_shard(records, groups, chosen, settings, crashed),
+        max_failed_share=max_failed_share,
         description=f"proposals by {method}",
         num_cpus=num_cpus,
         gpus_per_task=gpus_per_task,
-        check=lambda shards: check_failed(shards, max_failed_share),
     )
 
 
-def propose_shard(records: Table, row_groups: Sequence[RowGroup], method: Method, settings: Any) -> ShardContent:
+def propose_shard(
+    records: Table,
+    row_groups: Sequence[RowGroup],
+    method: Method,
+    settings: Any,
+    crashed: Mapping[str, str] = {},
+) -> ShardContent:
     """Proposals of the records of one shard; an image that fails keeps its row, without proposals.
 
-    `counts` has images, failed images, candidates and milliseconds of computing. `row_ms` are the times of the images
-    without the boundary detector.
+    Images in `crashed` (id -> problem) fail without being tried. `counts` has images, failed images, candidates and
+    milliseconds of computing. `row_ms` are the times of the images without the boundary detector.
     """
     parts, problems, row_ms = [proposals_to_table([])], [], []
     shard_started = time.process_time()
     for where in row_groups:
         group = list(iter_records(records.read(where, _COLUMNS)))
-        images = [_attempt(_decode, record) for record in group]
+        images = [_attempt(_decode, record, crashed) for record in group]
         given = iter(_detect([image for image in images if not isinstance(image, Exception)], method, settings))
         rows = []
         for record, image in zip(group, images, strict=True):
@@ -133,7 +130,9 @@ def _detect(images: list[NDArray[np.uint8]], method: Method, settings: Any) -> l
         return [{} for _ in images]
 
 
-def _decode(record: Record) -> NDArray[np.uint8]:
+def _decode(record: Record, crashed: Mapping[str, str]) -> NDArray[np.uint8]:
+    if record.image_id in crashed:
+        raise LostWorkError(crashed[record.image_id])
     assert record.image is not None
     image = decode_image(record.image)
     if image.shape[:2] != (record.height, record.width):
@@ -157,15 +156,6 @@ def no_proposals(record: Record) -> Proposals:
         objectness=np.empty(0, np.float32),
         boxes=np.empty((0, 4), np.uint16),
     )
-
-
-def check_failed(shards: Sequence[ShardInfo], max_share: float) -> None:
-    """Raise RecordError with the first images and reasons if more than the share `max_share` of the images failed."""
-    problems = [problem for shard in shards for problem in shard.problems]
-    total = sum(shard.num_rows for shard in shards)
-    if len(problems) > max_share * total:
-        shown = "\n".join(f"  {p['image_id']}: {p['problem']}" for p in problems[:10])
-        raise RecordError(f"{len(problems)} of {total} images failed, {max_share:.1%} are allowed:\n{shown}")
 
 
 def summarize(table: Table) -> dict[str, Any]:

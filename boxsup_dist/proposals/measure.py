@@ -23,6 +23,7 @@ from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals, iter_records, proposals_from_table
 from boxsup_dist.data.tables import RowGroup, Table, check_paired, encode_shard
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.crashes import name_rows
 from boxsup_dist.distributed.ordered import map_units
 from boxsup_dist.errors import TableError
 from boxsup_dist.progress import ProgressMeter
@@ -82,7 +83,14 @@ def measure(
     total = Measured.nothing(len(records.classes))
     compare_every = -(-records.num_rows // num_storage_images) if num_storage_images else 0
     units = _units(records)
-    parts = map_units(_measure_unit, units, records=records, proposals=proposals, compare_every=compare_every)
+    parts = map_units(
+        _measure_unit,
+        units,
+        on_lost=name_rows(lambda unit: (records, unit.where)),
+        records=records,
+        proposals=proposals,
+        compare_every=compare_every,
+    )
     with ProgressMeter("proposal quality", len(units)) as progress:
         for unit, part in zip(units, parts, strict=True):
             total.add(part)

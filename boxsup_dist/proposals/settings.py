@@ -19,7 +19,6 @@ MethodName = Literal["mcg", "selective_search", "gop", "imported"]
 Detector = Literal["gradient", "hed"]
 Format = Literal["mcg", "gop", "rigor", "lpo", "rle"]
 SIMILARITIES = "ctsfb"  # colour, texture, size, fill, border: the order of the weights
-MAX_FAILED_SHARE = 0.05  # a table is refused if more of its images failed
 COLOUR_SPACES = ("rgb", "lab", "ab", "hsv", "hue", "rgi", "grey", "position")
 BOUNDARIES = ("mean", "coarse")  # fields of edges.Boundaries
 

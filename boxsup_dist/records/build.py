@@ -9,7 +9,7 @@ continues from the finished shards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -58,22 +58,28 @@ def build_records(
     _check_settings(rows_per_shard, row_group_size, max_skipped_share)
     _check_count(reader, expect_images)
     storage.safe_name(reader.source, field="source")  # image ids begin with it, and become file names
+    num_shards = -(-len(reader.entries) // rows_per_shard)
     parts: list[Reference] = []
     if not storage.exists(storage.join(storage.absolute(out), MANIFEST)):  # a finished table is opened without Ray
         session.start(num_cpus)
-        parts = _share(reader.entries, rows_per_shard)
+        # Each task fetches its own: all together may be gigabytes (the polygons of COCO).
+        parts = [ray.put(_entries(reader, index, rows_per_shard)) for index in range(num_shards)]
     read, classes = reader.read, reader.classes
 
-    def make_shard(index: int) -> ShardContent:
-        return pack_records(ray.get(parts[index]), read, classes, strict=strict)
+    def make_shard(index: int, crashed: Mapping[str, str]) -> ShardContent:
+        return pack_records(ray.get(parts[index]), read, classes, strict=strict, crashed=crashed)
+
+    def image_ids(index: int) -> list[str]:
+        return [entry.name for entry in _entries(reader, index, rows_per_shard)]
 
     exact = strict or expect_images is not None
     return build_table(
         out,
         "records",
         _identity(reader, rows_per_shard),
-        -(-len(reader.entries) // rows_per_shard),
+        num_shards,
         make_shard,
+        image_ids=image_ids,
         row_group_size=row_group_size,
         description=description,
         num_cpus=num_cpus,
@@ -93,9 +99,8 @@ def _identity(reader: Reader, rows_per_shard: int) -> dict[str, Any]:
     }
 
 
-def _share(entries: Sequence[Entry], rows_per_shard: int) -> list[Reference]:
-    """The entries of each shard, for its task to fetch: all together may be gigabytes (the polygons of COCO)."""
-    return [ray.put(entries[start : start + rows_per_shard]) for start in range(0, len(entries), rows_per_shard)]
+def _entries(reader: Reader, index: int, rows_per_shard: int) -> Sequence[Entry]:
+    return reader.entries[index * rows_per_shard : (index + 1) * rows_per_shard]
 
 
 def pack_records(
@@ -104,10 +109,17 @@ def pack_records(
     classes: Sequence[str] = VOC_CLASSES,
     *,
     strict: bool = False,
+    crashed: Mapping[str, str] = {},
 ) -> ShardContent:
-    """Read entries into one shard. An image with a RecordError is left out and listed, or raises it if `strict`."""
+    """Read entries into one shard. An image with a RecordError is left out and listed, or raises it if `strict`.
+
+    Images in `crashed` (name -> problem) are left out and listed without being read.
+    """
     records, problems = [], []
     for entry in entries:
+        if entry.name in crashed:
+            problems.append({"image_id": entry.name, "problem": crashed[entry.name]})
+            continue
         try:
             records.append(read(entry))
         except RecordError as error:

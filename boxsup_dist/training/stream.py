@@ -171,7 +171,8 @@ class _SliceTasks(Workers):
     epoch: int
     max_running: int
 
-    def start(self, unit: Slice, problem: str = "") -> Step:
+    def start(self, unit: Slice, *, alone: bool = True, problem: str = "") -> Step:
+        """Start the task of a slice; no other runs in its process."""
         # Ray's default placement takes the node of this worker while at least half of that node is free.
         return Step(_load_slice.remote(unit, self.shared, self.labels, self.epoch, problem))
 
@@ -186,7 +187,7 @@ class _SliceTasks(Workers):
             raise error  # lost nodes or too little memory are no fault of a record: the run starts again
         if len(unit.rows) == 1:
             problem = f"ended its data task in every try: {describe_loss(error)}"
-            return list(result_of(self.start(unit, problem).reference))
+            return list(result_of(self.start(unit, problem=problem).reference))
         # The whole slice failed often enough, so its halves are tried only twice.
         parts = run_in_order(self, halves(unit), on_lost=self.find_record, max_retries=1)
         return [pair for pairs in parts for pair in pairs]

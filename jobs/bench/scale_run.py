@@ -16,9 +16,9 @@ from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettin
 from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.data.tables import RowGroup, Table, open_table
+from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.build import build_table
+from boxsup_dist.distributed.build import build_partner
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
@@ -52,17 +52,14 @@ def store_records(out: str, num_images: int, seed: int, **options: Any) -> dict[
 def store_proposals(out: str, records_uri: str, seed: int) -> dict[str, Any]:
     """Store the proposals table as proposals.build does, by a method that draws them at random."""
     records = open_table(records_uri, "records")
-    groups: list[list[RowGroup]] = [[] for _ in records.shards]
-    for where in records.row_groups():
-        groups[where.shard].append(where)
     method = Method(partial(_propose, seed=seed), int)
-    table = build_table(
+    table = build_partner(
         out,
         "proposals",
-        {"records": records.fingerprint, "method": SOURCE, "seed": seed},
-        len(records.shards),
-        lambda index: propose_shard(records, groups[index], method, 0),
-        row_group_size=records.settings["row_group_size"],
+        {"method": SOURCE, "seed": seed},
+        records,
+        lambda groups, crashed: propose_shard(records, groups, method, 0, crashed),
+        max_failed_share=0.0,
         description="proposals",
     )
     return _describe(table) | {"candidates": table.counts["candidates"], "failed": table.counts["failed"]}

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,9 @@ import ray
 
 from boxsup_dist.data import tables
 from boxsup_dist.data.schema import records_to_table
-from boxsup_dist.distributed import session
-from boxsup_dist.distributed.build import ShardContent, build_table
-from boxsup_dist.errors import RecordError, SettingError, TableError
+from boxsup_dist.distributed import build, crashes, session
+from boxsup_dist.distributed.build import ShardContent
+from boxsup_dist.errors import LostWorkError, RecordError, SettingError, TableError
 from tests.distributed import slow_build
 
 REPO = Path(__file__).parents[2]
@@ -84,20 +86,16 @@ def test_a_whole_table_is_returned_at_once(ray_local, tmp_path):
 
 
 def test_an_input_error_of_a_task_reaches_the_caller_as_it_is(ray_local, tmp_path):
-    def make_shard(index: int) -> ShardContent:
+    def make_shard(index: int, crashed: Mapping[str, str]) -> ShardContent:
         if index == 4:
             raise RecordError("bad", file="x.jpg", field="f", value=1, expected="2")
-        return slow_build.make_content(index)
+        return slow_build.make_content(index, crashed)
 
     with pytest.raises(RecordError, match=r"^bad; file: x\.jpg; field: f; found: 1; expected: 2$"):
-        build_table(str(tmp_path), "records", {}, 12, make_shard, row_group_size=2, description="bad")
+        slow_build.build_some(tmp_path, 12, make_shard)
     assert not (tmp_path / tables.MANIFEST).exists()
-    assert (
-        build_table(
-            str(tmp_path), "records", {}, 12, slow_build.make_content, row_group_size=2, description="good"
-        ).num_rows
-        == (12 - 1) * slow_build.ROWS
-    )
+    table = slow_build.build_some(tmp_path, 12, slow_build.make_content)
+    assert table.num_rows == (12 - 1) * slow_build.ROWS
 
 
 def test_a_refused_table_is_not_published_and_its_bad_shards_are_read_again(ray_local, tmp_path):
@@ -106,15 +104,13 @@ def test_a_refused_table_is_not_published_and_its_bad_shards_are_read_again(ray_
             raise RecordError("refused")
 
     def build(make_shard):
-        return build_table(
-            str(tmp_path), "records", {}, 5, make_shard, row_group_size=2, description="refused", check=refuse
-        )
+        return slow_build.build_some(tmp_path, 5, make_shard, check=refuse)
 
     with pytest.raises(RecordError, match="refused"):
         build(slow_build.make_content)
     assert not (tmp_path / tables.MANIFEST).exists()
     times = {i: (tmp_path / f"part-{i:05d}.parquet").stat().st_mtime_ns for i in range(5)}
-    table = build(lambda index: ShardContent(slow_build.make_content(index + 10).table))
+    table = build(lambda index, crashed: ShardContent(slow_build.make_content(index + 10, crashed).table))
     made_again = {i for i in range(5) if (tmp_path / f"part-{i:05d}.parquet").stat().st_mtime_ns != times[i]}
     assert made_again == {3}
     assert table.num_rows == 5 * slow_build.ROWS
@@ -124,15 +120,15 @@ def test_memory_does_not_grow_with_the_number_of_shards(ray_local, tmp_path):
     """160 MiB of rows pass through; workers' peak and driver's memory may grow by less than a quarter of them."""
     shard_mib, num_shards = 2, 80
 
-    def make_shard(index: int) -> ShardContent:
-        row = slow_build.make_content(1).table.slice(0, 1).to_pylist()[0]
+    def make_shard(index: int, crashed: Mapping[str, str]) -> ShardContent:
+        row = slow_build.make_content(1, {}).table.slice(0, 1).to_pylist()[0]
         table = records_to_table([]).from_pylist(
             [{**row, "image": os.urandom(shard_mib * 2**20)}], schema=records_to_table([]).schema
         )
         return ShardContent(table, {"peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
 
     driver_before = _resident_bytes()
-    table = build_table(str(tmp_path), "records", {}, num_shards, make_shard, row_group_size=2, description="memory")
+    table = slow_build.build_some(tmp_path, num_shards, make_shard)
     driver_growth_mib = (_resident_bytes() - driver_before) / 2**20
     peaks_mib = [shard.counts["peak_kib"] / 2**10 for shard in table.shards]
     assert table.num_bytes > num_shards * shard_mib * 2**20
@@ -147,3 +143,69 @@ def test_the_session_is_started_once_with_the_real_cores(ray_local, monkeypatch)
     assert not ray.data.DataContext.get_current().enable_progress_bars
     with pytest.raises(SettingError, match="num_cpus"):
         session.start(0)
+
+
+def _crash_at(*crashers: str):
+    """A make_shard whose process ends in native code at these images."""
+
+    def make_shard(index: int, crashed: Mapping[str, str]) -> ShardContent:
+        if set(crashers) & set(slow_build.image_ids(index)) - set(crashed):
+            os.abort()
+        return slow_build.make_content(index, crashed)
+
+    return make_shard
+
+
+def test_images_that_end_their_process_are_found_and_the_others_stored(ray_local, tmp_path, caplog, capfd):
+    table = slow_build.build_some(tmp_path / "t", 6, _crash_at("test/1-0", "test/4-3"))
+    problem = "ended its process 4 times: native code crashed in it, or the system ended it"
+    crashed = dict.fromkeys(("test/1-0", "test/4-3"), problem)
+    assert {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems} == {
+        "test/x": "broken",
+        **crashed,
+    }
+    without = slow_build.build_some(tmp_path / "u", 6, lambda index, _: slow_build.make_content(index, crashed))
+    assert _files(tmp_path / "t") == _files(tmp_path / "u") and table == replace(without, uri=table.uri)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "some: shard 1 ended its process: looking for the image (native code crashed in it, or the " + (
+        "system ended it)"
+    )
+    assert told[1] == f"some: test/1-0 {problem}" and len(told) == 4
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err and "raylet" not in printed.out
+
+
+def test_a_process_that_ends_once_costs_no_image(ray_local, tmp_path):
+    marker = tmp_path / "died"
+
+    def make_shard(index: int, crashed: Mapping[str, str]) -> ShardContent:
+        if index == 2 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return slow_build.make_content(index, crashed)
+
+    slow_build.build_some(tmp_path / "t", 4, make_shard)
+    slow_build.build_some(tmp_path / "u", 4, slow_build.make_content)
+    assert marker.exists() and _files(tmp_path / "t") == _files(tmp_path / "u")
+
+
+def test_a_build_whose_every_image_ends_its_process_ends(ray_local, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "MAX_LOST_SHARDS", 1)
+    monkeypatch.setattr(crashes, "MANY_IMAGES", 1)
+    everything = [image_id for index in range(6) for image_id in slow_build.image_ids(index)]
+    expected = (
+        r"^some: most of the images that were tried ended their process, 2 of 2, the last one test/0-1: native code"
+    )
+    with pytest.raises(LostWorkError, match=expected):
+        slow_build.build_some(tmp_path / "t", 6, _crash_at(*everything))
+    assert not (tmp_path / "t" / tables.MANIFEST).exists()
+
+
+def test_a_shard_that_ends_its_process_without_one_image_at_fault_is_named(ray_local, tmp_path):
+    def make_shard(index: int, crashed: Mapping[str, str]) -> ShardContent:
+        if index == 1 and not crashed:  # only all of its images together
+            os.abort()
+        return slow_build.make_content(index, crashed)
+
+    with pytest.raises(LostWorkError, match=r"^some: shard 1 ends its process, but none .*test/1-0 to test/1-4"):
+        slow_build.build_some(tmp_path / "t", 3, make_shard)

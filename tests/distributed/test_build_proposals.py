@@ -1,18 +1,22 @@
 """Real Ray: proposals stay aligned with their records whatever fails, with the same bytes on any number of CPUs."""
 
+import ctypes
 import json
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from boxsup_dist.assignment import static
+from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.data import rle, tables
-from boxsup_dist.data.images import encode_png
+from boxsup_dist.data.images import decode_png, encode_png
 from boxsup_dist.data.schema import Record, iter_records, proposals_from_table, records_to_table
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import RecordError, SettingError, TableError, WeightsError
@@ -74,6 +78,52 @@ def test_rows_are_those_of_the_records_and_failures_are_reported(ray_local, reco
     problems = {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems}
     assert set(problems) == {"r3", "r8"} and "another size" in problems["r8"]
     assert table.counts["images"] == 10 and table.counts["failed"] == 2 and table.counts["candidates"] > 100
+
+
+def propose_or_crash(propose, image, settings, *, image_id: str, **given):
+    """Propose as `propose`; image r5 ends the process by SIGSEGV."""
+    if image_id == "r5":
+        ctypes.string_at(0)
+    return propose(image, settings, image_id=image_id, **given)
+
+
+def test_an_image_that_crashes_the_method_keeps_its_row(ray_local, records, tmp_path, monkeypatch):
+    unbroken = build(records, tmp_path / "u")
+    method = METHODS["selective_search"]
+    crashing = replace(method, propose=partial(propose_or_crash, method.propose))
+    monkeypatch.setitem(METHODS, "selective_search", crashing)
+    with pytest.raises(RecordError, match=r"3 of 10 images failed.*\n(.*\n)*  r5: LostWorkError: ended its process 4 "):
+        build(records, tmp_path / "p")
+    table = build(records, tmp_path / "p", max_failed_share=0.3)
+    tables.check_paired(records, table)
+    assert table.counts["failed"] == 3
+    assert [p["image_id"] for shard in table.shards for p in shard.problems] == ["r3", "r5", "r8"]
+    same = [ours.sha256 == theirs.sha256 for ours, theirs in zip(table.shards, unbroken.shards, strict=True)]
+    assert same == [True, False, True]
+    (r5, r6), (_, other) = (proposals_from_table(t.read(tables.RowGroup(1, 0, 2))) for t in (table, unbroken))
+    assert len(r5) == 0 and r5.superpixels.shape == (35, 40)
+    assert (r6.superpixels == other.superpixels).all() and (r6.indices == other.indices).all()
+
+
+def cut_or_crash(cut, image, box):
+    """Cut as `cut`; the image of 35 rows, which is r5, ends the process by SIGSEGV."""
+    if len(image) == 35:
+        ctypes.string_at(0)
+    return cut(image, box)
+
+
+def test_an_image_that_crashes_grabcut_gets_a_label_map_that_training_ignores(
+    ray_local, records, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(static.METHODS, "grabcut", partial(cut_or_crash, static.METHODS["grabcut"]))
+    with pytest.raises(RecordError, match=r"2 of 10 images failed, 15.0% are allowed:\n  r3: .*\n  r5: LostWorkError"):
+        build_label_maps(str(tmp_path / "p"), records.uri, "grabcut", max_failed_share=0.15)
+    table = build_label_maps(str(tmp_path / "p"), records.uri, "grabcut", max_failed_share=0.2)
+    tables.check_paired(records, table)
+    rows = [row for where in table.row_groups() for row in table.read(where).to_pylist()]
+    ignored = [row["image_id"] for row in rows if (decode_png(row["label_map"]) == 255).all()]
+    assert ignored == ["r3", "r5"] and table.counts["failed"] == 2
+    assert decode_png(rows[5]["label_map"]).shape == (35, 40)
 
 
 def test_same_bytes_on_any_number_of_cpus(ray_local, records, tmp_path):

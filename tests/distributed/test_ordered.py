@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from boxsup_dist.distributed import ordered
 from boxsup_dist.distributed.ordered import Step, Workers, map_units, run_in_order
@@ -50,7 +51,9 @@ def test_a_lost_task_is_run_again(ray_local, tmp_path):
 
 
 def test_a_unit_that_kills_its_process_every_time_ends_the_call_and_is_named(ray_local):
-    with pytest.raises(LostWorkError, match=r"lost its process 4 times; field: unit; found: 7; "):
+    with pytest.raises(
+        LostWorkError, match=r"^a unit of work lost its process: native code .*; field: unit; found: 7$"
+    ):
         list(map_units(die, [7]))
 
 
@@ -70,7 +73,7 @@ class Recorded(Workers):
         self.started: list[int] = []
         self._last = hold.remote()
 
-    def start(self, unit: int) -> Step:
+    def start(self, unit: int, *, alone: bool) -> Step:
         self.started.append(unit)
         return Step(self._last if unit == 0 else ray.put(unit))
 
@@ -90,6 +93,52 @@ def test_no_more_than_a_window_of_units_waits_for_a_slow_one(ray_local):
     assert next(results) == 0
     assert len(workers.started) == ordered.WINDOW * workers.max_running
     assert list(results) == list(range(1, 100)) and workers.started == list(range(100))
+
+
+@ray.remote
+def fail(error: Exception) -> None:
+    raise error
+
+
+class Failing(Workers):
+    """Each start fails with the next error; the unit is done when none is left."""
+
+    max_running = 1
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def start(self, unit: int, *, alone: bool) -> Step:
+        return Step(fail.remote(self.errors.pop()) if self.errors else ray.put(unit))
+
+    def describe(self) -> str:
+        return "nobody"
+
+
+NODE = NodeDiedError("Task failed because the node was dead or unavailable")
+MEMORY = OutOfMemoryError(
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: 990b) was "
+    "3.25GB used / 23.54GB limit (0.137968)\nOOM kill reason: ..."
+)
+
+
+def test_a_lost_node_is_not_counted_against_the_unit(ray_local):
+    crash = WorkerCrashedError()
+    assert list(run_in_order(Failing(*[NODE, crash] * 3, *[NODE] * 9), [7])) == [7]
+    with pytest.raises(LostWorkError, match=r"lost its process: native code crashed in it, or the system ended it"):
+        list(run_in_order(Failing(*[NODE, crash] * 4), [7]))
+    with pytest.raises(LostWorkError, match=r"lost its process: its node was lost; field: unit; found: 7$"):
+        list(run_in_order(Failing(*[NODE] * 99), [7]))
+
+
+def test_memory_that_ran_out_is_counted_and_named(ray_local):
+    used = r"its node ran out of memory \(192\.0\.2\.2: 3\.25GB of 23\.54GB used\)"
+    with pytest.raises(LostWorkError, match=used):
+        list(run_in_order(Failing(*[MEMORY] * 4), [7]))
+    assert list(run_in_order(Failing(*[MEMORY] * 4), [7], on_lost=lambda unit, error: type(error))) == [
+        OutOfMemoryError
+    ]
+    assert list(run_in_order(Failing(MEMORY), [7], max_retries=1)) == [7]
 
 
 def test_a_pool_without_a_network_needs_no_torch():

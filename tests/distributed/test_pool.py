@@ -106,9 +106,24 @@ def test_an_error_of_the_user_arrives_as_it_is_and_the_pool_lives_on(ray_local):
 
 def test_a_unit_that_kills_its_member_every_time_ends_the_map(ray_local):
     pool = make_pool(1)
-    with pytest.raises(LostWorkError, match=r"lost its process 4 times; field: unit; found: 0; .*: The actor"):
+    with pytest.raises(
+        LostWorkError, match=r"^a unit of work lost its process: native code .*; field: unit; found: 0$"
+    ):
         list(pool.map(die, [0]))
     pool.close()
+
+
+def die_at_5(network: torch.nn.Module, unit: int) -> int:
+    if unit == 5:
+        os._exit(1)
+    return unit
+
+
+def test_a_unit_that_kills_its_members_takes_no_other_unit_with_it(ray_local):
+    pool = make_pool(2)
+    results = list(pool.map(die_at_5, UNITS, on_lost=lambda unit, error: f"lost {unit}"))
+    pool.close()
+    assert results == [f"lost {unit}" if unit == 5 else unit for unit in UNITS]
 
 
 def test_no_unit_gives_no_result(ray_local):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import sys
 import tarfile
@@ -22,7 +23,9 @@ from boxsup_dist.data.labels import Labels, read_labels
 from boxsup_dist.data.painting import front_order, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
 from boxsup_dist.errors import SettingError
+from boxsup_dist.export import prediction
 from boxsup_dist.export.labels import export_unit
+from boxsup_dist.export.prediction import predict_unit
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_probs
@@ -164,6 +167,25 @@ def test_good_images_are_predicted_bad_ones_reported_and_a_stopped_call_continue
         for annotation in coco.loadAnns(coco.getAnnIds([name])):
             painted[coco.annToMask(annotation) == 1] = annotation["category_id"]
         assert np.array_equal(painted, maps[f"{name}.png"])
+
+
+def predict_or_crash(network, unit, **options):
+    """Predict as `predict_unit`; the image "plain" ends the process by SIGSEGV."""
+    if any(item.name == "plain" for item in unit):
+        ctypes.string_at(0)
+    return predict_unit(network, unit, **options)
+
+
+def test_an_image_that_ends_its_process_is_named_and_the_others_are_predicted(
+    ray_local, run_dir, images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(prediction, "predict_unit", predict_or_crash)
+    summary = predict.predict(settings(run_dir, images, tmp_path / "out"))
+    failed = {Path(entry["file"]).name: entry["reason"] for entry in summary["failed"]}
+    assert set(failed) == {*BAD, "plain.jpg"} and summary["num_predicted"] == 5
+    assert failed["plain.jpg"] == "ended its process 4 times: native code crashed in it, or the system ended it"
+    assert {p.removesuffix(".png") for p in label_maps(tmp_path / "out")} == set(SHAPES) - {"plain"}
+    assert f"failed: {images / 'plain.jpg'}: ended its process 4 times" in capsys.readouterr().err
 
 
 def test_a_records_table_is_predicted_as_its_images_are_stored(ray_local, run_dir, network, tmp_path):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
+from ray.exceptions import WorkerCrashedError
 
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.assignment.reassign import reassign
@@ -16,7 +17,7 @@ from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.labels import Labels, labels_table
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.distributed.pool import NetworkPool
-from boxsup_dist.errors import TableError
+from boxsup_dist.errors import LostWorkError, TableError
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 from tests.distributed import tiny
@@ -119,6 +120,22 @@ def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tabl
     pool.close()
     assert marker.exists()
     assert labels.to_parquet() == expected_labels(tables, network, 1, tiny.ASSIGNMENT).to_parquet()
+
+
+class LosingPool:
+    """Loses every unit."""
+
+    def map(self, function, units, *, on_lost, **options):
+        yield from (on_lost(unit, WorkerCrashedError()) for unit in units)
+
+
+def test_images_that_end_every_process_are_named(tables):
+    with pytest.raises(LostWorkError, match=r"^a row group ended its process 4 times: native code crashed") as caught:
+        reassign(LosingPool(), make_mixture(tables, tiny.ASSIGNMENT), weights=None, epoch=1)
+    records = tables[0]
+    ids = records.read(records.row_groups()[0])["image_id"].to_pylist()
+    assert caught.value.file == f"{records.uri}/part-00000.parquet"
+    assert (caught.value.field, caught.value.value) == ("row group 0, images", f"{ids[0]} to {ids[-1]}")
 
 
 def test_the_network_decides_after_the_warm_up(one_thread, tables, network):

@@ -1,9 +1,12 @@
 """Real Ray: a devkit with good and bad images becomes a table that says what it left out."""
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,28 @@ def test_what_other_tools_write_is_left_out_by_name_or_cut_off_and_counted(ray_l
     assert "foo-99" in problems["id_07"] and "a named pipe" in problems["id_03"]
     counts = {"images": 6, "skipped": 4, "clipped": 1, "with_boxes": 5}
     assert {**table.counts, **counts} == table.counts and table.settings["outside"] == "clip"
+
+
+def read_or_crash(read, crasher: str, entry):
+    """Read an entry as `read`; one ends the process by SIGSEGV."""
+    if entry.name == crasher:
+        ctypes.string_at(0)
+    return read(entry)
+
+
+def test_an_image_that_crashes_its_reader_is_left_out_within_the_tolerated_share(ray_local, root, tmp_path):
+    reader = voc.open_splits(str(root), "train")
+    crashing = replace(reader, read=partial(read_or_crash, reader.read, "id_08"))
+    sizes = {"rows_per_shard": 4, "row_group_size": 2}
+    with pytest.raises(RecordError, match=r"3 of 10 images are unusable.*\n(.*\n)*  id_08: ended its process 4 times"):
+        build_records(str(tmp_path / "t"), crashing, **sizes, max_skipped_share=0.2)
+    table = build_records(str(tmp_path / "t"), crashing, **sizes, max_skipped_share=0.3)
+    problems = {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems}
+    assert set(problems) == {*BAD, "id_08"} and table.counts["skipped"] == 3
+    assert problems["id_08"] == "ended its process 4 times: native code crashed in it, or the system ended it"
+    (root / "JPEGImages" / "id_08.jpg").unlink()
+    without = build_records(str(tmp_path / "u"), reader, **sizes, max_skipped_share=0.3)
+    assert [shard.sha256 for shard in table.shards] == [shard.sha256 for shard in without.shards]
 
 
 def test_splits_join_and_keep_their_names(ray_local, root, tmp_path):

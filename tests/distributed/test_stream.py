@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -138,9 +139,9 @@ def test_tasks_follow_each_other_while_a_step_is_computed(ray_local, mixture):
     begun: list[Slice] = []
 
     class Watched(stream._SliceTasks):
-        def start(self, unit: Slice, problem: str = "") -> Step:
+        def start(self, unit: Slice, **options: Any) -> Step:
             begun.append(unit)
-            return super().start(unit, problem)
+            return super().start(unit, **options)
 
     pieces = make_order(mixture).for_worker(0, 1)
     tasks = Watched([ray.put(with_supervision(mixture, "rectangles"))], [], EPOCH, 1)
