@@ -121,7 +121,8 @@ class TrainConfig:
     measure_labels: bool = True
     """Measure the label maps of each epoch against ground truth where records have it. Training never reads it."""
     max_bad_records: int = 10
-    """How many undecodable training images to tolerate. Each is reported and trained as void; one more ends the run."""
+    """How many unusable training images to tolerate, which do not decode or end the process that loads them. Each is
+    reported and trained as void; one more ends the run."""
     checkpoint_every_steps: int = 0
     """Steps between checkpoints inside an epoch. 0: one checkpoint per epoch."""
     keep_checkpoints: int = 2

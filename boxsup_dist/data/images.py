@@ -47,7 +47,12 @@ def image_errors() -> Iterator[None]:
 
 
 def decode_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode an image file of one of IMAGE_FORMATS to RGB (H, W, 3).
+    """Decode an image file to RGB (H, W, 3); see `open_image`."""
+    return np.asarray(open_image(data, turn_by_exif=turn_by_exif, max_pixels=max_pixels))
+
+
+def open_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image file of one of IMAGE_FORMATS to an RGB image of Pillow.
 
     Grey, CMYK and palette images are converted; transparency is dropped. Grey images of other than 8 bits are scaled to
     8 bits, see `_to_8_bits`.
@@ -70,11 +75,12 @@ def decode_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = M
             grey = _to_8_bits(_grey_values(image, opened), _stated_bits(opened))
             if _tag(opened, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0:  # 0 is white
                 grey = 255 - grey
-            return np.repeat(grey[..., None], 3, axis=2)
+            return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
         if is_deep:
             _refuse_dark(image)
         # Each copy of the largest image takes 200 MiB.
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        image.load()  # before the file is closed
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:

@@ -45,7 +45,8 @@ def decode_superpixels(data: bytes) -> NDArray[np.uint16]:
         codec, body = pa.Codec("zstd"), memoryview(data)[_HEADER.size :]
         bits = codec.decompress(body[:num_bytes], -(-num_pixels // 8), asbytes=True)
         ids = np.frombuffer(codec.decompress(body[num_bytes:], num_runs * 2, asbytes=True), "<u2")
-        begins = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=num_pixels))
+        # As bool: NumPy finds the true ones three times as fast as the ones of integers.
+        begins = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=num_pixels).view(bool))
         if len(begins) != num_runs or begins[:1].any():
             raise ValueError(f"{len(begins)} runs, not {num_runs}")
         return np.repeat(ids.astype(np.uint16), np.diff(begins, append=num_pixels)).reshape(height, width)

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import sys
-import time
 from typing import Any
 
 import grpc
@@ -19,8 +18,6 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._private.ray_logging import stdout_deduplicator
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
-from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import AuthenticationError
 from ray.experimental import internal_kv
 
@@ -36,28 +33,6 @@ _LOST_PROCESS = re.compile(
 # What Ray appends to its folder for the path of a socket, with a process id of seven digits.
 SOCKET = "ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
 MAX_SOCKET_BYTES = 107  # of an AF_UNIX path on Linux
-STEP_S = 0.02  # a finished task waits at most this long for Ray Data to notice it
-
-
-class UnhurriedSteps(ExecutionCallback):
-    """Limits the scheduling loop of a dataset to one step per STEP_S.
-
-    Ray 2.60's loop waits only while tasks run. When the training is slower than its stream, no task may start, and the
-    loop spins in a thread beside the training: it took a third of a train worker's core. Ray has no setting for this.
-    """
-
-    def __init__(self) -> None:
-        self.ended = 0.0
-
-    def on_execution_step(self, executor: object) -> None:
-        """Called by Ray after each step: sleep for the rest of STEP_S."""
-        time.sleep(max(0.0, self.ended + STEP_S - time.monotonic()))
-        self.ended = time.monotonic()
-
-
-def hold_back(context: DataContext) -> None:
-    """Limit the scheduling loops of the datasets made with this context, see `UnhurriedSteps`."""
-    context.custom_execution_callback_classes = [UnhurriedSteps]
 
 
 def silence_notices() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group_table
 
@@ -213,13 +212,11 @@ def _start_local(num_cpus: int | None) -> None:
 
 
 def set_up_ray_data() -> None:
-    """Replace Ray Data's bars and notices by our own progress, and slow its scheduling loop down.
+    """Replace Ray Data's bars and notices by our own progress, for the datasets that this process makes."""
+    from ray.data import DataContext  # imports pandas: half a second that the stream's processes do not need
 
-    Call it in each process that makes a dataset, before the dataset.
-    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    ray_internals.hold_back(context)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray_internals.silence_notices()

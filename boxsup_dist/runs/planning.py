@@ -30,7 +30,7 @@ OBJECT_STORE_SHARE = 0.3
 OBJECT_STORE_MAX_BYTES = 200e9
 RATES_FILE = "runs/rates.json"  # where jobs.calibrate writes and jobs.plan reads by default
 BETWEEN_EPOCHS_S = 2.0  # the bound that jobs.bench holds a run to
-BLOCKS_OF_A_TASK = 3  # one in the making, two prefetched (training.stream)
+SLICES_OF_A_LANE, SLICES_OF_A_TASK = 2, 8  # at most in the object store (training.stream.max_slices)
 BYTES_OF_A_PIXEL = 4  # RGB and the label map
 LABELS_KEPT = 2  # epochs whose labels and weights are in the object store at once
 STARVED_BELOW = 0.95
@@ -360,12 +360,13 @@ class _Planner:
         tasks = min(workers * self.resources.stream_tasks_per_worker, self.cluster.cpus_per_node)
         crop_px = self.config.augment.crop_height_px * self.config.augment.crop_width_px
         block = ROW_GROUP_SIZE * crop_px * BYTES_OF_A_PIXEL
-        blocks = workers * self.resources.stream_tasks_per_worker * BLOCKS_OF_A_TASK * block
+        share = math.ceil(self.batch / self.workers)
+        slices = SLICES_OF_A_LANE * share + SLICES_OF_A_TASK * self.resources.stream_tasks_per_worker
+        blocks = workers * slices * block
         labels = self.workload.num_images * self.workload.boxes_per_image * rates.label_memory_bytes
         store = LABELS_KEPT * (rates.weights_bytes + labels) + blocks
         has = self.cluster.memory_gib_per_node * GIB
         store_has = min(OBJECT_STORE_SHARE * has, OBJECT_STORE_MAX_BYTES)
-        share = math.ceil(self.batch / self.workers)
         batch = share * rates.train_bytes_per_image
         # A worker holds weights, gradients and the state of the optimizer: in the memory of its GPU, else of the node.
         state = rates.weights_bytes + rates.checkpoint_bytes

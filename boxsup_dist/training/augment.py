@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageStat
 
 from boxsup_dist.config import AugmentSettings
 from boxsup_dist.data.schema import IGNORE_INDEX
@@ -15,7 +15,7 @@ from boxsup_dist.randomness import generator
 
 
 def augment(
-    image: NDArray[np.uint8],
+    image: Image.Image,
     label_map: NDArray[np.uint8],
     settings: AugmentSettings,
     *,
@@ -26,8 +26,8 @@ def augment(
     """Scale, mirror and crop a training pair.
 
     Args:
-        image: RGB (H, W, 3).
-        label_map: (H, W).
+        image: RGB, of Pillow: an array of it would be copied twice.
+        label_map: (H, W), of the image's size.
         settings: Ranges of the draw and size of the crop.
         seed: Seed of the run.
         epoch: Epoch, from 0.
@@ -43,21 +43,27 @@ def augment(
     across, down = rng.random(2)
 
     height, width = (max(1, round(side * scale)) for side in label_map.shape)
-    pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    labels = np.asarray(Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST))
-    if mirror:
-        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-
     crop = (settings.crop_height_px, settings.crop_width_px)
-    out_pixels = np.empty((*crop, 3), np.uint8)
-    out_pixels[:] = pixels.mean(axis=(0, 1)).round()
-    out_labels = np.full(crop, IGNORE_INDEX, np.uint8)
     source_y, target_y, length_y = _place(height, crop[0], down)
     source_x, target_x, length_x = _place(width, crop[1], across)
-    source = np.s_[source_y : source_y + length_y, source_x : source_x + length_x]
-    target = np.s_[target_y : target_y + length_y, target_x : target_x + length_x]
-    out_pixels[target], out_labels[target] = pixels[source], labels[source]
-    return out_pixels, out_labels
+    if mirror:  # the crop's place is that in the mirrored image; only the crop is mirrored
+        source_x = width - source_x - length_x
+    window = (source_x, source_y, source_x + length_x, source_y + length_y)
+
+    def cut(scaled: Image.Image, beyond: tuple[int, ...] | int) -> NDArray[np.uint8]:
+        piece = scaled.crop(window)
+        if mirror:
+            piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        canvas = Image.new(scaled.mode, crop[::-1], beyond)
+        canvas.paste(piece, (target_x, target_y))
+        return np.asarray(canvas)
+
+    pixels = image.resize((width, height), Image.Resampling.BILINEAR)
+    labels = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
+    is_padded = (length_y, length_x) != crop
+    # The mean of all scaled pixels takes as long as the scaling, so it is computed only where the crop shows it.
+    colour = tuple(map(round, ImageStat.Stat(pixels).mean)) if is_padded else 0
+    return cut(pixels, colour), cut(labels, IGNORE_INDEX)
 
 
 def _place(size: int, crop: int, where: float) -> tuple[int, int, int]:

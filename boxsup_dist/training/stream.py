@@ -1,8 +1,12 @@
-"""The training stream of one worker for one epoch: Ray Data tasks read, decode, paint and augment on any node.
+"""The training stream of one worker for one epoch: Ray tasks read, decode, paint and augment on any node.
 
-Reads the worker's slices of the epoch's order; yields the worker's share of every global batch, in step order. The
-tasks paint label maps from the labels table, which they get by reference. Only columns that the supervision grants are
-read.
+Reads the worker's slices of the epoch's order; yields the worker's share of every global batch, in step order. Each
+slice is one plain task (`load_slice`); a window of tasks runs ahead of the training. The tasks paint label maps from
+the labels table, which they get by reference. Only columns that the supervision grants are read.
+
+Guarantees: the batches depend on the order alone, not on the tasks, nodes or losses; at most `max_tasks` tasks of a
+worker run at once; the memory is bounded by `max_slices`, for any number of images. A lost task is run again; a record
+that ends the process of its task every time is found, and its pixels are ignored like those of an undecodable record.
 
 To add a supervision, start in `data/painting.py`: its name in `config.Supervision`, its columns in `GRANTED_COLUMNS`
 and a branch of `painter` are all that this stream needs. Only a supervision whose labels need the network during the
@@ -11,27 +15,33 @@ step, as `wssl_em` does, also marks its pairs (`TrainingPair.is_em`) for `TrainW
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 from numpy.typing import NDArray
+from PIL import Image
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from boxsup_dist.data.images import decode_image
+from boxsup_dist.data.images import open_image
 from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS, Painter, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.session import set_up_ray_data
-from boxsup_dist.distributed.shared import fetch
+from boxsup_dist.distributed.ordered import WINDOW, Step, Workers, describe_loss, result_of, run_in_order
+from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.training.augment import augment
 from boxsup_dist.training.order import EpochOrder, Slice
+
+OUT_OF_MEMORY_PAUSE_S = 5.0  # before a task whose process was killed for memory is started again
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class TrainingPair(NamedTuple):
 
 
 def worker_batches(
-    mixture: Mixture,
+    shared: list[Reference],
     order: EpochOrder,
     labels: ray.ObjectRef[Labels] | None,
     *,
@@ -73,7 +83,8 @@ def worker_batches(
     """Yield one worker's batch for every step of an epoch that is left.
 
     Args:
-        mixture: What the run trains on.
+        shared: The reference to the mixture that the run trains on; the same for all workers and epochs, because each
+            data process unpacks every reference once.
         order: The order of this epoch.
         labels: Reference to the labels of this epoch; None if no source is supervised by `box`.
         epoch: Epoch, from 0.
@@ -88,20 +99,29 @@ def worker_batches(
     Raises:
         InputError: A task met an error that is not of one record alone, such as labels that do not fit the records.
     """
-    slices = order.for_worker(rank, num_workers, start_step)
     lanes = [lane for lane in range(len(order.lane_lengths)) if lane % num_workers == rank]
-    pairs = _lane_pairs(slices, mixture, labels, epoch, max_tasks)
-    waiting: dict[tuple[int, int], TrainingPair] = {}  # Ray Data yields blocks as they finish, in any order
+    slices = order.for_worker(rank, num_workers, start_step)
+    # Lanes of equal phase all need their next slice in the same step: so as many slices are made ahead as there are
+    # lanes, while the training takes the slices before them.
+    tasks = _SliceTasks(shared, [] if labels is None else [labels], epoch, max_tasks)
+    prepared = _ahead(run_in_order(tasks, slices, on_lost=tasks.find_record), len(lanes))
+    ready: dict[int, deque[TrainingPair]] = {lane: deque() for lane in lanes}
     for step in range(start_step, order.num_steps):
-        taken = []
-        for lane in lanes:
-            if step >= order.lane_lengths[lane]:
-                continue
-            while (lane, step) not in waiting:
-                pair = next(pairs)
-                waiting[pair.lane, pair.step] = pair
-            taken.append(waiting.pop((lane, step)))
-        yield _collate(step, taken)
+        due = [lane for lane in lanes if step < order.lane_lengths[lane]]
+        for lane in due:
+            while not ready[lane]:
+                for pair in next(prepared):
+                    ready[pair.lane].append(pair)
+        yield _collate(step, [ready[lane].popleft() for lane in due])
+
+
+def max_slices(num_lanes: int, max_tasks: int) -> int:
+    """Most slices that a worker of `num_lanes` images per step has in Ray's object store.
+
+    Half of the lanes' slices are in use and half are prepared; the others are running, or wait for an earlier, slower
+    slice. A slice of n rows has n * crop height * crop width * 4 bytes.
+    """
+    return 2 * num_lanes + WINDOW * max_tasks
 
 
 def _collate(step: int, pairs: Sequence[TrainingPair]) -> Batch:
@@ -117,69 +137,70 @@ def _collate(step: int, pairs: Sequence[TrainingPair]) -> Batch:
     )
 
 
-def _lane_pairs(
-    slices: Sequence[Slice], mixture: Mixture, labels: ray.ObjectRef[Labels] | None, epoch: int, max_tasks: int
-) -> Iterator[TrainingPair]:
-    """Training pairs of all slices in roughly the order of the slices, made by at most `max_tasks` tasks at once."""
-    if not slices:
-        return
-    dataset = make_dataset(slices, mixture, labels, epoch, max_tasks)
-    for block in dataset.iter_batches(batch_size=None, prefetch_batches=2 * max_tasks):
-        assert isinstance(block, dict)
-        if "error" in block:
-            raise ray.cloudpickle.loads(block["error"][0])
-        yield from _from_block(block)
+def _ahead(results: Iterator[T], count: int) -> Iterator[T]:
+    """The same results, taken by a thread: tasks follow each other while the training computes a step.
 
-
-def make_dataset(
-    slices: Sequence[Slice], mixture: Mixture, labels: ray.ObjectRef[Labels] | None, epoch: int, max_tasks: int
-) -> ray.data.Dataset:
-    """The dataset that makes the training pairs of each slice: one task and one block per slice.
-
-    Args:
-        slices: What to make.
-        mixture: What the run trains on.
-        labels: As in `worker_batches`.
-        epoch: Epoch, from 0.
-        max_tasks: Tasks that may run at once.
+    Up to `count` results wait for the training.
     """
-    set_up_ray_data()
-    # With the same limit on both sides Ray Data fuses them. Otherwise each number of the range has a task of its own,
-    # and all of these run before the first slice: with a hundred thousand images they took minutes.
-    numbers = ray.data.range(len(slices), concurrency=max_tasks, override_num_blocks=len(slices))
-    return numbers.map_batches(
-        partial(_load_task, shared=[ray.put((slices, mixture))], labels=labels, epoch=epoch),
-        batch_size=None,
-        compute=ray.data.TaskPoolStrategy(size=max_tasks),
-    )
-
-
-def _load_task(
-    batch: Mapping[str, NDArray[Any]],
-    shared: list[ray.ObjectRef[tuple[Sequence[Slice], Mixture]]],
-    labels: ray.ObjectRef[Labels] | None,
-    epoch: int,
-) -> dict[str, NDArray[Any]]:
-    slices, mixture = fetch(shared)
-    resolved = None if labels is None else ray.get(labels)
+    thread = ThreadPoolExecutor(1)
     try:
-        pairs = [pair for i in batch["id"].tolist() for pair in load_slice(slices[i], mixture, resolved, epoch)]
-    except InputError as error:  # returned, not raised: the user sees the error itself instead of Ray's trace of it
-        pickled: bytes = ray.cloudpickle.dumps(error)  # type: ignore[no-untyped-call]
-        return {"error": np.array([pickled], object)}
-    return _to_block(pairs)
+        taken = deque(thread.submit(next, results, None) for _ in range(count))
+        while (result := taken.popleft().result()) is not None:
+            taken.append(thread.submit(next, results, None))
+            yield result
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _to_block(pairs: Sequence[TrainingPair]) -> dict[str, NDArray[Any]]:
-    """Training pairs as a block of Ray Data: one array (n, ...) per field. There must be at least one pair."""
-    return {name: np.stack(column) for name, column in zip(TrainingPair._fields, zip(*pairs, strict=True), strict=True)}
+@ray.remote(num_cpus=1, max_retries=0)  # run_in_order starts lost tasks again: Ray would start some of them for ever
+def _load_slice(
+    piece: Slice, shared: list[Reference], labels: list[Reference], epoch: int, problem: str
+) -> list[TrainingPair]:
+    mixture = fetch(shared)
+    if problem:
+        return [ignored_pair(piece, mixture, problem)]
+    return load_slice(piece, mixture, ray.get(labels[0]) if labels else None, epoch)
 
 
-def _from_block(block: Mapping[str, NDArray[Any]]) -> Iterator[TrainingPair]:
-    """Inverse of _to_block."""
-    for row in zip(*(block[name] for name in TrainingPair._fields), strict=True):
-        lane, step, image_id, is_em, problem, image, label_map = row
-        yield TrainingPair(int(lane), int(step), str(image_id), bool(is_em), str(problem), image, label_map)
+@dataclass(frozen=True)
+class _SliceTasks(Workers):
+    """One task for each slice."""
+
+    shared: list[Reference]  # the mixture
+    labels: list[Reference]
+    epoch: int
+    max_running: int
+
+    def start(self, unit: Slice, *, alone: bool = True, problem: str = "") -> Step:
+        """Start the task of a slice; no other runs in its process."""
+        # Ray's default placement takes the node of this worker while at least half of that node is free.
+        return Step(_load_slice.remote(unit, self.shared, self.labels, self.epoch, problem))
+
+    def lose(self, step: Step, error: Exception) -> None:
+        """Let the memory of a killed process come free before the next one starts."""
+        if isinstance(error, OutOfMemoryError):
+            time.sleep(OUT_OF_MEMORY_PAUSE_S)
+
+    def find_record(self, unit: Slice, error: Exception) -> list[TrainingPair]:
+        """The pairs of a slice that ended its process in every try: halves it until the record is found."""
+        if not isinstance(error, WorkerCrashedError):
+            raise error  # lost nodes or too little memory are no fault of a record: the run starts again
+        if len(unit.rows) == 1:
+            problem = f"ended its data task in every try: {describe_loss(error)}"
+            return list(result_of(self.start(unit, problem=problem).reference))
+        # The whole slice failed often enough, so its halves are tried only twice.
+        parts = run_in_order(self, halves(unit), on_lost=self.find_record, max_retries=1)
+        return [pair for pairs in parts for pair in pairs]
+
+    def describe(self) -> str:
+        return f"at most {self.max_running} data tasks of one CPU each"
+
+
+def halves(piece: Slice) -> tuple[Slice, Slice]:
+    """Cut a slice of at least two rows into two."""
+    cut = len(piece.rows) // 2
+    first, second = piece.rows[:cut], piece.rows[cut:]
+    return replace(piece, rows=first), replace(piece, rows=second, first_step=piece.first_step + cut)
 
 
 def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int) -> list[TrainingPair]:
@@ -207,26 +228,46 @@ def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int
     segments = labels.segments(piece.unit_index) if labels is not None else {}
     paint = painter(unit, segments, mixture.assignment)
 
-    size = (mixture.augment.crop_height_px, mixture.augment.crop_width_px)
+    is_em = supervision == "wssl_em"
     pairs = []
     for step, record in enumerate(iter_records(records), piece.first_step):
-        problem = ""
         try:
-            image, label_map = _decode(record, paint, unit.source.records.uri)
+            whole, label_map = _decode(record, paint, unit.source.records.uri)
             image, label_map = augment(
-                image, label_map, mixture.augment, seed=mixture.seed, epoch=epoch, image_id=record.image_id
+                whole, label_map, mixture.augment, seed=mixture.seed, epoch=epoch, image_id=record.image_id
             )
+            pairs.append(TrainingPair(piece.lane, step, record.image_id, is_em, "", image, label_map))
         except RecordError as error:
-            problem = str(error)
-            image, label_map = np.zeros((*size, 3), np.uint8), np.full(size, IGNORE_INDEX, np.uint8)
-        pairs.append(
-            TrainingPair(piece.lane, step, record.image_id, supervision == "wssl_em", problem, image, label_map)
-        )
+            pairs.append(TrainingPair(piece.lane, step, record.image_id, is_em, str(error), *_ignored(mixture)))
     return pairs
 
 
-def _decode(record: Record, paint: Painter, uri: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image (H, W, 3) and label map (H, W) of one record; RecordError if its bytes do not decode."""
+def ignored_pair(piece: Slice, mixture: Mixture, problem: str) -> TrainingPair:
+    """The pair of a record that cannot be opened at all: reads nothing but its name.
+
+    Args:
+        piece: The slice of this record alone.
+        mixture: What the run trains on.
+        problem: Why it cannot be opened.
+
+    Returns:
+        As `load_slice` for a record that does not decode.
+    """
+    unit = mixture.units[piece.unit_index]
+    image_id = unit.source.records.read(unit.where, ("image_id",))["image_id"][piece.rows[0]].as_py()
+    error = RecordError(problem, file=unit.source.records.uri, field="image_id", value=image_id)
+    is_em = unit.source.supervision == "wssl_em"
+    return TrainingPair(piece.lane, piece.first_step, image_id, is_em, str(error), *_ignored(mixture))
+
+
+def _ignored(mixture: Mixture) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A black image and a label map without a valid pixel."""
+    size = (mixture.augment.crop_height_px, mixture.augment.crop_width_px)
+    return np.zeros((*size, 3), np.uint8), np.full(size, IGNORE_INDEX, np.uint8)
+
+
+def _decode(record: Record, paint: Painter, uri: str) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """RGB image and label map (H, W) of one record; RecordError if its bytes do not decode."""
     assert record.image is not None
     with decoding(record.image_id, uri):
-        return decode_image(record.image), paint(record)
+        return open_image(record.image), paint(record)

@@ -103,7 +103,13 @@ class TrainWorker:
             self.failure = self.failure or error
 
     def wrap(self) -> None:
-        """Make the network data parallel. Call it after the checkpoint is loaded, so that all ranks start alike."""
+        """Make the network data parallel and share the mixture with the data tasks. All ranks must call it.
+
+        Call it after the checkpoint is loaded, so that all ranks start alike.
+        """
+        # One reference for all ranks and epochs, in a list, because Ray replaces a bare reference by its object.
+        mixture = [ray.put(self.mixture)] if self.rank == 0 else None
+        self.shared = ray.train.collective.broadcast_from_rank_zero(mixture)
         # Batch norms are frozen, so there are no buffers to broadcast.
         self.model = ray.train.torch.prepare_model(self.network, parallel_strategy_kwargs={"broadcast_buffers": False})
 
@@ -155,7 +161,7 @@ class TrainWorker:
         """
         try:
             yield from worker_batches(
-                self.mixture,
+                self.shared,
                 order,
                 labels,
                 epoch=self.epoch,

@@ -103,4 +103,35 @@ class Scale:
     """CPU cores per GPU, for the extrapolation."""
 
 
-MEASUREMENTS: dict[str, type] = {"epoch": Epoch, "actors": Actors, "crf": Crf, "memory": Memory, "scale": Scale}
+@dataclass(frozen=True)
+class Stream:
+    """Size of the measurement, what to read, and where to write."""
+
+    out: str = "runs/bench_stream"
+    """Folder of summary.json and of tables, which the next call uses again."""
+    voc_root: str | None = None
+    """VOC: year folder (VOCdevkit/VOC2012) of the images to measure on. Not set: synthetic images."""
+    split: str = "train"
+    """List of images in ImageSets/Segmentation of voc_root."""
+    num_images: int = 240
+    """Images of an epoch beside the mock loader, and of the synthetic set."""
+    num_cpu_images: int = 960
+    """Images of each round that measures CPU time."""
+    num_nodes: int = 8
+    """Nodes to simulate. Their processes take about 100 MB each, four per node."""
+    crop_px: int = 321
+    """Side of the crops to train on."""
+    rounds: int = 5
+    """How often the two ways take turns; the median counts."""
+    bench_table: str | None = None
+    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
+
+
+MEASUREMENTS: dict[str, type] = {
+    "epoch": Epoch,
+    "stream": Stream,
+    "actors": Actors,
+    "crf": Crf,
+    "memory": Memory,
+    "scale": Scale,
+}

@@ -1,11 +1,13 @@
 """The training stream: the same global batches for any number of workers, from any step on, with and without Ray."""
 
-import random
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
@@ -14,13 +16,15 @@ from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture, Source, make_units
-from boxsup_dist.distributed.ray_internals import STEP_S, UnhurriedSteps
+from boxsup_dist.data.tables import Table
+from boxsup_dist.distributed.ordered import MAX_RETRIES, Step, run_in_order
 from boxsup_dist.training import stream
-from boxsup_dist.training.order import order_epoch
+from boxsup_dist.training.order import Slice, order_epoch
 from boxsup_dist.training.stream import TrainingPair, load_slice, worker_batches
 from tests.distributed import tiny
 
 BATCH, EPOCH = 4, 2
+CRASHING = "tiny/train_05"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def stream_all(mixture: Mixture, labels, num_workers: int = 1, start_step: int =
     steps: dict[int, dict] = {step: {} for step in range(start_step, order.num_steps)}
     for rank in range(num_workers):
         batches = worker_batches(
-            mixture, order, labels, epoch=epoch, rank=rank, num_workers=num_workers, start_step=start_step
+            [ray.put(mixture)], order, labels, epoch=epoch, rank=rank, num_workers=num_workers, start_step=start_step
         )
         for step, batch in enumerate(batches, start_step):
             assert batch.step == step
@@ -99,44 +103,9 @@ def test_any_number_of_workers_gives_the_same_batches_from_any_step_on(ray_local
     assert_same(rest, {step: expected[step] for step in (2, 3)})
 
 
-def test_blocks_may_arrive_in_any_order(mixture, monkeypatch):
-    """Ray Data yields blocks as they finish; each row must still reach its step."""
-    mixture = with_supervision(mixture, "rectangles")
-    expected = oracle(mixture, None)
-
-    def shuffled(slices, mixture, labels, epoch, max_tasks) -> Iterator[TrainingPair]:
-        blocks = [load_slice(piece, mixture, labels, epoch) for piece in slices]
-        random.Random(0).shuffle(blocks)
-        for block in blocks:
-            yield from block
-
-    monkeypatch.setattr(stream, "_lane_pairs", shuffled)
-    assert_same(stream_all(mixture, None, 2), expected)
-
-
 def test_the_order_and_the_pixels_change_with_the_epoch(mixture):
     orders = [make_order(mixture, epoch) for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
-
-
-def test_scheduling_does_not_spin_while_the_training_is_slow(ray_local, mixture):
-    """With one megabyte beside its reserve, Ray Data soon has no task to wait for."""
-    steps = []
-
-    class Counted(UnhurriedSteps):
-        def on_execution_step(self, executor: object) -> None:
-            steps.append(executor)
-            super().on_execution_step(executor)
-
-    slices = make_order(mixture).for_worker(0, 1, 0) * 8
-    dataset = stream.make_dataset(slices, with_supervision(mixture, "rectangles"), None, EPOCH, max_tasks=2)
-    assert dataset.context.custom_execution_callback_classes == [UnhurriedSteps]
-    dataset.context.custom_execution_callback_classes = [Counted]
-    dataset.context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=2**20)
-    started = time.monotonic()
-    for _ in dataset.iter_batches(batch_size=None, prefetch_batches=1):
-        time.sleep(0.1)
-    assert 1 < len(steps) < (time.monotonic() - started) / STEP_S + 2
 
 
 def test_rectangles_need_no_mask(ray_local, mixture):
@@ -147,7 +116,7 @@ def test_rectangles_need_no_mask(ray_local, mixture):
 
 def test_a_mask_that_does_not_decode_gives_ignored_pixels_and_names_its_record(ray_local, mixture):
     mixture = with_supervision(mixture, "mask")
-    batches = list(worker_batches(mixture, make_order(mixture), None, epoch=0, rank=0, num_workers=1))
+    batches = list(worker_batches([ray.put(mixture)], make_order(mixture), None, epoch=0, rank=0, num_workers=1))
     problems = {name: text for batch in batches for name, text in batch.bad_records.items()}
     assert sorted(problems) == sorted(name for batch in batches for name in batch.image_ids)
     assert all("does not decode" in text and "records" in text and name in text for name, text in problems.items())
@@ -155,30 +124,99 @@ def test_a_mask_that_does_not_decode_gives_ignored_pixels_and_names_its_record(r
         assert (batch.label_maps == IGNORE_INDEX).all() and not batch.images.any()
 
 
-def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(mixture, monkeypatch):
-    mixture = with_supervision(mixture, "rectangles")
+def test_worker_without_a_record_in_the_last_step_gets_an_empty_batch(ray_local, mixture):
     order = make_order(mixture)
-    rows = [(piece, step) for piece in order.slices for step in range(len(piece.rows))]
-    pairs = [
-        TrainingPair(piece.lane, piece.first_step + step, "x", False, "", np.zeros(1), np.zeros(1))
-        for piece, step in rows
-    ]
-
-    def lane_pairs(slices, *_) -> Iterator[TrainingPair]:
-        lanes = {piece.lane for piece in slices}
-        return iter([pair for pair in pairs if pair.lane in lanes])
-
-    monkeypatch.setattr(stream, "_lane_pairs", lane_pairs)
+    shared = [ray.put(with_supervision(mixture, "rectangles"))]
     sizes = [
-        [len(b.image_ids) for b in worker_batches(mixture, order, None, epoch=0, rank=rank, num_workers=4)]
+        [len(b.image_ids) for b in worker_batches(shared, order, None, epoch=0, rank=rank, num_workers=4)]
         for rank in range(4)
     ]
     assert sizes == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
 
 
-def test_a_slice_takes_one_task(ray_local, mixture):
-    """Ray Data fuses the numbering of the slices with their loading."""
+def test_tasks_follow_each_other_while_a_step_is_computed(ray_local, mixture):
+    """One slice is taken by the step; the tasks go on by themselves, one at once, until four more are ready."""
+    begun: list[Slice] = []
+
+    class Watched(stream._SliceTasks):
+        def start(self, unit: Slice, **options: Any) -> Step:
+            begun.append(unit)
+            return super().start(unit, **options)
+
     pieces = make_order(mixture).for_worker(0, 1)
-    rectangles = with_supervision(mixture, "rectangles")
-    stats = stream.make_dataset(pieces, rectangles, None, EPOCH, 2).materialize().stats()
-    assert f"ReadRange->MapBatches(_load_task): {len(pieces)} tasks executed" in stats
+    tasks = Watched([ray.put(with_supervision(mixture, "rectangles"))], [], EPOCH, 1)
+    prepared = stream._ahead(run_in_order(tasks, pieces), 4)
+    first = next(prepared)
+    deadline = time.monotonic() + 30
+    while len(begun) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert begun == pieces[:5] != pieces
+    found = [(pair.lane, pair.step) for pairs in [first, *prepared] for pair in pairs]
+    assert found == [(piece.lane, piece.first_step + i) for piece in pieces for i in range(len(piece.rows))]
+
+
+class CrashingRows:
+    """Rows of a table of which one, when it is opened, ends the process; `log` gets a line each time."""
+
+    def __init__(self, rows: pa.Table, log: Path, times: int) -> None:
+        self.rows, self.log, self.times = rows, log, times
+
+    def __getitem__(self, column: str) -> pa.ChunkedArray:
+        return self.rows[column]
+
+    def take(self, numbers: pa.Array) -> pa.Table:
+        taken = self.rows.take(numbers)
+        if CRASHING in taken["image_id"].to_pylist() and len(crashes := self.log.read_text()) < self.times:
+            self.log.write_text(crashes + "x")
+            os.abort()
+        return taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrashingTable(Table):
+    log: Path
+    times: int  # that opening the row ends the process
+
+    def read(self, where, columns=None):
+        return CrashingRows(super().read(where, columns), self.log, self.times)
+
+
+def with_crashing_record(mixture: Mixture, log: Path, times: int) -> Mixture:
+    """Rectangles on the same records, one of which ends the process of its task so many times."""
+    log.write_text("")
+    table = CrashingTable(**vars(mixture.sources[0].records), log=log, times=times)
+    return replace(mixture, units=make_units([Source(table, "rectangles")]))
+
+
+def test_a_task_that_loses_its_process_is_run_again(ray_local, mixture, tmp_path):
+    crashing = with_crashing_record(mixture, tmp_path / "crashes", times=MAX_RETRIES)
+    assert_same(stream_all(crashing, None, 2), oracle(with_supervision(mixture, "rectangles"), None))
+    assert len((tmp_path / "crashes").read_text()) == MAX_RETRIES
+
+
+def test_a_record_that_ends_every_process_is_named_and_ignored(ray_local, mixture, tmp_path):
+    crashing = with_crashing_record(mixture, tmp_path / "crashes", times=10**6)
+    expected = oracle(with_supervision(mixture, "rectangles"), None)
+    for pairs in expected.values():
+        if CRASHING in pairs:
+            image, label_map = pairs[CRASHING]
+            pairs[CRASHING] = (np.zeros_like(image), np.full_like(label_map, IGNORE_INDEX))
+    order = make_order(mixture)
+    batches = list(worker_batches([ray.put(crashing)], order, None, epoch=EPOCH, rank=0, num_workers=1))
+    found = {b.step: dict(zip(b.image_ids, zip(b.images, b.label_maps, strict=True), strict=True)) for b in batches}
+    assert_same(found, expected)
+    ((name, problem),) = [item for batch in batches for item in batch.bad_records.items()]
+    assert name == CRASHING
+    assert problem == (
+        "ended its data task in every try: native code crashed in it, or the system ended it; "
+        f"file: {mixture.sources[0].records.uri}; field: image_id; found: '{CRASHING}'"
+    )
+    (piece,) = [p for p in order.for_worker(0, 1) if CRASHING in {pair.image_id for pair in load(p, mixture)}]
+    levels = {1: 0, 2: 1, 3: 2, 4: 2}  # halvings until the record is alone
+    tries = len((tmp_path / "crashes").read_text())
+    assert MAX_RETRIES + 1 <= tries <= MAX_RETRIES + 1 + 2 * levels[len(piece.rows)]
+
+
+def load(piece: Slice, mixture: Mixture) -> list[TrainingPair]:
+    return load_slice(piece, with_supervision(mixture, "rectangles"), None, EPOCH)

@@ -198,6 +198,7 @@ SHARED = {
     "sbd-root": "folder of SBD",
     "checkpoint": "URI of a checkpoint, None: the run's newest",
     "classes": "list of classes",
+    "crop-px": "side of the crops to train on",
     "crf": "parameters of the dense CRF, None: without",
     "flip": "average with the mirrored image",
     "hed-weights": "file of HED's weights",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from boxsup_dist.config import AugmentSettings
 from boxsup_dist.data.schema import IGNORE_INDEX
@@ -11,7 +12,7 @@ KEY = {"seed": 0, "epoch": 1, "image_id": "test/0"}
 
 
 def run(image, label_map, settings, **key):
-    return augment(image, label_map, settings, **{**KEY, **key})
+    return augment(Image.fromarray(image), label_map, settings, **{**KEY, **key})
 
 
 def blocks(height: int, width: int, size: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
