@@ -74,12 +74,12 @@ def run_network_drill(out: str) -> None:
     values = {"faults": rows, "undisturbed_s": quiet_s, "disturbed_s": disturbed_s,
               "goodput": quiet_s / disturbed_s, **compared}  # fmt: skip
     title = f"three nodes, {EPOCHS} epochs, every packet {DELAY_MS} +- {JITTER_MS} ms late"
-    line = f"{compared['labels']}, {compared['losses']}; goodput {quiet_s / disturbed_s:.2f}: {quiet_s:.0f} of {disturbed_s:.0f} s"
+    goodput = f"goodput {quiet_s / disturbed_s:.2f}: {quiet_s:.0f} of {disturbed_s:.0f} s"
+    line = f"{compared['labels']}, {compared['losses']}; {goodput}"
     write_result(str(folder), values, [format_table(rows, title), line])
     if not compared["labels"].startswith("same") or not compared["losses"].startswith("same"):
-        raise InputError(
-            "the faults changed the result", file=str(folder), value=compared, expected="the same bytes and bits"
-        )
+        expected = "the same labels and losses"
+        raise InputError("the faults changed the result", file=str(folder), value=compared, expected=expected)
 
 
 def _run(net: Network, words: list[str], log: Path) -> Command:

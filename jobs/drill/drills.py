@@ -338,10 +338,10 @@ def describe() -> str:
 
 
 def _drill(name: Name) -> Callable[..., Any]:
-    found: Callable[..., Any] = (
-        chaos.run_network_drill if name == "network" else getattr(Drills, name.replace("-", "_"))
-    )
-    return found
+    if name == "network":
+        return chaos.run_network_drill
+    method: Callable[..., Any] = getattr(Drills, name.replace("-", "_"))
+    return method
 
 
 def run_drills(names: Sequence[Name], out: str) -> None:

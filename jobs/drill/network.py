@@ -45,6 +45,10 @@ def missing() -> str | None:
     return None
 
 
+def _lines(*words: str) -> list[str]:
+    return subprocess.run(["ip", "netns", *words], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -212,11 +216,8 @@ def network() -> Iterator[Network]:
 
 
 def _clean() -> None:
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split("\n")
-    for name in (line.split()[0] for line in listed if line.startswith(PREFIX)):
-        for pid in subprocess.run(
-            ["ip", "netns", "pids", name], capture_output=True, text=True, check=True
-        ).stdout.split():
+    for name in (line.split()[0] for line in _lines("list") if line.startswith(PREFIX)):
+        for pid in _lines("pids", name):
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         _ip("netns", "del", name)
