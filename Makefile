@@ -5,7 +5,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long golden lint types docs bench clean-env
+.PHONY: help setup demo test test-fast test-long fuzz golden lint types docs bench clean-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ test-fast: $(READY) ## tests without Ray and trainings, under 2 minutes on 2 cor
 
 test-long: $(READY) ## the tests that are long by nature; `make test` has a short form of each
 	$(PY) -m pytest --numprocesses 2 -m "long or hypothesis" --hypothesis-profile long
+
+fuzz: $(READY) ## read damaged files of every kind for an hour; `make test` reads 3,000
+	$(PY) -m tests.fuzz
 
 golden: $(READY) ## write the golden values again, after an intended change of the results
 	$(PY) -m tests.golden

@@ -12,7 +12,8 @@ where it continued, which is never before the newest checkpoint.
 
     OUT/data    OUT/NAME (a run per drill)    OUT/NAME.log    OUT/summary.json
 
-The drill disk mounts a small file system: by default it runs only as root.
+The drill disk mounts a small file system, the drill network makes network namespaces: both need root, and are left out
+with a word without it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Settings:
     """Which drills, and where."""
 
     names: Annotated[tuple[Name, ...], tyro.conf.Positional] = ()
-    """Drills to run. Default: all, without disk unless you are root."""
+    """Drills to run. Default: all that this machine can run."""
     out: str = "runs/drill"
     """Folder of the data, the runs and their logs. The undisturbed run is kept for the next call."""
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,12 +92,21 @@ def raylets(spill: str | None = None) -> Iterator[Raylets]:
 
 
 class Command:
-    """A job in its own process, and the time of each line that it prints. `env` is added to the environment."""
+    """A job in its own process, and the time of each line that it prints.
 
-    def __init__(self, words: list[str], log: str, env: dict[str, str] | None = None) -> None:
+    Args:
+        words: Module and arguments.
+        log: File that gets the lines.
+        env: Added to the environment.
+        prefix: What precedes the command, such as `ip netns exec NAME`.
+    """
+
+    def __init__(
+        self, words: list[str], log: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *words],
+            [*prefix, sys.executable, "-m", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

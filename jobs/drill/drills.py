@@ -24,15 +24,16 @@ from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import is_finished, write_result
 from boxsup_dist.tracking.calls import flatten
 from boxsup_dist.tracking.client import make_client
-from jobs.bench.scale_run import store_proposals, store_records
+from jobs.drill import chaos
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
+from jobs.drill.data import NUM_IMAGES, make_data
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
 from jobs.drill.mlflow_server import Server
+from jobs.drill.network import missing
 from jobs.drill.settings import Name
 
-NUM_IMAGES, GLOBAL_BATCH_SIZE, EPOCHS = 64, 4, 3
+GLOBAL_BATCH_SIZE, EPOCHS = 4, 3
 CHECKPOINT_EVERY_STEPS = 4
-ROWS_PER_SHARD = 4  # small, so that every stage has many pieces
 CHOICES = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
 WORKER_CPUS, ACTOR_CPUS = 1.6, 0.2  # a node of the cluster has room for one worker
 STORE_ROOM = 24 << 20  # of an object store, before the disk is full and other programs take the rest
@@ -332,20 +333,22 @@ DRILLS: tuple[Name, ...] = get_args(Name)
 
 def describe() -> str:
     """The drills, one line per drill."""
-    lines = [f"  {name:<15}{(_method(name).__doc__ or '').partition(chr(10))[0]}" for name in DRILLS]
+    lines = [f"  {name:<15}{(_drill(name).__doc__ or '').partition(chr(10))[0]}" for name in DRILLS]
     return "\n".join(["drills:", *lines])
 
 
-def _method(name: Name) -> Callable[[Drills], Outcome]:
-    method: Callable[[Drills], Outcome] = getattr(Drills, name.replace("-", "_"))
+def _drill(name: Name) -> Callable[..., Any]:
+    if name == "network":
+        return chaos.run_network_drill
+    method: Callable[..., Any] = getattr(Drills, name.replace("-", "_"))
     return method
 
 
 def run_drills(names: Sequence[Name], out: str) -> None:
-    """Run drills, write OUT/summary.json and print their results.
+    """Run drills, write OUT/summary.json (OUT/network/summary.json of the drill network) and print their results.
 
     Args:
-        names: Names of the drills. Empty: all, with `disk` only if this user may mount a file system.
+        names: Names of the drills. Empty: all that this machine can run; the others are named with the reason.
         out: Folder of the data and the runs.
 
     Raises:
@@ -354,15 +357,32 @@ def run_drills(names: Sequence[Name], out: str) -> None:
     out = storage.absolute(out)
     Path(out).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out}/mlflow.db")
+    chosen = list(names) or _possible()
+    on_cluster = [name for name in chosen if name != "network"]
+    if on_cluster:
+        _run_on_cluster(on_cluster, out)
+    if "network" in chosen:
+        chaos.run_network_drill(out)
+
+
+def _possible() -> list[Name]:
+    lacks: dict[Name, str | None] = {"disk": None if may_mount() else "root", "network": missing()}
+    for name, reason in lacks.items():
+        if reason is not None:
+            print(f"{name}: left out, this machine lacks {reason}", flush=True)
+    return [name for name in DRILLS if lacks.get(name) is None]
+
+
+def _run_on_cluster(names: Sequence[Name], out: str) -> None:
     outcomes = []
     with raylets() as cluster:
-        _make_data(storage.join(out, "data"))
+        make_data(storage.join(out, "data"))
         drills = Drills(out, cluster)
         drills.undisturbed()
-        for name in names or [name for name in DRILLS if name != "disk" or may_mount()]:
+        for name in names:
             for old in (storage.join(out, name), storage.join(out, "ingest")):
                 storage.remove(old)
-            outcome = _method(name)(drills)
+            outcome: Outcome = _drill(name)(drills)
             print(f"{outcome.drill}: continues after {outcome.continues_after_s:.1f} s, {outcome.labels}", flush=True)
             outcomes.append(outcome)
     rows = [asdict(outcome) for outcome in outcomes]
@@ -371,19 +391,3 @@ def run_drills(names: Sequence[Name], out: str) -> None:
     bad = [row["drill"] for row in rows if row["labels"].isupper() or row["losses"].isupper()]
     if bad:
         raise InputError("a fault changed the result", file=out, field="drill", value=bad, expected="the same result")
-
-
-def _make_data(data: str) -> None:
-    """The records and their proposals, made on the cluster."""
-    session.start()
-    try:
-        store_records(
-            storage.join(data, "records"),
-            NUM_IMAGES,
-            seed=0,
-            rows_per_shard=ROWS_PER_SHARD,
-            row_group_size=ROWS_PER_SHARD // 2,
-        )
-        store_proposals(storage.join(data, "proposals"), storage.join(data, "records"), seed=0)
-    finally:
-        ray.shutdown()

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-Name = Literal["worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking"]
+Name = Literal[
+    "worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking", "network"
+]
