@@ -333,7 +333,7 @@ def _run(root: Path, name: str) -> Target:
     write_result(str(root), summary)
     readers: dict[str, Callable[[], Any]] = {
         "config.json": lambda: read_config(str(root)),
-        "history.jsonl": lambda: list(read_history(str(root)).values()),
+        "history.jsonl": lambda: list(read_history(str(root), strict=True).values()),
         "confusion.json": lambda: read_confusion(files.confusion),
         "summary.json": lambda: read_summary(str(root)),
     }
