@@ -131,7 +131,8 @@ class ProvedFile:
         for (start, stop), data in zip(spans, storage.read_ranges(self._uri, spans), strict=True):
             partial[start:stop] = np.frombuffer(data, np.uint8)
         for group, index, chunk in wanted:
-            found, expected = _crc(partial.data[chunk.start : chunk.stop]), self._proof.chunk_crcs[group][8 * index :][:8]
+            found = _crc(partial.data[chunk.start : chunk.stop])
+            expected = self._proof.chunk_crcs[group][8 * index :][:8]
             if found != expected:
                 field = f"chunk_crcs: column {self._column(index)}, row group {group}"
                 raise damaged(self._uri, field, found, expected)
