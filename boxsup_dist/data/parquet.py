@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Ge
-from numpy.typing import NDArray
 
 from boxsup_dist.errors import MissingFileError, TableError
 from boxsup_dist.io import storage
@@ -132,7 +131,8 @@ class ProvedFile:
         for (start, stop), data in zip(spans, storage.read_ranges(self._uri, spans), strict=True):
             partial[start:stop] = np.frombuffer(data, np.uint8)
         for group, index, chunk in wanted:
-            found, expected = _crc(partial[chunk.start : chunk.stop]), self._proof.chunk_crcs[group][8 * index :][:8]
+            found = _crc(partial.data[chunk.start : chunk.stop])
+            expected = self._proof.chunk_crcs[group][8 * index :][:8]
             if found != expected:
                 field = f"chunk_crcs: column {self._column(index)}, row group {group}"
                 raise damaged(self._uri, field, found, expected)
@@ -232,5 +232,5 @@ def _sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _crc(data: bytes | memoryview | NDArray[np.uint8]) -> str:
+def _crc(data: bytes | memoryview) -> str:
     return f"{zlib.crc32(data):08x}"

@@ -275,7 +275,7 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
 
     def read(fs: fsspec.AbstractFileSystem, path: str) -> list[bytes]:
-        parts = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="return")
+        parts: list[Any] = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="return")
         for part, start, end in zip(parts, starts, ends, strict=True):
             if isinstance(part, BaseException):
                 raise part
