@@ -101,6 +101,10 @@ class StorageError(InputError):
     """A store refuses, lacks the bucket, or did not answer in any of several tries."""
 
 
+UNREADABLE_NOW = (UnreadableFileError, MachineError, StorageError)
+"""What says nothing about the content of a file: it must not be treated as absent or damaged."""
+
+
 class NoRoomError(InputError):
     """Ray has no room for an object, neither in memory nor on disk."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boxsup_dist.config import TrainConfig, differences
-from boxsup_dist.errors import InputError, MissingFileError, SettingError
+from boxsup_dist.errors import UNREADABLE_NOW, InputError, MissingFileError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.io.typed_json import parse_json
 from boxsup_dist.runs.layout import FORMAT, RunFiles
@@ -92,6 +92,8 @@ def _holds(config: TrainConfig) -> bool:
     """Whether the directory holds this configuration; another version's, or a damaged one, is another."""
     try:
         return not _changed(config)
+    except UNREADABLE_NOW:
+        raise
     except InputError:
         return False
 

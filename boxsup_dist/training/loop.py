@@ -109,12 +109,20 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
 
 def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
     """This rank's worker, restored from the newest checkpoint. InputError on all ranks if any rank meets one."""
-    newest = checkpoint.latest(config.run_dir) if ray.train.get_context().get_world_rank() == 0 else None
-    newest = ray.train.collective.broadcast_from_rank_zero(newest)
+    newest: str | None = None
+    error: InputError | None = None
+    if ray.train.get_context().get_world_rank() == 0:
+        try:
+            newest = checkpoint.latest(config.run_dir)
+        except InputError as found:
+            error = found
+    newest, error = ray.train.collective.broadcast_from_rank_zero((newest, error))
+    if error is not None:
+        raise error
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # without it the ranks of a node would exchange objects through its first GPU
-    worker, error = None, None
+    worker = None
     try:
         worker = TrainWorker(config, mixture)
         worker.restore(newest)
