@@ -96,7 +96,7 @@ def test_a_measurement_checks_its_output_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(sys, "argv", ["bench", "crf", "--out", str(tmp_path / "file")])
+    monkeypatch.setattr(sys, "argv", ["bench", "memory", "--out", str(tmp_path / "file")])
     with pytest.raises(SystemExit):
         importlib.import_module("jobs.bench.__main__").main()
     assert f"error: the file cannot be written; file: {tmp_path}/file" in capsys.readouterr().err
