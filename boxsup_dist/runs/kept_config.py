@@ -58,11 +58,18 @@ def check_resume(config: TrainConfig) -> None:
 
     Raises:
         SettingError: Settings differ; names each with both values.
+        InputError: The file is damaged.
     """
     uri = RunFiles(config.run_dir).config
     if not storage.exists(uri) or not _has_trained(config.run_dir):
         return
-    changed = _changed(config)
+    try:
+        changed = _changed(config)
+    except InputError as error:
+        if type(error) is not InputError:
+            raise
+        problem = f"{error.problem}; delete the file to continue the run, if this command has the run's settings"
+        raise error.at(problem=problem) from None
     if changed:
         values = ", ".join(
             f"{name}: this run has {old}, the command says {new}" for name, (old, new) in changed.items()

@@ -64,8 +64,11 @@ def test_a_configuration_that_cannot_be_read_is_replaced_where_nothing_was_train
     assert read_config(config.run_dir) == config and not storage.exists(files.mlflow_run_id)
     storage.write_bytes(files.config, stored)
     train_a_step(config)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         check_resume(config)
+    assert ("delete the file to continue the run" in str(caught.value)) == (stored == b"{half")
+    Path(files.config).unlink()
+    check_resume(config)
 
 
 def test_a_configuration_that_cannot_be_read_now_is_not_replaced(
