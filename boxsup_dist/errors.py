@@ -109,6 +109,10 @@ class LeaseError(InputError):
     """Another process writes into a folder that has one writer, or took it over."""
 
 
+UNREADABLE_NOW = (UnreadableFileError, MachineError, StorageError)
+"""What says nothing about the content of a file: it must not be treated as absent or damaged."""
+
+
 class NoRoomError(InputError):
     """Ray has no room for an object, neither in memory nor on disk."""
 

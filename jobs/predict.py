@@ -20,7 +20,7 @@ import tyro
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
-from boxsup_dist.errors import InputError, SettingError, StorageError
+from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
 from boxsup_dist.export.coco import coco_image_id, write_coco
 from boxsup_dist.export.files import Kind, finished_names, keep_identity
 from boxsup_dist.export.images import Images, Item, check_distinct, find_images
@@ -258,7 +258,7 @@ def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
     try:
         config = read_config(run_dir)
         names = open_table(config.sources[0].records, "records").classes
-    except StorageError:  # not missing: not known
+    except UNREADABLE_NOW:
         raise
     except InputError:
         names = VOC_CLASSES

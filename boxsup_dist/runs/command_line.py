@@ -106,9 +106,15 @@ def run(
         remote.begin_command()
         chosen = choose_settings() if choose_settings is not None else get_type_hints(main)["settings"]
         settings = read(chosen, sys.modules[main.__module__].__doc__)
-        if (out := getattr(settings, "out", None)) is not None:
-            storage.check_output(os.path.dirname(storage.absolute(out)) if out_is_file else out)
+        check_out(settings, is_file=out_is_file)
         main(settings)
+
+
+def check_out(settings: object, *, is_file: bool = False) -> None:
+    """Raise UnwritableFileError if the settings have an `out`, a folder or file, that cannot be written."""
+    out = getattr(settings, "out", None)
+    if out is not None:
+        storage.check_output(os.path.dirname(storage.absolute(out)) if is_file else out)
 
 
 def read(

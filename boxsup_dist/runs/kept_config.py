@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boxsup_dist.config import TrainConfig, differences
-from boxsup_dist.errors import InputError, MissingFileError, SettingError, StorageError
+from boxsup_dist.errors import UNREADABLE_NOW, InputError, MissingFileError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.io.typed_json import parse_json
 from boxsup_dist.runs.layout import FORMAT, RunFiles
@@ -58,11 +58,18 @@ def check_resume(config: TrainConfig) -> None:
 
     Raises:
         SettingError: Settings differ; names each with both values.
+        InputError: The file is damaged.
     """
     uri = RunFiles(config.run_dir).config
     if not storage.exists(uri) or not has_trained(config.run_dir):
         return
-    changed = _changed(config)
+    try:
+        changed = _changed(config)
+    except InputError as error:
+        if type(error) is not InputError:
+            raise
+        problem = f"{error.problem}; delete the file to continue the run, if this command has the run's settings"
+        raise error.at(problem=problem) from None
     if changed:
         values = ", ".join(
             f"{name}: this run has {old}, the command says {new}" for name, (old, new) in changed.items()
@@ -92,7 +99,7 @@ def _holds(config: TrainConfig) -> bool:
     """Whether the directory holds this configuration; another version's, or a damaged one, is another."""
     try:
         return not _changed(config)
-    except StorageError:  # what the directory holds is not known
+    except UNREADABLE_NOW:
         raise
     except InputError:
         return False

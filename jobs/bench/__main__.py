@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-from boxsup_dist.runs.command_line import clear_errors, docstring_of, front_door, program, read
+from boxsup_dist.runs.command_line import check_out, clear_errors, docstring_of, front_door, program, read
 from jobs.bench.settings import MEASUREMENTS
 
 GROUPS = {"measurements": tuple(MEASUREMENTS)}
@@ -19,6 +19,7 @@ def main() -> None:
         name, arguments = front_door("jobs.bench", GROUPS, default="epoch")
         module = f"jobs.bench.{name}"
         settings: object = read(MEASUREMENTS[name], docstring_of(module), arguments, prog=f"{program()} {name}")
+        check_out(settings)
         importlib.import_module(module).main(settings)
 
 

@@ -50,10 +50,25 @@ def test_credentials_are_blanked_out_and_refused(uri, monkeypatch):
         "models:/NAME@ALIAS",
         "/data/x@2.png",
         "https://host/x.png?size=2",
+        "/data/x?key=1.jpg",
+        "photos/x&token=2.png",
+        "file:///data/x?secret=3/y",
     ],
 )
 def test_other_uris_are_left_alone(uri):
     assert redact(uri) == uri and not has_credentials(uri)
+
+
+def test_a_local_file_may_have_any_name_and_is_shown_with_it(tmp_path):
+    uri = str(tmp_path / "x?key=1&token=2.json")
+    storage.write_json(uri, 3)
+    assert storage.read_json(uri) == 3 and storage.list_names(str(tmp_path)) == ["x?key=1&token=2.json"]
+    assert "x?key=1&token=2.json" in str(InputError("bad", file=uri, expected="another"))
+
+
+def test_a_uri_beside_a_local_file_is_still_blanked_out():
+    text = redact("copying file:///a?key=shown and /b?key=shown to https://host/c?key=hidden&x=1 and s3://d?sig=hidden")
+    assert text.count("shown") == 2 and "hidden" not in text and text.count("***") == 2
 
 
 def test_an_error_hides_credentials_in_every_part_also_after_a_process():

@@ -92,6 +92,16 @@ def test_an_output_folder_that_takes_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_measurement_checks_its_output_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(sys, "argv", ["bench", "memory", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit):
+        importlib.import_module("jobs.bench.__main__").main()
+    assert f"error: the file cannot be written; file: {tmp_path}/file" in capsys.readouterr().err
+
+
 def test_a_store_is_not_asked_and_nothing_is_left_behind(tmp_path: Path) -> None:
     storage.check_output("s3://no-such-bucket/x")
     storage.check_output(str(tmp_path / "a" / "b"))

@@ -158,6 +158,16 @@ def test_bad_input_is_a_record_error_that_names_it(tmp_path, name):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "encoding", ["foo-99", "utf-16", "utf-7", "cp932", "idna", "base64", "punycode", "utf-32", "x" * 300]
+)
+def test_an_encoding_that_the_parser_does_not_know_or_that_is_another_is_named(tmp_path, encoding):
+    devkit.write(tmp_path, "a", annotation=f'<?xml version="1.0" encoding="{encoding}"?>{devkit.xml()}')
+    with pytest.raises(RecordError, match=r"the annotation is not XML; file: .*a\.xml; found: .") as found:
+        voc.read_record(str(tmp_path), "a", "train")
+    assert "\n" not in str(found.value)
+
+
 def test_an_annotation_without_objects_is_a_negative_image(tmp_path):
     devkit.write(tmp_path, "a", annotation=devkit.xml([]), masks={"SegmentationClass": devkit.mask(_ZEROS)})
     record = read(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from boxsup_dist.config import OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
-from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.errors import InputError, SettingError, UnreadableFileError
 from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import CheckpointState, save
 from boxsup_dist.runs.kept_config import FREE_ON_RESUME, check_resume, keep_config, read_config, write_config
@@ -64,8 +64,28 @@ def test_a_configuration_that_cannot_be_read_is_replaced_where_nothing_was_train
     assert read_config(config.run_dir) == config and not storage.exists(files.mlflow_run_id)
     storage.write_bytes(files.config, stored)
     train_a_step(config)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         check_resume(config)
+    assert ("delete the file to continue the run" in str(caught.value)) == (stored == b"{half")
+    Path(files.config).unlink()
+    check_resume(config)
+
+
+def test_a_configuration_that_cannot_be_read_now_is_not_replaced(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the same run's: its history and MLflow run must not be lost."""
+    keep_config(config)
+    files = RunFiles(config.run_dir)
+    storage.write_bytes(files.mlflow_run_id, b"a1")
+
+    def fail(uri: str) -> bytes:
+        raise UnreadableFileError("the file cannot be read", file=uri, value="Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(UnreadableFileError, match="Input/output error"):
+        patch.setattr(storage, "read_bytes", fail)
+        keep_config(replace(config, seed=7))
+    assert storage.exists(files.mlflow_run_id) and read_config(config.run_dir) == config
 
 
 def test_a_run_that_was_trained_names_every_setting_that_differs(config: TrainConfig) -> None:
