@@ -124,20 +124,21 @@ def predict(settings: Settings) -> dict[str, Any]:
     keep_identity(out, identity)
     finished = finished_names(out, settings.kinds())
     units = images.units(skipped=lambda item: item.name in finished)
-    failed: list[Outcome] = []
+    outcomes: list[Outcome] = []
     if units:
         pool = _make_pool(settings, trained)
         try:
-            failed = _predict(pool, units, settings, images, trained)
+            outcomes = _predict(pool, units, settings, images, trained)
         finally:
             pool.close()
+    failed = [outcome for outcome in outcomes if outcome.problem is not None]
     bad = {outcome.item.name for outcome in failed}
     if settings.coco_json:
         _write_coco(images.units(skipped=lambda item: item.name in bad), trained, out)
     good = [item.name for item in images.items if item.name not in bad]
     if settings.submission is not None:
         write_submission(out, settings.submission, good)
-    summary = _summary(settings, trained, images, identity["prediction"], sum(map(len, units)), failed)
+    summary = _summary(settings, trained, images, identity["prediction"], outcomes, failed)
     summary["seconds"] = round(time.monotonic() - started, 2)
     write_result(out, summary)
     return summary
@@ -155,7 +156,12 @@ def _write_coco(units: list[list[Item]], trained: TrainedNetwork, out: str) -> N
 
 
 def _summary(
-    settings: Settings, trained: TrainedNetwork, images: Images, prediction: Any, num_tried: int, failed: list[Outcome]
+    settings: Settings,
+    trained: TrainedNetwork,
+    images: Images,
+    prediction: Any,
+    outcomes: list[Outcome],
+    failed: list[Outcome],
 ) -> dict[str, Any]:
     outputs = [*settings.kinds(), *(["coco.json"] if settings.coco_json else [])]
     if settings.submission is not None:
@@ -165,8 +171,9 @@ def _summary(
         "images": settings.images,
         "prediction": prediction,
         "num_images": len(images.items),
-        "num_predicted": num_tried - len(failed),
-        "num_finished_before": len(images.items) - num_tried,
+        "num_predicted": len(outcomes) - len(failed),
+        "num_all_background": sum(outcome.is_background for outcome in outcomes),
+        "num_finished_before": len(images.items) - len(outcomes),
         "num_failed": len(failed),
         "failed": [{"file": _place(outcome.item), "reason": outcome.problem} for outcome in failed],
         "outputs": outputs,
@@ -211,7 +218,7 @@ def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
 def _predict(
     pool: NetworkPool, units: list[list[Item]], settings: Settings, images: Images, trained: TrainedNetwork
 ) -> list[Outcome]:
-    """Predict all units and report each image that cannot be read; returns these."""
+    """Predict all units and report each image that cannot be read; returns the outcome of every image."""
     import ray
 
     from boxsup_dist.export.prediction import PredictionJob, predict_unit
@@ -231,15 +238,15 @@ def _predict(
         job=job,
         records=images.records,
     )
-    failed: list[Outcome] = []
+    found: list[Outcome] = []
     with ProgressMeter("predict", len(units)) as meter:
         for outcomes in results:
             meter.advance(len(outcomes))
+            found += outcomes
             for outcome in outcomes:
                 if outcome.problem is not None:
-                    failed.append(outcome)
                     print(f"failed: {_place(outcome.item)}: {outcome.problem}", file=sys.stderr, flush=True)
-    return failed
+    return found
 
 
 def _place(item: Item) -> str:
@@ -261,8 +268,11 @@ def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
 def main(settings: Settings) -> None:
     """Predict and print what was done; the exit status is 1 if an image failed."""
     summary = predict(settings)
-    for key in ("num_images", "num_predicted", "num_finished_before", "num_failed", "seconds"):
+    for key in ("num_images", "num_predicted", "num_all_background", "num_finished_before", "num_failed", "seconds"):
         print(f"{key:<20} {summary[key]}")
+    if 0 < summary["num_predicted"] == summary["num_all_background"]:
+        text = f"every pixel of all {summary['num_predicted']} images is predicted as background"
+        print(f"warning: {text}: is {summary['network']} trained to its end, on such images?", flush=True)
     if summary["failed"]:
         raise SystemExit(1)
 

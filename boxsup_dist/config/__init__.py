@@ -148,6 +148,12 @@ class TrainConfig:
                     value=source.label_maps,
                     expected="not set, or set assignment.refine_from_epoch",
                 )
+        if any(source.supervision in ("box", "wssl_em") for source in self.sources):
+            for name in ("warmup_epochs", "refine_from_epoch"):
+                value, epochs = getattr(self.assignment, name), self.optimizer.epochs
+                check_range(
+                    value is None or value <= epochs, f"assignment.{name}", value, f"<= optimizer.epochs = {epochs}"
+                )
         check_choice(self.duplicates, Duplicates, "duplicates")
         for name in ("evaluate_every", "checkpoint_every_steps", "max_bad_records"):
             check_range(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")

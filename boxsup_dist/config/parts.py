@@ -13,6 +13,7 @@ Schedule = Literal["step", "poly"]
 OptimizerKind = Literal["sgd", "adamw"]
 # Image tiles start at multiples of the coarsest stride of any network, so that their cells are the cells of the image.
 TILE_GRID_PX = 32
+ADAMW_WARMUP_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ class OptimizerSettings:
     """step: divide by 10 every `decay_epochs`. poly: (1 - progress) ** 0.9, for short runs."""
     decay_epochs: int = 15
     """Epochs between two divisions of the step schedule."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from zero."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly from zero; fewer than the run has. Not set: 0 for sgd; for adamw
+    50, or an eighth of the steps of a run of fewer than 400."""
     momentum: float = 0.9
     """Momentum of SGD; decay of the first moment of AdamW."""
     weight_decay: float = 5e-4
@@ -147,7 +149,21 @@ class OptimizerSettings:
             check_range(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "> 0")
         check_range(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
         for name in ("weight_decay", "warmup_steps", "class_balance"):
-            check_range(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
+            value = getattr(self, name)
+            check_range(value is None or value >= 0, f"optimizer.{name}", value, ">= 0")
+
+    def warmup(self, total_steps: int) -> int:
+        """The steps of the warm-up in a run of `total_steps` steps.
+
+        Raises:
+            SettingError: `warmup_steps` is set and the run has no step after them.
+        """
+        if self.warmup_steps is None:
+            return min(ADAMW_WARMUP_STEPS, total_steps // 8) if self.kind == "adamw" else 0
+        expected = f"fewer than the {total_steps} steps of the run, or not set: it is then fitted to the run"
+        fits = self.warmup_steps == 0 or self.warmup_steps < total_steps
+        check_range(fits, "optimizer.warmup_steps", self.warmup_steps, expected)
+        return self.warmup_steps
 
 
 @dataclass(frozen=True)

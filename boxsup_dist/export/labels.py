@@ -47,7 +47,7 @@ def export_unit(index: int, *, mixture: Mixture, labels: Labels, undecided: Unde
     segments = labels.segments(index)
     paint = painter(unit, segments, mixture.assignment, decided=decided)
     facts = _facts(labels, index)
-    rows = unit.source.records.read(unit.where, GRANTED_COLUMNS["box"]).take(pa.array(unit.rows, pa.int64()))
+    rows = unit.trained(unit.source.records.read(unit.where, GRANTED_COLUMNS["box"]))
     assert unit.source.proposals is not None
     stored = unit.source.proposals.read(unit.where, ("image_id", "superpixels", "num_superpixels")).to_pylist()
     superpixels_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}

@@ -33,7 +33,8 @@ class Outcome(NamedTuple):
     """The result of one image."""
 
     item: Item
-    problem: str | None  # why it was skipped; None if its outputs are written
+    problem: str | None = None  # why it was skipped; None if its outputs are written
+    is_background: bool = False  # whether every pixel is predicted as background
 
 
 def predict_unit(
@@ -63,8 +64,9 @@ def predict_unit(
         except InputError as error:
             outcomes.append(Outcome(item, str(error)))
             continue
-        write_outputs(job.out, item.name, job.kinds, image, predict_probs(network, image, job.settings))
-        outcomes.append(Outcome(item, None))
+        probs = predict_probs(network, image, job.settings)
+        label_map = write_outputs(job.out, item.name, job.kinds, image, probs)
+        outcomes.append(Outcome(item, is_background=not label_map.any()))
     return outcomes
 
 

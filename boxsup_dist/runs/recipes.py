@@ -65,7 +65,6 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
             lr=3e-4,
             head_lr_multiplier=5.0,
             schedule="poly",
-            warmup_steps=50,
             weight_decay=0.01,
             class_balance=0.5,
         ),
@@ -88,6 +87,16 @@ def demo(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
         assignment=replace(config.assignment, warmup_epochs=2),
         optimizer=replace(config.optimizer, epochs=8, global_batch_size=5, class_balance=0.0),
         augment=AugmentSettings(161, 161, 0.75, 1.35),
+    )
+
+
+def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
+    """A recipe's configuration for another number of epochs: the warm-up of the assignment keeps its share of them."""
+    warmup = max(1, round(config.assignment.warmup_epochs * epochs / config.optimizer.epochs))
+    return replace(
+        config,
+        assignment=replace(config.assignment, warmup_epochs=warmup),
+        optimizer=replace(config.optimizer, epochs=epochs),
     )
 
 

@@ -51,6 +51,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     runs_root = os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs"
     tracking_uri = default_tracking_uri(runs_root)
     inputs = open_inputs(config)
+    warmup = config.optimizer.warmup(inputs.num_steps * config.optimizer.epochs)
+    config = replace(config, optimizer=replace(config.optimizer, warmup_steps=warmup))
     check_resume(config)
     if is_finished(run_dir):
         print(f"{run_dir}: this run is finished", flush=True)

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import Labels
-from boxsup_dist.data.schema import BACKGROUND
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
 from boxsup_dist.model import checkpoint
@@ -30,7 +30,7 @@ from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 from boxsup_dist.training.order import EpochOrder, order_epoch
 from boxsup_dist.training.stream import Batch, worker_batches
 
-FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for its share
+FOREGROUND_GRID_PX = 8  # foreground is counted on every 8th pixel of every 8th row: enough for its share
 StateDict = dict[str, torch.Tensor]
 
 
@@ -40,8 +40,9 @@ class EpochTotals:
 
     loss: float = 0.0
     weights: float = 0.0  # of the valid pixels
-    foreground: float = 0.0
-    counted: float = 0.0
+    foreground: float = 0.0  # predicted, of the counted pixels
+    label_foreground: float = 0.0  # of the label maps, of the same pixels
+    counted: float = 0.0  # valid pixels on the grid
     images: float = 0.0
     waited_s: float = 0.0  # of this worker for its stream, without the first batch
     first_batch_s: float = 0.0
@@ -52,6 +53,7 @@ class EpochTotals:
         return {
             "train_loss": self.loss / max(self.weights, 1e-9),
             "foreground_share": self.foreground / max(self.counted, 1),
+            "label_foreground_share": self.label_foreground / max(self.counted, 1),
             "images_per_s": self.images / max(self.steps_s, 1e-9),
             "train_s": self.steps_s,
             "first_batch_s": self.first_batch_s,
@@ -165,6 +167,9 @@ class TrainWorker:
 
         Returns:
             Metrics of the whole epoch.
+
+        Raises:
+            InputError: On all ranks: a batch failed, no pixel had a label, or the weights are not finite.
         """
         self.network.train()
         for batch in _timed(batches, self.totals):
@@ -173,7 +178,28 @@ class TrainWorker:
             self.totals.steps_s += time.perf_counter() - started
             self.step = batch.step + 1
             on_step(self.totals, num_steps)
+        if self.totals.weights == 0:
+            raise InputError(
+                f"nothing to learn in epoch {self.epoch + 1}: every pixel of its label maps is ignored",
+                field="label map",
+                expected="pixels with a class: masks that are not all 255, boxes that have a candidate segment",
+            )
+        self.check_weights()
         return self.totals.metrics()
+
+    def check_weights(self) -> None:
+        """Check the weights before they are kept; the same on all ranks.
+
+        Raises:
+            NonFiniteLossError: A weight is not finite: an update overflowed after a loss that was finite.
+        """
+        if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
+            raise NonFiniteLossError(
+                f"the weights are not finite after epoch {self.epoch + 1}, step {self.step}",
+                field="optimizer.lr",
+                value=self.config.optimizer.lr,
+                expected="a smaller learning rate",
+            )
 
     def finish_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
@@ -202,14 +228,16 @@ class TrainWorker:
             is_em = torch.from_numpy(batch.is_em)
             label_maps[is_em] = expected_labels(logits.detach()[is_em], label_maps[is_em])
         loss_sum, weight_sum = segmentation_loss(logits, label_maps, self.class_weights)
-        grid = logits.detach()[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
-        real = float(len(batch.image_ids) > 0)
+        on_grid = label_maps[:, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX]
+        predicted = logits.detach()[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
+        is_valid = on_grid != IGNORE_INDEX
         sums = torch.stack(
             [
                 loss_sum.detach().double(),
                 weight_sum.double(),
-                (grid != BACKGROUND).sum().double() * real,
-                torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
+                ((predicted != BACKGROUND) & is_valid).sum().double(),
+                ((on_grid != BACKGROUND) & is_valid).sum().double(),
+                is_valid.sum().double(),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
                 torch.tensor(batch.error is not None, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
@@ -218,7 +246,7 @@ class TrainWorker:
         own_loss = float(sums[0])
         if self.num_workers > 1:
             dist.all_reduce(sums)
-        loss, weight, foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
+        loss, weight, foreground, label_foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
         if num_errors:
             raise_together(batch.error)
         if num_bad:
@@ -235,6 +263,7 @@ class TrainWorker:
         self.totals.loss += loss
         self.totals.weights += weight
         self.totals.foreground += foreground
+        self.totals.label_foreground += label_foreground
         self.totals.counted += counted
         self.totals.images += images_seen
 
@@ -243,7 +272,7 @@ class TrainWorker:
         if batch.images is None or batch.label_maps is None:
             size = (self.config.augment.crop_height_px, self.config.augment.crop_width_px)
             empty = torch.zeros((1, 3, *size), dtype=torch.uint8, device=self.device)
-            return empty, torch.full((1, *size), 255, dtype=torch.uint8, device=self.device)
+            return empty, torch.full((1, *size), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
         images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         return images, torch.from_numpy(batch.label_maps).to(self.device, non_blocking=True)
 
@@ -254,10 +283,10 @@ class TrainWorker:
         if len(self.bad_records) > self.config.max_bad_records:
             problem = next(reversed(self.bad_records.values()))
             raise RecordError(
-                f"{len(self.bad_records)} records are unusable, the last: {problem}",
+                f"{len(self.bad_records)} records are unusable: {', '.join(self.bad_records)}; the last: {problem}",
                 field="max_bad_records",
-                value=list(self.bad_records),
-                expected=f"<= {self.config.max_bad_records}: repair the records, or set a larger max_bad_records",
+                value=self.config.max_bad_records,
+                expected=f">= {len(self.bad_records)}, or repaired records",
             )
 
     def _non_finite(self, batch: Batch, own_loss: float) -> NonFiniteLossError:

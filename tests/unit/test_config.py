@@ -1,6 +1,7 @@
 """Settings: defaults of the paper, a lossless trip through JSON, and a check that names what is wrong."""
 
 import json
+import math
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import get_args
 
@@ -97,6 +98,22 @@ def test_label_maps_of_boxes_are_for_refinement():
     assert replace(CONFIG, sources=sources, assignment=refining).check().sources == sources
     with pytest.raises(SettingError, match=r"refine_from_epoch needs assignment.consensus_temperature: set it"):
         replace(CONFIG, assignment=replace(refining, consensus_temperature=None)).check()
+
+
+@pytest.mark.parametrize("name", ["warmup_epochs", "refine_from_epoch"])
+def test_an_assignment_schedule_that_the_run_never_reaches_is_refused(name):
+    assignment = replace(CONFIG.assignment, consensus_temperature=0.1, **{name: 4})
+    config = replace(CONFIG, assignment=assignment, optimizer=replace(CONFIG.optimizer, epochs=3))
+    with pytest.raises(SettingError, match=rf"assignment.{name}; found: 4; expected: <= optimizer.epochs = 3"):
+        config.check()
+    replace(config, optimizer=replace(CONFIG.optimizer, epochs=4)).check()
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_number_that_is_not_finite_is_refused(name):
+    for value in (math.inf, math.nan):
+        with pytest.raises(SettingError, match=f"optimizer.{name}; found: {value}"):
+            replace(CONFIG, optimizer=replace(CONFIG.optimizer, **{name: value})).check()
 
 
 def test_a_mixture_is_named_by_its_supervisions():
