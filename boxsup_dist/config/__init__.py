@@ -186,7 +186,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Inverse of to_dict. A setting that `values` lacks takes its default.
+        """Inverse of to_dict. A setting that `values` lacks takes its default, or what earlier versions did.
 
         Raises:
             SettingError: `values` lacks the sources or has a setting that does not exist.
@@ -200,6 +200,11 @@ class TrainConfig:
         }
         try:
             sources = tuple(SourceSettings(**source) for source in values["sources"])
+            optimizer = values.get("optimizer")
+            if isinstance(optimizer, dict) and "score_lr_multiplier" not in optimizer:
+                # Earlier versions had one factor for all layers after the backbone, and none for biases.
+                factors = {"score_lr_multiplier": optimizer["head_lr_multiplier"], "bias_lr_multiplier": 1.0}
+                values = {**values, "optimizer": {**optimizer, **factors}}
             rest = {key: parts[key](**value) if key in parts else value for key, value in values.items()}
             return cls(**{**rest, "sources": sources})
         except (KeyError, TypeError) as error:

@@ -29,6 +29,9 @@ class NetworkSettings:
     network's usual ImageNet weights."""
     output_stride: int | None = None
     """Input pixels per cell of the score map. timm:MODEL: 8 or 16 (not set: 16). The VGG-16 networks have one each."""
+    random_fc: bool = False
+    """Start fc6 and fc7 of a network on VGG-16 at random. Not set: from VGG-16's classifier, thinned out as published;
+    weights without one, such as torchvision:IMAGENET1K_FEATURES, are refused."""
     head: Head = "largefov"
     """Head of timm:MODEL. The VGG-16 networks have their own and take only the default."""
     head_channels: int | None = None
@@ -108,7 +111,7 @@ class AssignmentSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer and its schedule. The defaults are the paper's (section 4.3)."""
+    """The optimizer and its schedule. The defaults are the paper's (section 4.3) and, for the factors, DeepLab's."""
 
     kind: OptimizerKind = "sgd"
     """sgd: the paper's. adamw: learns more in the few hundred steps of small recipes."""
@@ -118,8 +121,12 @@ class OptimizerSettings:
     """Images per step, over all workers."""
     lr: float = 1e-3
     """Learning rate of the backbone."""
-    head_lr_multiplier: float = 10.0
-    """Factor on the learning rate of all layers after the backbone; the published FCN uses 1."""
+    head_lr_multiplier: float = 1.0
+    """Factor on the learning rate of the layers between the backbone and the score layers: fc6 and fc7 of VGG-16."""
+    score_lr_multiplier: float = 10.0
+    """Factor on the learning rate of the score layers; the published FCN uses 1."""
+    bias_lr_multiplier: float = 2.0
+    """Further factor on the learning rate of biases."""
     schedule: Schedule = "step"
     """step: divide by 10 every `decay_epochs`. poly: (1 - progress) ** 0.9, for short runs."""
     decay_epochs: int = 15
@@ -145,7 +152,7 @@ class OptimizerSettings:
             check_range(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), ">= 1")
         check_choice(self.kind, OptimizerKind, "optimizer.kind")
         check_choice(self.schedule, Schedule, "optimizer.schedule")
-        for name in ("lr", "head_lr_multiplier"):
+        for name in ("lr", "head_lr_multiplier", "score_lr_multiplier", "bias_lr_multiplier"):
             check_range(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "> 0")
         check_range(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
         for name in ("weight_decay", "warmup_steps", "class_balance"):
@@ -168,15 +175,15 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Random scale, crop and flip of a training image."""
+    """Random scale, crop and flip of a training image. The defaults are DeepLab's: a crop and a mirror, no scale."""
 
     crop_height_px: int = 321
     """Height of the crop that the network sees."""
     crop_width_px: int = 321
     """Width of the crop that the network sees."""
-    scale_min: float = 0.5
+    scale_min: float = 1.0
     """Smallest factor on the size of the image."""
-    scale_max: float = 1.5
+    scale_max: float = 1.0
     """Largest factor on the size of the image."""
     flip: bool = True
     """Mirror half of the images."""

@@ -64,6 +64,8 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
             global_batch_size=10,
             lr=3e-4,
             head_lr_multiplier=5.0,
+            score_lr_multiplier=5.0,
+            bias_lr_multiplier=1.0,
             schedule="poly",
             weight_decay=0.01,
             class_balance=0.5,

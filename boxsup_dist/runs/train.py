@@ -60,7 +60,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
             _deliver(RunTracker(runs_root, tracking_uri), config, inputs, tags)
         summary = read_summary(run_dir)
     else:
-        check_start(inputs.network, config.network.weights)
+        if checkpoint.latest(run_dir) is None:
+            check_start(inputs.network, config.network.weights, random_fc=config.network.random_fc)
         session.start()
         size = session.total_cpus(), session.total_gpus()
         resources = config.resources.resolve(*size)

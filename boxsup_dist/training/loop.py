@@ -115,7 +115,7 @@ def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
         torch.cuda.set_device(device)  # without it the ranks of a node would exchange objects through its first GPU
     worker, error = None, None
     try:
-        worker = TrainWorker(config, mixture)
+        worker = TrainWorker(config, mixture, resumes=newest is not None)
         worker.restore(newest)
     except InputError as found:
         error = found

@@ -20,7 +20,7 @@ from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
+from boxsup_dist.errors import CheckpointError, InputError, NonFiniteLossError, RecordError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
 from boxsup_dist.model.networks import network_spec, parameter_groups
@@ -64,7 +64,8 @@ class EpochTotals:
 class TrainWorker:
     """One rank's network, optimizer and position."""
 
-    def __init__(self, config: TrainConfig, mixture: Mixture) -> None:
+    def __init__(self, config: TrainConfig, mixture: Mixture, *, resumes: bool = False) -> None:
+        """Build the network with its first weights; with `resumes` at random, as `restore` then brings all of them."""
         context = ray.train.get_context()
         self.config, self.mixture = config, mixture
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
@@ -72,12 +73,10 @@ class TrainWorker:
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
         spec = network_spec(config.network, num_classes=len(mixture.sources[0].records.classes))
-        self.network = start_network(spec, config.network.weights)
+        weights, random_fc = ("none", False) if resumes else (config.network.weights, config.network.random_fc)
+        self.network = start_network(spec, weights, random_fc=random_fc)
         self.network.to(self.device).to(memory_format=torch.channels_last)
-        options = config.optimizer
-        self.optimizer = make_optimizer(
-            parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay), options
-        )
+        self.optimizer = make_optimizer(parameter_groups(self.network, config.optimizer), config.optimizer)
         decay = config.assignment.average_decay
         self.average: AveragedModel | None = None
         if decay is not None:
@@ -96,12 +95,25 @@ class TrainWorker:
         self.model = ray.train.torch.prepare_model(self.network, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def restore(self, uri: str | None) -> None:
-        """Load weights, optimizer and position from the checkpoint at `uri`; None starts from the beginning."""
+        """Load weights, optimizer and position from the checkpoint at `uri`; None starts from the beginning.
+
+        Raises:
+            CheckpointError: The optimizer of the checkpoint has other parameter groups.
+        """
         if uri is None:
             return
         state = checkpoint.load(uri)
         self.network.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.training["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state.training["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(
+                "another version of boxsup_dist trained this run with other groups of learning rates: train it again in "
+                f"another directory; to begin with its network, use --network.weights checkpoint:{uri}",
+                file=uri,
+                field="optimizer",
+                value=str(error),
+            ) from None
         if self.average is not None:
             self.average.module.load_state_dict(state.training["average"])
             self.average.n_averaged.fill_(1)  # at 0 the next update would copy the network instead of averaging

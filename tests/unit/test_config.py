@@ -142,6 +142,19 @@ def test_every_setting_survives_json(name, value):
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_run_of_an_earlier_version_says_how_it_learned():
+    """One factor for all layers after the backbone, none for biases."""
+    values = asdict(CONFIG)
+    values["optimizer"] |= {"head_lr_multiplier": 5.0}
+    del values["optimizer"]["score_lr_multiplier"], values["optimizer"]["bias_lr_multiplier"]
+    found = TrainConfig.from_dict(json.loads(json.dumps(values))).optimizer
+    assert (found.head_lr_multiplier, found.score_lr_multiplier, found.bias_lr_multiplier) == (5.0, 5.0, 1.0)
+
+
+def test_the_crop_of_the_paper_is_not_scaled():
+    assert AugmentSettings() == AugmentSettings(321, 321, 1.0, 1.0, flip=True)
+
+
 def test_settings_of_another_version_are_refused():
     values = asdict(CONFIG)
     for bad in ({**values, "extra": 1}, {**values, "optimizer": {"momentums": 0.9}}, {"run_dir": "run"}):
@@ -169,6 +182,8 @@ BAD = {
     "optimizer.schedule": ["cosine"],
     "optimizer.lr": [0, -1e-3],
     "optimizer.head_lr_multiplier": [0],
+    "optimizer.score_lr_multiplier": [0],
+    "optimizer.bias_lr_multiplier": [0],
     "optimizer.momentum": [-0.1, 1.0],
     "optimizer.weight_decay": [-1e-4],
     "optimizer.warmup_steps": [-1],
