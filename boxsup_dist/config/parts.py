@@ -132,8 +132,8 @@ class OptimizerSettings:
     decay_epochs: int = 15
     """Epochs between two divisions of the step schedule."""
     warmup_steps: int | None = None
-    """Steps over which the learning rate rises linearly from zero; fewer than the run has. Not set: 0 for sgd; for adamw
-    50, or an eighth of the steps of a run of fewer than 400."""
+    """Steps over which the learning rate rises linearly from zero; fewer than the run has. Not set: 0 for sgd, 50 for
+    adamw, or an eighth of the steps of a run of fewer than 400."""
     momentum: float = 0.9
     """Momentum of SGD; decay of the first moment of AdamW."""
     weight_decay: float = 5e-4

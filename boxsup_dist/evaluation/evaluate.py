@@ -219,7 +219,8 @@ def measure_labels(
 ) -> UnitResult:
     """Confusion matrix of the label maps that training uses against ground truth ("label mIoU").
 
-    Measures the training images of all sources whose label maps are made once, from boxes. The members of the pool paint; their networks are not used.
+    Measures the training images of the sources of `Mixture.with_measurable_labels`. The members of the pool paint;
+    their networks are not used.
 
     Args:
         pool: The pool of the training, whose members hold the CPUs.

@@ -12,7 +12,7 @@ from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, RecordError, StorageError
 from boxsup_dist.export.coco import CocoImage, class_regions
 from boxsup_dist.export.files import Kind, output_uri, write_outputs
-from boxsup_dist.export.images import Item, read_image
+from boxsup_dist.export.images import Item, ending_of, read_image
 from boxsup_dist.io import storage
 from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.model.networks import SegmentationNetwork
@@ -89,19 +89,23 @@ def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, b
             yield item, RecordError(f"the file cannot be read: {type(error).__name__}: {error}")
 
 
-def regions_unit(unit: Sequence[Item], *, out: str) -> list[CocoImage]:
+def regions_unit(unit: Sequence[Item], *, out: str, records: Table | None) -> list[CocoImage]:
     """List the regions of each class in the label maps that `predict_unit` wrote.
 
     Args:
         unit: The images.
         out: Folder of the outputs.
+        records: The records table, for images that are rows of one.
 
     Returns:
         One entry per image for the COCO file.
     """
+    endings = {item.name: item.ending for item in unit}
+    if unit[0].where is not None:
+        endings = {item.name: ending_of(data) for item, data in _read(unit, records) if isinstance(data, bytes)}
     found = []
     for item in unit:
         label_map = decode_png(storage.read_bytes(output_uri(out, "label_maps", item.name)))
         height, width = label_map.shape
-        found.append(CocoImage(item.name, height, width, class_regions(label_map)))
+        found.append(CocoImage(item.name, endings[item.name], height, width, class_regions(label_map)))
     return found

@@ -265,9 +265,7 @@ def network_from_state(spec: NetworkSpec, state: Mapping[str, Tensor]) -> Segmen
     return network.eval()
 
 
-def parameter_groups(
-    network: SegmentationNetwork, settings: OptimizerSettings
-) -> list[dict[str, Any]]:
+def parameter_groups(network: SegmentationNetwork, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer: body, head and score layers, each weights, biases and scales of norms.
 
     Frozen parameters are in no group. Biases and scales have no weight decay.

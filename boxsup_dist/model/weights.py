@@ -9,8 +9,8 @@ Specs:
     torchvision:NAME@PATH        the same weights from a downloaded file, for machines without a network
     checkpoint:URI               a trained network except its score layers: model.transfer reads it
 
-A state dict of VGG-16 has torchvision's key names and takes RGB minus the mean; fc6 and fc7 of a network on VGG-16 start
-from its classifier. IMAGENET1K_FEATURES, the paper's model, has none in torchvision: its values there are NaN.
+A state dict of VGG-16 has torchvision's key names and takes RGB minus the mean; fc6 and fc7 of a network on VGG-16
+start from its classifier. IMAGENET1K_FEATURES, the paper's model, has none in torchvision: its values there are NaN.
 
 Loading executes no code: torch files are read with weights_only=True.
 """

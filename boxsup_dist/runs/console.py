@@ -139,7 +139,11 @@ def _describe_assignment(config: TrainConfig) -> dict[str, str]:
     """Which epochs take segments by the boxes alone, by the network, and with refinement; {} without such a source."""
     if not any(source.supervision in ("box", "wssl_em") for source in config.sources):
         return {}
-    warmup, refined, epochs = config.assignment.warmup_epochs, config.assignment.refine_from_epoch, config.optimizer.epochs
+    warmup, refined, epochs = (
+        config.assignment.warmup_epochs,
+        config.assignment.refine_from_epoch,
+        config.optimizer.epochs,
+    )
     text = f"by the boxes alone in the first {warmup} of {epochs} epochs, then with the network"
     if warmup == epochs:
         text = f"by the boxes alone in every epoch: the network does not take part ({epochs} epochs of warm-up)"

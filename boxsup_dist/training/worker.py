@@ -108,7 +108,7 @@ class TrainWorker:
             self.optimizer.load_state_dict(state.training["optimizer"])
         except ValueError as error:
             raise CheckpointError(
-                "another version of boxsup_dist trained this run with other groups of learning rates: train it again in "
+                "another version of boxsup_dist trained this run with other groups of learning rates: train again in "
                 f"another directory; to begin with its network, use --network.weights checkpoint:{uri}",
                 file=uri,
                 field="optimizer",

@@ -83,7 +83,11 @@ def test_the_front_door_runs_a_command_and_says_how_it_was_called() -> None:
 
 @pytest.mark.parametrize(
     ("words", "epochs", "warmup_epochs"),
-    [((), 10, 3), (("--optimizer.epochs", "4"), 4, 1), (("--optimizer.epochs", "4", "--assignment.warmup-epochs", "3"), 4, 3)],
+    [
+        ((), 10, 3),
+        (("--optimizer.epochs", "4"), 4, 1),
+        (("--optimizer.epochs", "4", "--assignment.warmup-epochs", "3"), 4, 3),
+    ],
 )
 def test_the_warm_up_of_a_recipe_follows_the_epochs_and_a_set_one_stands(
     words: tuple[str, ...], epochs: int, warmup_epochs: int

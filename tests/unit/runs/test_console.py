@@ -57,7 +57,7 @@ def test_the_header_says_what_will_run(config: TrainConfig, capsys: pytest.Captu
 
 
 def test_the_header_says_how_the_schedule_fits_the_run(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
-    """A recipe's warm-up of 50 steps in a run of 8, plateaus that the run never reaches, a network that never chooses."""
+    """A warm-up of 50 steps in a run of 8, plateaus that the run never reaches, a network that never chooses."""
     inputs = open_inputs(config)
 
     def header(**changes: Any) -> dict[str, str]:
