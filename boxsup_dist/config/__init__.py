@@ -207,7 +207,9 @@ class TrainConfig:
                 values = {**values, "optimizer": {**optimizer, **factors}}
             rest = {key: parts[key](**value) if key in parts else value for key, value in values.items()}
             return cls(**{**rest, "sources": sources})
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
+            raise SettingError(f"not the settings of a training run: {error} is missing") from None
+        except TypeError as error:
             raise SettingError("not the settings of a training run", value=str(error)) from None
 
 

@@ -125,10 +125,9 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
 def _find(map_of: Mapping[str, Any], record: Record, partner: Table) -> Any:
     if record.image_id not in map_of:
         raise TableError(
-            f"the {partner.kind} table lacks an image of the records: build it from these records",
+            f"the {partner.kind} table lacks the image {record.image_id} of the records: build it from these records",
             file=partner.uri,
             field="image_id",
-            value=record.image_id,
         )
     return map_of[record.image_id]
 

@@ -34,10 +34,10 @@ def coco_names(
         image = image_of.get(posixpath.basename(name))
         if image is None or image.id is None:
             raise InputError(
-                "the annotation file has no such image",
+                f"the annotation file has no image {name}",
                 file=annotations,
                 field="images.file_name",
-                value=name,
+                value=[image.file_name for image in index.images[:3]],
                 expected="the annotation file of the exported images",
             )
         places[name] = ImagePlace(image.id, image.file_name, True)

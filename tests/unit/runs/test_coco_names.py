@@ -85,9 +85,7 @@ def test_pycocotools_loads_predictions_against_the_annotation_file(annotations: 
 
 
 def test_an_annotation_file_of_other_images_or_classes_is_refused(annotations: str):
-    with pytest.raises(
-        InputError, match=r"no such image.*instances.json; field: images.file_name; found: 'coco/other'"
-    ):
+    with pytest.raises(InputError, match=r"has no image coco/other.*found: \['000000000001.jpg', '"):
         coco_names(["coco/other"], VOC_CLASSES, annotations, have_source=True)
     with pytest.raises(InputError, match="no category for the class dragon"):
         coco_names(["coco/000000000001"], ("background", "dragon"), annotations, have_source=True)
