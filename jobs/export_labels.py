@@ -38,9 +38,9 @@ class Settings:
     """Folder or URI of label_maps/IMAGE_ID.png, coco.json and summary.json."""
     epoch: int | None = None
     """Epoch whose labels to export; the first is 1. Default: the last that has labels."""
-    coco_annotations: str | None = None
-    """COCO annotation file of the same images: coco.json takes its image ids, file names and category ids. Not set: the
-    numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
+    coco_annotations: tuple[str, ...] = ()
+    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
+    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
     undecided: Undecided = "ignore"
     """ignore: label maps as trained on, with 255 for undecided pixels. decided: these pixels get the chosen class."""
 

@@ -65,9 +65,9 @@ class Settings:
     """Also write comp5.tar.gz or comp6.tar.gz: the label maps in the layout of VOC's evaluation server."""
     coco_json: bool = False
     """Also write coco.json: a COCO annotation file with the region of every class as run lengths."""
-    coco_annotations: str | None = None
-    """COCO annotation file of the same images: coco.json takes its image ids, file names and category ids. Not set: the
-    numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
+    coco_annotations: tuple[str, ...] = ()
+    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
+    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
     turn_by_exif: bool = True
     """Rotate image files by their EXIF tag. Images of a records table stay as their annotations refer to them."""
     max_megapixels: float = 25.0
@@ -93,7 +93,7 @@ class Settings:
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
         self.prediction.check()
-        check_needs(self.coco_annotations, "coco_annotations", "coco_json", self.coco_json)
+        check_needs(self.coco_annotations or None, "coco_annotations", "coco_json", self.coco_json)
         if self.run_dir is None and self.checkpoint is None:
             expected = "a run directory or a checkpoint: python -m jobs.train makes both"
             raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)

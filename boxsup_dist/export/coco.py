@@ -78,7 +78,7 @@ class CocoNames:
         files = [name.partition("/")[2] or name for name in names] if have_source else list(names)
         if len(set(files)) != len(files):
             files = list(names)
-        places = {name: ImagePlace(*at, False) for name, *at in zip(names, numbers, files, strict=True)}
+        places = {name: ImagePlace(i, file, False) for name, i, file in zip(names, numbers, files, strict=True)}
         return cls(places, {i: Category(i, name) for i, name in enumerate(class_names) if i != BACKGROUND})
 
 

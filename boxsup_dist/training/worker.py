@@ -73,8 +73,8 @@ class TrainWorker:
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
         spec = network_spec(config.network, num_classes=len(mixture.sources[0].records.classes))
-        weights, random_fc = ("none", False) if resumes else (config.network.weights, config.network.random_fc)
-        self.network = start_network(spec, weights, random_fc=random_fc)
+        start, random_fc = ("none", False) if resumes else (config.network.weights, config.network.random_fc)
+        self.network = start_network(spec, start, random_fc=random_fc)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(parameter_groups(self.network, config.optimizer), config.optimizer)
         decay = config.assignment.average_decay

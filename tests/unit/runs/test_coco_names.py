@@ -40,7 +40,7 @@ def records_of(file: str) -> list[Record]:
 
 def test_an_export_is_read_back_with_the_same_boxes_and_masks(annotations: str, tmp_path: Path):
     records = records_of(annotations)
-    names = coco_names([record.image_id for record in records], VOC_CLASSES, None, have_source=True)
+    names = coco_names([record.image_id for record in records], VOC_CLASSES, (), have_source=True)
     images = []
     for record in records:
         masks = [coco.rle.decode(counts, record.height, record.width) for counts in record.instance_masks or []]
@@ -61,7 +61,7 @@ def test_an_export_is_read_back_with_the_same_boxes_and_masks(annotations: str, 
 
 def test_pycocotools_loads_predictions_against_the_annotation_file(annotations: str, tmp_path: Path):
     records = records_of(annotations)
-    names = coco_names([record.image_id for record in records], VOC_CLASSES, annotations, have_source=True)
+    names = coco_names([record.image_id for record in records], VOC_CLASSES, (annotations,), have_source=True)
     images = []
     for record in records:
         assert record.gt_label_map is not None
@@ -85,7 +85,7 @@ def test_pycocotools_loads_predictions_against_the_annotation_file(annotations: 
 
 
 def test_an_annotation_file_of_other_images_or_classes_is_refused(annotations: str):
-    with pytest.raises(InputError, match=r"has no image coco/other.*found: \['000000000001.jpg', '"):
-        coco_names(["coco/other"], VOC_CLASSES, annotations, have_source=True)
+    with pytest.raises(InputError, match=r"have no image coco/other.*found: \['000000000001.jpg', '"):
+        coco_names(["coco/other"], VOC_CLASSES, (annotations,), have_source=True)
     with pytest.raises(InputError, match="no category for the class dragon"):
-        coco_names(["coco/000000000001"], ("background", "dragon"), annotations, have_source=True)
+        coco_names(["coco/000000000001"], ("background", "dragon"), (annotations,), have_source=True)
