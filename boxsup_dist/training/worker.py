@@ -240,16 +240,11 @@ class TrainWorker:
             is_em = torch.from_numpy(batch.is_em)
             label_maps[is_em] = expected_labels(logits.detach()[is_em], label_maps[is_em])
         loss_sum, weight_sum = segmentation_loss(logits, label_maps, self.class_weights)
-        on_grid = label_maps[:, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX]
-        predicted = logits.detach()[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
-        is_valid = on_grid != IGNORE_INDEX
         sums = torch.stack(
             [
                 loss_sum.detach().double(),
                 weight_sum.double(),
-                ((predicted != BACKGROUND) & is_valid).sum().double(),
-                ((on_grid != BACKGROUND) & is_valid).sum().double(),
-                is_valid.sum().double(),
+                *_count_foreground(logits.detach(), label_maps),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
                 torch.tensor(batch.error is not None, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
@@ -310,6 +305,15 @@ class TrainWorker:
             value=[image_id for ids in gathered for image_id in ids],
             expected="a finite loss: set a smaller optimizer.lr, or look at these records",
         )
+
+
+def _count_foreground(logits: torch.Tensor, label_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Pixels of a grid that have a label: predicted to be an object, an object in the label maps, and all; float64."""
+    labels = label_maps[:, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX]
+    predicted = logits[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
+    is_valid = labels != IGNORE_INDEX
+    counted = ((predicted != BACKGROUND) & is_valid, (labels != BACKGROUND) & is_valid, is_valid)
+    return tuple(pixels.sum().double() for pixels in counted)
 
 
 def _state_on_cpu(network: torch.nn.Module) -> StateDict:
