@@ -91,7 +91,10 @@ def main(settings: Settings) -> None:
         "seconds": time.monotonic() - started,
     }
     lines = [f"{name:<12} {value:6.2f}" for name, value in summary["iou"].items() if value is not None]
-    lines.append(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {summary['num_images']} images")
+    lines.append(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {summary['num_images']} images with ground truth")
+    if result.is_all_background:
+        summary["warnings"] = ["every pixel is predicted as background: is the network trained to its end?"]
+        lines += [f"warning: {text}" for text in summary["warnings"]]
     write_result(settings.out, summary, lines)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from boxsup_dist.data.labels import read_labels
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.export.coco import coco_image_id, write_coco
+from boxsup_dist.export.coco import write_coco
 from boxsup_dist.export.files import keep_identity
 from boxsup_dist.export.labels import Undecided
 from boxsup_dist.io import storage
@@ -38,6 +38,9 @@ class Settings:
     """Folder or URI of label_maps/IMAGE_ID.png, coco.json and summary.json."""
     epoch: int | None = None
     """Epoch whose labels to export; the first is 1. Default: the last that has labels."""
+    coco_annotations: tuple[str, ...] = ()
+    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
+    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
     undecided: Undecided = "ignore"
     """ignore: label maps as trained on, with 255 for undecided pixels. decided: these pixels get the chosen class."""
 
@@ -56,6 +59,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     from boxsup_dist.distributed.crashes import name_rows
     from boxsup_dist.distributed.ordered import map_units
     from boxsup_dist.export.labels import export_unit
+    from boxsup_dist.runs.coco_names import coco_names
     from boxsup_dist.runs.inputs import open_inputs
 
     started = time.monotonic()
@@ -65,6 +69,8 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     inputs = open_inputs(config)
     mixture = inputs.mixture
     indices = _units_of_boxes(mixture)
+    ids = _image_ids(mixture, indices)
+    names = coco_names(ids, inputs.class_names, settings.coco_annotations, have_source=True)
     labels = read_labels(files.labels(epoch))
     keep_identity(out, {"labels": files.labels(epoch), "undecided": settings.undecided})
     session.start()
@@ -87,7 +93,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
                 meter.advance(len(part))
                 yield from part
 
-    num_boxes = write_coco(storage.join(out, "coco.json"), images(), inputs.class_names)
+    num_boxes = write_coco(storage.join(out, "coco.json"), images(), names)
     summary = {
         "run_dir": run_dir,
         "epoch": epoch,
@@ -119,26 +125,26 @@ def _units_of_boxes(mixture: Mixture) -> list[int]:
     """Units of the sources with box supervision.
 
     Raises:
-        InputError: There is none, or two records have the same id.
+        SettingError: There is none.
     """
     indices = mixture.with_supervision("box")
     if not indices:
         expected = "a run with a source of box supervision"
         raise SettingError("the run has no labels to export", field="supervision", expected=expected)
-    _check_ids(mixture, indices)
     return indices
 
 
-def _check_ids(mixture: Mixture, indices: list[int]) -> None:
-    """Raise InputError if two records have the same id: they would be written to one file."""
-    seen: set[int | str] = set()
+def _image_ids(mixture: Mixture, indices: list[int]) -> list[str]:
+    """Image ids of the exported records. InputError if two have the same: they would be written to one file."""
+    found: dict[str, None] = {}
     for index in indices:
         unit = mixture.units[index]
-        ids = unit.source.records.read(unit.where, ("image_id",)).column("image_id").to_pylist()
-        for image_id in (ids[row] for row in unit.rows):
-            if image_id in seen or coco_image_id(image_id) in seen:
+        rows = unit.trained(unit.source.records.read(unit.where, ("image_id",)))
+        for image_id in rows.column("image_id").to_pylist():
+            if image_id in found:
                 raise InputError("two sources have a record of this name", field="image_id", value=image_id)
-            seen |= {image_id, coco_image_id(image_id)}
+            found[image_id] = None
+    return list(found)
 
 
 def main(settings: Settings) -> None:

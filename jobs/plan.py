@@ -18,7 +18,7 @@ from boxsup_dist.config import ResourceSettings, Supervision
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import Epochs, run
 from boxsup_dist.runs.planning import RATES_FILE, VOC_IMAGE_PX, Cluster, Plan, Workload, make_plan, read_rates
-from boxsup_dist.runs.recipes import RECIPES, RecipeName
+from boxsup_dist.runs.recipes import RECIPES, RecipeName, with_epochs
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def plan(settings: Settings) -> Plan:
     """
     config = RECIPES[settings.recipe]("", (), None)
     settings.resources.check()
-    optimizer = replace(config.optimizer, epochs=settings.epochs or config.optimizer.epochs)
-    optimizer.check()
+    config = with_epochs(config, config.optimizer.epochs if settings.epochs is None else settings.epochs)
+    config.optimizer.check()
     workload = Workload(
         settings.num_images, settings.boxes_per_image, settings.image_px, settings.num_val_images, settings.supervision
     )
@@ -81,7 +81,7 @@ def plan(settings: Settings) -> Plan:
         settings.gpu_memory_gib,
         settings.price_per_node_hour,
     )
-    config = replace(config, resources=settings.resources, optimizer=optimizer)
+    config = replace(config, resources=settings.resources)
     return make_plan(config, workload, cluster, read_rates(settings.rates, settings.recipe))
 
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from boxsup_dist.config import PredictionSettings
+from boxsup_dist.config.checks import check_needs
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
-from boxsup_dist.export.coco import coco_image_id, write_coco
+from boxsup_dist.export.coco import CocoNames, write_coco
 from boxsup_dist.export.files import Kind, finished_names, keep_identity
 from boxsup_dist.export.images import Images, Item, check_distinct, find_images
 from boxsup_dist.export.submission import Competition, member_name, write_submission
@@ -64,6 +65,9 @@ class Settings:
     """Also write comp5.tar.gz or comp6.tar.gz: the label maps in the layout of VOC's evaluation server."""
     coco_json: bool = False
     """Also write coco.json: a COCO annotation file with the region of every class as run lengths."""
+    coco_annotations: tuple[str, ...] = ()
+    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
+    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
     turn_by_exif: bool = True
     """Rotate image files by their EXIF tag. Images of a records table stay as their annotations refer to them."""
     max_megapixels: float = 25.0
@@ -89,6 +93,7 @@ class Settings:
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
         self.prediction.check()
+        check_needs(self.coco_annotations or None, "coco_annotations", "coco_json", self.coco_json)
         if self.run_dir is None and self.checkpoint is None:
             expected = "a run directory or a checkpoint: python -m jobs.train makes both"
             raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
@@ -114,7 +119,7 @@ def predict(settings: Settings) -> dict[str, Any]:
     out = storage.absolute(settings.out)
     images = find_images(settings.images, out)
     trained = _find_network(settings.network)
-    _check_outputs(settings, images, trained)
+    names = _check_outputs(settings, images, trained)
     identity = {
         "network": trained.fingerprint,
         "images": images.identity,
@@ -124,38 +129,45 @@ def predict(settings: Settings) -> dict[str, Any]:
     keep_identity(out, identity)
     finished = finished_names(out, settings.kinds())
     units = images.units(skipped=lambda item: item.name in finished)
-    failed: list[Outcome] = []
+    outcomes: list[Outcome] = []
     if units:
         pool = _make_pool(settings, trained)
         try:
-            failed = _predict(pool, units, settings, images, trained)
+            outcomes = _predict(pool, units, settings, images, trained)
         finally:
             pool.close()
+    failed = [outcome for outcome in outcomes if outcome.problem is not None]
     bad = {outcome.item.name for outcome in failed}
-    if settings.coco_json:
-        _write_coco(images.units(skipped=lambda item: item.name in bad), trained, out)
+    if names is not None:
+        _write_coco(images, bad, names, out)
     good = [item.name for item in images.items if item.name not in bad]
     if settings.submission is not None:
         write_submission(out, settings.submission, good)
-    summary = _summary(settings, trained, images, identity["prediction"], sum(map(len, units)), failed)
+    summary = _summary(settings, trained, images, identity["prediction"], outcomes, failed)
     summary["seconds"] = round(time.monotonic() - started, 2)
     write_result(out, summary)
     return summary
 
 
-def _write_coco(units: list[list[Item]], trained: TrainedNetwork, out: str) -> None:
-    """Write coco.json from the label maps of these images."""
+def _write_coco(images: Images, bad: set[str], names: CocoNames, out: str) -> None:
+    """Write coco.json from the label maps of the images that are not bad."""
     from boxsup_dist.distributed import session
     from boxsup_dist.distributed.ordered import map_units
     from boxsup_dist.export.prediction import regions_unit
 
     session.start()
-    parts = map_units(regions_unit, units, out=out)
-    write_coco(storage.join(out, "coco.json"), (image for part in parts for image in part), _class_names(trained))
+    units = images.units(skipped=lambda item: item.name in bad)
+    parts = map_units(regions_unit, units, out=out, records=images.records)
+    write_coco(storage.join(out, "coco.json"), (image for part in parts for image in part), names)
 
 
 def _summary(
-    settings: Settings, trained: TrainedNetwork, images: Images, prediction: Any, num_tried: int, failed: list[Outcome]
+    settings: Settings,
+    trained: TrainedNetwork,
+    images: Images,
+    prediction: Any,
+    outcomes: list[Outcome],
+    failed: list[Outcome],
 ) -> dict[str, Any]:
     outputs = [*settings.kinds(), *(["coco.json"] if settings.coco_json else [])]
     if settings.submission is not None:
@@ -165,8 +177,9 @@ def _summary(
         "images": settings.images,
         "prediction": prediction,
         "num_images": len(images.items),
-        "num_predicted": num_tried - len(failed),
-        "num_finished_before": len(images.items) - num_tried,
+        "num_predicted": len(outcomes) - len(failed),
+        "num_all_background": sum(outcome.is_background for outcome in outcomes),
+        "num_finished_before": len(images.items) - len(outcomes),
         "num_failed": len(failed),
         "failed": [{"file": _place(outcome.item), "reason": outcome.problem} for outcome in failed],
         "outputs": outputs,
@@ -184,10 +197,18 @@ def _find_network(uri: str) -> TrainedNetwork:
         return replace(load_trained(models.fetch_checkpoint(uri, scratch)), uri=uri)
 
 
-def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> None:
-    """Raise SettingError, before anything is predicted, unless all outputs can be made of these images."""
+def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> CocoNames | None:
+    """What images and classes are called in coco.json; None if it is not wanted.
+
+    Raises:
+        InputError: Some output cannot be made of these images; nothing is predicted yet.
+    """
+    names = None
     if settings.coco_json:
-        check_distinct(images.items, lambda item: coco_image_id(item.name), "would have the same id in coco.json")
+        from boxsup_dist.runs.coco_names import coco_names
+
+        items, is_table = [item.name for item in images.items], images.records is not None
+        names = coco_names(items, _class_names(trained), settings.coco_annotations, have_source=is_table)
     if settings.submission is not None:
         check_distinct(images.items, lambda item: member_name(item.name), "would have the same name in the submission")
         if trained.spec.num_classes != len(VOC_CLASSES):
@@ -198,6 +219,7 @@ def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) 
                 value=f"{trained.spec.num_classes} classes",
                 expected=str(len(VOC_CLASSES)),
             )
+    return names
 
 
 def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
@@ -211,7 +233,7 @@ def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
 def _predict(
     pool: NetworkPool, units: list[list[Item]], settings: Settings, images: Images, trained: TrainedNetwork
 ) -> list[Outcome]:
-    """Predict all units and report each image that cannot be read, or that ends its process; returns these."""
+    """Predict all units; report each image that cannot be read, or that ends its process. Returns every outcome."""
     import ray
 
     from boxsup_dist.distributed.ordered import MAX_RETRIES, describe_loss
@@ -235,16 +257,16 @@ def _predict(
 
     options: dict[str, Any] = {"weights": ray.put(dict(trained.weights)), "version": trained.fingerprint}
     options |= {"job": job, "records": images.records}
-    failed: list[Outcome] = []
+    found: list[Outcome] = []
     with ProgressMeter("predict", len(units)) as meter:
         for passed, on_lost, max_retries in ((units, later, 0), (alone, skip, MAX_RETRIES)):
             for outcomes in pool.map(predict_unit, passed, on_lost=on_lost, max_retries=max_retries, **options):
                 meter.advance(len(outcomes))
+                found += outcomes
                 for outcome in outcomes:
                     if outcome.problem is not None:
-                        failed.append(outcome)
                         print(f"failed: {_place(outcome.item)}: {outcome.problem}", file=sys.stderr, flush=True)
-    return failed
+    return found
 
 
 def _place(item: Item) -> str:
@@ -268,8 +290,11 @@ def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
 def main(settings: Settings) -> None:
     """Predict and print what was done; the exit status is 1 if an image failed."""
     summary = predict(settings)
-    for key in ("num_images", "num_predicted", "num_finished_before", "num_failed", "seconds"):
+    for key in ("num_images", "num_predicted", "num_all_background", "num_finished_before", "num_failed", "seconds"):
         print(f"{key:<20} {summary[key]}")
+    if 0 < summary["num_predicted"] == summary["num_all_background"]:
+        text = f"every pixel of all {summary['num_predicted']} images is predicted as background"
+        print(f"warning: {text}: is {summary['network']} trained to its end, on such images?", flush=True)
     if summary["failed"]:
         raise SystemExit(1)
 

@@ -27,7 +27,8 @@ class Settings:
     out: str
     """Folder or URI of summary.json and curves.png."""
     published: str | None = None
-    """Folder of published curves, SET_METHOD.txt, to draw beside ours."""
+    """Folder of published curves, SET_METHOD.txt, to draw beside ours. They are means over all objects, so compare them
+    with records that have instance masks."""
     published_set: str | None = None
     """Data set of the published curves. Default: COCO_val2014 for records of COCO, else pascal2012_val2012."""
     num_storage_images: int = 8
@@ -51,7 +52,7 @@ def main(settings: Settings) -> None:
         )
     records, proposals = open_table(settings.records, "records"), open_table(settings.proposals, "proposals")
     from boxsup_dist.proposals.curves import curves_figure, read_published
-    from boxsup_dist.proposals.measure import measure
+    from boxsup_dist.proposals.measure import LONE_BOXES, measure
 
     started = time.monotonic()
     is_coco = str(records.settings.get("source")).startswith("coco")
@@ -61,10 +62,14 @@ def main(settings: Settings) -> None:
     summary |= measure(records, proposals, num_storage_images=settings.num_storage_images, num_cpus=settings.num_cpus)
     summary["seconds"] = round(time.monotonic() - started, 2)
     out = storage.absolute(settings.out)
-    png = curves_figure(summary["method"], summary["curve"], published, data_set)
+    counted = f"{summary['num_objects']} of {summary['num_annotated_objects']} objects"
+    png = curves_figure(f"{summary['method']}, {counted}", summary["curve"], published, data_set)
     storage.write_bytes(storage.join(out, "curves.png"), png)
     write_result(out, summary)
     _print(summary)
+    if published and LONE_BOXES in summary["objects"]:
+        text = f"ours counts {counted}, those whose box meets no other of its class; the published curves count all"
+        print(f"warning: not comparable: {text}", flush=True)
 
 
 def _print(summary: dict[str, Any]) -> None:
@@ -72,7 +77,8 @@ def _print(summary: dict[str, Any]) -> None:
     from rich.table import Table as RichTable
 
     console = Console()
-    title = f"{summary['method']}: {summary['num_objects']} objects ({summary['objects']})"
+    counted = f"{summary['num_objects']} of {summary['num_annotated_objects']} objects"
+    title = f"{summary['method']}: {counted} ({summary['objects']})"
     rows = RichTable("cut", "candidates", "Jaccard", "by class", "at 0.5", "at 0.7", "at 0.85", title=title)
     for part, cuts in (("", summary["cuts"]), *summary["halves"].items()):
         for cut, found in cuts.items():

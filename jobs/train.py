@@ -22,7 +22,7 @@ from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.runs.command_line import check_choice, clear_errors, program
 from boxsup_dist.runs.layout import RunFiles
-from boxsup_dist.runs.recipes import RECIPES, RecipeName
+from boxsup_dist.runs.recipes import RECIPES, RecipeName, with_epochs
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,18 @@ def read_arguments(arguments: list[str]) -> Settings:
         raise SettingError("name a recipe first", field="recipe", expected=expected)
     check_choice(first, RECIPES, "recipe")
     recipe = cast(RecipeName, first)
-    prog = f"{program()} {recipe}"
-    return tyro.cli(Settings, default=_preset(recipe), prog=prog, description=_first_line(recipe), args=arguments[1:])
+
+    def read(preset: Settings) -> Settings:
+        prog, text = f"{program()} {recipe}", _first_line(recipe)
+        return tyro.cli(Settings, default=preset, prog=prog, description=text, args=arguments[1:])
+
+    preset = _preset(recipe)
+    found = read(preset)
+    epochs = found.config.optimizer.epochs
+    if epochs == preset.config.optimizer.epochs:
+        return found
+    # What the recipe says of epochs is for its own number of them; what the user sets stands.
+    return read(replace(preset, config=with_epochs(preset.config, max(epochs, 1))))
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ def spec(name: str, num_classes: int, **settings: Any) -> NetworkSpec:
     return networks.network_spec(NetworkSettings(name, **settings), num_classes)
 
 
-def build_network(name: str, num_classes: int, weights: str | None = None, **settings: Any) -> SegmentationNetwork:
+def build_network(
+    name: str, num_classes: int, weights: str | None = None, random_fc: bool = False, **settings: Any
+) -> SegmentationNetwork:
     """As networks.build_network."""
-    return networks.build_network(spec(name, num_classes, **settings), weights)
+    return networks.build_network(spec(name, num_classes, **settings), weights, random_fc=random_fc)

@@ -18,7 +18,8 @@ What the paper leaves open, and what we chose:
 * Weight of Eo. We leave out the factor 1/N of equation 2. It is the number of candidates, and would make the overlap
   of a box count 1/2,000 with 2,000 candidates.
 * Normalisation of Er. Form "image" is the paper's, read as literally as possible: the mean over the image's pixels, so
-  that lambda = 3 means the same for every image size. The constant of the image is kept.
+  that lambda = 3 means the same for every image size. The constant of the image is kept. Equation 3 is a sum: beside
+  at most 1/N of equation 2, 3 times a sum over 10^5 pixels would leave every choice to Er, which collapses (see below).
 * Candidates of a box. They are the proposals whose tight box overlaps the box. A box without a candidate gets proposal
   -1, and its pixels are ignored in training.
 * A pixel inside two boxes. Each box chooses on its own; the smaller box is painted in front

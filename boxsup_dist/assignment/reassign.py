@@ -16,7 +16,7 @@ from boxsup_dist.model.networks import SegmentationNetwork
 
 
 def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int) -> pa.Table:
-    """Labels of one unit, as rows of the labels table.
+    """Labels of the images of one unit that the run trains on, as rows of the labels table.
 
     During the warm-up the network is not used, and the images are read only if the epoch refines.
     """
@@ -27,12 +27,12 @@ def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, e
     label_maps = unit.source.label_maps if refine else None
     return assign_row_group(
         None if warm_up else lambda image: predict_log_probs(network, image, network.device),
-        unit.source.records.read(unit.where, columns),
-        unit.source.proposals.read(unit.where),
+        unit.trained(unit.source.records.read(unit.where, columns)),
+        unit.trained(unit.source.proposals.read(unit.where)),
         settings,
         seed=mixture.seed,
         epoch=epoch,
-        label_maps=None if label_maps is None else label_maps.read(unit.where),
+        label_maps=None if label_maps is None else unit.trained(label_maps.read(unit.where)),
     )
 
 
@@ -44,7 +44,7 @@ def reassign(
     epoch: int,
     on_progress: Progress | None = None,
 ) -> Labels:
-    """Labels of every box of the box-supervised sources; the same for any number of actors.
+    """Labels of every box that the run trains on from boxes; the same for any number of actors.
 
     Args:
         pool: Actors that predict and assign.

@@ -151,6 +151,12 @@ class TrainConfig:
                     value=source.label_maps,
                     expected="not set, or set assignment.refine_from_epoch",
                 )
+        if any(source.supervision in ("box", "wssl_em") for source in self.sources):
+            for name in ("warmup_epochs", "refine_from_epoch"):
+                value, epochs = getattr(self.assignment, name), self.optimizer.epochs
+                check_range(
+                    value is None or value <= epochs, f"assignment.{name}", value, f"<= optimizer.epochs = {epochs}"
+                )
         check_choice(self.duplicates, Duplicates, "duplicates")
         for name in ("evaluate_every", "checkpoint_every_steps", "max_bad_records"):
             check_range(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
@@ -183,7 +189,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Inverse of to_dict. A setting that `values` lacks takes its default.
+        """Inverse of to_dict. A setting that `values` lacks takes its default, or what earlier versions did.
 
         Raises:
             SettingError: `values` lacks the sources or has a setting that does not exist.
@@ -197,9 +203,16 @@ class TrainConfig:
         }
         try:
             sources = tuple(SourceSettings(**source) for source in values["sources"])
+            optimizer = values.get("optimizer")
+            if isinstance(optimizer, dict) and "score_lr_multiplier" not in optimizer:
+                # Earlier versions had one factor for all layers after the backbone, and none for biases.
+                factors = {"score_lr_multiplier": optimizer["head_lr_multiplier"], "bias_lr_multiplier": 1.0}
+                values = {**values, "optimizer": {**optimizer, **factors}}
             rest = {key: parts[key](**value) if key in parts else value for key, value in values.items()}
             return cls(**{**rest, "sources": sources})
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
+            raise SettingError(f"not the settings of a training run: {error} is missing") from None
+        except TypeError as error:
             raise SettingError("not the settings of a training run", value=str(error)) from None
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 from boxsup_dist.errors import SettingError
 
 
 def check_range(ok: bool, name: str, value: object, expected: str) -> None:
-    """Raise SettingError unless `ok`."""
-    if not ok:
+    """Raise SettingError unless `ok`, and for a number that is not finite: inf passes every check of a lower limit."""
+    if not ok or (isinstance(value, float) and not math.isfinite(value)):
         raise SettingError("a setting is out of range", field=name, value=value, expected=expected)
 
 

@@ -13,6 +13,7 @@ Schedule = Literal["step", "poly"]
 OptimizerKind = Literal["sgd", "adamw"]
 # Image tiles start at multiples of the coarsest stride of any network, so that their cells are the cells of the image.
 TILE_GRID_PX = 32
+ADAMW_WARMUP_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class NetworkSettings:
     network's usual ImageNet weights."""
     output_stride: int | None = None
     """Input pixels per cell of the score map. timm:MODEL: 8 or 16 (not set: 16). The VGG-16 networks have one each."""
+    random_fc: bool = False
+    """Start fc6 and fc7 of a network on VGG-16 at random. Not set: from VGG-16's classifier, thinned out as published;
+    weights without one, such as torchvision:IMAGENET1K_FEATURES, are refused."""
     head: Head = "largefov"
     """Head of timm:MODEL. The VGG-16 networks have their own and take only the default."""
     head_channels: int | None = None
@@ -107,7 +111,7 @@ class AssignmentSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer and its schedule. The defaults are the paper's (section 4.3)."""
+    """The optimizer and its schedule. The defaults are the paper's (section 4.3) and, for the factors, DeepLab's."""
 
     kind: OptimizerKind = "sgd"
     """sgd: the paper's. adamw: learns more in the few hundred steps of small recipes."""
@@ -117,14 +121,19 @@ class OptimizerSettings:
     """Images per step, over all workers."""
     lr: float = 1e-3
     """Learning rate of the backbone."""
-    head_lr_multiplier: float = 10.0
-    """Factor on the learning rate of all layers after the backbone; the published FCN uses 1."""
+    head_lr_multiplier: float = 1.0
+    """Factor on the learning rate of the layers between the backbone and the score layers: fc6 and fc7 of VGG-16."""
+    score_lr_multiplier: float = 10.0
+    """Factor on the learning rate of the score layers; the published FCN uses 1."""
+    bias_lr_multiplier: float = 2.0
+    """Further factor on the learning rate of biases."""
     schedule: Schedule = "step"
     """step: divide by 10 every `decay_epochs`. poly: (1 - progress) ** 0.9, for short runs."""
     decay_epochs: int = 15
     """Epochs between two divisions of the step schedule."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from zero."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly from zero; fewer than the run has. Not set: 0 for sgd, 50 for
+    adamw, or an eighth of the steps of a run of fewer than 400."""
     momentum: float = 0.9
     """Momentum of SGD; decay of the first moment of AdamW."""
     weight_decay: float = 5e-4
@@ -143,24 +152,38 @@ class OptimizerSettings:
             check_range(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), ">= 1")
         check_choice(self.kind, OptimizerKind, "optimizer.kind")
         check_choice(self.schedule, Schedule, "optimizer.schedule")
-        for name in ("lr", "head_lr_multiplier"):
+        for name in ("lr", "head_lr_multiplier", "score_lr_multiplier", "bias_lr_multiplier"):
             check_range(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "> 0")
         check_range(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
         for name in ("weight_decay", "warmup_steps", "class_balance"):
-            check_range(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
+            value = getattr(self, name)
+            check_range(value is None or value >= 0, f"optimizer.{name}", value, ">= 0")
+
+    def warmup(self, total_steps: int) -> int:
+        """The steps of the warm-up in a run of `total_steps` steps.
+
+        Raises:
+            SettingError: `warmup_steps` is set and the run has no step after them.
+        """
+        if self.warmup_steps is None:
+            return min(ADAMW_WARMUP_STEPS, total_steps // 8) if self.kind == "adamw" else 0
+        expected = f"fewer than the {total_steps} steps of the run, or not set: it is then fitted to the run"
+        fits = self.warmup_steps == 0 or self.warmup_steps < total_steps
+        check_range(fits, "optimizer.warmup_steps", self.warmup_steps, expected)
+        return self.warmup_steps
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Random scale, crop and flip of a training image."""
+    """Random scale, crop and flip of a training image. The defaults are DeepLab's: a crop and a mirror, no scale."""
 
     crop_height_px: int = 321
     """Height of the crop that the network sees."""
     crop_width_px: int = 321
     """Width of the crop that the network sees."""
-    scale_min: float = 0.5
+    scale_min: float = 1.0
     """Smallest factor on the size of the image."""
-    scale_max: float = 1.5
+    scale_max: float = 1.0
     """Largest factor on the size of the image."""
     flip: bool = True
     """Mirror half of the images."""

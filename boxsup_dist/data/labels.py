@@ -132,7 +132,8 @@ def summarise(labels: Labels, previous: Labels | None) -> dict[str, float]:
     Returns:
         `share_without_candidate`, 0 if there is no box; `mean_overlap_cost` and `mean_regression_cost` over the boxes
         with a candidate, absent if there is none; `share_changed`, the share of boxes with another candidate than in
-        `previous`, absent without `previous`.
+        `previous`, absent without `previous` or if it has other boxes (of an earlier version, which labelled images
+        that the run leaves out).
     """
     table = labels.table
     proposal = table.column("proposal_index").to_numpy()
@@ -141,7 +142,7 @@ def summarise(labels: Labels, previous: Labels | None) -> dict[str, float]:
     if found.any():
         for name in ("overlap_cost", "regression_cost"):
             summary[f"mean_{name}"] = float(table.column(name).to_numpy()[found].mean())
-    if previous is not None and len(proposal):
+    if previous is not None and len(proposal) and len(proposal) == previous.table.num_rows:
         before = previous.table.column("proposal_index").to_numpy()
         summary["share_changed"] = float((proposal != before).mean())
     return summary

@@ -29,6 +29,12 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+# COCO's names of VOC's classes, if they differ.
+VOC_NAME_OF_COCO = {
+    "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "potted plant": "pottedplant",
+    "dining table": "diningtable", "tv": "tvmonitor",
+}  # fmt: skip
+
 # Images and maps are large_binary: a plain binary column overflows its 32-bit offsets at 2 GiB per chunk.
 RECORDS = pa.schema(
     [

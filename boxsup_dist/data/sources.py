@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxsup_dist.config import AssignmentSettings, AugmentSettings, Supervision
@@ -46,6 +47,10 @@ class Unit(NamedTuple):
     where: RowGroup
     rows: tuple[int, ...]  # rows to train on; the others are images that another source also has
 
+    def trained(self, table: pa.Table) -> pa.Table:
+        """The rows to train on, of a table that has all rows of the row group."""
+        return table if len(self.rows) == table.num_rows else table.take(pa.array(self.rows, pa.int64()))
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -69,6 +74,13 @@ class Mixture:
     def with_supervision(self, *supervisions: Supervision) -> list[int]:
         """Return the indices of the units whose source has one of these supervisions."""
         return [i for i, unit in enumerate(self.units) if unit.source.supervision in supervisions]
+
+    def with_measurable_labels(self) -> list[int]:
+        """Return the indices of the units whose label maps are made from boxes before the epoch.
+
+        Label maps of wssl_em exist only during a training step.
+        """
+        return self.with_supervision("rectangles", "grabcut", "wssl", "box")
 
 
 def make_units(sources: Sequence[Source], left_out: Sequence[frozenset[int]] = ()) -> tuple[Unit, ...]:

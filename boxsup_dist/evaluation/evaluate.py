@@ -221,8 +221,8 @@ def measure_labels(
 ) -> UnitResult:
     """Confusion matrix of the label maps that training uses against ground truth ("label mIoU").
 
-    Measures all sources whose label maps are made from boxes. Sources with wssl_em are left out, because their label
-    maps exist only during a training step. The members of the pool paint; their networks are not used.
+    Measures the training images of the sources of `Mixture.with_measurable_labels`. The members of the pool paint;
+    their networks are not used.
 
     Args:
         pool: The pool of the training, whose members hold the CPUs.
@@ -234,7 +234,7 @@ def measure_labels(
     Raises:
         TableError: No record has ground truth.
     """
-    chosen = mixture.with_supervision("rectangles", "grabcut", "wssl", "box")
+    chosen = mixture.with_measurable_labels()
     results = pool.map(
         _measure_unit,
         chosen,
@@ -390,4 +390,4 @@ def _measure_unit(
     segments = {} if labels is None else labels.segments(index)
     columns = tuple(dict.fromkeys((*GRANTED_COLUMNS[unit.source.supervision], "gt_label_map")))
     paint = painter(unit, segments, mixture.assignment, decided=True)
-    return units.label_unit(paint, unit.source.records.read(unit.where, columns), num_classes)
+    return units.label_unit(paint, unit.trained(unit.source.records.read(unit.where, columns)), num_classes)

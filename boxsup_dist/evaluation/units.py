@@ -39,6 +39,11 @@ class UnitResult:
             self.confusion + other.confusion, self.num_images + other.num_images, self.num_skipped + other.num_skipped
         )
 
+    @property
+    def is_all_background(self) -> bool:
+        """True if every pixel is predicted as background although the ground truth has objects."""
+        return bool(self.confusion[1:].any() and not self.confusion[:, 1:].any())
+
     @classmethod
     def empty(cls, num_classes: int) -> UnitResult:
         """The result of no image."""

@@ -1,7 +1,8 @@
 """The COCO annotation file of a set of label maps: images, categories, and annotations with masks.
 
-`pycocotools.coco.COCO` reads it; the format is described at https://cocodataset.org/#format-data. An image's id is the
-number in its name if that is a COCO name (000000397133), otherwise the name. A category's id is the network's class id.
+`pycocotools.coco.COCO` and records/coco read it; https://cocodataset.org/#format-data describes the format. `CocoNames`
+says which ids and file names its images and categories have. A label map has no score, so every region of a prediction
+has score 1; COCO(...).loadRes takes the list of these annotations.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +33,53 @@ class CocoImage(NamedTuple):
     """One image of an annotation file."""
 
     name: str
+    ending: str  # of its file, such as ".jpg"
     height: int
     width: int
     annotations: list[Annotation]
 
 
-def coco_image_id(name: str) -> int | str:
-    """Id of an image in the file: 397133 for `val2017/000000397133` or `COCO_val2014_000000397133`, else the name."""
-    found = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", posixpath.basename(name))
-    return int(found[1]) if found else name
+class ImagePlace(NamedTuple):
+    """Id and file name of an image in an annotation file."""
+
+    id: int
+    file_name: str
+    has_ending: bool  # False: the ending of the image's file is to be added
+
+
+class Category(NamedTuple):
+    """Id and name of a category in an annotation file."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class CocoNames:
+    """What images and classes are called in an annotation file."""
+
+    images: Mapping[str, ImagePlace]  # by the name of the image
+    categories: Mapping[int, Category]  # by the class id
+
+    @classmethod
+    def own(cls, names: Sequence[str], class_names: Sequence[str], *, have_source: bool) -> CocoNames:
+        """Names of our own: an image has the number in its name if all have one, as in COCO, else 1, 2, 3, ...
+
+        Args:
+            names: The images, in order: `val2017/000000397133` and `COCO_val2014_000000397133` have a number.
+            class_names: Names of the C classes; category ids are class ids.
+            have_source: Whether the names are image ids of records, SOURCE/NAME. The file name is then NAME with the
+                ending of the image, unless two sources have the same NAME.
+        """
+        found = [re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", posixpath.basename(name)) for name in names]
+        numbers = [int(match[1]) for match in found if match]
+        if len(set(numbers)) != len(names):
+            numbers = list(range(1, len(names) + 1))
+        files = [name.partition("/")[2] or name for name in names] if have_source else list(names)
+        if len(set(files)) != len(files):
+            files = list(names)
+        places = {name: ImagePlace(i, file, False) for name, i, file in zip(names, numbers, files, strict=True)}
+        return cls(places, {i: Category(i, name) for i, name in enumerate(class_names) if i != BACKGROUND})
 
 
 def region(mask: NDArray[np.bool_], category_id: int, *, crowd: bool = False) -> Annotation:
@@ -54,40 +94,43 @@ def region(mask: NDArray[np.bool_], category_id: int, *, crowd: bool = False) ->
 
 
 def class_regions(label_map: NDArray[np.uint8]) -> list[Annotation]:
-    """Annotations of a label map (H, W): one per class in it, with the tight bbox (x, y, width, height)."""
+    """Annotations of a predicted label map (H, W): one per class in it, with the tight bbox (x, y, width, height)."""
     regions = []
     for class_id in np.unique(label_map).tolist():
         if class_id not in (BACKGROUND, IGNORE_INDEX):
             annotation = region(label_map == class_id, class_id)
             bbox = coco_mask.toBbox(annotation["segmentation"]).tolist()
-            regions.append({**annotation, "bbox": bbox})
+            regions.append({**annotation, "bbox": bbox, "score": 1.0})
     return regions
 
 
-def write_coco(uri: str, images: Iterable[CocoImage], class_names: Sequence[str]) -> int:
+def write_coco(uri: str, images: Iterable[CocoImage], names: CocoNames) -> int:
     """Write an annotation file, with one image at a time in memory.
 
     Args:
         uri: The file to write.
-        images: The images, in the order of the file.
-        class_names: Names of the C classes; class 0, the background, is no category.
+        images: The images, in the order of the file; the category_id of an annotation is a class id.
+        names: What images and classes are called in the file.
 
     Returns:
         Number of annotations.
     """
-    categories = [{"id": i, "name": name} for i, name in enumerate(class_names) if i != BACKGROUND]
+    categories = [category._asdict() for category in names.categories.values()]
     count = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "coco.json"
         with path.open("w") as file, (Path(folder) / "images.json").open("w+") as listed:
             file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
             for number, image in enumerate(images):
-                image_id = coco_image_id(image.name)
-                entry = {"id": image_id, "file_name": image.name, "height": image.height, "width": image.width}
+                image_id, file_name, has_ending = names.images[image.name]
+                file_name += "" if has_ending else image.ending
+                entry = {"id": image_id, "file_name": file_name, "height": image.height, "width": image.width}
                 listed.write((",\n" if number else "\n") + json.dumps(entry))
                 for annotation in image.annotations:
                     count += 1
-                    line = json.dumps({"id": count, "image_id": image_id, **annotation}, allow_nan=False)
+                    category_id = names.categories[annotation["category_id"]].id
+                    whole = {"id": count, "image_id": image_id, **annotation, "category_id": category_id}
+                    line = json.dumps(whole, allow_nan=False)
                     file.write((",\n" if count > 1 else "\n") + line)
             file.write('\n],\n"images": [')
             listed.seek(0)

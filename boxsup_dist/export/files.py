@@ -81,7 +81,7 @@ def finished_names(out: str, kinds: tuple[Kind, ...]) -> set[str]:
 
 def write_outputs(
     out: str, name: str, kinds: tuple[Kind, ...], image: NDArray[np.uint8], probs: NDArray[np.float32]
-) -> None:
+) -> NDArray[np.uint8]:
     """Write the outputs of one image.
 
     Args:
@@ -90,6 +90,9 @@ def write_outputs(
         kinds: The outputs to write.
         image: RGB (H, W, 3).
         probs: The network's probabilities (C, H, W).
+
+    Returns:
+        The label map (H, W).
     """
     label_map: NDArray[np.uint8] = probs.argmax(0).astype(np.uint8)
     encode = {
@@ -99,6 +102,7 @@ def write_outputs(
     }
     for kind in kinds:
         storage.write_bytes(output_uri(out, kind, name), encode[kind]())
+    return label_map
 
 
 def encode_overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> bytes:

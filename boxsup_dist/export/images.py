@@ -50,6 +50,12 @@ class Item(NamedTuple):
     where: RowGroup | None = None  # its row group in the records table; None for a file
     row: int = 0  # its row in the row group
 
+    @property
+    def ending(self) -> str:
+        """What the name of a file has after `name`, such as ".jpg"."""
+        ending = posixpath.splitext(self.uri)[1]
+        return ending if ending.lower() in ENDINGS else ""
+
 
 @dataclass(frozen=True)
 class Images:
@@ -131,6 +137,17 @@ def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> NDArray[n
     raise RecordError(
         "the image is larger than allowed", value=f"{width} x {height}", expected=f"<= {max_pixels} pixels"
     )
+
+
+def ending_of(data: bytes) -> str:
+    """Usual ending of an image file by its bytes, such as ".jpg"; "" if they are no image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
+            return {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}.get(
+                str(header.format), f".{header.format}".lower()
+            )
+    except Exception:  # each format's decoder raises errors of its own
+        return ""
 
 
 def check_distinct(items: Sequence[Item], key: Callable[[Item], Hashable], problem: str) -> None:

@@ -18,6 +18,7 @@ from boxsup_dist.data.sources import Mixture
 from boxsup_dist.data.superpixels import decode_superpixels
 from boxsup_dist.export.coco import CocoImage, region
 from boxsup_dist.export.files import output_uri
+from boxsup_dist.export.images import ending_of
 from boxsup_dist.io import storage
 
 Undecided = Literal["ignore", "decided"]
@@ -47,7 +48,8 @@ def export_unit(index: int, *, mixture: Mixture, labels: Labels, undecided: Unde
     segments = labels.segments(index)
     paint = painter(unit, segments, mixture.assignment, decided=decided)
     facts = _facts(labels, index)
-    rows = unit.source.records.read(unit.where, GRANTED_COLUMNS["box"]).take(pa.array(unit.rows, pa.int64()))
+    columns = tuple(dict.fromkeys(("image", *GRANTED_COLUMNS["box"])))
+    rows = unit.trained(unit.source.records.read(unit.where, columns))
     assert unit.source.proposals is not None
     stored = unit.source.proposals.read(unit.where, ("image_id", "superpixels", "num_superpixels")).to_pylist()
     superpixels_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
@@ -74,7 +76,8 @@ def export_unit(index: int, *, mixture: Mixture, labels: Labels, undecided: Unde
             }
             for k, mask in enumerate(masks)
         ]
-        images.append(CocoImage(record.image_id, record.height, record.width, annotations))
+        ending = ending_of(record.image or b"")
+        images.append(CocoImage(record.image_id, ending, record.height, record.width, annotations))
     return images
 
 

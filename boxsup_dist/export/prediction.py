@@ -12,7 +12,7 @@ from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, MachineError, StorageError, decoding
 from boxsup_dist.export.coco import CocoImage, class_regions
 from boxsup_dist.export.files import Kind, output_uri, write_outputs
-from boxsup_dist.export.images import Item, read_image
+from boxsup_dist.export.images import Item, ending_of, read_image
 from boxsup_dist.io import storage
 from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.model.networks import SegmentationNetwork
@@ -33,7 +33,8 @@ class Outcome(NamedTuple):
     """The result of one image."""
 
     item: Item
-    problem: str | None  # why it was skipped; None if its outputs are written
+    problem: str | None = None  # why it was skipped; None if its outputs are written
+    is_background: bool = False  # whether every pixel is predicted as background
 
 
 def predict_unit(
@@ -64,8 +65,9 @@ def predict_unit(
         except InputError as error:
             outcomes.append(Outcome(item, str(error)))
             continue
-        write_outputs(job.out, item.name, job.kinds, image, predict_probs(network, image, job.settings))
-        outcomes.append(Outcome(item, None))
+        probs = predict_probs(network, image, job.settings)
+        label_map = write_outputs(job.out, item.name, job.kinds, image, probs)
+        outcomes.append(Outcome(item, is_background=not label_map.any()))
     return outcomes
 
 
@@ -86,12 +88,13 @@ def _read(unit: Sequence[Item], records: Table | None) -> Iterator[tuple[Item, b
             yield item, error
 
 
-def regions_unit(unit: Sequence[Item], *, out: str) -> list[CocoImage]:
+def regions_unit(unit: Sequence[Item], *, out: str, records: Table | None) -> list[CocoImage]:
     """List the regions of each class in the label maps that `predict_unit` wrote.
 
     Args:
         unit: The images.
         out: Folder of the outputs.
+        records: The records table, for images that are rows of one.
 
     Returns:
         One entry per image for the COCO file.
@@ -99,11 +102,14 @@ def regions_unit(unit: Sequence[Item], *, out: str) -> list[CocoImage]:
     Raises:
         RecordError: A label map is damaged.
     """
+    endings = {item.name: item.ending for item in unit}
+    if unit[0].where is not None:
+        endings = {item.name: ending_of(data) for item, data in _read(unit, records) if isinstance(data, bytes)}
     found = []
     for item in unit:
         uri = output_uri(out, "label_maps", item.name)
         with decoding(item.name, uri):
             label_map = decode_png(storage.read_bytes(uri))
         height, width = label_map.shape
-        found.append(CocoImage(item.name, height, width, class_regions(label_map)))
+        found.append(CocoImage(item.name, endings[item.name], height, width, class_regions(label_map)))
     return found

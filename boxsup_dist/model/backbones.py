@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boxsup_dist.errors import SettingError
+from boxsup_dist.errors import SettingError, WeightsError
 from boxsup_dist.model.grids import CellGrid, Grid
 from boxsup_dist.model.heads import LargeFov, init_convolutions
 from boxsup_dist.model.weights import CAFFE_MEAN, Pretrained, fit_into
@@ -91,32 +91,38 @@ def vgg16(pretrained: Pretrained | None) -> Backbone:
     return load_vgg16(module, pretrained, CellGrid(8, patches=False))
 
 
-def classifier_as_convolutions(pretrained: Pretrained) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def classifier_as_convolutions(pretrained: Pretrained) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights (4096, 512, 7, 7) and biases of fc6, weights (4096, 4096, 1, 1) and biases of fc7 of VGG-16's classifier.
 
-    None without usable classifier layers (torchvision's IMAGENET1K_FEATURES has NaN there).
+    Raises:
+        WeightsError: The weights have no usable classifier (torchvision's IMAGENET1K_FEATURES has NaN there).
     """
-    names = [f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
-    if not all(name in pretrained.state for name in names):
-        return None
-    fc6, bias6, fc7, bias7 = (pretrained.state[name] for name in names)
-    if fc6.shape != (4096, 512 * 7 * 7) or fc7.shape != (4096, 4096):
-        return None
-    if not (torch.isfinite(fc6).all() and torch.isfinite(fc7).all()):
-        return None
+    shapes = {"0.weight": (4096, 512 * 7 * 7), "0.bias": (4096,), "3.weight": (4096, 4096), "3.bias": (4096,)}
+    for layer, shape in shapes.items():
+        values = pretrained.state.get(f"classifier.{layer}")
+        found = None if values is None else tuple(values.shape)
+        if values is None or found != shape or not values.isfinite().all():
+            raise WeightsError(
+                "the weights have no usable classifier of VGG-16, from which fc6 and fc7 start",
+                file=pretrained.source,
+                field=f"classifier.{layer}",
+                value="no such tensor" if values is None else "values that are not finite" if found == shape else found,
+                expected="weights with it, such as torchvision:IMAGENET1K_V1, or --network.random-fc",
+            )
+    fc6, bias6, fc7, bias7 = (pretrained.state[f"classifier.{layer}"] for layer in shapes)
     return fc6.reshape(4096, 512, 7, 7), bias6, fc7.reshape(4096, 4096, 1, 1), bias7
 
 
 @torch.no_grad()
 def init_from_classifier(head: LargeFov, pretrained: Pretrained) -> None:
-    """Start fc6 and fc7 from VGG-16's classifier, thinned out as DeepLab does: every 4th unit, 3x3 of the 7x7 places.
+    """Start fc6 and fc7, of 1024 channels, from VGG-16's classifier.
 
-    Changes nothing at another width than 1024, or without usable classifier layers.
+    It is thinned out as DeepLab does: every 4th unit, 3x3 of the 7x7 places.
+
+    Raises:
+        WeightsError: The weights have no usable classifier.
     """
-    layers = classifier_as_convolutions(pretrained)
-    if layers is None or head.fc6.out_channels != 1024:
-        return
-    fc6, bias6, fc7, bias7 = layers
+    fc6, bias6, fc7, bias7 = classifier_as_convolutions(pretrained)
     assert head.fc6.bias is not None and head.fc7.bias is not None
     head.fc6.weight.copy_(fc6[::4, :, ::3, ::3])
     head.fc6.bias.copy_(bias6[::4])

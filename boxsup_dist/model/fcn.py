@@ -70,12 +70,9 @@ class FcnHead(nn.Module):
 
     @torch.no_grad()
     def init_from_classifier(self, pretrained: Pretrained) -> None:
-        """Start from VGG-16's classifier. Changes nothing at another width than 4096, or without usable layers."""
-        layers = classifier_as_convolutions(pretrained)
-        if layers is None or self.fc6.out_channels != 4096:
-            return
+        """Start fc6 and fc7, of 4096 channels, from VGG-16's classifier. WeightsError if the weights have none."""
         assert self.fc6.bias is not None and self.fc7.bias is not None
-        weight6, bias6, weight7, bias7 = layers
+        weight6, bias6, weight7, bias7 = classifier_as_convolutions(pretrained)
         self.fc6.weight.copy_(weight6)
         self.fc6.bias.copy_(bias6)
         self.fc7.weight.copy_(weight7)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from boxsup_dist.config import Head, NetworkSettings
+from boxsup_dist.config import Head, NetworkSettings, OptimizerSettings
 from boxsup_dist.errors import SettingError, WeightsError
 from boxsup_dist.model.backbones import Backbone, check_timm_model, init_from_classifier, timm_backbone, vgg16
 from boxsup_dist.model.fcn import FcnHead, FcnScore, fcn_backbone
@@ -94,7 +94,7 @@ def network_spec(settings: NetworkSettings, num_classes: int) -> NetworkSpec:
     name, is_vgg = settings.name, settings.name in VGG16_NAMES
     if name.startswith(TIMM_PREFIX):
         check_timm_model(name.removeprefix(TIMM_PREFIX))
-    channels = (4096 if name in FCN_STRIDES else 1024) if is_vgg else 256
+    channels = _published_channels(name) if is_vgg else 256
     return NetworkSpec(
         name,
         num_classes,
@@ -103,6 +103,11 @@ def network_spec(settings: NetworkSettings, num_classes: int) -> NetworkSpec:
         head_channels=channels if settings.head_channels is None else settings.head_channels,
         dropout=(0.5 if is_vgg else 0.1) if settings.dropout is None else settings.dropout,
     )
+
+
+def _published_channels(name: str) -> int:
+    """Channels of fc6 and fc7 in a network on VGG-16."""
+    return 4096 if name in FCN_STRIDES else 1024
 
 
 def _strides(name: str) -> tuple[int, ...]:
@@ -192,7 +197,7 @@ def _head_and_score(spec: NetworkSpec, in_channels: int) -> tuple[nn.Module, nn.
     return head, zero_score(spec.head_channels, spec.num_classes)
 
 
-def build_network(spec: NetworkSpec, weights: str | None = None) -> SegmentationNetwork:
+def build_network(spec: NetworkSpec, weights: str | None = None, *, random_fc: bool = False) -> SegmentationNetwork:
     """Build a network with pretrained weights, in training mode.
 
     New layers draw their values from torch's global generator: seed it first.
@@ -201,16 +206,33 @@ def build_network(spec: NetworkSpec, weights: str | None = None) -> Segmentation
         spec: What to build.
         weights: A spec of `model.weights`, except checkpoint:URI (`transfer.start_network` takes it). None: the
             network's usual weights. "none": random values.
+        random_fc: Start fc6 and fc7 of a network on VGG-16 at random instead of from the classifier in the weights.
 
     Raises:
-        SettingError: timm has no such model, or it has no map of features at the output stride.
-        WeightsError: The weights cannot be read or are of another network.
+        SettingError: timm has no such model, it has no map of features at the output stride, `random_fc` has no effect,
+            or fc6 and fc7 have not the width of the classifier.
+        WeightsError: The weights cannot be read, are of another network, or lack the classifier that fc6 and fc7 need.
     """
+    has_fc = spec.name in VGG16_NAMES and weights != "none"
+    if random_fc and not has_fc:
+        raise SettingError(
+            "random_fc has no effect: it is for networks on VGG-16 with pretrained weights",
+            field="network.random_fc",
+            value=True,
+            expected="not set",
+        )
+    if has_fc and not random_fc and spec.head_channels != _published_channels(spec.name):
+        raise SettingError(
+            "fc6 and fc7 cannot start from VGG-16's classifier at another width",
+            field="network.head_channels",
+            value=spec.head_channels,
+            expected=f"{_published_channels(spec.name)}, or --network.random-fc to start them at random",
+        )
     pretrained = load_pretrained(default_weights(spec.name) if weights is None else weights, spec.name)
     network = SegmentationNetwork(spec, _backbone(spec, pretrained))
-    if pretrained and isinstance(network.head, FcnHead):
+    if pretrained and not random_fc and isinstance(network.head, FcnHead):
         network.head.init_from_classifier(pretrained)
-    elif pretrained and spec.name == VGG16_NAME and isinstance(network.head, LargeFov):
+    elif pretrained and not random_fc and spec.name == VGG16_NAME and isinstance(network.head, LargeFov):
         init_from_classifier(network.head, pretrained)
     return network
 
@@ -243,30 +265,26 @@ def network_from_state(spec: NetworkSpec, state: Mapping[str, Tensor]) -> Segmen
     return network.eval()
 
 
-def parameter_groups(
-    network: SegmentationNetwork, lr: float, head_lr_multiplier: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer: body and head (all layers after the backbone), each weights and biases.
+def parameter_groups(network: SegmentationNetwork, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimizer: body, head and score layers, each weights, biases and scales of norms.
 
-    Frozen parameters are in no group. DeepLab differs in two points, which would need more settings: it doubles the
-    learning rate of biases, and multiplies only that of the score layer.
+    Frozen parameters are in no group. Biases and scales have no weight decay.
 
     Args:
         network: The network whose parameters are grouped.
-        lr: Learning rate of the body.
-        head_lr_multiplier: The head learns with `lr * head_lr_multiplier`.
-        weight_decay: Weight decay of weights; biases and norms have none.
+        settings: The learning rate, its factors, and the weight decay.
     """
     members: dict[tuple[str, str], list[nn.Parameter]] = {}
     for key, parameter in network.named_parameters():
         if parameter.requires_grad:
-            part = "body" if key.startswith("body.") else "head"
-            members.setdefault((part, "weights" if parameter.ndim > 1 else "biases"), []).append(parameter)
+            kind = "biases" if key.endswith(".bias") else "weights" if parameter.ndim > 1 else "scales"
+            members.setdefault((key.partition(".")[0], kind), []).append(parameter)
+    factors = {"body": 1.0, "head": settings.head_lr_multiplier, "score": settings.score_lr_multiplier}
     return [
         {
             "params": params,
-            "lr": lr if part == "body" else lr * head_lr_multiplier,
-            "weight_decay": weight_decay if kind == "weights" else 0.0,
+            "lr": settings.lr * factors[part] * (settings.bias_lr_multiplier if kind == "biases" else 1.0),
+            "weight_decay": settings.weight_decay if kind == "weights" else 0.0,
             "name": f"{part}_{kind}",
         }
         for (part, kind), params in members.items()

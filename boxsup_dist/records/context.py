@@ -117,7 +117,8 @@ def read_label_names(file: str) -> NDArray[np.uint8]:
     wanted = {name: _LABEL_NAMES.get(name, name) for name in CONTEXT_CLASSES[1:]}
     absent = [label for name, label in wanted.items() if label not in numbers and name not in numbers]
     if absent:
-        raise InputError("the list lacks names of classes", file=file, value=absent[:5], expected="the 459 names")
+        problem = f"the list lacks {len(absent)} names of classes, such as {', '.join(absent[:5])}"
+        raise InputError(problem, file=file, value=f"{len(numbers)} names", expected="the 459 names")
     repeated &= {*wanted, *wanted.values()}
     if repeated:
         raise InputError("the list names a class twice", file=file, value=sorted(repeated), expected="the 459 names")

@@ -17,7 +17,7 @@ from boxsup_dist.progress import format_duration
 from boxsup_dist.reporting.figures import curves_figure, iou_bars_figure, number
 from boxsup_dist.reporting.html import render
 from boxsup_dist.reporting.text_table import format_value
-from boxsup_dist.reporting.words import METRICS
+from boxsup_dist.reporting.words import METRICS, RESULTS
 
 MAX_FIGURES = 24  # embedded; the others are named
 Card = tuple[str, str]
@@ -66,7 +66,7 @@ def render_report(
         confusion=_base64(confusion) if confusion else None,
         epoch_columns=[METRICS[key][0] if key in METRICS else key.replace("_", " ") for key in columns],
         epochs=[[_cell(_in_unit(key, row.get(key))) for key in columns] for row in history],
-        results=_leaves(results),
+        results=_leaves({RESULTS.get(key, key): value for key, value in results.items()}),
         data=_leaves(summary.get("data") or {}),
         config=_leaves(config),
     )
@@ -78,8 +78,9 @@ def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[Card
     for part, value in _numbers(summary.get("label_mean_iou", last.get("label_mean_iou"))):
         words = {"first": "first epoch", "last": "last epoch"}.get(part, part)
         yield f"{value:.1f} %", f"mean IoU of the label maps: {words}" if part else "mean IoU of the label maps"
-    for _, value in _numbers(last.get("foreground_share")):
-        yield f"{100 * value:.1f} %", "foreground predicted in the last epoch"
+    for key, caption in (("foreground_share", "predicted"), ("label_foreground_share", "of the label maps")):
+        for _, value in _numbers(last.get(key)):
+            yield f"{100 * value:.1f} %", f"foreground {caption} in the last epoch"
     for key, caption in (("num_images", "training images"), ("epochs", "epochs")):
         for _, value in _numbers(summary.get(key)):
             yield format_value(value if value % 1 else int(value)), caption

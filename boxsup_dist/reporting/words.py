@@ -23,6 +23,12 @@ METRICS: dict[str, tuple[str, float]] = {
     "num_without_ground_truth": ("validation images without ground truth", 1),
 }
 
+# Keys of a run's summary whose name alone does not say which images they count.
+RESULTS = {
+    "num_images": "training images",
+    "num_left_out": "training images left out: another table has them",
+}
+
 # Stage of an epoch, as progress and `seconds` name it.
 STAGES = {
     "reassign": "choosing segments",

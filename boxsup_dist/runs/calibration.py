@@ -193,7 +193,7 @@ def measure_training(
     """Train on one batch for `seconds`, as training.worker does; from random weights, whose steps take as long."""
     options = config.optimizer
     network = build_network(spec, "none").to(device).to(memory_format=torch.channels_last)
-    groups = parameter_groups(network, options.lr, options.head_lr_multiplier, options.weight_decay)
+    groups = parameter_groups(network, options)
     optimizer = make_optimizer(groups, options)
     process_bytes = float(psutil.Process().memory_info().rss)
 

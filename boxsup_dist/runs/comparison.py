@@ -246,7 +246,8 @@ def _rows(records: Table, where: RowGroup, image_ids: Sequence[str], rows: Seque
 def _check_found(image_ids: Sequence[str], found: Mapping[str, Any], uri: str) -> None:
     missing = [image_id for image_id in image_ids if image_id not in found]
     if missing:
-        raise InputError("the table has no such image", file=uri, field="image_ids", value=missing)
+        problem = f"the table has no image {', '.join(missing)}"
+        raise InputError(problem, file=uri, field="image_ids", value=list(image_ids), expected="image ids of the table")
 
 
 def _picture(record: Record) -> NDArray[np.uint8]:

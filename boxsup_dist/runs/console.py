@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 
-from boxsup_dist.config import Resources, TrainConfig
+from boxsup_dist.config import OptimizerSettings, Resources, TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, Stalled
 from boxsup_dist.errors import InputError
 from boxsup_dist.progress import format_duration
 from boxsup_dist.reporting.words import STAGES
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
-from boxsup_dist.runs.history import HistoryEntry
+from boxsup_dist.runs.history import HistoryEntry, read_history
 from boxsup_dist.runs.inputs import Inputs
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import MlflowRun, Summary
@@ -101,25 +101,53 @@ def epoch_line(entry: HistoryEntry, num_epochs: int) -> str:
 def print_header(config: TrainConfig, inputs: Inputs, tracking_uri: str) -> None:
     """What is about to run, before anything of it starts. `config.resources` are resolved."""
     assert isinstance(config.resources, Resources)
-    options = config.optimizer
-    steps = -(-inputs.num_images // options.global_batch_size)
-    dropped, val = inputs.num_left_out, inputs.val_records
+    options, steps, dropped = config.optimizer, inputs.num_steps, inputs.num_left_out
     names = inputs.class_names
     shown = ", ".join(names[:MAX_CLASSES_NAMED]) + (", ..." if len(names) > MAX_CLASSES_NAMED else "")
     lines = {
         "run directory": RunFiles(config.run_dir).run_dir,
         "images": f"{inputs.num_images} to train on"
         + (f" ({dropped} left out: another table of the run has them)" if dropped else "")
-        + (f", {val.num_rows} to evaluate on" if val is not None else ", none to evaluate on"),
+        + f", {inputs.num_val_images or 'none'} to evaluate on",
         "classes": f"{len(names)}: {shown}",
         "supervision": config.supervision,
         "steps": f"{steps} per epoch, {steps * options.epochs} in {options.epochs} epochs, "
         f"{options.global_batch_size} images each",
+        "learning rate": _describe_rate(options, steps * options.epochs),
+        **_describe_assignment(config),
         **_describe_resources(config.resources),
         "MLflow": f"{tracking_uri}, experiment {config.experiment}",
     }
     for name, text in lines.items():
         print(f"{name:<14} {text}", flush=True)
+
+
+def _describe_rate(options: OptimizerSettings, total_steps: int) -> str:
+    parts = [f"{options.lr:g}"]
+    if options.schedule == "poly":
+        parts.append("falls to zero over the run")
+    else:
+        never = ": never in this run" if options.decay_epochs >= options.epochs else ""
+        parts.append(f"divided by 10 every {options.decay_epochs} epochs{never}")
+    warmup = options.warmup(total_steps)
+    if warmup:
+        parts.append(f"warm-up in the first {warmup} of {total_steps} steps")
+    return ", ".join(parts)
+
+
+def _describe_assignment(config: TrainConfig) -> dict[str, str]:
+    """Which epochs take segments by the boxes alone, by the network, and with refinement; {} without such a source."""
+    if not any(source.supervision in ("box", "wssl_em") for source in config.sources):
+        return {}
+    warmup, refined, epochs = (
+        config.assignment.warmup_epochs,
+        config.assignment.refine_from_epoch,
+        config.optimizer.epochs,
+    )
+    text = f"by the boxes alone in the first {warmup} of {epochs} epochs, then with the network"
+    if warmup == epochs:
+        text = f"by the boxes alone in every epoch: the network does not take part ({epochs} epochs of warm-up)"
+    return {"labels": text + (f", refined from epoch {refined}" if refined else "")}
 
 
 def _describe_resources(resources: Resources) -> dict[str, str]:
@@ -143,6 +171,9 @@ def print_result(run_dir: str, summary: Summary) -> None:
     if label is not None:
         result.append(f"label maps' mean IoU {label['first']:.2f} -> {label['last']:.2f}")
     print(f"result         {', '.join(result)}")
+    history = read_history(run_dir)
+    for text in history[max(history)].warnings if history else ():
+        print(f"warning        last epoch: {text}")
     print(f"report         {files.report}")
     print(f"MLflow         {_how_to_open(summary['mlflow'])}")
     print(f"next           python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER", flush=True)

@@ -38,10 +38,31 @@ from boxsup_dist.runs.networks import make_pool
 
 NUM_EXAMPLE_GROUPS = 2
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' gives a warning
+_MORE = "train for more epochs, or with a larger optimizer.lr"
 COLLAPSE_WARNING = (
     "the network predicts less than a quarter of the foreground that its label maps have; labels that follow such a "
-    "network may collapse: see assignment.form and assignment.warmup_epochs"
+    f"network may collapse: {_MORE}; for boxes see also assignment.form and assignment.warmup_epochs"
 )
+ALL_BACKGROUND_WARNING = f"the network predicts background everywhere, its label maps have objects: {_MORE}"
+NO_OBJECT_WARNING = (
+    "the label maps have no object, so the network learns background alone: do the records have boxes, and do the "
+    "proposals have segments for them?"
+)
+ALL_BACKGROUND_EVALUATION = f"every pixel of the validation images is predicted as background: {_MORE}"
+
+
+def foreground_warning(predicted: float, labelled: float) -> str | None:
+    """What to warn of after an epoch; None: nothing.
+
+    Args:
+        predicted: Share of the labelled pixels that the network predicted to be an object, during training.
+        labelled: Share of the same pixels that are an object in the label maps.
+    """
+    if labelled == 0:
+        return NO_OBJECT_WARNING
+    if predicted == 0:
+        return ALL_BACKGROUND_WARNING
+    return COLLAPSE_WARNING if predicted < COLLAPSE_RATIO * labelled else None
 
 
 class Coordinator:
@@ -102,34 +123,31 @@ class Coordinator:
         return ray.put(read_labels(self.files.labels(epoch + 1))) if self._assigns() else None
 
     def _measure(self, number: int, labels: Labels | None) -> None:
-        with self._stage(number, "measure_labels", self.inputs.num_images) as on_progress:
+        mixture = self.inputs.mixture
+        num_images = sum(len(mixture.units[index].rows) for index in mixture.with_measurable_labels())
+        with self._stage(number, "measure_labels", num_images) as on_progress:
             result = measure_labels(
                 self.pool,
-                self.inputs.mixture,
+                mixture,
                 labels,
                 num_classes=len(self.inputs.class_names),
                 on_progress=on_progress,
             )
-        confusion = result.confusion
-        self._note(
-            number,
-            label_mean_iou=to_summary(result, self.inputs.class_names)["mean_iou"],
-            label_foreground_share=float(confusion[:, 1:].sum() / confusion.sum()),
-        )
+        self._note(number, label_mean_iou=to_summary(result, self.inputs.class_names)["mean_iou"])
 
     # -- after an epoch ----------------------------------------------------------------------------------------------
 
     def record(self, epoch: int, metrics: dict[str, float], bad_records: dict[str, str]) -> None:
-        """Keep an epoch's metrics; warn of records that were left out, and of a collapse of the foreground."""
+        """Keep an epoch's metrics; warn of records that were left out, and of too little foreground."""
         number = epoch + 1
         self._note(number, **metrics, bad_records=bad_records)
         before = self.history.get(number - 1)
         for image_id, problem in bad_records.items():
             if before is None or image_id not in before.bad_records:
                 self._warn(number, f"left out: {problem}")
-        expected = self.history[number].label_foreground_share
-        if expected and metrics["foreground_share"] < COLLAPSE_RATIO * expected:
-            self._warn(number, COLLAPSE_WARNING)
+        warning = foreground_warning(metrics["foreground_share"], metrics["label_foreground_share"])
+        if warning is not None:
+            self._warn(number, warning)
         self._report(number, complete=not self._is_due(number))
 
     def _warn(self, number: int, text: str) -> None:
@@ -152,7 +170,7 @@ class Coordinator:
         if not self._is_due(number) or (known is not None and known.mean_iou is not None):
             return
         assert self.inputs.val_records is not None
-        with self._stage(number, "evaluate", self.inputs.val_records.num_rows) as on_progress:
+        with self._stage(number, "evaluate", self.inputs.num_val_images) as on_progress:
             result = evaluate(
                 self.pool,
                 self.inputs.val_records,
@@ -163,6 +181,8 @@ class Coordinator:
             )
         write_confusion(self.files.confusion, result.confusion, self.inputs.class_names)
         self._note(number, **to_summary(result, self.inputs.class_names))
+        if result.is_all_background:
+            self._warn(number, ALL_BACKGROUND_EVALUATION)
         self._report(number, complete=True)
 
     def _draw(self, number: int, weights: dict[str, torch.Tensor]) -> None:

@@ -132,7 +132,10 @@ class RunCosts:
         seconds, sizes = [], []
         for run_dir in run_dirs:
             summary = read_summary(run_dir)
-            seconds.append(summary["seconds"]["all"] / (summary["epochs"] * max(summary["num_images"], 1)))
+            spent = summary["seconds"]
+            # "all" counts from the last start only; of a run that was continued, its stages say more.
+            whole = max(spent["all"], sum(value for name, value in spent.items() if name != "all"))
+            seconds.append(whole / (summary["epochs"] * max(summary["num_images"], 1)))
             sizes.append(storage.size(run_dir))
         return cls(statistics.median(seconds) if seconds else None, statistics.median(sizes) if sizes else None)
 

@@ -52,7 +52,8 @@ def draw_examples(
     unit = mixture.units[index]
     painters = _painters(index, mixture, run_dir, num_epochs)
     figures = []
-    records = [record for record in iter_records(unit.source.records.read(unit.where)) if len(record.boxes_xyxy)]
+    rows = unit.trained(unit.source.records.read(unit.where))
+    records = [record for record in iter_records(rows) if len(record.boxes_xyxy)]
     for record in records[:MAX_EXAMPLES]:
         assert record.image is not None
         try:

@@ -38,12 +38,12 @@ class HistoryEntry:
     """Share of the boxes whose segment is not that of the epoch before."""
     label_mean_iou: float | None = None
     """Mean IoU of the label maps against ground truth."""
-    label_foreground_share: float | None = None
-    """Share of the ground truth's pixels that are an object in the label maps."""
 
     train_loss: float | None = None
     foreground_share: float | None = None
-    """Share of the pixels that the network predicts to be an object, during training."""
+    """Share of the labelled pixels of the training crops that the network predicts to be an object."""
+    label_foreground_share: float | None = None
+    """Share of the same pixels that are an object in the label maps."""
     images_per_s: float | None = None
     train_s: float | None = None
     """Duration of the training steps."""

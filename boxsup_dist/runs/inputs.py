@@ -27,11 +27,22 @@ class Inputs:
     val_records: Table | None
     class_names: tuple[str, ...]
     can_measure_labels: bool
+    global_batch_size: int
 
     @property
     def num_images(self) -> int:
         """Images that the run trains on."""
         return sum(len(unit.rows) for unit in self.mixture.units)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.num_images // self.global_batch_size)
+
+    @property
+    def num_val_images(self) -> int:
+        """Images that an evaluation counts: the validation records that have ground truth."""
+        return 0 if self.val_records is None else self.val_records.counts.get("with_mask", 0)
 
     @property
     def num_left_out(self) -> int:
@@ -98,9 +109,18 @@ def open_inputs(config: TrainConfig) -> Inputs:
     power = config.optimizer.class_balance
     weights = balanced_weights(sources, power) if power else None
     mixture = Mixture(make_units(sources, left_out), config.assignment, config.augment, config.seed, weights)
-    measurable = mixture.with_supervision("rectangles", "grabcut", "wssl", "box")
-    can_measure = any(mixture.units[i].source.records.counts.get("with_mask", 0) > 0 for i in measurable)
-    return Inputs(network, mixture, val_records, classes, config.measure_labels and can_measure)
+    measurable = (mixture.units[i].source.records for i in mixture.with_measurable_labels())
+    can_measure = any(records.counts.get("with_mask", 0) > 0 for records in measurable)
+    can_measure = config.measure_labels and can_measure
+    inputs = Inputs(network, mixture, val_records, classes, can_measure, config.optimizer.global_batch_size)
+    if inputs.num_images == 0:
+        raise SettingError(
+            "no image is left to train on: another table of the run has each of them",
+            field="duplicates",
+            value=config.duplicates,
+            expected="sources with images that val_records and the other sources lack",
+        )
+    return inputs
 
 
 def _open_source(settings: SourceSettings) -> Source:

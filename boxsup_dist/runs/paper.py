@@ -21,7 +21,7 @@ from typing import Literal
 from boxsup_dist.config import SourceSettings, Supervision, TrainConfig
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.runs.recipes import RECIPES, RecipeName
+from boxsup_dist.runs.recipes import RECIPES, RecipeName, with_epochs
 
 Scale = Literal["full", "mini"]
 RECIPE_OF_SCALE: dict[Scale, RecipeName] = {"full": "paper", "mini": "mini"}
@@ -143,12 +143,7 @@ def make_configs(
     if row.top_k is not None:
         config = replace(config, assignment=replace(config.assignment, top_k=row.top_k))
     if epochs is not None:
-        warmup = max(1, round(config.assignment.warmup_epochs * epochs / config.optimizer.epochs))
-        config = replace(
-            config,
-            assignment=replace(config.assignment, warmup_epochs=warmup),
-            optimizer=replace(config.optimizer, epochs=epochs),
-        )
+        config = with_epochs(config, epochs)
     if row.refined:
         robust = RECIPES["mini"](runs, config.sources, config.val_records).assignment
         refined = max(1, config.optimizer.epochs // 10)

@@ -9,7 +9,8 @@ Every number of a plan says what it is based on:
                    far as these do not share cores), to another batch per worker or to another kind of machine
     assumed        a constant of this module, which the plan names
 
-Not counted: downloads, a cluster's start, gradients on a slow network, and epochs of the warm-up, which are shorter.
+Not counted: downloads, a cluster's start, gradients on a slow network, the measurement of label maps against masks
+(`measure_labels`), and epochs of the warm-up, which are shorter.
 """
 
 from __future__ import annotations
@@ -158,8 +159,9 @@ def read_rates(uri: str, recipe: str) -> Rates:
     """The rates of a recipe in a file of jobs.calibrate. InputError if the file has none."""
     found = storage.read_json(uri) if storage.exists(uri) else {}
     if not isinstance(found, dict) or recipe not in found:
-        expected = f"one with `{recipe}`; python -m jobs.calibrate {recipe} --out {uri} adds it"
-        raise InputError("no rates of this recipe", file=uri, field="recipe", value=recipe, expected=expected)
+        expected = f"{recipe}: python -m jobs.calibrate {recipe} --out {uri} adds it"
+        has = sorted(found) if isinstance(found, dict) else type(found).__name__
+        raise InputError(f"no rates of the recipe {recipe}", file=uri, value=has or None, expected=expected)
     try:
         return Rates(**found[recipe]).check()
     except InputError as error:

@@ -23,10 +23,27 @@ Recipe = Callable[[str, tuple[SourceSettings, ...], str | None], TrainConfig]
 
 
 def paper(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | None) -> TrainConfig:
-    """The paper as written: DeepLab-LargeFOV on VGG-16, lambda 3, draw among 5, 45 epochs of batches of 20.
+    """The paper: DeepLab-LargeFOV on VGG-16, lambda 3, draw among 5, 45 epochs of batches of 20.
 
     For VOC 2012 train_aug (10,582 images) on GPUs. Expected mean IoU on VOC 2012 val with the CRF, from the paper's
     Tables 1 and 2: mask 63.8, box 62.0, rectangles 52.3. This project has not run it at full scale.
+
+    What the paper states is as stated: learning rate 0.001, divided by 10 after every 15 epochs. What it leaves to its
+    baseline is as in the published train.prototxt of DeepLab-LargeFOV: momentum 0.9, weight decay 0.0005 but none for
+    biases, learning rate x2 for biases and x10 for the score layer, dropout 0.5, a crop of 321 px and a mirror, fc6 and
+    fc7 thinned out of VGG-16's classifier. It departs from them in these points:
+
+    * The weights are torchvision's IMAGENET1K_V1, trained by torchvision. The released VGG-16 is IMAGENET1K_FEATURES
+      there, whose classifier is missing; a file with both can be given as --network.weights PATH.
+    * The thinning keeps every 4th unit and the places 0, 3 and 6 of 7. DeepLab publishes only its result.
+    * The score layer starts at zero (DeepLab: Gaussian, 0.01), so that the first labels follow the overlap alone.
+    * The loss compares upsampled scores with the full label map; DeepLab shrinks the label map by 8.
+    * Momentum: PyTorch multiplies the whole velocity by the present rate. Caffe keeps the rate in the velocity, so that
+      for some steps after a drop its updates are larger.
+    * A crop that is larger than its image is filled with the image's own mean colour (DeepLab: the mean of ImageNet).
+    * The last batch of an epoch may be smaller; Caffe fills it from the next epoch.
+    * Equation 2 without its factor 1/N, and equation 3 as a mean over pixels instead of a sum (assignment/cost.py).
+    * The draw is among the lowest costs, where the paper writes "largest" (assignment/cost.py).
 
     python -m jobs.train paper --run-dir R --records TRAIN_AUG --proposals P --val-records VAL --supervision box
     """
@@ -64,8 +81,9 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
             global_batch_size=10,
             lr=3e-4,
             head_lr_multiplier=5.0,
+            score_lr_multiplier=5.0,
+            bias_lr_multiplier=1.0,
             schedule="poly",
-            warmup_steps=50,
             weight_decay=0.01,
             class_balance=0.5,
         ),
@@ -88,6 +106,16 @@ def demo(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
         assignment=replace(config.assignment, warmup_epochs=2),
         optimizer=replace(config.optimizer, epochs=8, global_batch_size=5, class_balance=0.0),
         augment=AugmentSettings(161, 161, 0.75, 1.35),
+    )
+
+
+def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
+    """A recipe's configuration for another number of epochs: the warm-up of the assignment keeps its share of them."""
+    warmup = max(1, round(config.assignment.warmup_epochs * epochs / config.optimizer.epochs))
+    return replace(
+        config,
+        assignment=replace(config.assignment, warmup_epochs=warmup),
+        optimizer=replace(config.optimizer, epochs=epochs),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -75,7 +76,7 @@ def make_summary(
         for stage, spent in {**entry.seconds, "train": entry.train_s or 0.0}.items():
             stages[stage] = stages.get(stage, 0.0) + spent
     label_curve = [entry.label_mean_iou for entry in history if entry.label_mean_iou is not None]
-    gaps = sorted(entry.gap_s for entry in history if entry.gap_s is not None)
+    gaps = [entry.gap_s for entry in history if entry.gap_s is not None]
     return {
         "supervision": config.supervision,
         "mean_iou": last.mean_iou,
@@ -84,7 +85,7 @@ def make_summary(
         "epochs": config.optimizer.epochs,
         "train_loss": last.train_loss,
         "seconds": {"all": seconds, **stages},
-        "gap_s_median": gaps[len(gaps) // 2] if gaps else None,
+        "gap_s_median": statistics.median(gaps) if gaps else None,
         "checkpoint": checkpoint,
         "resumed_from": resumed_from,
         "bad_records": last.bad_records,

@@ -60,6 +60,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     runs_root = os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs"
     tracking_uri = default_tracking_uri(runs_root)
     inputs = open_inputs(config)
+    warmup = config.optimizer.warmup(inputs.num_steps * config.optimizer.epochs)
+    config = replace(config, optimizer=replace(config.optimizer, warmup_steps=warmup))
     check_resume(config)
     check_tables(run_dir, tables_by_name(inputs))
     if is_finished(run_dir):
@@ -71,7 +73,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     else:
         storage.check_output(run_dir)
         lease.refuse_held(run_dir, RunFiles(run_dir).writer)
-        check_start(inputs.network, config.network.weights)
+        if checkpoint.latest(run_dir) is None:
+            check_start(inputs.network, config.network.weights, random_fc=config.network.random_fc)
         session.start()
         nodes = session.nodes()
         resources = config.resources.resolve(nodes, config.optimizer.global_batch_size)

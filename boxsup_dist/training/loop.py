@@ -132,7 +132,7 @@ def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
         torch.cuda.set_device(device)  # without it the ranks of a node would exchange objects through its first GPU
     worker = None
     try:
-        worker = TrainWorker(config, mixture)
+        worker = TrainWorker(config, mixture, resumes=newest is not None)
         worker.restore(newest)
     except InputError as found:
         error = found
@@ -181,10 +181,13 @@ class _Watch:
         self.reported = time.perf_counter()
 
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:
+        worker, every = self.worker, self.worker.config.checkpoint_every_steps
+        is_due = every > 0 and worker.step % every == 0 and worker.step < num_steps
+        if is_due:
+            worker.check_weights()  # on every rank, so that none waits for another one
         if self.coordinator is None:
             return
-        worker, every = self.worker, self.worker.config.checkpoint_every_steps
-        if every and worker.step % every == 0 and worker.step < num_steps:
+        if is_due:
             _save(worker, self.coordinator, self.labels)
         now = time.perf_counter()
         if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:

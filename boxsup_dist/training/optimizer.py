@@ -26,7 +26,7 @@ def lr_factor(settings: OptimizerSettings, *, epoch: int, step: int, num_steps: 
 
     Schedule "step" is the paper's (section 4.3): divide by 10 every `decay_epochs`. Schedule "poly" falls as
     (1 - progress) ** 0.9 to zero at the end of the run (DeepLab-v2, https://arxiv.org/abs/1606.00915); it suits runs
-    that are too short for plateaus. Both start with `warmup_steps` steps in which the factor rises linearly.
+    that are too short for plateaus. Both start with a warm-up in which the factor rises linearly.
 
     Args:
         settings: Schedule, warm-up and number of epochs.
@@ -36,9 +36,12 @@ def lr_factor(settings: OptimizerSettings, *, epoch: int, step: int, num_steps: 
 
     Returns:
         The factor, > 0 and at most 1.
+
+    Raises:
+        SettingError: The warm-up that is set does not fit the run.
     """
-    done = epoch * num_steps + step
-    warmup = min(1.0, (done + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    done, total = epoch * num_steps + step, settings.epochs * num_steps
+    warmup = min(1.0, (done + 1) / max(settings.warmup(total), 1))
     if settings.schedule == "step":
         return float(warmup * 0.1 ** (epoch // settings.decay_epochs))
-    return float(warmup * (1 - done / (settings.epochs * num_steps)) ** 0.9)
+    return float(warmup * (1 - done / total) ** 0.9)

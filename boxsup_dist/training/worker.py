@@ -19,9 +19,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import Labels
-from boxsup_dist.data.schema import BACKGROUND
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
+from boxsup_dist.errors import CheckpointError, InputError, NonFiniteLossError, RecordError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
 from boxsup_dist.model.networks import network_spec, parameter_groups
@@ -31,7 +31,7 @@ from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 from boxsup_dist.training.order import EpochOrder, order_epoch
 from boxsup_dist.training.stream import Batch, worker_batches
 
-FOREGROUND_GRID_PX = 8  # predicted foreground is counted on every 8th pixel of every 8th row: enough for its share
+FOREGROUND_GRID_PX = 8  # foreground is counted on every 8th pixel of every 8th row: enough for its share
 StateDict = dict[str, torch.Tensor]
 
 
@@ -41,8 +41,9 @@ class EpochTotals:
 
     loss: float = 0.0
     weights: float = 0.0  # of the valid pixels
-    foreground: float = 0.0
-    counted: float = 0.0
+    foreground: float = 0.0  # predicted, of the counted pixels
+    label_foreground: float = 0.0  # of the label maps, of the same pixels
+    counted: float = 0.0  # valid pixels on the grid
     images: float = 0.0
     waited_s: float = 0.0  # of this worker for its stream, without the first batch
     first_batch_s: float = 0.0
@@ -53,6 +54,7 @@ class EpochTotals:
         return {
             "train_loss": self.loss / max(self.weights, 1e-9),
             "foreground_share": self.foreground / max(self.counted, 1),
+            "label_foreground_share": self.label_foreground / max(self.counted, 1),
             "images_per_s": self.images / max(self.steps_s, 1e-9),
             "train_s": self.steps_s,
             "first_batch_s": self.first_batch_s,
@@ -63,7 +65,8 @@ class EpochTotals:
 class TrainWorker:
     """One rank's network, optimizer and position."""
 
-    def __init__(self, config: TrainConfig, mixture: Mixture) -> None:
+    def __init__(self, config: TrainConfig, mixture: Mixture, *, resumes: bool = False) -> None:
+        """Build the network with its first weights; with `resumes` at random, as `restore` then brings all of them."""
         context = ray.train.get_context()
         self.config, self.mixture = config, mixture
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
@@ -71,12 +74,10 @@ class TrainWorker:
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
         spec = network_spec(config.network, num_classes=len(mixture.sources[0].records.classes))
-        self.network = start_network(spec, config.network.weights)
+        start, random_fc = ("none", False) if resumes else (config.network.weights, config.network.random_fc)
+        self.network = start_network(spec, start, random_fc=random_fc)
         self.network.to(self.device).to(memory_format=torch.channels_last)
-        options = config.optimizer
-        self.optimizer = make_optimizer(
-            parameter_groups(self.network, options.lr, options.head_lr_multiplier, options.weight_decay), options
-        )
+        self.optimizer = make_optimizer(parameter_groups(self.network, config.optimizer), config.optimizer)
         decay = config.assignment.average_decay
         self.average: AveragedModel | None = None
         if decay is not None:
@@ -114,12 +115,25 @@ class TrainWorker:
         self.model = ray.train.torch.prepare_model(self.network, parallel_strategy_kwargs={"broadcast_buffers": False})
 
     def restore(self, uri: str | None) -> None:
-        """Load weights, optimizer and position from the checkpoint at `uri`; None starts from the beginning."""
+        """Load weights, optimizer and position from the checkpoint at `uri`; None starts from the beginning.
+
+        Raises:
+            CheckpointError: The optimizer of the checkpoint has other parameter groups.
+        """
         if uri is None:
             return
         state = checkpoint.load(uri)
         self.network.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.training["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state.training["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(
+                "another version of boxsup_dist trained this run with other groups of learning rates: train again in "
+                f"another directory; to begin with its network, use --network.weights checkpoint:{uri}",
+                file=uri,
+                field="optimizer",
+                value=str(error),
+            ) from None
         if self.average is not None:
             self.average.module.load_state_dict(state.training["average"])
             self.average.n_averaged.fill_(1)  # at 0 the next update would copy the network instead of averaging
@@ -185,6 +199,9 @@ class TrainWorker:
 
         Returns:
             Metrics of the whole epoch.
+
+        Raises:
+            InputError: On all ranks: a batch failed, no pixel had a label, or the weights are not finite.
         """
         self.network.train()
         for batch in _timed(batches, self.totals):
@@ -193,7 +210,28 @@ class TrainWorker:
             self.totals.steps_s += time.perf_counter() - started
             self.step = batch.step + 1
             on_step(self.totals, num_steps)
+        if self.totals.weights == 0:
+            raise InputError(
+                f"nothing to learn in epoch {self.epoch + 1}: every pixel of its label maps is ignored",
+                field="label map",
+                expected="pixels with a class: masks that are not all 255, boxes that have a candidate segment",
+            )
+        self.check_weights()
         return self.totals.metrics()
+
+    def check_weights(self) -> None:
+        """Check the weights before they are kept; the same on all ranks.
+
+        Raises:
+            NonFiniteLossError: A weight is not finite: an update overflowed after a loss that was finite.
+        """
+        if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
+            raise NonFiniteLossError(
+                f"the weights are not finite after epoch {self.epoch + 1}, step {self.step}",
+                field="optimizer.lr",
+                value=self.config.optimizer.lr,
+                expected="a smaller learning rate",
+            )
 
     def finish_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
@@ -223,14 +261,11 @@ class TrainWorker:
             is_em = torch.from_numpy(batch.is_em)
             label_maps[is_em] = expected_labels(logits.detach()[is_em], label_maps[is_em])
         loss_sum, weight_sum = segmentation_loss(logits, label_maps, self.class_weights)
-        grid = logits.detach()[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
-        real = float(len(batch.image_ids) > 0)
         sums = torch.stack(
             [
                 loss_sum.detach().double(),
                 weight_sum.double(),
-                (grid != BACKGROUND).sum().double() * real,
-                torch.tensor(grid.numel() * real, dtype=torch.float64, device=self.device),
+                *_count_foreground(logits.detach(), label_maps),
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
                 torch.tensor(own_error is not None, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
@@ -239,7 +274,7 @@ class TrainWorker:
         own_loss = float(sums[0])
         if self.num_workers > 1:
             dist.all_reduce(sums)
-        loss, weight, foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
+        loss, weight, foreground, label_foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
         if num_errors:
             raise_together(own_error)
         if num_bad:
@@ -256,6 +291,7 @@ class TrainWorker:
         self.totals.loss += loss
         self.totals.weights += weight
         self.totals.foreground += foreground
+        self.totals.label_foreground += label_foreground
         self.totals.counted += counted
         self.totals.images += images_seen
 
@@ -264,7 +300,7 @@ class TrainWorker:
         if batch.images is None or batch.label_maps is None:
             size = (self.config.augment.crop_height_px, self.config.augment.crop_width_px)
             empty = torch.zeros((1, 3, *size), dtype=torch.uint8, device=self.device)
-            return empty, torch.full((1, *size), 255, dtype=torch.uint8, device=self.device)
+            return empty, torch.full((1, *size), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
         images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         return images, torch.from_numpy(batch.label_maps).to(self.device, non_blocking=True)
 
@@ -275,10 +311,10 @@ class TrainWorker:
         if len(self.bad_records) > self.config.max_bad_records:
             problem = next(reversed(self.bad_records.values()))
             raise RecordError(
-                f"{len(self.bad_records)} records are unusable, the last: {problem}",
+                f"{len(self.bad_records)} records are unusable: {', '.join(self.bad_records)}; the last: {problem}",
                 field="max_bad_records",
-                value=list(self.bad_records),
-                expected=f"<= {self.config.max_bad_records}: repair the records, or set a larger max_bad_records",
+                value=self.config.max_bad_records,
+                expected=f">= {len(self.bad_records)}, or repaired records",
             )
 
     def _non_finite(self, batch: Batch, own_loss: float) -> NonFiniteLossError:
@@ -290,6 +326,15 @@ class TrainWorker:
             value=[image_id for ids in gathered for image_id in ids],
             expected="a finite loss: set a smaller optimizer.lr, or look at these records",
         )
+
+
+def _count_foreground(logits: torch.Tensor, label_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Pixels of a grid that have a label: predicted to be an object, an object in the label maps, and all; float64."""
+    labels = label_maps[:, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX]
+    predicted = logits[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
+    is_valid = labels != IGNORE_INDEX
+    counted = ((predicted != BACKGROUND) & is_valid, (labels != BACKGROUND) & is_valid, is_valid)
+    return tuple(pixels.sum().double() for pixels in counted)
 
 
 def _state_on_cpu(network: torch.nn.Module) -> StateDict:

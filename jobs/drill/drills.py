@@ -286,7 +286,10 @@ class Drills:
             server.kill()
         print(f"tracking: MLflow lacked {len(lost)} numbers of history.jsonl, now {len(left)}", flush=True)
         if left or not lost:
-            raise InputError("MLflow lacks metrics of the run", file=run_dir, value=left, expected="all, some late")
+            found = f"{len(lost)} numbers came late, these never: {left}"
+            raise InputError(
+                "MLflow lacks metrics of the run", file=run_dir, value=found, expected="some late, none never"
+            )
         fault = "the tracking server dies in an epoch and is back after the end"
         return Outcome(
             "tracking", fault, reported - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True)

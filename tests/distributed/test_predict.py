@@ -160,11 +160,13 @@ def test_good_images_are_predicted_bad_ones_reported_and_a_stopped_call_continue
         folder = "results/VOC2012/Segmentation/comp6_test_cls"
         assert sorted(archive.getnames()) == sorted(f"{folder}/{Path(name).name}.png" for name in SHAPES)
     coco = COCO(str(out / "coco.json"))
-    assert set(coco.imgs) == set(SHAPES)
+    file_of = {name: next(str(p.relative_to(images)) for p in images.rglob(f"{Path(name).name}.*")) for name in SHAPES}
+    id_of = {image["file_name"]: image_id for image_id, image in coco.imgs.items()}
+    assert set(id_of) == set(file_of.values()) and all(isinstance(image_id, int) for image_id in coco.imgs)
     assert coco.cats[1]["name"] == "aeroplane"
     for name in SHAPES:
         painted = np.zeros(SHAPES[name], np.uint8)
-        for annotation in coco.loadAnns(coco.getAnnIds([name])):
+        for annotation in coco.loadAnns(coco.getAnnIds([id_of[file_of[name]]])):
             painted[coco.annToMask(annotation) == 1] = annotation["category_id"]
         assert np.array_equal(painted, maps[f"{name}.png"])
 
@@ -214,6 +216,8 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
     mixture = open_inputs(config).mixture
     labels = read_labels(RunFiles(run_dir).labels(2))
     coco = COCO(str(tmp_path / "coco.json"))
+    id_of = {image["file_name"]: image_id for image_id, image in coco.imgs.items()}
+    assert sorted(coco.imgs) == list(range(1, tiny.NUM_TRAIN + 1))
     chosen = {(row["image_id"], row["box_index"]): row for row in labels.table.to_pylist()}
     assert (summary["epoch"], summary["num_images"], summary["num_boxes"]) == (2, tiny.NUM_TRAIN, len(chosen))
     assert len(label_maps(tmp_path)) == tiny.NUM_TRAIN
@@ -225,7 +229,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
             expected = paint(record)
             stored = (tmp_path / "label_maps" / f"{record.image_id}.png").read_bytes()
             assert np.array_equal(decode_png(stored), expected)
-            annotations = coco.loadAnns(coco.getAnnIds([record.image_id]))
+            annotations = coco.loadAnns(coco.getAnnIds([id_of[f"{record.image_id.removeprefix('tiny/')}.jpg"]]))
             assert len(annotations) == len(record.boxes_xyxy)
             for k, annotation in enumerate(annotations):
                 row = chosen[record.image_id, k]

@@ -155,7 +155,7 @@ def make_config(folder: Path, run_dir: Path, **changes: Any) -> TrainConfig:
         val_records=str(folder / "val"),
         network=NETWORK,
         assignment=ASSIGNMENT,
-        optimizer=OptimizerSettings(epochs=2, global_batch_size=4, lr=0.01, schedule="poly"),
+        optimizer=OptimizerSettings(epochs=2, global_batch_size=4, lr=0.01, head_lr_multiplier=10.0, schedule="poly"),
         augment=AUGMENT,
         resources=ResourceSettings(num_workers=1, num_actors=1),
         evaluate_every=0,

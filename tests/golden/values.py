@@ -189,7 +189,13 @@ def config_of(folder: Path) -> TrainConfig:
         network=NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.1),
         assignment=replace(ASSIGNMENT, average_decay=0.8),
         optimizer=OptimizerSettings(
-            epochs=NUM_STEPS * BATCH // NUM_IMAGES, global_batch_size=BATCH, lr=0.02, schedule="poly"
+            epochs=NUM_STEPS * BATCH // NUM_IMAGES,
+            global_batch_size=BATCH,
+            lr=0.02,
+            head_lr_multiplier=10.0,
+            score_lr_multiplier=10.0,
+            bias_lr_multiplier=1.0,
+            schedule="poly",
         ),
         augment=AugmentSettings(97, 97, 0.75, 1.25),
         resources=ResourceSettings(num_workers=1, num_actors=1),

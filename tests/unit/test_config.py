@@ -1,6 +1,7 @@
 """Settings: defaults of the paper, a lossless trip through JSON, and a check that names what is wrong."""
 
 import json
+import math
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import get_args
 
@@ -99,6 +100,22 @@ def test_label_maps_of_boxes_are_for_refinement():
         replace(CONFIG, assignment=replace(refining, consensus_temperature=None)).check()
 
 
+@pytest.mark.parametrize("name", ["warmup_epochs", "refine_from_epoch"])
+def test_an_assignment_schedule_that_the_run_never_reaches_is_refused(name):
+    assignment = replace(CONFIG.assignment, consensus_temperature=0.1, **{name: 4})
+    config = replace(CONFIG, assignment=assignment, optimizer=replace(CONFIG.optimizer, epochs=3))
+    with pytest.raises(SettingError, match=rf"assignment.{name}; found: 4; expected: <= optimizer.epochs = 3"):
+        config.check()
+    replace(config, optimizer=replace(CONFIG.optimizer, epochs=4)).check()
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_number_that_is_not_finite_is_refused(name):
+    for value in (math.inf, math.nan):
+        with pytest.raises(SettingError, match=f"optimizer.{name}; found: {value}"):
+            replace(CONFIG, optimizer=replace(CONFIG.optimizer, **{name: value})).check()
+
+
 def test_a_mixture_is_named_by_its_supervisions():
     sources = (make_source("mask"), make_source("box"), make_source("mask"))
     assert replace(CONFIG, sources=sources).check().supervision == "mask+box"
@@ -123,6 +140,19 @@ def test_every_setting_survives_json(name, value):
     config = with_setting(name, other_value(value))
     assert config != CONFIG
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_run_of_an_earlier_version_says_how_it_learned():
+    """One factor for all layers after the backbone, none for biases."""
+    values = asdict(CONFIG)
+    values["optimizer"] |= {"head_lr_multiplier": 5.0}
+    del values["optimizer"]["score_lr_multiplier"], values["optimizer"]["bias_lr_multiplier"]
+    found = TrainConfig.from_dict(json.loads(json.dumps(values))).optimizer
+    assert (found.head_lr_multiplier, found.score_lr_multiplier, found.bias_lr_multiplier) == (5.0, 5.0, 1.0)
+
+
+def test_the_crop_of_the_paper_is_not_scaled():
+    assert AugmentSettings() == AugmentSettings(321, 321, 1.0, 1.0, flip=True)
 
 
 def test_settings_of_another_version_are_refused():
@@ -152,6 +182,8 @@ BAD = {
     "optimizer.schedule": ["cosine"],
     "optimizer.lr": [0, -1e-3],
     "optimizer.head_lr_multiplier": [0],
+    "optimizer.score_lr_multiplier": [0],
+    "optimizer.bias_lr_multiplier": [0],
     "optimizer.momentum": [-0.1, 1.0],
     "optimizer.weight_decay": [-1e-4],
     "optimizer.warmup_steps": [-1],

@@ -122,7 +122,8 @@ def test_a_partner_table_that_lacks_an_image_is_an_error(tmp_path, supervision):
     source = make_source(tmp_path, supervision, [make_record("a")])
     (unit,) = make_units([source])
     with pytest.raises(
-        TableError, match=r"table lacks an image.* from .*records; file: .*; field: image_id; found: 'b'"
+        TableError,
+        match=r"table lacks the image b of its records: build it .* from .*records; file: .*; field: image_id$",
     ):
         painter(unit, {}, AssignmentSettings())(make_record("b"))
 

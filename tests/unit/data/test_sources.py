@@ -33,6 +33,9 @@ def test_units_keep_the_order_of_the_sources_and_know_their_supervision(tmp_path
     mixture = Mixture(units, AssignmentSettings(), AugmentSettings(), 0)
     assert mixture.sources == [first, second]
     assert mixture.with_supervision("rectangles", "box") == [2] and mixture.with_supervision("mask") == [0, 1]
+    assert mixture.with_measurable_labels() == [2]
+    trained = [unit.trained(unit.source.records.read(unit.where, ("image_id",))) for unit in units]
+    assert [table.column("image_id").to_pylist() for table in trained] == [["a"], [], ["d", "e"]]
 
 
 def test_rare_classes_weigh_more_and_no_class_more_than_the_limit(tmp_path):

@@ -109,3 +109,9 @@ def test_label_maps_are_measured_and_ignored_pixels_count_as_background(records:
                     expected[truth, 2 if y else 0] += 1
     np.testing.assert_array_equal(result.confusion, expected)
     assert (result.num_images, result.num_skipped) == (6, 2)
+
+
+def test_predictions_that_are_all_background_are_told_from_images_that_are() -> None:
+    empty, missed = np.zeros((2, 2), np.int64), np.array([[5, 0], [3, 0]])
+    for confusion, expected in ((empty, False), (missed, True), (missed.T, False), (np.diag([5, 0]), False)):
+        assert units.UnitResult(confusion, 1, 0).is_all_background == expected

@@ -80,32 +80,44 @@ def test_the_submission_has_the_servers_layout(tmp_path):
     assert submission.write_submission(str(tmp_path), "comp5", []).endswith("comp5.tar.gz")
 
 
+def own(names, class_names=("background", "a", "b", "c"), have_source=False):
+    return coco.CocoNames.own(names, class_names, have_source=have_source)
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("names", "expected"),
     [
-        ("val2017/000000397133", 397133),
-        ("COCO_val2014_000000397133", 397133),
-        ("2008_000001", "2008_000001"),
-        ("a/397133", "a/397133"),
+        (["val2017/000000397133", "COCO_val2014_000000000009"], [397133, 9]),
+        (["000000000009", "2008_000001"], [1, 2]),  # not all have a number
+        (["train/000000000009", "val/000000000009"], [1, 2]),  # two have the same
+        (["b", "a/397133"], [1, 2]),
+        ([], []),
     ],
 )
-def test_ids_are_cocos_numbers_or_names(name, expected):
-    assert coco.coco_image_id(name) == expected
+def test_ids_are_cocos_numbers_or_count_the_images(names, expected):
+    assert [place.id for place in own(names).images.values()] == expected
+
+
+def test_the_file_name_of_a_record_is_that_in_its_data_set():
+    found = own(["voc2012/2008_000001", "voc2012/sub/x"], have_source=True).images
+    assert [place.file_name for place in found.values()] == ["2008_000001", "sub/x"]
+    found = own(["voc2012/a", "voc2007/a"], have_source=True).images
+    assert [place.file_name for place in found.values()] == ["voc2012/a", "voc2007/a"]
 
 
 def test_the_regions_of_a_coco_file_are_the_label_maps(tmp_path):
     rng = np.random.default_rng(0)
     maps = {f"image {i}": rng.choice([0, 1, 3, 255], (5 + i, 7)).astype(np.uint8) for i in range(3)}
     maps["000000000009"] = np.zeros((2, 2), np.uint8)
-    images = [coco.CocoImage(name, *m.shape, coco.class_regions(m)) for name, m in maps.items()]
+    images = [coco.CocoImage(name, ".png", *m.shape, coco.class_regions(m)) for name, m in maps.items()]
     uri = str(tmp_path / "coco.json")
-    assert coco.write_coco(uri, images, ("background", "a", "b", "c")) == 6
+    assert coco.write_coco(uri, images, own(list(maps))) == 6
     found = COCO(uri)
     assert found.cats == {i: {"id": i, "name": name} for i, name in ((1, "a"), (2, "b"), (3, "c"))}
-    assert set(found.imgs) == {"image 0", "image 1", "image 2", 9}
-    for name, label_map in maps.items():
+    assert {i: image["file_name"] for i, image in found.imgs.items()} == dict(enumerate((f"{n}.png" for n in maps), 1))
+    for image_id, label_map in enumerate(maps.values(), 1):
         painted = np.zeros_like(label_map)
-        for annotation in found.loadAnns(found.getAnnIds([coco.coco_image_id(name)])):
+        for annotation in found.loadAnns(found.getAnnIds([image_id])):
             mask = found.annToMask(annotation).astype(bool)
             painted[mask] = annotation["category_id"]
             rows, columns = np.nonzero(mask)
@@ -113,4 +125,4 @@ def test_the_regions_of_a_coco_file_are_the_label_maps(tmp_path):
             assert (x, y, x + width, y + height) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert annotation["area"] == mask.sum()
         assert np.array_equal(painted, np.where(label_map == 255, 0, label_map))
-    assert coco.write_coco(uri, [], ("background",)) == 0 and storage.read_json(uri)["images"] == []
+    assert coco.write_coco(uri, [], own([])) == 0 and storage.read_json(uri)["images"] == []

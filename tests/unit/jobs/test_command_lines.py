@@ -22,6 +22,7 @@ from boxsup_dist.config import TrainConfig
 from boxsup_dist.proposals.settings import SETTINGS as METHOD_SETTINGS
 from boxsup_dist.runs import command_line
 from boxsup_dist.runs.recipes import RECIPES, RecipeName
+from jobs import train
 from jobs.__main__ import COMMANDS
 from jobs.bench.settings import MEASUREMENTS
 
@@ -78,6 +79,21 @@ def test_the_front_door_runs_a_command_and_says_how_it_was_called() -> None:
     assert done.returncode == 0 and "usage: python -m jobs make_synthetic" in done.stdout
     done = call("jobs", "bench", "memory", "--help")
     assert done.returncode == 0 and "usage: python -m jobs bench memory" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs", "warmup_epochs"),
+    [
+        ((), 10, 3),
+        (("--optimizer.epochs", "4"), 4, 1),
+        (("--optimizer.epochs", "4", "--assignment.warmup-epochs", "3"), 4, 3),
+    ],
+)
+def test_the_warm_up_of_a_recipe_follows_the_epochs_and_a_set_one_stands(
+    words: tuple[str, ...], epochs: int, warmup_epochs: int
+) -> None:
+    config = train.read_arguments(["mini", "--run-dir", "r", "--records", "t", *words]).config
+    assert config.optimizer.epochs == epochs and config.assignment.warmup_epochs == warmup_epochs
 
 
 def test_the_installed_script_is_the_front_door(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

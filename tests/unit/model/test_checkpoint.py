@@ -11,6 +11,7 @@ import fsspec
 import pytest
 import torch
 
+from boxsup_dist.config import OptimizerSettings
 from boxsup_dist.errors import CheckpointError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
@@ -41,7 +42,7 @@ def test_a_restored_run_continues_as_the_unbroken_one(run_uri):
     def start():
         torch.manual_seed(0)
         network = build_network(SPEC, "none")
-        optimizer = torch.optim.SGD(parameter_groups(network, 1e-3, 3.0, 5e-4), lr=1e-3, momentum=0.9)
+        optimizer = torch.optim.SGD(parameter_groups(network, OptimizerSettings()), lr=1e-3, momentum=0.9)
         return network, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2)
 
     def step(network, optimizer, scheduler) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from boxsup_dist.config import OptimizerSettings
 from boxsup_dist.errors import SettingError, WeightsError
 from boxsup_dist.model import networks as model_networks
 from boxsup_dist.model.heads import LargeFov
@@ -127,16 +128,34 @@ def test_unfrozen_batch_norm_learns():
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once():
+    settings = OptimizerSettings(lr=0.1, head_lr_multiplier=3.0, score_lr_multiplier=4.0, bias_lr_multiplier=1.5)
+    factors = {"body": 1, "head": 3, "score": 4}
     for network in (small(), unfrozen(networks.spec("timm:resnet18", 3))):
-        groups = parameter_groups(network, lr=0.1, head_lr_multiplier=3.0, weight_decay=5e-4)
+        groups = parameter_groups(network, settings)
         ids = [id(p) for group in groups for p in group["params"]]
         assert sorted(ids) == sorted(id(p) for p in network.parameters() if p.requires_grad)
-        head = {id(p) for key, p in network.named_parameters() if not key.startswith("body.")}
+        name_of = {id(p): key for key, p in network.named_parameters()}
         for group in groups:
             for parameter in group["params"]:
-                assert group["lr"] == pytest.approx(0.3 if id(parameter) in head else 0.1)
+                part, _, rest = name_of[id(parameter)].partition(".")
+                bias = 1.5 if rest.endswith("bias") else 1
+                assert group["lr"] == pytest.approx(0.1 * factors[part] * bias)
                 assert group["weight_decay"] == (5e-4 if parameter.ndim > 1 else 0.0)
         torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+
+def test_the_default_rates_are_those_of_the_published_deeplab():
+    """train.prototxt of DeepLab-LargeFOV: lr_mult 1 and 2 (biases, without decay), 10 and 20 in the last layer."""
+    groups = parameter_groups(build_network(VGG, 21, weights="none"), OptimizerSettings())
+    found = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
+    assert found == {
+        "body_weights": (1e-3, 5e-4),
+        "body_biases": (2e-3, 0.0),
+        "head_weights": (1e-3, 5e-4),
+        "head_biases": (2e-3, 0.0),
+        "score_weights": (1e-2, 5e-4),
+        "score_biases": (2e-2, 0.0),
+    }
 
 
 def test_network_from_state_restores_and_draws_no_random_numbers():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxsup_dist.errors import WeightsError
+from boxsup_dist.errors import SettingError, WeightsError
 from boxsup_dist.model import weights
 from boxsup_dist.model.weights import LITE0_PACKAGE, load_pretrained, read_state_dict
 from tests.networks import build_network
@@ -90,7 +90,7 @@ def test_vgg16_from_a_file(tmp_path, suffix):
         torch.save({"state_dict": state}, path)
     else:
         pytest.importorskip("safetensors.torch").save_file(state, path)
-    network = build_network(VGG, 2, head_channels=4, weights=str(path))
+    network = build_network(VGG, 2, head_channels=4, weights=str(path), random_fc=True)
     assert all(torch.equal(v, state[f"features.{k}"]) for k, v in network.body.state_dict().items())
     assert network.mean.flatten().tolist() == [123.0, 117.0, 104.0]
 
@@ -103,10 +103,42 @@ def test_vgg16_fc_layers_start_from_the_classifier(tmp_path, monkeypatch):
         assert torch.equal(layer.weight[:, 0, 0, 0], torch.arange(0, 4096, 4).float())
         assert torch.equal(layer.bias, torch.arange(0, 4096, 4).float())
     assert network.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
-    state["classifier.0.weight"] = torch.full((4096, 25088), float("nan"))  # as in IMAGENET1K_FEATURES
-    network = build_network(VGG, 2, weights="torchvision:IMAGENET1K_FEATURES@file.pth")
+
+
+def test_the_usual_weights_of_vgg16_have_the_classifier():
+    assert {weights.default_weights(name) for name in weights.VGG16_NAMES} == {"torchvision:IMAGENET1K_V1"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "values", "found"),
+    [
+        ("0.weight", torch.full((4096, 25088), float("nan")), "values that are not finite"),  # IMAGENET1K_FEATURES
+        ("3.bias", None, "no such tensor"),
+        ("3.weight", torch.zeros(1000, 4096), r"\(1000, 4096\)"),
+    ],
+)
+@pytest.mark.parametrize("name", [VGG, "fcn32s_vgg16"])
+def test_fc_layers_are_random_only_if_asked(monkeypatch, name, layer, values, found):
+    state = vgg_state(classifier=True)
+    state.pop(f"classifier.{layer}")
+    if values is not None:
+        state[f"classifier.{layer}"] = values
+    monkeypatch.setattr(weights, "read_state_dict", lambda uri: state)
+    spec = "torchvision:IMAGENET1K_FEATURES@file.pth"
+    expected = rf"no usable classifier.*file: file.pth; field: classifier.{layer}; found: '?{found}"
+    with pytest.raises(WeightsError, match=expected):
+        build_network(name, 2, weights=spec)
+    network = build_network(name, 2, weights=spec, random_fc=True, head_channels=8)
     assert torch.isfinite(network.head.fc6.weight).all()
     assert network.mean.flatten().tolist() == pytest.approx([123, 117, 104], abs=0.01)
+
+
+def test_fc_layers_of_another_width_or_without_a_classifier_need_the_setting():
+    with pytest.raises(SettingError, match=r"network.head_channels; found: 64; expected: 1024, or --network.random-fc"):
+        build_network(VGG, 2, head_channels=64)
+    for name, spec in ((VGG, "none"), (LITE0, None)):
+        with pytest.raises(SettingError, match="random_fc has no effect"):
+            build_network(name, 2, weights=spec, random_fc=True)
 
 
 def change(state: dict[str, Tensor], how: str) -> dict[str, Tensor]:
@@ -131,7 +163,7 @@ def test_weights_that_do_not_fit_say_what_and_where(tmp_path, how, message):
     path = tmp_path / "vgg.pth"
     torch.save(change(vgg_state(), how), path)
     with pytest.raises(WeightsError, match=message) as caught:
-        build_network(VGG, 2, weights=str(path))
+        build_network(VGG, 2, weights=str(path), random_fc=True)
     assert str(path) in str(caught.value)
 
 

@@ -268,7 +268,7 @@ def broken(**changes) -> dict:
         (broken(annotations=[annotation(9)]), "does not list.*annotation 7, image_id; found: 9"),
         (broken(images=[{"id": 1, "file_name": "a.jpg", "height": 3}]), r"images\[0\]\.width; expected: int"),
         (broken(images=coco_set.content([])["images"] * 2), r"twice.*images\.id.*\[1\]"),
-        (broken(categories=[{"id": 1, "name": "person"}]), "lacks classes of VOC.*aeroplane"),
+        (broken(categories=[{"id": 1, "name": "person"}]), r"lacks classes of VOC: aeroplane.*found: \['person'\]"),
         (broken(categories=coco_set.content([])["categories"] * 2), r"twice.*categories\.id"),
         (broken(images=[], annotations=[]), "no image to use"),
     ],

@@ -141,7 +141,7 @@ def test_predictions_of_each_run(run_dirs: list[str]) -> None:
     for row in rows:
         assert all(panel is not None and panel.shape[:2] == row[0].shape[:2] for panel in row if row[0] is not None)
         np.testing.assert_array_equal(row[1], row[2])  # of the same weights
-    with pytest.raises(InputError, match="no such image"):
+    with pytest.raises(InputError, match="has no image"):
         comparison.predictions_by_run(runs, ["tiny/nobody"])
 
 

@@ -13,7 +13,7 @@ from boxsup_dist.distributed.events import Stalled
 from boxsup_dist.errors import InputError
 from boxsup_dist.runs import console
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
-from boxsup_dist.runs.history import HistoryEntry
+from boxsup_dist.runs.history import HistoryEntry, write_history
 from boxsup_dist.runs.inputs import open_inputs
 from tests.distributed import tiny
 
@@ -50,8 +50,44 @@ def test_the_header_says_what_will_run(config: TrainConfig, capsys: pytest.Captu
     assert lines["images"] == f"{tiny.NUM_TRAIN} to train on, {tiny.NUM_VAL} to evaluate on"
     assert lines["classes"].startswith("21: background, aeroplane") and lines["supervision"] == "box"
     assert lines["steps"] == "4 per epoch, 8 in 2 epochs, 4 images each"  # 14 images: the last step has two
+    assert lines["learning"] == "rate  0.01, falls to zero over the run"
+    assert lines["labels"] == "by the boxes alone in the first 1 of 2 epochs, then with the network"
     assert lines["workers"] == "1, each on CPU, threads: 1" and lines["actors"] == "1, each on CPU, threads: 1"
     assert lines["MLflow"] == "sqlite:////runs/mlflow.db, experiment boxsup"
+
+
+def test_the_header_says_how_the_schedule_fits_the_run(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    """A warm-up of 50 steps in a run of 8, plateaus that the run never reaches, a network that never chooses."""
+    inputs = open_inputs(config)
+
+    def header(**changes: Any) -> dict[str, str]:
+        options = replace(config.optimizer, **changes)
+        shown = replace(config, optimizer=options, resources=config.resources.resolve(2, 0))
+        console.print_header(shown, inputs, "")
+        return dict(line.split("  ", maxsplit=1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+
+    found = header(kind="adamw")
+    assert found["learning rate"] == "0.01, falls to zero over the run, warm-up in the first 1 of 8 steps"
+    found = header(schedule="step", epochs=1)
+    assert found["learning rate"] == "0.01, divided by 10 every 15 epochs: never in this run"
+    assert found["labels"].strip().startswith("by the boxes alone in every epoch: the network does not take part")
+
+
+def test_records_without_a_mask_are_not_evaluated_on(tmp_path: Path) -> None:
+    tiny.write_tables(tmp_path)
+    records = [tiny.make_record(i, "val", None if i < 2 else b"") for i in range(5)]
+    tiny.write_records(tmp_path / "partly", records)
+    config = tiny.make_config(tmp_path, tmp_path / "box", val_records=str(tmp_path / "partly"))
+    assert open_inputs(config).num_val_images == 3
+
+
+def test_the_end_repeats_the_warnings_of_the_last_epoch(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    entries = {1: HistoryEntry(1, warnings=("first",)), 2: HistoryEntry(2, warnings=("second",))}
+    write_history(str(tmp_path), entries)
+    mlflow = {"tracking_uri": "u", "run_id": "7"}
+    summary: Any = {"supervision": "box", "mean_iou": None, "label_mean_iou": None, "mlflow": mlflow}
+    console.print_result(str(tmp_path), summary)
+    assert capsys.readouterr().out.splitlines()[1] == "warning        last epoch: second"
 
 
 def test_an_epoch_has_one_line_once_it_is_complete(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:

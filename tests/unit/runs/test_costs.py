@@ -51,4 +51,7 @@ def test_finished_runs_give_hours_and_storage(tmp_path):
     found = RunCosts.of([str(tmp_path / name) for name in ("a", "b", "c")])
     assert found.seconds_per_image == 10 and found.hours(720) == pytest.approx(2)
     assert found.gigabytes(2) == pytest.approx(2 * found.bytes_per_run / 1e9) and found.bytes_per_run > 0
+    # "all" of a run that was continued counts from there; its stages count from the beginning.
+    write_summary(str(tmp_path / "d"), SUMMARY | {"seconds": {"all": 20.0, "train": 300.0, "evaluate": 100.0}})
+    assert RunCosts.of([str(tmp_path / "d")]).seconds_per_image == 20
     assert RunCosts.of([]).hours(5) is RunCosts.of([]).gigabytes(5) is None

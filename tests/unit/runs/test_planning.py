@@ -166,7 +166,7 @@ def test_rates_of_several_recipes_live_in_one_file(tmp_path):
     write_rates(uri, replace(RATES, train_images_per_s=11.0))
     assert read_rates(uri, "mini").train_images_per_s == 11.0
     assert read_rates(uri, "paper").train_images_per_s == 1.0
-    with pytest.raises(InputError, match=r"no rates of this recipe.*jobs\.calibrate demo"):
+    with pytest.raises(InputError, match=r"no rates of the recipe demo.*jobs\.calibrate demo"):
         read_rates(uri, "demo")
 
 

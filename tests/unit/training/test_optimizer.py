@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from boxsup_dist.config import OptimizerSettings
+from boxsup_dist.errors import SettingError
 from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 
 PAPER = OptimizerSettings()
@@ -46,8 +47,21 @@ def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone(schedule, war
         assert with_warmup == pytest.approx(without * expected) and with_warmup > 0
 
 
-def test_a_run_shorter_than_its_warm_up_stays_below_one():
-    assert max(curve(OptimizerSettings(epochs=1, warmup_steps=1000))) == pytest.approx(0.01)
+@pytest.mark.parametrize(
+    ("kind", "total_steps", "expected"),
+    [("sgd", 18, 0), ("adamw", 670, 50), ("adamw", 402, 50), ("adamw", 18, 2), ("adamw", 7, 0)],
+)
+def test_a_warm_up_that_is_not_set_fits_the_run(kind, total_steps, expected):
+    settings = OptimizerSettings(kind, epochs=1, schedule="poly")
+    assert settings.warmup(total_steps) == expected
+    assert max(curve(settings, total_steps)) == pytest.approx((1 - max(expected - 1, 0) / total_steps) ** 0.9)
+
+
+def test_a_warm_up_without_a_step_after_it_is_refused():
+    assert OptimizerSettings(warmup_steps=17).warmup(18) == 17
+    assert OptimizerSettings(warmup_steps=0).warmup(0) == 0
+    with pytest.raises(SettingError, match=r"optimizer.warmup_steps; found: 18; expected: fewer than the 18 steps"):
+        OptimizerSettings(warmup_steps=18).warmup(18)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -1,0 +1,69 @@
+"""What a worker counts in its steps, and what it refuses to keep; one process that is its own rank 0, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from boxsup_dist.data.schema import IGNORE_INDEX
+from boxsup_dist.errors import InputError, NonFiniteLossError
+from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.training.stream import Batch
+from boxsup_dist.training.worker import TrainWorker
+from tests.distributed import tiny
+from tests.golden.values import only_worker
+
+SIZE_PX = 64  # 8 x 8 pixels of the grid
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> TrainWorker:
+    tiny.write_tables(tmp_path)
+    config = tiny.make_config(tmp_path, tmp_path / "run")
+    with only_worker():
+        worker = TrainWorker(config, open_inputs(config).mixture)
+    worker.model = worker.network
+    return worker
+
+
+def batch(step: int, label_map: np.ndarray) -> Batch:
+    images = np.random.default_rng(step).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3)).astype(np.uint8)
+    return Batch(step, ["a"], images, label_map[None], np.array([False]))
+
+
+def label_map() -> np.ndarray:
+    """A quarter ignored, an eighth object, the rest background."""
+    found = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
+    found[:, : SIZE_PX // 4] = IGNORE_INDEX
+    found[: SIZE_PX // 4, SIZE_PX // 2 :] = 3
+    return found
+
+
+def test_both_shares_of_foreground_count_the_labelled_pixels(worker: TrainWorker):
+    metrics = worker.train_epoch(iter([batch(0, label_map())]), 1, lambda totals, num_steps: None)
+    assert worker.totals.counted == 48 and worker.totals.label_foreground == 8
+    assert metrics["label_foreground_share"] == pytest.approx(8 / 48)
+    assert metrics["foreground_share"] == 0  # the score layer starts at zero: a tie, which background wins
+
+    with torch.no_grad():
+        worker.network.score.bias[3] = 100.0
+    worker.train_step(batch(1, label_map()), 2)
+    assert worker.totals.counted == 96 and worker.totals.foreground == 48
+
+
+def test_an_epoch_without_a_label_ends_the_run(worker: TrainWorker):
+    ignored = np.full((SIZE_PX, SIZE_PX), IGNORE_INDEX, np.uint8)
+    with pytest.raises(InputError, match="nothing to learn in epoch 1: every pixel of its label maps is ignored"):
+        worker.train_epoch(iter([batch(0, ignored)]), 1, lambda totals, num_steps: None)
+
+
+def test_weights_that_are_not_finite_are_not_kept(worker: TrainWorker):
+    def overflow(*_: object) -> None:
+        with torch.no_grad():
+            worker.network.score.bias[0] = torch.inf
+
+    with pytest.raises(NonFiniteLossError, match=r"not finite after epoch 1, step 1; field: optimizer.lr; found: 0.01"):
+        worker.train_epoch(iter([batch(0, label_map())]), 1, overflow)
