@@ -126,7 +126,7 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
 def _find(map_of: Mapping[str, Any], record: Record, partner: Table, records: Table) -> Any:
     if record.image_id not in map_of:
         raise TableError(
-            f"the {partner.kind} table lacks the image {record.image_id} of its records: build it again from {records.uri}",
+            f"the {partner.kind} table lacks the image {record.image_id}: build it again from {records.uri}",
             file=partner.uri,
             field="image_id",
         )
