@@ -236,7 +236,8 @@ def _predict(
     """Predict all units; report each image that cannot be read, or that ends its process. Returns every outcome."""
     import ray
 
-    from boxsup_dist.distributed.ordered import MAX_RETRIES, describe_loss
+    from boxsup_dist.distributed.faults import describe_loss
+    from boxsup_dist.distributed.ordered import MAX_RETRIES
     from boxsup_dist.export.prediction import Outcome, PredictionJob, predict_unit
 
     job = PredictionJob(

@@ -19,7 +19,7 @@ from boxsup_dist.data import tables
 from boxsup_dist.data.tables import RowGroup, ShardInfo, Table
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.crashes import ImageIds, remake
-from boxsup_dist.distributed.ordered import LOST
+from boxsup_dist.distributed.faults import LOST
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, RecordError, cause_to_show
 from boxsup_dist.io import storage

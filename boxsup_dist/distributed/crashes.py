@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from boxsup_dist.data.tables import RowGroup, Table
-from boxsup_dist.distributed.ordered import MAX_RETRIES, OnLost, describe_loss, map_units
+from boxsup_dist.distributed.faults import describe_loss
+from boxsup_dist.distributed.ordered import MAX_RETRIES, OnLost, map_units
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
 from boxsup_dist.io import storage

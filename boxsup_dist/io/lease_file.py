@@ -105,7 +105,8 @@ class _S3File(LeaseFile):
             return await answer["Body"].read(), answer["ETag"]
 
         try:
-            return self._call(lambda fs, *place: fsspec.asyn.sync(fs.loop, get, fs, *place))
+            found: tuple[bytes, str] = self._call(lambda fs, *place: fsspec.asyn.sync(fs.loop, get, fs, *place))
+            return found
         except FileNotFoundError:
             return None, None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
@@ -31,9 +31,9 @@ def parse_json(kind: type[T], data: bytes, *, file: str, place: str = "") -> T:
     """
     from pydantic import ValidationError  # here, as every command imports this module: 0.1 s
 
+    adapter: Any = _adapter(kind)  # type: ignore[arg-type]  # types are hashable
     try:
-        value: T = _adapter(kind).validate_json(data, strict=True)
-        return value
+        return cast(T, adapter.validate_json(data, strict=True))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
@@ -41,8 +41,8 @@ def parse_json(kind: type[T], data: bytes, *, file: str, place: str = "") -> T:
             raise InputError("not valid JSON", file=file, field=place or None, value=text, expected="JSON") from None
         field = ".".join(map(str, first["loc"]))
         where = ", ".join(part for part in (place, field) if part)
-        value = None if first["type"] == "missing" else first["input"]
-        raise InputError(first["msg"], file=file, field=where or None, value=value) from None
+        found = None if first["type"] == "missing" else first["input"]
+        raise InputError(first["msg"], file=file, field=where or None, value=found) from None
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -16,8 +16,9 @@ def compiled(function: F) -> F:
     Once per process where neither the code's folder nor the user's own can be written, as in some containers: Numba
     refuses to keep it then.
     """
+    made: Any
     try:
-        made: F = numba.njit(cache=True)(function)
+        made = numba.njit(cache=True)(function)
     except RuntimeError:  # "no locator available for file"
         made = numba.njit(function)
-    return made
+    return cast(F, made)

@@ -121,10 +121,7 @@ def test_labels_of_other_records_are_an_error(tmp_path):
 def test_a_partner_table_that_lacks_an_image_is_an_error(tmp_path, supervision):
     source = make_source(tmp_path, supervision, [make_record("a")])
     (unit,) = make_units([source])
-    with pytest.raises(
-        TableError,
-        match=r"table lacks the image b of its records: build it .* from .*records; file: .*; field: image_id$",
-    ):
+    with pytest.raises(TableError, match=r"lacks the image b: build it again from .*records; file: .*: image_id$"):
         painter(unit, {}, AssignmentSettings())(make_record("b"))
 
 

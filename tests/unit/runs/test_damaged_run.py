@@ -26,8 +26,8 @@ from boxsup_dist.runs.report import write_report
 from boxsup_dist.runs.summary import mlflow_run, read_summary, write_summary
 from boxsup_dist.tracking.tracker import _read_id
 from tests import networks
+from tests.fuzz.mutators import damage
 from tests.unit.runs.test_history import SUMMARY
-from tests.unit.test_damaged_inputs import damage
 
 NAMES = ["config", "resume", "history", "summary", "mlflow", "report", "confusion", "manifest", "state", "rates",
          "export", "id"]  # fmt: skip
@@ -84,7 +84,7 @@ def test_damaged_files_of_a_run_give_a_value_or_one_line(tmp_path: Path, name: s
     file, read = make_files(tmp_path)[name]
     good = Path(file).read_bytes()
     rng = np.random.default_rng(0)
-    refused = sum(read_damaged(file, read, damage(good, rng)) for _ in range(5 if name == "report" else 150))
+    refused = sum(read_damaged(file, read, damage(good, rng)[1]) for _ in range(5 if name == "report" else 150))
     shapes = sum(read_damaged(file, read, content) for content in SHAPES)
     if name in ("history", "id"):  # the run continues without it
         assert refused == shapes == 0
