@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -32,7 +31,7 @@ class _Trainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         if not interrupts.are_handled():
-            super()._register_sigint_handler(controller)
+            super()._register_sigint_handler(controller)  # type: ignore[misc]  # Ray Train's second version has it
 
 
 class _ReportEndedWorkers(ray.train.UserCallback):
@@ -127,27 +126,20 @@ def _launch_once(
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     num_workers = (resources.min_workers, resources.num_workers) if resources.min_workers else resources.num_workers
+    scaling = ray.train.ScalingConfig(
+        num_workers=num_workers,  # type: ignore[arg-type]  # the second version of Ray Train takes a range too
+        use_gpu=resources.gpus_per_worker > 0,
+        # On GPUs close to each other; on CPUs apart, because Ray reserves less than a worker computes with.
+        placement_strategy="PACK" if resources.gpus_per_worker else "SPREAD",
+        resources_per_worker=per_worker,
+    )
     # Ray Train keeps its own state in one folder per launch. The state of the run is only in our checkpoints, so that
     # folder need not be where the workers see it, and a store that is away cannot hurt it.
-    scratch = tempfile.mkdtemp(prefix="boxsup-ray-train-")
-    trainer = _Trainer(
-        loop,
-        train_loop_config=settings,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,  # type: ignore[arg-type]  # the second version of Ray Train takes a range too
-            use_gpu=resources.gpus_per_worker > 0,
-            # On GPUs close to each other; on CPUs apart, because Ray reserves less than a worker computes with.
-            placement_strategy="PACK" if resources.gpus_per_worker else "SPREAD",
-            resources_per_worker=per_worker,
-        ),
-        run_config=ray.train.RunConfig(
+    with tempfile.TemporaryDirectory(prefix="boxsup-ray-train-", ignore_cleanup_errors=True) as scratch:
+        run = ray.train.RunConfig(
             name=uuid.uuid4().hex,
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             callbacks=[] if report is None else [_ReportEndedWorkers(report)],  # type: ignore[list-item]  # as above
-        ),
-    )
-    try:
-        trainer.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        )
+        _Trainer(loop, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()

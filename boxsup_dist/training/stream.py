@@ -34,7 +34,8 @@ from boxsup_dist.data.labels import Labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS, Painter, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed.ordered import WINDOW, Step, Workers, describe_loss, result_of, run_in_order
+from boxsup_dist.distributed.faults import describe_loss
+from boxsup_dist.distributed.ordered import WINDOW, Step, Workers, result_of, run_in_order
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.training.augment import augment

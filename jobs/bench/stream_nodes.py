@@ -6,6 +6,7 @@ neither disks nor networks.
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time

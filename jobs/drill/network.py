@@ -194,11 +194,11 @@ def network() -> Iterator[Network]:
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH", "")]))
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
-    root = Path(tempfile.mkdtemp(prefix="bsn"))  # short: Ray puts sockets below it
     _ip("link", "add", BRIDGE, "type", "bridge")
     _ip("addr", "add", f"{OURS}/24", "dev", BRIDGE)
     _ip("link", "set", BRIDGE, "up")
-    net = Network(root)
+    folder = tempfile.TemporaryDirectory(prefix="bsn", ignore_cleanup_errors=True)  # short: Ray puts sockets below it
+    net = Network(Path(folder.name))
     try:
         os.environ.update(net.env)
         net.start()
@@ -212,7 +212,7 @@ def network() -> Iterator[Network]:
         _clean()
         os.environ.clear()
         os.environ.update(before)
-        shutil.rmtree(root, ignore_errors=True)
+        folder.cleanup()
 
 
 def _clean() -> None:

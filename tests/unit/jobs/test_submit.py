@@ -104,13 +104,14 @@ def test_a_failed_jobs_exit_status_is_never_zero(code, status):
 
 FOLLOW = """
 import asyncio, sys
+from types import SimpleNamespace
 sys.argv = ["boxsup", "--follow", "job-7"]
 from jobs import submit
 from ray.job_submission import JobStatus
 
 class Client:
-    def get_job_status(self, job_id):
-        return JobStatus.RUNNING
+    def get_job_info(self, job_id):
+        return SimpleNamespace(status=JobStatus.RUNNING)
     async def tail_job_logs(self, job_id):
         yield "ready\\n"
         await asyncio.sleep(60)

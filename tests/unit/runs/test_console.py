@@ -62,7 +62,7 @@ def test_the_header_says_how_the_schedule_fits_the_run(config: TrainConfig, caps
 
     def header(**changes: Any) -> dict[str, str]:
         options = replace(config.optimizer, **changes)
-        shown = replace(config, optimizer=options, resources=config.resources.resolve(2, 0))
+        shown = replace(config, optimizer=options, resources=config.resources.resolve([Node(2)]))
         console.print_header(shown, inputs, "")
         return dict(line.split("  ", maxsplit=1) for line in capsys.readouterr().out.splitlines() if "  " in line)
 

@@ -40,6 +40,7 @@ def test_a_run_without_masks_is_warned(tmp_path: Path):
     coordinator = object.__new__(Coordinator)
     coordinator.config = SimpleNamespace(run_dir=str(tmp_path), evaluate_every=0)  # type: ignore[assignment]
     coordinator.inputs = SimpleNamespace(val_records=None)  # type: ignore[assignment]
+    coordinator.claim = SimpleNamespace(check=lambda: None)  # type: ignore[assignment]
     coordinator.post, coordinator.history = posted.append, {}  # type: ignore[assignment]
     metrics = {"train_loss": 1.0, "foreground_share": 0.0, "label_foreground_share": 0.2}
     coordinator.record(0, metrics, {})
