@@ -105,9 +105,10 @@ class _S3File(LeaseFile):
             return await answer["Body"].read(), answer["ETag"]
 
         try:
-            return self._call(lambda fs, *place: fsspec.asyn.sync(fs.loop, get, fs, *place))
+            found: tuple[bytes, str] = self._call(lambda fs, *place: fsspec.asyn.sync(fs.loop, get, fs, *place))
         except FileNotFoundError:
             return None, None
+        return found
 
     def replace(self, data: bytes, version: str | None) -> str | None:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
