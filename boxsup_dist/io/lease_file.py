@@ -106,9 +106,9 @@ class _S3File(LeaseFile):
 
         try:
             found: tuple[bytes, str] = self._call(lambda fs, *place: fsspec.asyn.sync(fs.loop, get, fs, *place))
-            return found
         except FileNotFoundError:
             return None, None
+        return found
 
     def replace(self, data: bytes, version: str | None) -> str | None:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
