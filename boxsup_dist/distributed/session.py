@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 import boxsup_dist
 from boxsup_dist import interrupts
@@ -130,7 +130,7 @@ def describe() -> str:
 def _waiting_workers() -> list[str]:
     """Train workers without a node: Ray Train reserves them in a placement group."""
     waiting: Counter[Share] = Counter()
-    for group in placement_group_table().values():
+    for group in _own_groups().values():
         if group["state"] in ("PENDING", "PREPARED", "RESCHEDULING"):
             waiting.update(
                 Share(size.get("CPU", 0.0), size.get("GPU", 0.0))
@@ -138,6 +138,22 @@ def _waiting_workers() -> list[str]:
                 if not group["bundles_to_node_id"].get(index)
             )
     return [f"train workers that wait for {share} each: {number}" for share, number in waiting.items()]
+
+
+def remove_own_groups() -> None:
+    """Free what the train workers of a lost controller had reserved.
+
+    Ray Train's own cleaner asks the dashboard whether the controller lives, and local sessions have no dashboard.
+    """
+    for number, group in _own_groups().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
+
+
+def _own_groups() -> dict[str, dict[str, Any]]:
+    """Placement groups of this job by their ids, which end with the id of the job."""
+    job = ray.get_runtime_context().get_job_id()
+    return {number: group for number, group in placement_group_table().items() if number.endswith(job)}
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from boxsup_dist import interrupts
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
+from boxsup_dist.distributed import session
 from boxsup_dist.distributed.faults import A_LOSS, LOST, cause_of, describe_loss, fault_of
 from boxsup_dist.errors import InputError, LostWorkError
 from boxsup_dist.training.loop import Coordinator, train_loop
@@ -95,6 +96,7 @@ def launch(
                 if report is not None:
                     who = "a starting train worker" if starting else "the controller of the train workers"
                     report(f"{who} was lost: {describe_loss(cause, FEWER)}")
+                session.remove_own_groups()
                 continue
             raise _last_fault(error, most) or error from None
 
