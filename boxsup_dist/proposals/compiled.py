@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numba
 
@@ -17,7 +17,6 @@ def compiled(function: F) -> F:
     refuses to keep it then.
     """
     try:
-        made: F = numba.njit(cache=True)(function)
+        return cast(F, numba.njit(cache=True)(function))
     except RuntimeError:  # "no locator available for file"
-        made = numba.njit(function)
-    return made
+        return cast(F, numba.njit(function))

@@ -27,7 +27,7 @@ class _Trainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         if not interrupts.are_handled():
-            super()._register_sigint_handler(controller)
+            super()._register_sigint_handler(controller)  # type: ignore[misc]  # the second version of Ray Train has it
 
 
 class _ReportEndedWorkers(ray.train.UserCallback):
