@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numba
 
@@ -16,9 +16,7 @@ def compiled(function: F) -> F:
     Once per process where neither the code's folder nor the user's own can be written, as in some containers: Numba
     refuses to keep it then.
     """
-    made: Any
     try:
-        made = numba.njit(cache=True)(function)
+        return cast(F, numba.njit(cache=True)(function))
     except RuntimeError:  # "no locator available for file"
-        made = numba.njit(function)
-    return cast(F, made)
+        return cast(F, numba.njit(function))
