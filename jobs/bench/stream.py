@@ -227,8 +227,8 @@ class RawFiles(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as transforms
 
-        image, label_map = (Image.open(path) for path in self.files[index])
-        image = image.convert("RGB")
+        image: Image.Image = Image.open(self.files[index][0]).convert("RGB")
+        label_map: Image.Image = Image.open(self.files[index][1])
         scale = float(torch.empty(()).uniform_(self.settings.scale_min, self.settings.scale_max))
         size = [round(image.height * scale), round(image.width * scale)]
         image = transforms.resize(image, size, InterpolationMode.BILINEAR)
@@ -247,7 +247,7 @@ class RawFiles(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 def write_files(mixture: Mixture, labels: Labels, folder: str) -> list[tuple[str, str]]:
     """Write the image and the painted label map of every record of a mixture; returns the pairs of paths."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    files = []
+    files: list[tuple[str, str]] = []
     for index, unit in enumerate(mixture.units):
         paint = painter(unit, labels.segments(index), mixture.assignment)
         for record in iter_records(unit.source.records.read(unit.where, ("image_id", "image", *BOX_COLUMNS))):

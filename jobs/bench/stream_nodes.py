@@ -6,6 +6,7 @@ neither disks nor networks.
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time
@@ -85,14 +86,14 @@ def measure_nodes(mixture: Mixture, num_nodes: int, rounds: int) -> dict[str, An
     sleeping = replace(mixture, units=(unit,) * num_units)
     order = order_epoch([unit.rows] * num_units, seed=0, epoch=0, global_batch_size=num_nodes * LANES_PER_WORKER)
     os.environ["PYTHONPATH"] = str(Path(boxsup_dist.__file__).parents[1])  # raylets and their workers inherit it
-    store = {"object_store_memory": NODE_STORE_BYTES}
+    store: dict[str, Any] = {"object_store_memory": NODE_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
     found: dict[str, list[float]] = {"stream": [], "bare tasks": []}
     try:
         for node in range(num_nodes):
             cluster.add_node(num_cpus=NODE_CPUS, resources={f"node{node}": 1}, **store)
         cluster.wait_for_nodes()
-        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
         workers = [_Worker.options(resources={f"node{node}": 0.1}).remote() for node in range(num_nodes)]  # type: ignore[attr-defined]
         shared = [ray.put(sleeping)]
         for turn in range(rounds + 1):
