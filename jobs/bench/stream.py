@@ -227,9 +227,8 @@ class RawFiles(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as transforms
 
-        image, label_map = (
-            Image.open(path).convert(mode) for path, mode in zip(self.files[index], ("RGB", "L"), strict=True)
-        )
+        image: Image.Image = Image.open(self.files[index][0]).convert("RGB")
+        label_map: Image.Image = Image.open(self.files[index][1])
         scale = float(torch.empty(()).uniform_(self.settings.scale_min, self.settings.scale_max))
         size = [round(image.height * scale), round(image.width * scale)]
         image = transforms.resize(image, size, InterpolationMode.BILINEAR)

@@ -20,6 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 import boxsup_dist
+from boxsup_dist.config import AugmentSettings
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.data.tables import RowGroup, Table
 from boxsup_dist.distributed.shared import Reference
@@ -83,9 +84,11 @@ def measure_nodes(mixture: Mixture, num_nodes: int, rounds: int) -> dict[str, An
     table = SleepingTable(**vars(mixture.sources[0].records))
     unit = make_units([Source(table, "rectangles")])[0]._replace(rows=(0,))
     num_units = num_nodes * LANES_PER_WORKER * TASKS_PER_LANE
-    sleeping = replace(mixture, units=(unit,) * num_units)
+    small = AugmentSettings(32, 32, 0.1, 0.2)  # the tasks sleep; what else they do competes for this machine's cores
+    sleeping = replace(mixture, units=(unit,) * num_units, augment=small)
     order = order_epoch([unit.rows] * num_units, seed=0, epoch=0, global_batch_size=num_nodes * LANES_PER_WORKER)
-    os.environ["PYTHONPATH"] = str(Path(boxsup_dist.__file__).parents[1])  # raylets and their workers inherit it
+    # Raylets and their workers inherit both. Ray's workers would wait for everything else that runs on this machine.
+    os.environ |= {"PYTHONPATH": str(Path(boxsup_dist.__file__).parents[1]), "RAY_worker_niceness": "0"}
     store: dict[str, Any] = {"object_store_memory": NODE_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
     found: dict[str, list[float]] = {"stream": [], "bare tasks": []}
