@@ -63,10 +63,10 @@ def describe_loss(error: BaseException, lower: str = "") -> str:
         return f"out of memory ({type(cause).__name__}: {first_line(cause)}){advice}"
     if isinstance(cause, WorkerCrashedError) or "Worker exit type: SYSTEM_ERROR" in text:
         place = re.search(r"\bip: ([\w.:]+\w)", text)
-        return (
-            f"its process died{f' on node {place[1]}' if place else ''}: most likely the system ended it because the "
-            f"node or container ran out of memory (`dmesg` there says so), or native code crashed{advice}"
-        )
+        where = f" on node {place[1]}" if place else ""
+        return f"native code crashed in it, or the system ended it for lack of memory (see `dmesg`{where}){advice}"
+    if lost_its_node(cause):
+        return "its node was lost"
     return f"{type(cause).__name__}: {first_line(cause)}"
 
 

@@ -217,9 +217,5 @@ def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None
 
 def lost_work(unit: object, error: Exception) -> NoReturn:
     """Raise the LostWorkError of a unit that ended its process in every try."""
-    raise LostWorkError(
-        f"a unit of work lost its process {MAX_RETRIES + 1} times",
-        field="unit",
-        value=unit,
-        expected=f"a unit that ends; the last time: {describe_loss(error)}",
-    ) from None
+    problem = f"a unit of work lost its process in every try: {describe_loss(error)}"
+    raise LostWorkError(problem, field="unit", value=unit) from None

@@ -158,7 +158,9 @@ def _crash_at(*crashers: str):
 
 def test_images_that_end_their_process_are_found_and_the_others_stored(ray_local, tmp_path, caplog, capfd):
     table = slow_build.build_some(tmp_path / "t", 6, _crash_at("test/1-0", "test/4-3"))
-    problem = "ended its process 4 times: native code crashed in it, or the system ended it"
+    problem = (
+        "ended its process 4 times: native code crashed in it, or the system ended it for lack of memory (see `dmesg`)"
+    )
     crashed = dict.fromkeys(("test/1-0", "test/4-3"), problem)
     assert {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems} == {
         "test/x": "broken",

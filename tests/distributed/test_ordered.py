@@ -52,7 +52,7 @@ def test_a_lost_task_is_run_again(ray_local, tmp_path):
 
 def test_a_unit_that_kills_its_process_every_time_ends_the_call_and_is_named(ray_local):
     with pytest.raises(
-        LostWorkError, match=r"^a unit of work lost its process: native code .*; field: unit; found: 7$"
+        LostWorkError, match=r"^a unit of work lost its process in every try: native code .*; field: unit; found: 7$"
     ):
         list(map_units(die, [7]))
 
@@ -125,14 +125,16 @@ MEMORY = OutOfMemoryError(
 def test_a_lost_node_is_not_counted_against_the_unit(ray_local):
     crash = WorkerCrashedError()
     assert list(run_in_order(Failing(*[NODE, crash] * 3, *[NODE] * 9), [7])) == [7]
-    with pytest.raises(LostWorkError, match=r"lost its process: native code crashed in it, or the system ended it"):
+    with pytest.raises(
+        LostWorkError, match=r"in every try: native code crashed in it, or the system ended it for lack"
+    ):
         list(run_in_order(Failing(*[NODE, crash] * 4), [7]))
-    with pytest.raises(LostWorkError, match=r"lost its process: its node was lost; field: unit; found: 7$"):
+    with pytest.raises(LostWorkError, match=r"in every try: its node was lost; field: unit; found: 7$"):
         list(run_in_order(Failing(*[NODE] * 99), [7]))
 
 
 def test_memory_that_ran_out_is_counted_and_named(ray_local):
-    used = r"its node ran out of memory \(192\.0\.2\.2: 3\.25GB of 23\.54GB used\)"
+    used = r"node 192\.0\.2\.2 ran out of memory \(3\.25GB of 23\.54GB in use\)"
     with pytest.raises(LostWorkError, match=used):
         list(run_in_order(Failing(*[MEMORY] * 4), [7]))
     assert list(run_in_order(Failing(*[MEMORY] * 4), [7], on_lost=lambda unit, error: type(error))) == [

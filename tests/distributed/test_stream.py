@@ -180,7 +180,8 @@ def test_a_record_that_ends_every_process_is_named_and_ignored(ray_local, mixtur
     ((name, problem),) = [item for batch in batches for item in batch.bad_records.items()]
     assert name == CRASHING
     assert problem == (
-        "ended its data task in every try: native code crashed in it, or the system ended it; "
+        "ended its data task in every try: native code crashed in it, or the system ended it for lack of memory "
+        "(see `dmesg`); "
         f"file: {mixture.sources[0].records.uri}; field: image_id; found: '{CRASHING}'"
     )
     (piece,) = [p for p in order.for_worker(0, 1) if CRASHING in {pair.image_id for pair in load(p, mixture)}]
