@@ -25,8 +25,9 @@ def parse_json(kind: type[T], data: bytes, *, file: str, place: str = "") -> T:
     from pydantic import ValidationError  # here, as every command imports this module: 0.1 s
 
     try:
-        value: T = _adapter(kind).validate_json(data, strict=True)
-        return value
+        key: Any = kind  # mypy takes a type for no hashable value
+        parsed: T = _adapter(key).validate_json(data, strict=True)
+        return parsed
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
