@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import ray
@@ -14,9 +15,11 @@ from ray.exceptions import AuthenticationError
 import boxsup_dist
 from boxsup_dist.distributed import ray_internals
 from boxsup_dist.errors import SettingError
+from boxsup_dist.io.local import check_room
 
 _OBJECT_STORE_BYTES = 2 * 2**30  # blocks are small here; Ray's default is 30 % of the machine's memory
 _START_ATTEMPTS = 3
+_RAY_FOLDER_BYTES = 10 * 2**20  # logs and sockets of a short session
 _log = logging.getLogger(__name__)
 
 
@@ -119,6 +122,8 @@ def _start_local(num_cpus: int | None) -> None:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if checkout not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([checkout, *paths])
+    # Without room Ray's processes end without a word, and Ray waits for them.
+    check_room(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), _RAY_FOLDER_BYTES)
     for attempt in range(_START_ATTEMPTS):
         try:
             ray.init(
