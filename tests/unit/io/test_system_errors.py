@@ -160,8 +160,9 @@ def test_a_full_disk_names_what_is_needed_and_what_is_free(tmp_path: Path) -> No
 def test_a_disk_without_room_is_named_before_it_is_used(tmp_path: Path) -> None:
     """Ray would wait 30 s for processes that ended without a word, three times."""
     check_room(str(tmp_path), 1)
-    with pytest.raises(UnwritableFileError, match=r"'No space left on device'; expected: 1048576.0 MiB for this"):
-        check_room(str(tmp_path), 2**40)
+    with pytest.raises(UnwritableFileError, match=r"'No space left on device'; expected: 1099511627776.0 MiB") as found:
+        check_room(str(tmp_path), 2**60)
+    assert f"are free in {tmp_path}; " in str(found.value)
     check_room(str(tmp_path / "absent" / "yet"), 1)
 
 
