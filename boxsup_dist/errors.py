@@ -226,7 +226,7 @@ def _room(file: object, num_bytes: int | None) -> str:
     if file is None:  # what is written to an open file fails without its name
         return f"room for the output and for temporary files (TMPDIR={os.environ.get('TMPDIR', '/tmp')}), see df"
     needed = "more room" if num_bytes is None else _size(num_bytes)
-    folder = os.path.dirname(os.path.abspath(str(file)))
+    folder = os.path.abspath(str(file))
     with suppress(OSError):  # an absent folder among others
         while not os.path.isdir(folder):
             folder = os.path.dirname(folder)

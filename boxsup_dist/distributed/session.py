@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from boxsup_dist.distributed import notices, ray_internals
 from boxsup_dist.distributed.address import check_address, token_refusal
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import remote
+from boxsup_dist.io.local import check_room
 
 _OBJECT_STORE_BYTES = 2 * 2**30  # blocks are small here; Ray's default is 30 % of the machine's memory
 _START_ATTEMPTS = 3
+_RAY_FOLDER_BYTES = 10 * 2**20  # logs and sockets of a short session
 _log = logging.getLogger(__name__)
 
 
@@ -208,6 +211,9 @@ def _start_local(num_cpus: int | None) -> None:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if checkout not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([checkout, *paths])
+    # Without room Ray's processes end without a word, and Ray waits for them.
+    folder = ray_internals.short_folder()
+    check_room(folder or os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), _RAY_FOLDER_BYTES)
     for attempt in range(_START_ATTEMPTS):
         try:
             ray.init(
@@ -217,7 +223,7 @@ def _start_local(num_cpus: int | None) -> None:
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
-                _temp_dir=ray_internals.short_folder(),
+                _temp_dir=folder,
             )
             return
         except Exception as error:  # Ray raises a plain Exception when its processes take more than 30 s to start

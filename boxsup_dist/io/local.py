@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,16 @@ def system_errors(uri: str, *, writing: bool = False, num_bytes: int | None = No
         if not is_local(uri):
             raise
         raise system_error(error, file=uri, writing=writing, num_bytes=num_bytes) from None
+
+
+def check_room(folder: str, num_bytes: int) -> None:
+    """Raise UnwritableFileError if the disk of a folder, which may be absent yet, has less than this much room."""
+    with system_errors(folder, writing=True, num_bytes=num_bytes):
+        existing = os.path.abspath(folder)
+        while not os.path.exists(existing):
+            existing = os.path.dirname(existing)
+        if shutil.disk_usage(existing).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class LocalFiles(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types

@@ -158,9 +158,8 @@ def _crash_at(*crashers: str):
 
 def test_images_that_end_their_process_are_found_and_the_others_stored(ray_local, tmp_path, caplog, capfd):
     table = slow_build.build_some(tmp_path / "t", 6, _crash_at("test/1-0", "test/4-3"))
-    problem = (
-        "ended its process 4 times: native code crashed in it, or the system ended it for lack of memory (see `dmesg`)"
-    )
+    reason = "native code crashed in it, or the system ended it for lack of memory (see `dmesg`)"
+    problem = f"ended its process 4 times: {reason}"
     crashed = dict.fromkeys(("test/1-0", "test/4-3"), problem)
     assert {p["image_id"]: p["problem"] for shard in table.shards for p in shard.problems} == {
         "test/x": "broken",
@@ -169,9 +168,7 @@ def test_images_that_end_their_process_are_found_and_the_others_stored(ray_local
     without = slow_build.build_some(tmp_path / "u", 6, lambda index, _: slow_build.make_content(index, crashed))
     assert _files(tmp_path / "t") == _files(tmp_path / "u") and table == replace(without, uri=table.uri)
     told = [record.getMessage() for record in caplog.records]
-    assert told[0] == "some: shard 1 ended its process: looking for the image (native code crashed in it, or the " + (
-        "system ended it)"
-    )
+    assert told[0] == f"some: shard 1 ended its process: looking for the image ({reason})"
     assert told[1] == f"some: test/1-0 {problem}" and len(told) == 4
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err and "raylet" not in printed.out

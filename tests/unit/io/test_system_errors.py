@@ -27,6 +27,7 @@ from boxsup_dist.errors import (
     system_error,
 )
 from boxsup_dist.io import storage
+from boxsup_dist.io.local import check_room
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import pack_records
 from boxsup_dist.records.reader import ListEntry
@@ -155,6 +156,15 @@ def test_a_full_disk_names_what_is_needed_and_what_is_free(tmp_path: Path) -> No
         found
     )
     assert str(pickle.loads(pickle.dumps(found))) == str(found)
+
+
+def test_a_disk_without_room_is_named_before_it_is_used(tmp_path: Path) -> None:
+    """Ray would wait 30 s for processes that ended without a word, three times."""
+    check_room(str(tmp_path), 1)
+    with pytest.raises(UnwritableFileError, match=r"'No space left on device'; expected: 1099511627776.0 MiB") as found:
+        check_room(str(tmp_path), 2**60)
+    assert f"are free in {tmp_path}; " in str(found.value)
+    check_room(str(tmp_path / "absent" / "yet"), 1)
 
 
 def test_a_limit_of_the_size_of_files_is_one_line(tmp_path: Path) -> None:
