@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from ray.exceptions import (
+    ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
     OutOfDiskError,
@@ -67,6 +68,8 @@ def describe_loss(error: BaseException, lower: str = "") -> str:
         return f"native code crashed in it, or the system ended it for lack of memory (see `dmesg`{where}){advice}"
     if lost_its_node(cause):
         return "its node was lost"
+    if isinstance(cause, ActorUnavailableError):
+        return "its process does not answer: native code crashed in it, the system ended it, or its node is cut off"
     return f"{type(cause).__name__}: {first_line(cause)}"
 
 
