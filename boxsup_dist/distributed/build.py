@@ -64,7 +64,7 @@ class ShardJob:
             problems=content.problems,
             row_ms=content.row_ms,
         )
-        return content.table.num_rows
+        return int(content.table.num_rows)
 
 
 class _Written(NamedTuple):

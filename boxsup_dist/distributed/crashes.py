@@ -39,7 +39,7 @@ def remake(
         LostWorkError: Most images end their process, or a shard does and none of its images.
     """
     search = _Search(shared, image_ids, description, num_gpus)
-    units = [(index, {}) for index in indices]
+    units: list[tuple[int, Mapping[str, str]]] = [(index, {}) for index in indices]
     yield from map_units(_write, units, on_lost=search.make_without, max_retries=0, num_gpus=num_gpus, shared=shared)
 
 

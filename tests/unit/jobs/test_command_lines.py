@@ -203,6 +203,7 @@ SHARED = {
     "flip": "average with the mirrored image",
     "hed-weights": "file of HED's weights",
     "log": "store in the MLflow run of the training",
+    "max-failed-share": "share of failed images from which a table is refused",
     "method": "one method that makes a table",
     "num-cpus": "CPUs of the local Ray session",
     "num-images": "how many images",
