@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from boxsup_dist.data.schema import IGNORE_INDEX
-from boxsup_dist.errors import InputError, NonFiniteLossError
+from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.training.stream import Batch
 from boxsup_dist.training.worker import TrainWorker
@@ -67,3 +68,11 @@ def test_weights_that_are_not_finite_are_not_kept(worker: TrainWorker):
 
     with pytest.raises(NonFiniteLossError, match=r"not finite after epoch 1, step 1; field: optimizer.lr; found: 0.01"):
         worker.train_epoch(iter([batch(0, label_map())]), 1, overflow)
+
+
+def test_more_bad_records_than_allowed_are_named(worker: TrainWorker):
+    worker.config = replace(worker.config, max_bad_records=1)
+    bad = {"a": "does not decode: damaged", "b": "does not decode: cut"}
+    expected = r"2 records are unusable: a, b; the last: does not decode: cut; field: max_bad_records; found: 1; .*>= 2"
+    with pytest.raises(RecordError, match=expected):
+        worker.train_step(replace(batch(0, label_map()), bad_records=bad), 1)
