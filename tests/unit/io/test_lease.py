@@ -155,7 +155,7 @@ DAMAGED += [replace(ELSEWHERE, process=value).encode() for value in ("one", None
 DAMAGED += [replace(ELSEWHERE, token=[1], process_started="noon").encode()]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content)[:20])
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_lease_is_waited_for_and_replaced(tmp_path, content):
     Path(tmp_path, "writer.json").write_bytes(content)
     clock, said = Clock(), []
