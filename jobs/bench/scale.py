@@ -240,6 +240,7 @@ def stream_epoch(config: TrainConfig, mixture: Mixture, labels_file: str, num_im
 def consume_epoch(settings: dict[str, Any]) -> None:
     """Loop of the train workers: take every batch and count its images; write both to OUT/rank-R.json."""
     worker = TrainWorker(settings["config"], settings["mixture"])
+    worker.wrap()  # shares the mixture with the data tasks
     times = np.zeros(settings["num_images"], int)
     started, cpu_started = time.perf_counter(), time.process_time()
     order = worker.order()
