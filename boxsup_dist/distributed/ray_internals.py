@@ -77,27 +77,29 @@ def living_nodes(address: str, timeout_s: float) -> dict[str, str]:
         AuthenticationError: The head wants a token, and there is none here, or another one.
     """
     with init_grpc_channel(address) as channel:
-        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+        request = gcs_service_pb2.GetAllNodeInfoRequest()  # type: ignore[attr-defined]  # generated, as GcsNodeInfo
         try:
-            reply = stub.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=timeout_s)
+            reply = stub.GetAllNodeInfo(request, timeout=timeout_s)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 raise AuthenticationError(str(error.details())) from None
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise NoAnswerError(f"no reply within {timeout_s:.0f} s") from None
             raise NoAnswerError(str(error.details()).rpartition(": ")[2]) from None
-    alive = [node for node in reply.node_info_list if node.state == gcs_pb2.GcsNodeInfo.ALIVE]
+    living = gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]
+    alive = [node for node in reply.node_info_list if node.state == living]
     return {node.node_id.hex(): node.node_manager_address for node in alive}
 
 
 def local_node_ids() -> set[str]:
     """Ids of the Ray nodes that run on this machine, of any cluster."""
-    return set(services.find_node_ids())
+    return set(services.find_node_ids())  # type: ignore[no-untyped-call]
 
 
 def free_resources() -> dict[str, dict[str, float]]:
     """What each living node has free at this moment, by node id."""
-    return dict(state.available_resources_per_node())
+    return dict(state.available_resources_per_node())  # type: ignore[no-untyped-call]
 
 
 def raylet_pid(node: Any) -> int:
