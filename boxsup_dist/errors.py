@@ -11,7 +11,11 @@ from typing import Any
 
 from boxsup_dist.credentials import redact
 
-_MAX_SHOWN = 500  # characters of a value: a damaged file may hold one of megabytes
+_MAX_SHOWN = 500  # characters of a field or value: a damaged file may hold one of megabytes
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} ..."
 
 
 class InputError(ValueError):
@@ -34,10 +38,9 @@ class InputError(ValueError):
         if file is not None:
             parts.append(f"file: {file}")
         if field is not None:
-            parts.append(f"field: {field}")
+            parts.append(f"field: {_brief(' '.join(field.splitlines()))}")
         if value is not None:
-            shown = repr(value)
-            parts.append("found: " + (shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]} ..."))
+            parts.append(f"found: {_brief(repr(value))}")
         if expected is not None:
             parts.append(f"expected: {expected}")
         super().__init__(redact("; ".join(parts)))

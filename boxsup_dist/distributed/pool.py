@@ -22,7 +22,7 @@ from ray.exceptions import WorkerCrashedError
 
 from boxsup_dist.config.packing import Share
 from boxsup_dist.distributed import session
-from boxsup_dist.distributed.faults import describe_loss
+from boxsup_dist.distributed.faults import LOST, describe_loss
 from boxsup_dist.distributed.ordered import (
     MAX_RETRIES,
     OnLost,
@@ -33,6 +33,7 @@ from boxsup_dist.distributed.ordered import (
     run_in_order,
 )
 from boxsup_dist.distributed.shared import Reference, fetch
+from boxsup_dist.errors import LostWorkError
 
 UNITS_PER_MEMBER = 2  # started at once: one computes, one waits in the member's queue
 THEN_TASKS_PER_CPU = 2  # bounds the results that members hand over before `then` takes them
@@ -79,6 +80,8 @@ def _continue(then: Callable[[Any], Any], result: Any, threads: int) -> Any:
 class NetworkPool:
     """A fixed number of actors, each with its own copy of the network, spread over the nodes."""
 
+    max_starts = 20  # of an actor: nodes may be lost, but an actor that never gets its network must end too
+
     def __init__(
         self,
         build: Callable[[], torch.nn.Module],
@@ -102,24 +105,42 @@ class NetworkPool:
         self.threads, self.warn = threads, warn
         self.has_gpus = num_gpus > 0
         self.share = Share(num_cpus, num_gpus)
-        member = _Member.options(  # type: ignore[attr-defined]
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, scheduling_strategy="SPREAD"
+        self._member = _Member.options(  # type: ignore[attr-defined]
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=self.max_starts - 1, scheduling_strategy="SPREAD"
         )
-        self.actors = [member.remote(build, threads) for _ in range(num_actors)]
+        self._arguments = (build, threads)
+        self.actors: list[Any] = [None] * num_actors
         self.ready: list[Any] = []  # actors that take units
         self.starting: dict[Reference, Any] = {}  # ping -> actor
-        for actor in self.actors:
-            self._await(actor)
+        self._proven: set[Any] = set()  # actors that have answered
+        for number in range(num_actors):
+            self._start(number)
 
     def wait_ready(self) -> None:
         """Block until every member has built its network; raises what its constructor raised."""
-        for reference in list(self.starting):
-            self.welcome(reference)
+        while self.starting:
+            self.welcome(next(iter(self.starting)))
 
     def welcome(self, reference: Reference) -> Any:
-        """The member whose ping has arrived: it takes units from now on."""
-        result_of(reference)
+        """The member whose ping has arrived: it takes units from now on. None if another one takes its place.
+
+        Raises:
+            LostWorkError: It has never answered: it lost its process in each of its starts.
+        """
         actor = self.starting.pop(reference)
+        try:
+            result_of(reference)
+        except LOST as error:  # Ray does not start it again
+            if actor not in self._proven:
+                raise LostWorkError(
+                    f"an actor lost its process {self.max_starts} times before it had built its network: "
+                    f"{describe_loss(error, 'resources.num_actors')}",
+                    expected="a network that can be built in the memory of a node",
+                ) from None
+            self._proven.remove(actor)
+            self._start(self.actors.index(actor))
+            return None
+        self._proven.add(actor)
         self.ready.append(actor)
         return actor
 
@@ -143,6 +164,11 @@ class NetworkPool:
 
     def _await(self, actor: Any) -> None:
         self.starting[actor.ping.remote()] = actor
+
+    def _start(self, number: int) -> None:
+        """Start member `number`, counted from 0, in place of the one that was there."""
+        self.actors[number] = self._member.remote(*self._arguments)
+        self._await(self.actors[number])
 
     @overload
     def map(
@@ -264,7 +290,9 @@ class _Members(Workers):
         return list(self._pool.starting)
 
     def join(self, reference: Reference) -> None:
-        self._free += [self._pool.welcome(reference)] * UNITS_PER_MEMBER
+        actor = self._pool.welcome(reference)
+        if actor is not None:
+            self._free += [actor] * UNITS_PER_MEMBER
 
     def describe(self) -> str:
         return self._pool.describe()

@@ -116,13 +116,29 @@ def test_a_unit_that_kills_its_member_every_time_ends_the_map(ray_local):
     pool.close()
 
 
+class Unbuildable(torch.nn.Module):
+    def __init__(self) -> None:
+        os._exit(1)
+
+
+def test_an_actor_that_never_gets_its_network_ends_the_wait(ray_local, monkeypatch):
+    monkeypatch.setattr(NetworkPool, "max_starts", 2)
+    pool = NetworkPool(Unbuildable, num_actors=1, num_cpus=0.5)
+    with pytest.raises(LostWorkError, match=r"^an actor lost its process 2 times before it had built its network: "):
+        pool.wait_ready()
+    pool.close()
+
+
 def die_at_5(network: torch.nn.Module, unit: int) -> int:
     if unit == 5:
         os._exit(1)
     return unit
 
 
-def test_a_unit_that_kills_its_members_takes_no_other_unit_with_it(ray_local):
+@pytest.mark.parametrize("max_starts", [1, 20])
+def test_a_unit_that_kills_its_members_takes_no_other_unit_with_it(ray_local, monkeypatch, max_starts):
+    """With one start per actor, others take the places of those that Ray does not start again."""
+    monkeypatch.setattr(NetworkPool, "max_starts", max_starts)
     pool = make_pool(2)
     results = list(pool.map(die_at_5, UNITS, on_lost=lambda unit, error: f"lost {unit}"))
     pool.close()

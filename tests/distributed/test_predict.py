@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import re
 import sys
 import tarfile
 from dataclasses import replace
@@ -185,8 +186,9 @@ def test_an_image_that_ends_its_process_is_named_and_the_others_are_predicted(
     summary = predict.predict(settings(run_dir, images, tmp_path / "out"))
     failed = {Path(entry["file"]).name: entry["reason"] for entry in summary["failed"]}
     assert set(failed) == {*BAD, "plain.jpg"} and summary["num_predicted"] == 5
-    assert failed["plain.jpg"] == "ended its process 4 times: native code crashed in it, or the system ended it" + (
-        " for lack of memory (see `dmesg`)"
+    # Ray reports a lost actor as dead, or as one that does not answer yet.
+    assert re.match(
+        "ended its process 4 times: (its process does not answer: )?native code crashed", failed["plain.jpg"]
     )
     assert {p.removesuffix(".png") for p in label_maps(tmp_path / "out")} == set(SHAPES) - {"plain"}
     assert f"failed: {images / 'plain.jpg'}: ended its process 4 times" in capsys.readouterr().err

@@ -223,7 +223,7 @@ def test_a_run_whose_controller_is_killed_restarts_from_the_newest_checkpoint(un
     killer.join()
     assert len(killed) == 2
     shown = capsys.readouterr().out
-    assert re.search(r"warning: the controller of the train workers was lost: .* ran out of memory .*num_actors", shown)
+    assert re.search(r"warning: the controller of the train workers was lost: .* lack of memory .*num_actors", shown)
     assert "training continues at epoch 2, after 0 steps" in shown
     assert labels_of(config.run_dir) == labels_of(unbroken.run_dir)
     ours, theirs = weights_of(config.run_dir), weights_of(unbroken.run_dir)
