@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -133,11 +134,9 @@ class Network:
         self.store.start(command, self.root / "store.log")
         uri = f"http://{STORE}:{STORE_PORT}/{BUCKET}"
         _until(lambda: urllib.request.urlopen(urllib.request.Request(uri, method="PUT"), timeout=2), uri)
-        self.start_node(0)
-        _until(lambda: self._check_nodes(1), self.address)  # a node that finds no head gives up
-        for number in range(1, len(self.nodes)):
+        for number in range(len(self.nodes)):  # one by one: a node that starts slowly, or finds no head, gives up
             self.start_node(number)
-        _until(lambda: self._check_nodes(len(self.nodes)), self.address)
+            _until(partial(self._check_nodes, number + 1), self.address)
 
     def start_node(self, number: int) -> None:
         """Start Ray on a node, as `ray start` on a machine of its own."""
@@ -193,7 +192,7 @@ def network() -> Iterator[Network]:
     checkout = str(Path(boxsup_dist.__file__).parents[1])
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH", "")]))
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_raylet_start_wait_time_s": "120"}
     _ip("link", "add", BRIDGE, "type", "bridge")
     _ip("addr", "add", f"{OURS}/24", "dev", BRIDGE)
     _ip("link", "set", BRIDGE, "up")

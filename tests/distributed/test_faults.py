@@ -7,7 +7,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from boxsup_dist.distributed.faults import LOST, describe_loss, fault_of
-from boxsup_dist.errors import LostWorkError, NoRoomError
+from boxsup_dist.errors import LostWorkError, NoRoomError, StoreUnavailableError
 from boxsup_dist.runs.command_line import clear_errors
 
 FULL = OutOfDiskError("Local disk is full")
@@ -85,6 +85,12 @@ def test_a_process_without_memory_names_the_node_and_the_settings_to_lower(error
 def test_other_losses_are_named_and_give_no_advice_about_memory():
     gone = RayActorError(error_msg="The actor died because its node has died.\nMore")
     assert describe_loss(gone, "resources.a") == "its node was lost"
+
+
+def test_a_store_that_is_away_at_every_attempt_is_the_error_to_show():
+    away = StoreUnavailableError("the store failed for 10m00s, in 70 tries", file="s3://bucket/run")
+    for whole in (away, WorkerGroupError("text", {0: BROKEN, 1: UserExceptionWithTraceback(away, "Traceback ...")})):
+        assert fault_of(whole) is away
 
 
 def test_other_errors_are_left_alone():
