@@ -193,6 +193,7 @@ def network() -> Iterator[Network]:
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH", "")]))
     os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_raylet_start_wait_time_s": "120"}
+    os.environ["GLOO_SOCKET_IFNAME"] = "eth0"  # all hosts have this machine's name, which is that of its loopback
     _ip("link", "add", BRIDGE, "type", "bridge")
     _ip("addr", "add", f"{OURS}/24", "dev", BRIDGE)
     _ip("link", "set", BRIDGE, "up")
