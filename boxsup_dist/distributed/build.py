@@ -230,7 +230,7 @@ def _make(shared: list[Reference], missing: list[int], gpus_per_task: float) -> 
 
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
     shards.context.max_errored_blocks = MAX_LOST_SHARDS
-    results = shards.map(write_one, num_cpus=1, num_gpus=gpus_per_task, ray_remote_args_fn=lambda: {"max_retries": 0})
+    results = shards.map(write_one, num_cpus=1, num_gpus=gpus_per_task, max_retries=0)
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)
