@@ -187,15 +187,13 @@ def _until(attempt: Callable[[], object], name: str) -> None:
 @contextmanager
 def network() -> Iterator[Network]:
     """The running network; everything is taken down at the end, also what a killed call left."""
-    _clean()
+    clean()
     checkout = str(Path(boxsup_dist.__file__).parents[1])
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH", "")]))
     os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_raylet_start_wait_time_s": "120"}
     os.environ["GLOO_SOCKET_IFNAME"] = "eth0"  # all hosts have this machine's name, which is that of its loopback
-    _ip("link", "add", BRIDGE, "type", "bridge")
-    _ip("addr", "add", f"{OURS}/24", "dev", BRIDGE)
-    _ip("link", "set", BRIDGE, "up")
+    make_bridge(f"{OURS}/24")
     folder = tempfile.TemporaryDirectory(prefix="bsn", ignore_cleanup_errors=True)  # short: Ray puts sockets below it
     net = Network(Path(folder.name))
     try:
@@ -208,13 +206,21 @@ def network() -> Iterator[Network]:
                 with suppress(psutil.Error):
                     process.send_signal(signal.SIGCONT)
             host.kill()
-        _clean()
+        clean()
         os.environ.clear()
         os.environ.update(before)
         folder.cleanup()
 
 
-def _clean() -> None:
+def make_bridge(address: str) -> None:
+    """The bridge that joins all hosts, with the address of this process."""
+    _ip("link", "add", BRIDGE, "type", "bridge")
+    _ip("addr", "add", address, "dev", BRIDGE)
+    _ip("link", "set", BRIDGE, "up")
+
+
+def clean() -> None:
+    """End all hosts with their processes, and remove the bridge."""
     for name in (line.split()[0] for line in _lines("list") if line.startswith(PREFIX)):
         for pid in _lines("pids", name):
             with suppress(ProcessLookupError):
