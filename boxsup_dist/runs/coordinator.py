@@ -152,7 +152,9 @@ class Coordinator:
 
     def _warn(self, number: int, text: str) -> None:
         self._note(number, warnings=(*self.history[number].warnings, text))
-        self.post(Warned(f"epoch {number}: {text}"))
+        before = self.history.get(number - 1)
+        if before is None or text not in before.warnings:  # said once, not in every epoch; the history has them all
+            self.post(Warned(f"epoch {number}: {text}"))
 
     def _is_due(self, number: int) -> bool:
         """True if the epoch ends with an evaluation."""

@@ -45,5 +45,8 @@ def test_a_run_without_masks_is_warned(tmp_path: Path):
     metrics = {"train_loss": 1.0, "foreground_share": 0.0, "label_foreground_share": 0.2}
     coordinator.record(0, metrics, {})
     assert [event.text for event in posted if isinstance(event, Warned)] == [f"epoch 1: {ALL_BACKGROUND_WARNING}"]
+    coordinator.record(1, metrics, {})
+    assert len([event for event in posted if isinstance(event, Warned)]) == 1, "said once"
+    assert read_history(str(tmp_path))[2].warnings == (ALL_BACKGROUND_WARNING,)
     entry = read_history(str(tmp_path))[1]
     assert entry.warnings == (ALL_BACKGROUND_WARNING,) and entry.label_foreground_share == 0.2
