@@ -11,7 +11,7 @@ from typing import Any
 import ray.train
 from ray.exceptions import RayError
 from ray.train import ControllerError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from boxsup_dist import interrupts
 from boxsup_dist.config import Resources, TrainConfig
@@ -19,8 +19,10 @@ from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.faults import A_LOSS, LOST, cause_of, describe_loss, fault_of
 from boxsup_dist.errors import InputError, LostWorkError
+from boxsup_dist.io import remote
 from boxsup_dist.training.loop import Coordinator, train_loop
 
+GROUP_SPARE_S = 60.0  # that workers wait for each other beyond the time in which one of them may wait for a store
 FEWER = "resources.num_actors, resources.stream_tasks_per_worker or resources.num_workers"
 
 
@@ -144,4 +146,7 @@ def _launch_once(
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             callbacks=[] if report is None else [_ReportEndedWorkers(report)],  # type: ignore[list-item]  # as above
         )
-        _Trainer(loop, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
+        # A worker whose message Ray lost in a broken network never comes: the others wait for it no longer than for a
+        # store, and all start again. torch's default is half an hour.
+        group = TorchConfig(timeout_s=round(remote.patience_s() + GROUP_SPARE_S))
+        _Trainer(loop, train_loop_config=settings, torch_config=group, scaling_config=scaling, run_config=run).fit()

@@ -120,7 +120,7 @@ class Network:
         self.store = Host("store", STORE)
         self.nodes = [Host(f"node{k}", f"{NETWORK}.{k + 1}") for k in range(3)]
         self.address = f"{self.nodes[0].address}:{GCS_PORT}"
-        self.env = {**_AWS, "AWS_ENDPOINT_URL": f"http://{STORE}:{STORE_PORT}", "RAY_ADDRESS": self.address,
+        self.env = {**_AWS, "BOXSUP_STORE_PATIENCE_S": "90", "AWS_ENDPOINT_URL": f"http://{STORE}:{STORE_PORT}", "RAY_ADDRESS": self.address,
                     "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # fmt: skip
 
     def start(self) -> None:
