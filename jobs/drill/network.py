@@ -120,8 +120,14 @@ class Network:
         self.store = Host("store", STORE)
         self.nodes = [Host(f"node{k}", f"{NETWORK}.{k + 1}") for k in range(3)]
         self.address = f"{self.nodes[0].address}:{GCS_PORT}"
-        self.env = {**_AWS, "BOXSUP_STORE_PATIENCE_S": "90", "AWS_ENDPOINT_URL": f"http://{STORE}:{STORE_PORT}", "RAY_ADDRESS": self.address,
-                    "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # fmt: skip
+        self.env = {
+            **_AWS,
+            "AWS_ENDPOINT_URL": f"http://{STORE}:{STORE_PORT}",
+            "BOXSUP_STORE_PATIENCE_S": "90",  # more than a store is away here; it also bounds how long workers wait
+            "RAY_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
 
     def start(self) -> None:
         """Start the store, the head and the other nodes.
