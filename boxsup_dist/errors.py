@@ -12,10 +12,11 @@ from typing import Any
 from boxsup_dist.credentials import redact
 
 _MAX_SHOWN = 500  # characters of a field or value: a damaged file may hold one of megabytes
+_MAX_TEXT = 1000  # characters of a file's name or of what was expected, which may repeat such a value
 
 
-def _brief(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} ..."
+def _brief(text: str, most: int = _MAX_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 class InputError(ValueError):
@@ -36,13 +37,13 @@ class InputError(ValueError):
         self.problem, self.file, self.field, self.value, self.expected = problem, file, field, value, expected
         parts = [problem]
         if file is not None:
-            parts.append(f"file: {file}")
+            parts.append(f"file: {_brief(str(file), _MAX_TEXT)}")
         if field is not None:
             parts.append(f"field: {_brief(' '.join(field.splitlines()))}")
         if value is not None:
             parts.append(f"found: {_brief(repr(value))}")
         if expected is not None:
-            parts.append(f"expected: {expected}")
+            parts.append(f"expected: {_brief(expected, _MAX_TEXT)}")
         super().__init__(redact("; ".join(parts)))
 
     def at(
