@@ -3,7 +3,8 @@
 Results depend on the units and the weights alone, never on the number of actors: each member has the same fixed number
 of threads, units are never split or merged, and results come back in the order of the units (`distributed/ordered.py`).
 When a member dies, or its node goes away, Ray starts the member again where there is room; meanwhile the others take
-its units.
+its units. A member that Ray has started `max_starts` times is replaced by a new one, or ends the call if it never got
+its network.
 
 What follows the network and needs no GPU, such as a CRF, can run in plain tasks on any CPU of the cluster (`then`)
 while the members predict the next units.
@@ -68,7 +69,7 @@ class _Member:
 
     @ray.method(max_task_retries=-1)
     def ping(self) -> None:
-        """Answer once the constructor is done, however often Ray has to start it."""
+        """Answer once the constructor is done, also if Ray has to start it again."""
 
 
 @ray.remote(num_cpus=1, max_retries=0)  # run_in_order runs the unit again

@@ -251,7 +251,7 @@ def test_a_finished_run_is_complete_and_the_second_call_returns_at_once(unbroken
     summary = summary_of(unbroken.run_dir)
     assert 0 <= summary["mean_iou"] <= 100 and summary["data"]["training"]["num_rows"] == tiny.NUM_TRAIN
     assert Path(unbroken.run_dir, "report.html").exists() and any(Path(unbroken.run_dir, "figures").iterdir())
-    assert not Path(unbroken.run_dir, "ray_train").exists()
+    assert json.loads(Path(unbroken.run_dir, "writer.json").read_text())["released"]
     started = time.monotonic()
     assert train(unbroken) == summary
     assert time.monotonic() - started < 2
