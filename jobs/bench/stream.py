@@ -14,7 +14,6 @@ Each row is measured in rounds; `measured` is their median, `spread` their least
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -45,6 +44,7 @@ from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.summary import write_result
 from boxsup_dist.training.order import EpochOrder, order_epoch
 from boxsup_dist.training.stream import Batch, max_slices, worker_batches
+from jobs.bench.rows import row, store_rows
 from jobs.bench.settings import Stream
 from jobs.bench.stream_nodes import measure_nodes
 
@@ -86,36 +86,7 @@ def main(settings: Stream) -> None:
     }
     write_result(out, summary, [format_table(rows)])
     if settings.bench_table is not None:
-        store_rows(settings.bench_table, rows)
-
-
-def row(name: str, unit: str, rounds: Sequence[float], goal: float, *, at_most: bool = False) -> dict[str, Any]:
-    """A line of the table: the median of the rounds, their spread, and whether the goal is reached."""
-    measured = statistics.median(rounds)
-    return {
-        "measurement": name,
-        "measured": measured,
-        "spread": f"{min(rounds):.3g} to {max(rounds):.3g}",
-        "unit": unit,
-        "goal": f"{'<=' if at_most else '>='} {goal:g}",
-        "reached": "yes" if (measured <= goal if at_most else measured >= goal) else "no",
-    }
-
-
-def store_rows(table: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Put the rows into the table of all benchmarks (docs/results/bench.json), in place of this command's earlier."""
-    stored = storage.read_json(table)
-    kept = [line for line in stored["rows"] if line["bench"] != "stream"]
-    new = [
-        {
-            "bench": "stream",
-            "measurement": line["measurement"],
-            "measured": f"{line['measured']:.3g} {line['unit']} ({line['spread']})",
-            "goal": line["goal"],
-        }
-        for line in rows
-    ]
-    storage.write_json(table, {**stored, "rows": [*kept, *new]})
+        store_rows(settings.bench_table, "stream", rows)
 
 
 # -- the data ----------------------------------------------------------------------------------------------------------
