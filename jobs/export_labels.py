@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import write_coco
 from boxsup_dist.export.files import keep_identity
@@ -71,7 +71,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     indices = _units_of_boxes(mixture)
     ids = _image_ids(mixture, indices)
     names = coco_names(ids, inputs.class_names, settings.coco_annotations, have_source=True)
-    labels = read_labels(files.labels(epoch))
+    labels = open_labels(files.labels(epoch))
     keep_identity(out, {"labels": files.labels(epoch), "undecided": settings.undecided})
     session.start()
     parts = map_units(

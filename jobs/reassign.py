@@ -25,13 +25,13 @@ class Settings:
 
     run_dir: RunDir
     out: str
-    """Folder or URI of labels.parquet and summary.json."""
+    """Folder or URI of the labels table (labels/) and of summary.json."""
     checkpoint: Checkpoint = None
     num_actors: NumActors = None
 
 
 def main(settings: Settings) -> None:
-    """Reassign, write OUT/labels.parquet and OUT/summary.json, and print the summary."""
+    """Reassign, write the table OUT/labels and OUT/summary.json, and print the summary."""
     config = read_config(settings.run_dir)
     if "box" not in (source.supervision for source in config.sources):
         expected = "a run with a source of box supervision"
@@ -41,7 +41,7 @@ def main(settings: Settings) -> None:
     import ray
 
     from boxsup_dist.assignment.reassign import reassign
-    from boxsup_dist.data.labels import read_labels, summarise
+    from boxsup_dist.data.labels import MANIFEST, open_labels, publish
     from boxsup_dist.distributed import session
     from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
     from boxsup_dist.model import checkpoint
@@ -55,25 +55,28 @@ def main(settings: Settings) -> None:
     sizes = [len(mixture.units[i].rows) for i in mixture.with_supervision("box")]
     state = checkpoint.load(uri)
     pool = make_pool(state.network, config.resources)
+    out, before = storage.absolute(settings.out), RunFiles(config.run_dir).labels(state.epoch)  # the newest epoch's
+    previous = open_labels(before) if storage.exists(storage.join(before, MANIFEST)) else None
+    table = storage.join(out, "labels")
     started = time.monotonic()
     with ProgressMeter("reassign", len(sizes)) as meter:
-        labels = reassign(
+        shards = reassign(
             pool,
             mixture,
             weights=ray.put(dict(state.assigning_model)),
             epoch=state.epoch,
+            uri=table,
+            previous=previous,
             on_progress=lambda done, _: meter.advance(sizes[done - 1]),
         )
     seconds = time.monotonic() - started
-    out = storage.absolute(settings.out)
-    storage.write_bytes(storage.join(out, "labels.parquet"), labels.to_parquet())
-    before = RunFiles(config.run_dir).labels(state.epoch)  # the newest finished epoch
+    labels = publish(table, shards, len(mixture.units))
     summary = {
         "epoch": state.epoch + 1,
         "checkpoint": uri,
-        "num_boxes": labels.table.num_rows,
+        "num_boxes": labels.num_rows,
         "images_per_s": sum(sizes) / seconds,
-        **summarise(labels, read_labels(before) if storage.exists(before) else None),
+        **labels.summary(),
     }
     if inputs.can_measure_labels:
         result = measure_labels(pool, mixture, labels, num_classes=len(inputs.class_names))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, refines
-from boxsup_dist.data.labels import Labels, labels_table
+from boxsup_dist.data import labels
+from boxsup_dist.data.labels import LabelsShard, LabelsTable
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed.crashes import name_rows
 from boxsup_dist.distributed.ordered import Progress
@@ -36,33 +37,51 @@ def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, e
     )
 
 
+def store_unit(
+    network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int, uri: str, previous: LabelsTable | None
+) -> LabelsShard | None:
+    """Assign one unit and write its labels where they were made; returns what `publish` needs of them."""
+    return labels.write_shard(uri, {index: assign_unit(network, index, mixture=mixture, epoch=epoch)}, previous)
+
+
 def reassign(
     pool: NetworkPool,
     mixture: Mixture,
     *,
     weights: Reference | None,
     epoch: int,
+    uri: str,
+    previous: LabelsTable | None = None,
     on_progress: Progress | None = None,
-) -> Labels:
-    """Labels of every box that the run trains on from boxes; the same for any number of actors.
+) -> list[LabelsShard | None]:
+    """Write the labels of every box that the run trains on from boxes; the same rows for any number of actors.
+
+    No labels come to this process: the members write them.
 
     Args:
         pool: Actors that predict and assign.
         mixture: The sources and the settings of the assignment.
         weights: Reference to the network's state dict; None keeps the network of the pool as it is.
         epoch: Epoch of the labels, from 0; decides warm-up, refinement and the random draws.
+        uri: Folder of the labels table. An earlier table there is withdrawn.
+        previous: The labels of the epoch before, to count the boxes whose candidate changed.
         on_progress: Called after each unit.
+
+    Returns:
+        The shards: `data.labels.publish` makes them a table.
     """
-    chosen = mixture.with_supervision("box")
-    parts = pool.map(
-        assign_unit,
-        chosen,
+    labels.begin(uri)
+    units = mixture.with_supervision("box")
+    shards = pool.map(
+        store_unit,
+        units,
         weights=weights,
         version=f"epoch-{epoch}",
         on_progress=on_progress,
         on_lost=name_rows(mixture.place),
         mixture=mixture,
         epoch=epoch,
+        uri=uri,
+        previous=previous,
     )
-    assigned = set(chosen)
-    return Labels.concatenate(next(parts) if i in assigned else labels_table([]) for i in range(len(mixture.units)))
+    return list(shards)

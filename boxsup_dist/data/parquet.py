@@ -4,15 +4,13 @@ The checksums of Parquet's pages do not cover the pages' headers: with them veri
 single flipped bits of a shard were read as other rows. So a `Proof` is kept beside each file. It has the hash of the
 footer and a CRC of every column chunk with its headers: reading one column of one row group proves exactly the bytes
 that are read. Page checksums are written too, for other programs.
-
-A file that is always read whole carries its own hash instead (`with_hash`, `without_hash`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -26,7 +24,6 @@ from boxsup_dist.errors import MissingFileError, TableError
 from boxsup_dist.io import storage
 
 _END_BYTES = 8  # of a file: the length of the footer's metadata, and the letters PAR1
-_HASH_BYTES = 32
 _MAX_GAP_BYTES = 2**16  # columns that lie closer are read by one request
 
 
@@ -39,6 +36,14 @@ class Proof:
     footer_bytes: Annotated[int, Ge(_END_BYTES)]
     footer_sha256: str
     chunk_crcs: list[str]  # of each row group: CRC-32 of its column chunks, 8 hex digits each, in the schema's order
+
+    def repair(self, uri: str) -> str:
+        """What a user does about a damaged or missing file; the end of an error's problem."""
+        info = uri.rpartition("/")[2].removesuffix(".parquet") + ".json"
+        return (
+            f"delete {info} and manifest.json in its folder and run the command that built the table again; it makes "
+            "only this shard"
+        )
 
 
 def encode(
@@ -66,6 +71,27 @@ def encode(
     return memoryview(sink.getvalue())
 
 
+def encode_groups(groups: Iterable[pa.Table]) -> memoryview:
+    """Tables of one schema as the bytes of a Parquet file with zstd compression, one row group each.
+
+    The bytes of a row group depend on its rows alone, not on the groups before it. Page and footer hold no statistics,
+    which would be as large as the rows of a small group.
+
+    Args:
+        groups: At least one table, each of at least one row.
+    """
+    sink = pa.BufferOutputStream()
+    writer: pq.ParquetWriter | None = None
+    for group in groups:
+        writer = writer or pq.ParquetWriter(
+            sink, group.schema, compression="zstd", write_statistics=False, write_page_checksum=True
+        )
+        writer.write_table(group.combine_chunks(), row_group_size=group.num_rows)
+    assert writer is not None
+    writer.close()
+    return memoryview(sink.getvalue())
+
+
 def prove(data: bytes | memoryview) -> Proof:
     """The proof of a Parquet file's bytes."""
     footer = data[_footer_start(data) :]
@@ -87,13 +113,13 @@ class ProvedFile:
             TableError: There is no such file, or its size or footer is not that of the proof.
         """
         self._uri, self._proof = uri, proof
-        with needing_shard(uri):
+        with needing_shard(uri, proof):
             size = storage.file_size(uri)
         if size != proof.num_bytes:
-            raise damaged(uri, "num_bytes", size, proof.num_bytes)
+            raise damaged(uri, proof, "num_bytes", size, proof.num_bytes)
         (footer,) = storage.read_ranges(uri, [(size - proof.footer_bytes, size)])
         if _sha256(footer) != proof.footer_sha256:
-            raise damaged(uri, "footer_sha256", _sha256(footer), proof.footer_sha256)
+            raise damaged(uri, proof, "footer_sha256", _sha256(footer), proof.footer_sha256)
         with decoding_parquet(uri):
             self._metadata = pq.read_metadata(pa.BufferReader(footer))
             self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
@@ -135,7 +161,7 @@ class ProvedFile:
             expected = self._proof.chunk_crcs[group][8 * index :][:8]
             if found != expected:
                 field = f"chunk_crcs: column {self._column(index)}, row group {group}"
-                raise damaged(self._uri, field, found, expected)
+                raise damaged(self._uri, self._proof, field, found, expected)
         with decoding_parquet(self._uri):
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(partial)), metadata=self._metadata, pre_buffer=False)
             return file.read_row_groups(list(row_groups), columns=None if columns is None else list(columns))
@@ -151,17 +177,17 @@ def row_groups(metadata: pq.FileMetaData) -> list[int]:
 
 
 @contextmanager
-def needing_shard(uri: str) -> Iterator[None]:
+def needing_shard(uri: str, proof: Proof) -> Iterator[None]:
     """Turn the error that a shard is not there into a TableError that says what to do."""
     try:
         yield
     except MissingFileError as error:
-        raise error.at(problem=f"a shard of the table is missing: {_repair(uri)}", kind=TableError) from None
+        raise error.at(problem=f"a shard of the table is missing: {proof.repair(uri)}", kind=TableError) from None
 
 
-def damaged(uri: str, field: str, value: object, expected: object) -> TableError:
+def damaged(uri: str, proof: Proof, field: str, value: object, expected: object) -> TableError:
     """The error of a shard that does not fit its proof: `field` is `value`, the manifest says `expected`."""
-    problem = f"the shard is damaged, or another file: {_repair(uri)}"
+    problem = f"the shard is damaged, or another file: {proof.repair(uri)}"
     return TableError(problem, file=uri, field=field, value=value, expected=f"{expected}, from the manifest")
 
 
@@ -175,31 +201,6 @@ def decoding_parquet(uri: str) -> Iterator[None]:
     # The last two come from Ray's types in a foreign file.
     except (OSError, pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise TableError("not a readable Parquet file", file=uri, value=str(error)) from None
-
-
-def _repair(uri: str) -> str:
-    """What a user does about a damaged shard."""
-    info = uri.rpartition("/")[2].removesuffix(".parquet") + ".json"
-    return (
-        f"delete {info} and manifest.json in its folder and run the command that built the table again; it makes only "
-        "this shard"
-    )
-
-
-def with_hash(data: bytes | memoryview) -> bytes:
-    """A Parquet file with the SHA-256 of all its bytes inside, between rows and footer, where readers never look."""
-    start = _footer_start(data)
-    return b"".join([data[:start], hashlib.sha256(data).digest(), data[start:]])
-
-
-def without_hash(data: bytes) -> bytes | None:
-    """The file that `with_hash` was given; None if a byte is another one, or the file has no hash."""
-    start = _footer_start(data)
-    before = start - _HASH_BYTES
-    if before < 0:
-        return None
-    found = data[:before] + data[start:]
-    return found if hashlib.sha256(found).digest() == data[before:start] else None
 
 
 def _footer_start(data: bytes | memoryview) -> int:

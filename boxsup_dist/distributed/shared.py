@@ -14,7 +14,7 @@ from boxsup_dist.distributed import notices
 
 Reference: TypeAlias = "ray.ObjectRef[Any]"
 
-_KEPT = 2  # stages whose tasks take turns in a process
+_KEPT = 4  # two stages whose tasks take turns in a process; the stream has two values, mixture and labels
 _unpacked: dict[Reference, Any] = {}
 
 

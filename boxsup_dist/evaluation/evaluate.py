@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable
 from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
@@ -214,7 +214,7 @@ def draw_slices(records: Table, num_images: int, seed: int) -> list[Slice]:
 def measure_labels(
     pool: NetworkPool,
     mixture: Mixture,
-    labels: Labels | None,
+    labels: LabelsTable | None,
     *,
     num_classes: int,
     on_progress: Progress | None = None,
@@ -382,7 +382,7 @@ def _measure_unit(
     network: SegmentationNetwork,
     index: int,
     *,
-    labels: Labels | None,
+    labels: LabelsTable | None,
     mixture: Mixture,
     num_classes: int,
 ) -> UnitResult:

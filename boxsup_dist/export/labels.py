@@ -6,11 +6,10 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from boxsup_dist.config import AssignmentSettings
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable
 from boxsup_dist.data.painting import GRANTED_COLUMNS, Segment, paint_segments, painter
 from boxsup_dist.data.palette import encode_palette_png
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
@@ -25,13 +24,15 @@ Undecided = Literal["ignore", "decided"]
 FACTS = ("overlap_cost", "regression_cost", "rank", "proposal_index")
 
 
-def export_unit(index: int, *, mixture: Mixture, labels: Labels, undecided: Undecided, out: str) -> list[CocoImage]:
+def export_unit(
+    index: int, *, mixture: Mixture, labels: LabelsTable, undecided: Undecided, out: str
+) -> list[CocoImage]:
     """Write OUT/label_maps/IMAGE_ID.png of the training records of a unit.
 
     Args:
         index: Number of the unit in the mixture.
         mixture: The sources.
-        labels: Labels of the epoch.
+        labels: LabelsTable of the epoch.
         undecided: Pixels that the epoch ignored: "ignore" leaves them out as training does, "decided" paints them as
             they were chosen.
         out: Folder or URI.
@@ -120,13 +121,11 @@ def box_masks(
     return masks
 
 
-def _facts(labels: Labels, index: int) -> dict[tuple[str, int], dict[str, Any]]:
+def _facts(labels: LabelsTable, index: int) -> dict[tuple[str, int], dict[str, Any]]:
     """(image_id, box_index) -> costs, rank and proposal of the choice; a cost that is not finite is None."""
-    start, stop = labels.offsets[index : index + 2]
-    part: pa.Table = labels.table.slice(start, stop - start)
     return {
         (row["image_id"], row["box_index"]): {name: _number(row[name]) for name in FACTS}
-        for row in part.select(("image_id", "box_index", *FACTS)).to_pylist()
+        for row in labels.read(index, ("image_id", "box_index", *FACTS)).to_pylist()
     }
 
 

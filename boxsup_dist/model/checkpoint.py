@@ -3,8 +3,7 @@
     RUN/checkpoints/epoch-003-step-00000/
         model.pt        state dict of the network
         training.pt     optimizer, scheduler, gradient scaler, RNG: whatever the training saves (tensors, plain values)
-        labels.parquet  the labels table that the epoch trains on; absent before the first assignment
-        state.json      epoch, step, seed, network spec, metrics and other JSON values
+        state.json      epoch, step, seed, network spec, name and fingerprint of the labels table, metrics, other values
         manifest.json   size and hash of each file; readers trust only a folder that has it
 
 A torn checkpoint has no manifest and is ignored, on local disks and object stores alike. Torch files are read with
@@ -17,13 +16,14 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, NotRequired, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
+from boxsup_dist.data.labels import TableName
 from boxsup_dist.errors import CheckpointError, InputError, MissingFileError, WeightsError
 from boxsup_dist.io import storage
 from boxsup_dist.io.typed_json import parse_json
@@ -60,6 +60,7 @@ class _State(TypedDict):
     step: int
     seed: int
     network: dict[str, Any]
+    labels: NotRequired[TableName | None]  # missing: an earlier version stored the labels in the checkpoint
     metrics: dict[str, Any]
     extra: dict[str, Any]
 
@@ -74,7 +75,7 @@ class CheckpointState:
     network: NetworkSpec
     model: Mapping[str, Tensor]
     training: Mapping[str, Any] = field(default_factory=dict)  # state dicts by name; tensors and plain values only
-    labels: bytes | None = None  # the labels table as Parquet
+    labels: TableName | None = None  # the labels that the epoch trains on; None before the first assignment
     metrics: Mapping[str, Any] = field(default_factory=dict)  # JSON values
     extra: Mapping[str, Any] = field(default_factory=dict)  # JSON values: data position, settings, ...
 
@@ -110,8 +111,6 @@ def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> 
         "model.pt": _to_bytes(dict(state.model), "model"),
         "training.pt": _to_bytes(dict(state.training), "training"),
     }
-    if state.labels is not None:
-        files["labels.parquet"] = state.labels
     _remove(uri)  # a torn checkpoint, or the same step of an earlier attempt
     for name, data in files.items():
         storage.write_bytes(storage.join(uri, name), data)
@@ -120,6 +119,7 @@ def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> 
         "step": state.step,
         "seed": state.seed,
         "network": state.network.to_dict(),
+        "labels": None if state.labels is None else asdict(state.labels),
         "metrics": dict(state.metrics),
         "extra": dict(state.extra),
     }
@@ -174,21 +174,25 @@ def load(uri: str) -> CheckpointState:
         network=NetworkSpec.from_dict(values["network"]),
         model=_from_bytes(uri, "model.pt", _read(uri, "model.pt", files)),
         training=_from_bytes(uri, "training.pt", _read(uri, "training.pt", files)),
-        labels=_read(uri, "labels.parquet", files) if "labels.parquet" in files else None,
+        labels=values.get("labels"),
         metrics=values["metrics"],
         extra=values["extra"],
     )
 
 
-def check(uri: str) -> None:
+def check(uri: str) -> TableName | None:
     """Compare each file of a checkpoint with its hash.
+
+    Returns:
+        The labels that the checkpoint names.
 
     Raises:
         CheckpointError: The checkpoint is unfinished or damaged; names the file.
     """
     files = _manifest(uri)
-    for name in ("model.pt", "training.pt", "state.json", *(["labels.parquet"] if "labels.parquet" in files else [])):
+    for name in ("model.pt", "training.pt"):
         _read(uri, name, files)
+    return _read_state(uri, files).get("labels")
 
 
 def load_weights(uri: str) -> tuple[NetworkSpec, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.config import AssignmentSettings, TrainConfig
 from boxsup_dist.data.images import decode_image
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable, store_labels
 from boxsup_dist.data.sources import Mixture, Unit
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
@@ -87,9 +88,9 @@ def measure(config: TrainConfig, options: Options) -> Rates:
     by_overlap = assign_row_group(None, records.select(RECORD_COLUMNS), proposals, mixture.assignment, seed=0, epoch=0)
     if by_overlap.num_rows == 0:
         raise SettingError("no box among the images to measure on", field="records", value=unit.source.records.uri)
-    labels = Labels.concatenate([by_overlap])
-
-    stream_s, images, label_maps = measure_stream(mixture, labels, count, options.batch_images)
+    with tempfile.TemporaryDirectory() as folder:
+        labels = store_labels(folder, [by_overlap])
+        stream_s, images, label_maps = measure_stream(mixture, labels, count, options.batch_images)
     trained = measure_training(config, inputs.network, images, label_maps, options.seconds, device)
     torch.set_num_threads(config.resources.threads_per_actor)
     assign_s, evaluate_s = measure_actor(trained.network.eval(), mixture.assignment, records, proposals, device)
@@ -107,8 +108,7 @@ def measure(config: TrainConfig, options: Options) -> Rates:
         proposals_s_per_image=measure_proposals(unit, options.method),
         record_bytes=unit.source.records.num_bytes / unit.source.records.num_rows,
         proposals_bytes=unit.source.proposals.num_bytes / unit.source.proposals.num_rows,
-        label_stored_bytes=len(labels.to_parquet()) / by_overlap.num_rows,
-        label_memory_bytes=by_overlap.nbytes / by_overlap.num_rows,
+        label_stored_bytes=labels.num_bytes / by_overlap.num_rows,
         weights_bytes=trained.weights_bytes,
         checkpoint_bytes=trained.weights_bytes + trained.optimizer_bytes,
         process_bytes=trained.process_bytes,
@@ -158,7 +158,7 @@ def clock(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure_stream(
-    mixture: Mixture, labels: Labels, count: int, batch_images: int
+    mixture: Mixture, labels: LabelsTable, count: int, batch_images: int
 ) -> tuple[float, NDArray[np.uint8], NDArray[np.uint8]]:
     """Core seconds per image of a data task, and a batch: images (n, h, w, 3) and label maps (n, h, w), uint8."""
     rows = mixture.units[0].rows[:count]

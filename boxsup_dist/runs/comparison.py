@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.painting import painter
 from boxsup_dist.data.schema import Record, iter_records
 from boxsup_dist.data.sources import Unit
@@ -259,7 +259,7 @@ def _label_map(run: FinishedRun, unit_index: int, record: Record, epoch: int) ->
     unit = run.inputs.mixture.units[unit_index]
     segments = {}
     if unit.source.supervision == "box":
-        segments = read_labels(run.files.labels(epoch)).segments(unit_index)
+        segments = open_labels(run.files.labels(epoch)).segments(unit_index)
     return painter(unit, segments, run.inputs.mixture.assignment)(record)
 
 

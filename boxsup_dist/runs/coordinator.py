@@ -21,13 +21,12 @@ import torch
 from boxsup_dist.assignment.assign import repeats
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.data.labels import Labels, read_labels, summarise
+from boxsup_dist.data.labels import LabelsTable, open_labels, publish, publish_again
 from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.rates import StageRates
 from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
-from boxsup_dist.io import storage
 from boxsup_dist.io.lease import Claim
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
 from boxsup_dist.runs.examples import draw_examples, store_figures
@@ -82,7 +81,7 @@ class Coordinator:
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
-    def labels(self, epoch: int, weights: dict[str, torch.Tensor]) -> ray.ObjectRef[Labels] | None:
+    def labels(self, epoch: int, weights: dict[str, torch.Tensor]) -> ray.ObjectRef[LabelsTable] | None:
         """Reassign with these weights; store and measure the labels.
 
         Returns:
@@ -99,30 +98,41 @@ class Coordinator:
             self._measure(number, labels)
         return ray.put(labels)
 
-    def _reassign(self, epoch: int, weights: dict[str, torch.Tensor]) -> Labels:
+    def _reassign(self, epoch: int, weights: dict[str, torch.Tensor]) -> LabelsTable:
         number, mixture = epoch + 1, self.inputs.mixture
         num_images = sum(len(mixture.units[index].rows) for index in mixture.with_supervision("box"))
         with self._stage(number, "reassign", num_images) as on_progress:
-            previous = read_labels(self.files.labels(number - 1)) if number > 1 else None
-            if previous is not None and repeats(mixture.assignment, epoch):
-                labels = previous
+            uri = self.files.labels(number)
+            previous = open_labels(self.files.labels(number - 1)) if number > 1 else None
+            repeated = previous if repeats(mixture.assignment, epoch) else None
+            if repeated is not None:
+                self.check_writer()
+                labels = publish_again(uri, repeated)
             else:
-                labels = reassign(self.pool, mixture, weights=ray.put(weights), epoch=epoch, on_progress=on_progress)
-            self.check_writer()
-            storage.write_bytes(self.files.labels(number), labels.to_parquet())
-            self._note(number, **summarise(labels, previous))
-        if labels is not previous:
-            self.rates.set_boxes(labels.table.num_rows / self.history[number].seconds["reassign"])
+                shards = reassign(
+                    self.pool,
+                    mixture,
+                    weights=ray.put(weights),
+                    epoch=epoch,
+                    uri=uri,
+                    previous=previous,
+                    on_progress=on_progress,
+                )
+                self.check_writer()
+                labels = publish(uri, shards, len(mixture.units))
+            self._note(number, **labels.summary())
+        if repeated is None:
+            self.rates.set_boxes(labels.num_rows / self.history[number].seconds["reassign"])
         return labels
 
     def _assigns(self) -> bool:
         return bool(self.inputs.mixture.with_supervision("box"))
 
-    def stored_labels(self, epoch: int) -> ray.ObjectRef[Labels] | None:
+    def stored_labels(self, epoch: int) -> ray.ObjectRef[LabelsTable] | None:
         """The labels that an interrupted epoch began with."""
-        return ray.put(read_labels(self.files.labels(epoch + 1))) if self._assigns() else None
+        return ray.put(open_labels(self.files.labels(epoch + 1))) if self._assigns() else None
 
-    def _measure(self, number: int, labels: Labels | None) -> None:
+    def _measure(self, number: int, labels: LabelsTable | None) -> None:
         mixture = self.inputs.mixture
         num_images = sum(len(mixture.units[index].rows) for index in mixture.with_measurable_labels())
         with self._stage(number, "measure_labels", num_images) as on_progress:

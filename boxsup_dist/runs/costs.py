@@ -33,9 +33,9 @@ class Costs:
     feed: float = 0.0
     """A train worker that takes its batches."""
     dispatch: float = 0.0
-    """The one process that hands units to the actors and takes their labels."""
+    """The one process that hands units to the actors and takes what they report of their labels."""
     handover: float = 0.0
-    """The same process after the reassignment: join, write, publish and summarise the labels."""
+    """The same process around the reassignment: open the labels before, publish and summarise the new ones."""
     ingest: float = 0.0
     """Making the tables, in core seconds; once."""
     open: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.painting import Painter, painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
@@ -84,7 +84,7 @@ def _painters(index: int, mixture: Mixture, run_dir: str, num_epochs: int) -> li
         return [("label map", painter(unit, {}, assignment))]
     shown = []
     for epoch in epochs_to_show(num_epochs):
-        segments = read_labels(RunFiles(run_dir).labels(epoch)).segments(index)
+        segments = open_labels(RunFiles(run_dir).labels(epoch)).segments(index)
         shown.append((f"epoch {epoch}", painter(unit, segments, assignment)))
     return shown
 

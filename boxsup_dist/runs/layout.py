@@ -3,7 +3,7 @@
     RUN/config.json                          every setting of the run, and the format of the directory
     RUN/tables.json                          fingerprint of every table that the run reads
     RUN/history.jsonl                        one line per epoch: loss, label and evaluation metrics, seconds, warnings
-    RUN/labels/epoch-001.parquet             the segment of every box that epoch 1 was trained on; one file per epoch
+    RUN/labels/epoch-001/                    the segment of every box that epoch 1 was trained on (data/labels)
     RUN/checkpoints/epoch-003-step-00000/    the state after 3 whole epochs and 0 steps of the next (model/checkpoint)
     RUN/confusion.json                       confusion matrix of the last evaluation
     RUN/figures/example-IMAGE.png            training images with their labels over the epochs and the prediction
@@ -28,7 +28,7 @@ FORMAT = 2  # of a run directory; 1 counted epochs from 0
 REPORT = "report.html"
 SUMMARY = "summary.json"  # also what every command leaves in its output folder
 
-_LABELS = re.compile(r"epoch-(\d{3,})\.parquet")
+_LABELS = re.compile(r"epoch-(\d{3,})(\.parquet)?")  # earlier versions wrote one file per epoch
 
 
 class RunFiles:
@@ -54,7 +54,7 @@ class RunFiles:
 
     def labels(self, epoch: int) -> str:
         """The labels table that an epoch was trained on; epochs count from 1."""
-        return self._uri("labels", f"epoch-{epoch:03d}.parquet")
+        return self._uri("labels", f"epoch-{epoch:03d}")
 
     def reports_of_parts(self) -> list[str]:
         """Reports of the runs below this folder, as paths relative to it: "box/report.html"; [] for a run."""
@@ -62,6 +62,6 @@ class RunFiles:
         return [path for path in paths if storage.exists(self._uri(path))]
 
     def epochs_with_labels(self) -> list[int]:
-        """Epochs, counted from 1, that have a labels table; [] for a supervision that needs none."""
-        names = storage.list_names(self._uri("labels"))
-        return sorted(int(found[1]) for name in names if (found := _LABELS.fullmatch(name)))
+        """Epochs, counted from 1, that have a whole labels table; [] for a supervision that needs none."""
+        matches = [found for name in storage.list_names(self._uri("labels")) if (found := _LABELS.fullmatch(name))]
+        return sorted(int(m[1]) for m in matches if m[2] or storage.exists(self._uri("labels", m[0], "manifest.json")))

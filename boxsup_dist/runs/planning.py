@@ -33,7 +33,7 @@ RATES_FILE = "runs/rates.json"  # where jobs.calibrate writes and jobs.plan read
 BETWEEN_EPOCHS_S = 2.0  # the bound that jobs.bench holds a run to
 SLICES_OF_A_LANE, SLICES_OF_A_TASK = 2, 8  # at most in the object store (training.stream.max_slices)
 BYTES_OF_A_PIXEL = 4  # RGB and the label map
-LABELS_KEPT = 2  # epochs whose labels and weights are in the object store at once
+WEIGHTS_KEPT = 2  # epochs whose weights are in the object store at once
 STARVED_BELOW = 0.95
 SAME_SIZE = 0.05  # images whose pixels differ by less count as of one size
 
@@ -67,9 +67,7 @@ class Rates:
     proposals_bytes: float
     """Stored bytes of proposals per image."""
     label_stored_bytes: float
-    """Bytes per box in the labels file of an epoch."""
-    label_memory_bytes: float
-    """Bytes per box in memory."""
+    """Bytes per box in the labels table of an epoch."""
     weights_bytes: float
     """Weights of the network."""
     checkpoint_bytes: float
@@ -365,8 +363,7 @@ class _Planner:
         share = math.ceil(self.batch / self.workers)
         slices = SLICES_OF_A_LANE * share + SLICES_OF_A_TASK * self.resources.stream_tasks_per_worker
         blocks = workers * slices * block
-        labels = self.workload.num_images * self.workload.boxes_per_image * rates.label_memory_bytes
-        store = LABELS_KEPT * (rates.weights_bytes + labels) + blocks
+        store = WEIGHTS_KEPT * rates.weights_bytes + blocks
         has = self.cluster.memory_gib_per_node * GIB
         store_has = min(OBJECT_STORE_SHARE * has, OBJECT_STORE_MAX_BYTES)
         batch = share * rates.train_bytes_per_image
@@ -386,7 +383,7 @@ class _Planner:
             )
         basis = f"extrapolated: {workers} workers, {actors} actors, {tasks} data tasks per node"
         found = [
-            Line("object store, per node", store / GIB, "GiB", "extrapolated: blocks in flight, weights, labels"),
+            Line("object store, per node", store / GIB, "GiB", "extrapolated: blocks in flight, weights"),
             Line("processes, per node", processes / GIB, "GiB", basis),
         ]
         if rates.gpu:

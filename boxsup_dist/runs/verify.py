@@ -1,7 +1,7 @@
 """Whether stored tables and run directories still are what was written: every byte is read and compared.
 
-A table's manifest has the hash of each shard; labels files hold a hash of themselves; a checkpoint's manifest has the
-hash of each of its files. Partner tables are compared with their records by image id, labels with the boxes of theirs.
+The manifests of tables, labels and checkpoints have the hash of each file. Partner tables are compared with their
+records by image id, labels with the boxes of their records.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from boxsup_dist.data import parquet
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import LabelsTable, check_named, open_labels
+from boxsup_dist.data.parquet import Proof
 from boxsup_dist.data.schema import LABELS, check_schema
 from boxsup_dist.data.sources import Source, Unit, make_units
 from boxsup_dist.data.tables import Table, check_paired, open_table
@@ -33,6 +32,7 @@ from boxsup_dist.runs.summary import is_finished, read_summary
 
 NUM_THREADS = 8  # each holds one file; reading, hashing and decoding leave the interpreter to the others
 _OF_A_BOX = ("image_id", "box_index", "class_id")  # columns of a labels table that its records decide
+_OTHER_BOXES = "the labels are not those of the run's records"
 
 
 class Check(NamedTuple):
@@ -95,21 +95,30 @@ def check_shard(table: Table, index: int) -> None:
         TableError: The shard is damaged, or its manifest says something else; names the shard and the field.
     """
     uri, info = table.shard_uri(index), table.shards[index]
-    with parquet.needing_shard(uri):
+    rows, sizes = _read_shard(uri, info, table.kind)
+    ids = fingerprint(rows.column("image_id").to_pylist())
+    _compare(uri, info, {"row_groups": (sizes, info.row_groups), "ids": (ids, info.ids)})
+
+
+def _read_shard(uri: str, proof: Proof, kind: str) -> tuple[pa.Table, list[int]]:
+    """Read a whole shard that fits its proof: its rows, and their number in each row group."""
+    with parquet.needing_shard(uri, proof):
         data = storage.read_bytes(uri)
-    _compare(uri, {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}, info)
+    found = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _compare(uri, proof, {name: (value, getattr(proof, name)) for name, value in found.items()})
     with parquet.decoding_parquet(uri):
         rows = pq.read_table(pa.BufferReader(data))
         sizes = parquet.row_groups(pq.read_metadata(pa.BufferReader(data)))
-        proof = asdict(parquet.prove(data))
-    check_schema(rows.schema, table.kind, file=uri)
-    _compare(uri, {**proof, "row_groups": sizes, "ids": fingerprint(rows.column("image_id").to_pylist())}, info)
+        again = asdict(parquet.prove(data))
+    check_schema(rows.schema, kind, file=uri)
+    _compare(uri, proof, {name: (value, getattr(proof, name)) for name, value in again.items()})
+    return rows, sizes
 
 
-def _compare(uri: str, found: dict[str, object], info: object) -> None:
-    for field, value in found.items():
-        if value != getattr(info, field):
-            raise parquet.damaged(uri, field, value, getattr(info, field))
+def _compare(uri: str, proof: Proof, found: dict[str, tuple[object, object]]) -> None:
+    for field, (value, expected) in found.items():
+        if value != expected:
+            raise parquet.damaged(uri, proof, field, value, expected)
 
 
 def run_checks(run_dir: str) -> tuple[list[Check], list[Table]]:
@@ -117,7 +126,7 @@ def run_checks(run_dir: str) -> tuple[list[Check], list[Table]]:
     from boxsup_dist.model import checkpoint  # here, because it imports torch
 
     files = RunFiles(run_dir)
-    checks = [Check(partial(checkpoint.check, uri)) for uri in checkpoint.list_checkpoints(run_dir)]
+    checks = [Check(partial(_check_checkpoint, run_dir, uri)) for uri in checkpoint.list_checkpoints(run_dir)]
     checks.append(Check(partial(read_history, run_dir, strict=True)))
     if is_finished(run_dir):
         checks.append(Check(partial(read_summary, run_dir)))
@@ -139,30 +148,36 @@ def run_checks(run_dir: str) -> tuple[list[Check], list[Table]]:
         sources = []
     epochs = files.epochs_with_labels()
     expected = boxes_to_label(sources) if sources and epochs else None
-    return [*checks, *(Check(partial(check_labels, files.labels(epoch), expected)) for epoch in epochs)], tables
+    for epoch in epochs:
+        checks += labels_checks(files.labels(epoch), expected)
+    return checks, tables
 
 
-class Boxes(NamedTuple):
-    """What every labels table of a run has in common: which boxes it labels."""
+def _check_checkpoint(run_dir: str, uri: str) -> None:
+    """Check the files of a checkpoint, and that the labels that it names are there."""
+    from boxsup_dist.model import checkpoint
 
-    table: pa.Table  # the columns _OF_A_BOX, a row per box
-    offsets: NDArray[np.int64]  # (units + 1,), as those of Labels
+    labels = checkpoint.check(uri)
+    if labels is not None:
+        check_named(labels, storage.absolute(run_dir))
 
 
-def boxes_to_label(sources: Sequence[Source]) -> Boxes | None:
-    """All boxes that a run assigns; None if the records are damaged, which their own checks report."""
+def boxes_to_label(sources: Sequence[Source]) -> list[pa.Table] | None:
+    """The columns _OF_A_BOX of all boxes that a run assigns, a table per unit.
+
+    None if the records are damaged, which their own checks report.
+    """
     try:
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            parts = list(pool.map(_boxes_of, make_units(sources)))
+            return list(pool.map(_boxes_of, make_units(sources)))
     except StorageError:
         raise
     except InputError:
         return None
-    return Boxes(pa.concat_tables(parts), np.cumsum([0, *(part.num_rows for part in parts)]))
 
 
 def _boxes_of(unit: Unit) -> pa.Table:
-    """Rows of Boxes.table for one unit; reads two small columns of the records."""
+    """The boxes to assign of one unit; reads two small columns of the records."""
     rows: list[dict[str, object]] = []
     if unit.source.supervision == "box":
         for record in unit.source.records.read(unit.where, ("image_id", "class_ids")).to_pylist():
@@ -171,26 +186,47 @@ def _boxes_of(unit: Unit) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema([LABELS.field(name) for name in _OF_A_BOX]))
 
 
-def check_labels(uri: str, expected: Boxes | None) -> None:
-    """Read a labels file, and compare its boxes with those of the records.
+def labels_checks(uri: str, boxes: Sequence[pa.Table] | None) -> list[Check]:
+    """Checks of each shard of a labels table, and of which boxes it labels.
 
     Args:
-        uri: The file.
-        expected: None, where the records cannot be read: only the file itself is checked.
-
-    Raises:
-        TableError: The file is damaged, or labels other boxes.
+        uri: The labels table.
+        boxes: As `boxes_to_label`; None, where the records cannot be read: only the files are checked.
     """
-    labels = read_labels(uri)
-    if expected is None:
+    try:
+        table = open_labels(uri)
+    except StorageError:
+        raise
+    except InputError as error:
+        return [fails_with(error)]
+    checks = [Check(partial(_check_labels, table, index, boxes)) for index in range(len(table.shards))]
+    return [*checks, Check(partial(_check_units, table, boxes))]
+
+
+def _check_units(table: LabelsTable, boxes: Sequence[pa.Table] | None) -> None:
+    """Compare the units and their numbers of boxes, which the manifest has, with the records."""
+    if boxes is None:
         return
-    problem = "the labels are not those of the run's records"
-    if not np.array_equal(labels.offsets, expected.offsets):
-        sizes = [f"{len(offsets) - 1} units, {offsets[-1]} boxes" for offsets in (labels.offsets, expected.offsets)]
-        raise TableError(problem, file=uri, field="unit_offsets", value=sizes[0], expected=sizes[1])
+    found = {each.unit: each.num_rows for shard in table.shards for each in shard.units}
+    wanted = {unit: part.num_rows for unit, part in enumerate(boxes) if part.num_rows}
+    if found != wanted or table.num_units != len(boxes):
+        sizes = [(table.num_units, found), (len(boxes), wanted)]
+        texts = [f"{num_units} units, {sum(rows.values())} boxes" for num_units, rows in sizes]
+        raise TableError(_OTHER_BOXES, file=table.uri, field="units", value=texts[0], expected=texts[1])
+
+
+def _check_labels(table: LabelsTable, index: int, boxes: Sequence[pa.Table] | None) -> None:
+    """Read a whole shard of labels, and compare its boxes with those of the records."""
+    uri, info = table.shard_uri(index), table.shards[index]
+    rows, sizes = _read_shard(uri, info, "labels")
+    _compare(uri, info, {"units": (sizes, [each.num_rows for each in info.units])})
+    parts = [] if boxes is None else [boxes[each.unit] for each in info.units if each.unit < len(boxes)]
+    if not parts or sum(part.num_rows for part in parts) != rows.num_rows:
+        return  # _check_units reports it
+    expected = pa.concat_tables(parts)
     for name in _OF_A_BOX:
-        found, wanted = labels.table.column(name), expected.table.column(name)
+        found, wanted = rows.column(name), expected.column(name)
         if not found.equals(wanted):
             row = next(i for i in range(len(found)) if found[i] != wanted[i])
             where, value = f"{name}, row {row}", found[row].as_py()
-            raise TableError(problem, file=uri, field=where, value=value, expected=str(wanted[row]))
+            raise TableError(_OTHER_BOXES, file=uri, field=where, value=value, expected=str(wanted[row]))

@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.distributed import notices
 from boxsup_dist.errors import InputError, StoreUnavailableError
@@ -33,10 +33,10 @@ class Coordinator(Protocol):
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """All workers are ready and start from this position; called at the start and after each failure."""
 
-    def labels(self, epoch: int, weights: StateDict) -> ray.ObjectRef[Labels] | None:
+    def labels(self, epoch: int, weights: StateDict) -> ray.ObjectRef[LabelsTable] | None:
         """Assign the labels of an epoch with these weights; None if no source needs an assignment."""
 
-    def stored_labels(self, epoch: int) -> ray.ObjectRef[Labels] | None:
+    def stored_labels(self, epoch: int) -> ray.ObjectRef[LabelsTable] | None:
         """Read the labels that an interrupted epoch started with; None as `labels`."""
 
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
@@ -142,9 +142,9 @@ def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
     return worker
 
 
-def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef[Labels] | None:
+def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef[LabelsTable] | None:
     """Run rank 0's stages; all ranks return the labels of the coming epoch, or raise the InputError of a stage."""
-    labels: ray.ObjectRef[Labels] | None = None
+    labels: ray.ObjectRef[LabelsTable] | None = None
     error = worker.failure
     if coordinator is not None and error is None:
         try:
@@ -158,7 +158,7 @@ def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray
     return labels
 
 
-def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef[Labels] | None:
+def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef[LabelsTable] | None:
     """Evaluate the epoch that has ended and assign the labels of the next; inside an epoch, read its labels again."""
     if worker.step > 0:
         return coordinator.stored_labels(worker.epoch)
@@ -175,7 +175,7 @@ class _Watch:
     REPORT_EVERY_S = 5.0
 
     def __init__(
-        self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef[Labels] | None
+        self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef[LabelsTable] | None
     ) -> None:
         self.worker, self.coordinator, self.labels = worker, coordinator, labels
         self.reported = time.perf_counter()
@@ -195,7 +195,7 @@ class _Watch:
             self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
 
 
-def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[Labels] | None) -> None:
+def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[LabelsTable] | None) -> None:
     """Write a checkpoint, unless rank 0 has failed already."""
     config = worker.config
     if worker.failure is not None:
@@ -207,7 +207,7 @@ def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[L
         network=worker.network.spec,
         model=worker.weights(),
         training=worker.training_state(),
-        labels=None if labels is None else ray.get(labels).to_parquet(),
+        labels=None if labels is None else ray.get(labels).named(config.run_dir),
     )
     with worker.failing_together():
         coordinator.check_writer()

@@ -2,7 +2,7 @@
 
 Reads the worker's slices of the epoch's order; yields the worker's share of every global batch, in step order. Each
 slice is one plain task (`load_slice`); a window of tasks runs ahead of the training. The tasks paint label maps from
-the labels table, which they get by reference. Only columns that the supervision grants are read.
+the labels table, of which they read the row group that they need. Only columns that the supervision grants are read.
 
 Guarantees: the batches depend on the order alone, not on the tasks, nodes or losses; at most `max_tasks` tasks of a
 worker run at once; the memory is bounded by `max_slices`, for any number of images. A lost task is run again; a record
@@ -30,7 +30,7 @@ from PIL import Image
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from boxsup_dist.data.images import open_image
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable
 from boxsup_dist.data.painting import GRANTED_COLUMNS, Painter, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
 from boxsup_dist.data.sources import Mixture
@@ -73,7 +73,7 @@ class TrainingPair(NamedTuple):
 def worker_batches(
     shared: list[Reference],
     order: EpochOrder,
-    labels: ray.ObjectRef[Labels] | None,
+    labels: ray.ObjectRef[LabelsTable] | None,
     *,
     epoch: int,
     rank: int,
@@ -160,7 +160,7 @@ def _load_slice(
     mixture = fetch(shared)
     if problem:
         return [ignored_pair(piece, mixture, problem)]
-    return load_slice(piece, mixture, ray.get(labels[0]) if labels else None, epoch)
+    return load_slice(piece, mixture, fetch(labels) if labels else None, epoch)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def halves(piece: Slice) -> tuple[Slice, Slice]:
     return replace(piece, rows=first), replace(piece, rows=second, first_step=piece.first_step + cut)
 
 
-def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int) -> list[TrainingPair]:
+def load_slice(piece: Slice, mixture: Mixture, labels: LabelsTable | None, epoch: int) -> list[TrainingPair]:
     """Read, decode, paint and augment the records of one slice.
 
     A record that does not decode becomes a black image without a valid pixel, and its pair names the problem.
@@ -212,7 +212,7 @@ def load_slice(piece: Slice, mixture: Mixture, labels: Labels | None, epoch: int
     Args:
         piece: The slice.
         mixture: What the run trains on.
-        labels: Labels of this epoch; None if no source is supervised by `box`.
+        labels: LabelsTable of this epoch; None if no source is supervised by `box`.
         epoch: Epoch, from 0.
 
     Returns:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable, check_named
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import CheckpointError, InputError, NonFiniteLossError, RecordError
@@ -119,10 +119,13 @@ class TrainWorker:
 
         Raises:
             CheckpointError: The optimizer of the checkpoint has other parameter groups.
+            TableError: The labels are not those that the checkpoint was trained on.
         """
         if uri is None:
             return
         state = checkpoint.load(uri)
+        if state.labels is not None:
+            check_named(state.labels, self.config.run_dir)
         self.network.load_state_dict(state.model)
         try:
             self.optimizer.load_state_dict(state.training["optimizer"])
@@ -167,7 +170,7 @@ class TrainWorker:
             global_batch_size=self.config.optimizer.global_batch_size,
         )
 
-    def batches(self, order: EpochOrder, labels: ray.ObjectRef[Labels] | None) -> Iterator[Batch]:
+    def batches(self, order: EpochOrder, labels: ray.ObjectRef[LabelsTable] | None) -> Iterator[Batch]:
         """This worker's share of the current epoch, from the current step on.
 
         An InputError becomes the batch of its step: train_step raises it there on all ranks, so none of them waits for

@@ -35,7 +35,7 @@ def main(settings: Actors) -> None:
     session.start()
     out, num_images = storage.absolute(settings.out), settings.units * IMAGES_A_UNIT
     folder = storage.join(out, f"actors-{num_images}-seed-{settings.seed}")
-    records, proposals = storage.join(folder, "records"), storage.join(folder, "proposals")
+    records, proposals, labels = (storage.join(folder, name) for name in ("records", "proposals", "labels"))
     store_records(records, num_images, settings.seed)
     store_proposals(proposals, records, settings.seed)
     inputs = open_inputs(make_config(folder, records, proposals))
@@ -45,11 +45,11 @@ def main(settings: Actors) -> None:
     found: dict[int, list[float]] = {count: [] for count in pools}
     for pool in pools.values():
         pool.wait_ready()
-        choose_all(pool, mixture, weights)
+        choose_all(pool, mixture, weights, labels)
     for turn in range(settings.rounds):
         for count in (1, 2) if turn % 2 == 0 else (2, 1):
             started = time.perf_counter()
-            choose_all(pools[count], mixture, weights)
+            choose_all(pools[count], mixture, weights, labels)
             found[count].append(num_images / (time.perf_counter() - started))
     for pool in pools.values():
         pool.close()

@@ -28,7 +28,7 @@ from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import store_labels
 from boxsup_dist.data.schema import VOC_CLASSES, Proposals
 from boxsup_dist.distributed import session
 from boxsup_dist.io import storage
@@ -165,7 +165,7 @@ def measure_epochs(config: TrainConfig, rounds: int) -> dict[str, Any]:
         assert unit.source.proposals is not None
         tables = unit.source.records.read(unit.where, RECORD_COLUMNS), unit.source.proposals.read(unit.where)
         parts.append(assign_row_group(None, *tables, mixture.assignment, seed=mixture.seed, epoch=0))
-    labels = [ray.put(Labels.concatenate(parts))]
+    labels = [ray.put(store_labels(storage.join(config.run_dir, "labels"), parts))]
     out = storage.join(config.run_dir, "epochs.json")
     settings = {"config": config, "mixture": mixture, "labels": labels, "rounds": rounds, "out": out}
     launch(config, alternate_epochs, settings)

@@ -5,12 +5,11 @@ hand-over of the labels and the stream of one epoch, by the code that real data 
 memory in the first and the last third of each stage (equal if memory does not grow with N), and the seconds of an epoch
 on large clusters by the cost model (boxsup_dist/runs/costs.py). Finished stages are kept for the next call.
 
-    OUT/images-N-seed-S/records  proposals  labels.parquet  stages/NAME.json  summary.json
+    OUT/images-N-seed-S/records  proposals  labels  stages/NAME.json  summary.json
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import ray
 import ray.train
 
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.data.labels import Labels, read_labels, summarise
+from boxsup_dist.data.labels import MANIFEST, LabelsTable, open_labels, publish
 from boxsup_dist.data.painting import BOX_COLUMNS, painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
@@ -128,15 +127,15 @@ def measure_stages(folder: str, num_images: int, seed: int) -> dict[str, dict[st
     stage("open", lambda: open_all(config))
     inputs = open_inputs(config)
     mixture = inputs.mixture
-    labels_file = storage.join(folder, "labels.parquet")
+    labels = storage.join(folder, "labels")
     pool = make_pool(inputs.network, config.resources)
     try:
         pool.wait_ready()
-        stage("reassign", lambda: reassign_all(pool, inputs, labels_file))
+        stage("reassign", lambda: reassign_all(pool, inputs, labels))
     finally:
         pool.close()
-    stage("hand-over", lambda: hand_over(mixture, labels_file, storage.join(folder, "handed-over.parquet")))
-    stage("stream", lambda: stream_epoch(config, mixture, labels_file, num_images))
+    stage("hand-over", lambda: hand_over(mixture, labels))
+    stage("stream", lambda: stream_epoch(config, mixture, labels, num_images))
     return stages
 
 
@@ -154,17 +153,16 @@ def open_all(config: TrainConfig) -> dict[str, Any]:
 
 
 def reassign_all(pool: NetworkPool, inputs: Inputs, out: str) -> dict[str, Any]:
-    """Reassign the labels of every box and store them."""
+    """Reassign the labels of every box; the members store them."""
     weights, started = random_weights(inputs.network), time.thread_time()
-    labels = choose_all(pool, inputs.mixture, weights)
+    shards = choose_all(pool, inputs.mixture, weights, out)
     dispatch_s = time.thread_time() - started
-    data = labels.to_parquet()
-    storage.write_bytes(out, data)
-    facts = {"boxes": labels.table.num_rows, "actors": len(pool.actors), "dispatch CPU s": dispatch_s}
-    return {"bytes": len(data), **facts, **summarise(labels, None)}
+    labels = publish(out, shards, len(inputs.mixture.units))
+    facts = {"boxes": labels.num_rows, "shards": len(labels.shards), "actors": len(pool.actors)}
+    return {"bytes": labels.num_bytes, **facts, "dispatch CPU s": dispatch_s, **labels.summary()}
 
 
-def hand_over(mixture: Mixture, labels_file: str, out: str) -> dict[str, Any]:
+def hand_over(mixture: Mixture, uri: str) -> dict[str, Any]:
     """Time each step of the coordinator after a reassignment, and what a data task does with the labels."""
     facts: dict[str, Any] = {}
 
@@ -174,28 +172,24 @@ def hand_over(mixture: Mixture, labels_file: str, out: str) -> dict[str, Any]:
         facts[f"{name} s"] = time.perf_counter() - started
         return result
 
-    previous = timed("read", lambda: read_labels(labels_file))
-    offsets = previous.offsets
-    parts = [previous.table.slice(start, stop - start) for start, stop in itertools.pairwise(offsets)]
-    labels = timed("concatenate", lambda: Labels.concatenate(parts))
-    data = timed("to_parquet", labels.to_parquet)
-    timed("write", lambda: storage.write_bytes(out, data))
-    timed("summarise", lambda: summarise(labels, previous))
+    previous = timed("open", lambda: open_labels(uri))
+    labels = timed("publish", lambda: publish(uri, previous.shards, previous.num_units))
+    timed("summarise", labels.summary)
     reference = timed("put", lambda: ray.put(labels))
-    facts["labels MB in memory"] = labels.table.nbytes / 1e6
+    manifest_bytes = storage.size(storage.join(uri, MANIFEST))
     units = np.linspace(0, len(mixture.units) - 1, min(PAINTED_UNITS, len(mixture.units))).astype(int).tolist()
     task = ray.remote(_use_labels)
     used: dict[str, Any] = ray.get(task.remote([reference], mixture, units))
-    return {"bytes": len(data), **facts, **used}
+    return {"bytes": manifest_bytes, "manifest MB": manifest_bytes / 1e6, **facts, **used}
 
 
-def _use_labels(labels: list[ray.ObjectRef[Labels]], mixture: Mixture, units: list[int]) -> dict[str, float]:
-    """In another process: fetch the labels, look up the segments of some units and paint them."""
+def _use_labels(labels: list[ray.ObjectRef[LabelsTable]], mixture: Mixture, units: list[int]) -> dict[str, float]:
+    """In another process: fetch the opened table, read the segments of some units and paint them."""
     started = time.perf_counter()
     found = ray.get(labels[0])
     fetched = time.perf_counter()
     segments = [found.segments(index) for index in units]
-    looked_up = time.perf_counter()
+    were_read = time.perf_counter()
     painted = 0
     for index, choices in zip(units, segments, strict=True):
         unit = mixture.units[index]
@@ -204,13 +198,13 @@ def _use_labels(labels: list[ray.ObjectRef[Labels]], mixture: Mixture, units: li
             paint(record)
             painted += 1
     return {
-        "fetch s per worker": fetched - started,
-        "look-up ms per unit": 1000 * (looked_up - fetched) / len(units),
-        "paint ms per image": 1000 * (time.perf_counter() - looked_up) / painted,
+        "fetch s per process": fetched - started,
+        "read ms per unit": 1000 * (were_read - fetched) / len(units),
+        "paint ms per image": 1000 * (time.perf_counter() - were_read) / painted,
     }
 
 
-def stream_epoch(config: TrainConfig, mixture: Mixture, labels_file: str, num_images: int) -> dict[str, Any]:
+def stream_epoch(config: TrainConfig, mixture: Mixture, labels_uri: str, num_images: int) -> dict[str, Any]:
     """Let the train workers take the batches of one epoch.
 
     Raises:
@@ -218,7 +212,7 @@ def stream_epoch(config: TrainConfig, mixture: Mixture, labels_file: str, num_im
     """
     out = storage.join(config.run_dir, "stream")
     storage.remove(out)
-    labels = [ray.put(read_labels(labels_file))]
+    labels = [ray.put(open_labels(labels_uri))]
     settings = {"config": config, "mixture": mixture, "labels": labels, "out": out, "num_images": num_images}
     launch(config, consume_epoch, settings)
     ranks = [storage.read_json(storage.join(out, name)) for name in storage.list_names(out)]
@@ -282,7 +276,7 @@ def costs_of(stages: dict[str, dict[str, Any]], num_images: int, gpu_images_per_
         return sum(spent.get(kind, 0.0) for kind in kinds) / images if images else 0.0
 
     facts = stages["hand-over"]["facts"]
-    handed = sum(facts[f"{name} s"] for name in ("read", "concatenate", "to_parquet", "write", "summarise", "put"))
+    handed = sum(facts[f"{name} s"] for name in ("open", "publish", "summarise", "put"))
     return Costs(
         step=1 / gpu_images_per_s,
         forward=1 / gpu_images_per_s / FORWARDS_PER_STEP,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AugmentSettings, NetworkSettings, OptimizerSettings, SourceSettings, TrainConfig
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsShard
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.data.tables import Table, open_table
@@ -100,8 +100,8 @@ def random_weights(spec: NetworkSpec) -> ray.ObjectRef[Any]:
     return ray.put(weights)
 
 
-def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any]) -> Labels:
-    """Reassign the labels of every box with these weights."""
+def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any], uri: str) -> list[LabelsShard | None]:
+    """Reassign the labels of every box with these weights; writes the shards of the labels table `uri`."""
     sizes = [len(unit.rows) for unit in mixture.units]
     with ProgressMeter("reassign", len(sizes)) as meter:
         return reassign(
@@ -109,5 +109,6 @@ def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any])
             mixture,
             weights=weights,
             epoch=mixture.assignment.warmup_epochs,  # the first epoch that asks the network
+            uri=uri,
             on_progress=lambda done, _: meter.advance(sizes[done - 1]),
         )

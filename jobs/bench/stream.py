@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
 from boxsup_dist.config import AssignmentSettings, AugmentSettings
 from boxsup_dist.data.images import encode_png
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable, store_labels
 from boxsup_dist.data.painting import BOX_COLUMNS, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
 from boxsup_dist.data.sources import Mixture, Source, make_units
@@ -92,7 +92,7 @@ def main(settings: Stream) -> None:
 # -- the data ----------------------------------------------------------------------------------------------------------
 
 
-def prepare(settings: Stream, out: str) -> tuple[Mixture, Labels]:
+def prepare(settings: Stream, out: str) -> tuple[Mixture, LabelsTable]:
     """Tables of the given VOC images, else of synthetic ones, and labels of their boxes chosen by overlap alone."""
     folder = storage.join(out, "voc" if settings.voc_root else f"synthetic-{settings.num_images}")
     root, split = settings.voc_root, settings.split
@@ -105,13 +105,13 @@ def prepare(settings: Stream, out: str) -> tuple[Mixture, Labels]:
     mixture = Mixture(make_units([Source(records, "box", proposals)]), assignment, augment, seed=0)
     tables = [(records.read(unit.where, RECORD_COLUMNS), proposals.read(unit.where)) for unit in mixture.units]
     parts = [assign_row_group(None, *pair, assignment, seed=0, epoch=0) for pair in tables]
-    return mixture, Labels.concatenate(parts)
+    return mixture, store_labels(storage.join(folder, "labels"), parts)
 
 
 class Feed:
     """The stream over the units of a mixture, repeated as often as an epoch needs."""
 
-    def __init__(self, mixture: Mixture, labels: Labels) -> None:
+    def __init__(self, mixture: Mixture, labels: LabelsTable) -> None:
         self.mixture, self.labels = mixture, labels
         self.rows = [unit.rows for unit in mixture.units]
         self._shared: dict[int, tuple[list[Reference], Reference]] = {}
@@ -124,10 +124,8 @@ class Feed:
     def share(self, num_units: int) -> tuple[list[Reference], Reference]:
         """New references to the mixture of so many units and to its labels: no process has unpacked them yet."""
         chosen = [i % len(self.rows) for i in range(num_units)]
-        table, offsets = self.labels.table, self.labels.offsets
-        parts = [table.slice(offsets[i], offsets[i + 1] - offsets[i]) for i in chosen]
         mixture = replace(self.mixture, units=tuple(self.mixture.units[i] for i in chosen))
-        return [ray.put(mixture)], ray.put(Labels.concatenate(parts))
+        return [ray.put(mixture)], ray.put(repeated(self.labels, chosen))
 
     def batches(self, shared: tuple[list[Reference], Reference], order: EpochOrder) -> Iterable[Batch]:
         """All batches of an epoch for a single worker."""
@@ -215,7 +213,18 @@ class RawFiles(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return transforms.pil_to_tensor(image), transforms.pil_to_tensor(label_map)[0]
 
 
-def write_files(mixture: Mixture, labels: Labels, folder: str) -> list[tuple[str, str]]:
+def repeated(labels: LabelsTable, units: list[int]) -> LabelsTable:
+    """The labels of these units of a table, in this order; a unit may come again. The files stay as they are."""
+    shards = {each.unit: replace(shard, units=[each]) for shard in labels.shards for each in shard.units}
+    chosen = [
+        replace(shards[unit], units=[replace(shards[unit].units[0], unit=index)])
+        for index, unit in enumerate(units)
+        if unit in shards
+    ]
+    return replace(labels, num_units=len(units), shards=chosen)
+
+
+def write_files(mixture: Mixture, labels: LabelsTable, folder: str) -> list[tuple[str, str]]:
     """Write the image and the painted label map of every record of a mixture; returns the pairs of paths."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     files: list[tuple[str, str]] = []
@@ -230,7 +239,9 @@ def write_files(mixture: Mixture, labels: Labels, folder: str) -> list[tuple[str
     return files
 
 
-def measure_headroom(feed: Feed, mixture: Mixture, labels: Labels, folder: str, settings: Stream) -> dict[str, Any]:
+def measure_headroom(
+    feed: Feed, mixture: Mixture, labels: LabelsTable, folder: str, settings: Stream
+) -> dict[str, Any]:
     """CPU milliseconds per image of both ways, in turns; all processes count, Ray's own and this one included."""
     files = write_files(mixture, labels, folder)
     num_units = -(-settings.num_cpu_images // len(feed.rows[0]))

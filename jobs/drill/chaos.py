@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
@@ -156,7 +156,7 @@ def _disturbances(net: Network) -> list[_Disturbance]:
 
 def _compare(ours: str, theirs: str) -> dict[str, str]:
     pairs = [[RunFiles(uri).labels(epoch) for uri in (ours, theirs)] for epoch in range(1, EPOCHS + 1)]
-    same = all(read_labels(a).table.equals(read_labels(b).table) for a, b in pairs)
+    same = all(open_labels(a).fingerprint == open_labels(b).fingerprint for a, b in pairs)
     curves = [[entry.train_loss for entry in read_history(uri).values()] for uri in (ours, theirs)]
     apart = [(a, b) for a, b in zip(*curves, strict=True) if a != b]
     return {

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import ray
 
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import InputError
@@ -299,9 +299,10 @@ class Drills:
         ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
         pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, EPOCHS + 1)]
         if same_workers:
-            same = "same bytes" if all(storage.read_bytes(a) == storage.read_bytes(b) for a, b in pairs) else None
+            prints = [[open_labels(uri).fingerprint for uri in pair] for pair in pairs]
+            same = "same bytes" if all(a == b for a, b in prints) else None
         else:  # costs have the last digits of other sums
-            chosen = [[read_labels(uri).table.select(CHOICES) for uri in pair] for pair in pairs]
+            chosen = [[open_labels(uri).read_all(CHOICES) for uri in pair] for pair in pairs]
             same = "same choices" if all(a.equals(b) for a, b in chosen) else None
         curves = [[entry.train_loss or 0.0 for entry in read_history(each).values()] for each in (ours, theirs)]
         apart = max(abs(a - b) / b for a, b in zip(*curves, strict=True))

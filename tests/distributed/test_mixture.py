@@ -10,7 +10,7 @@ from boxsup_dist.assignment import static
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import ResourceSettings, SourceSettings, TrainConfig
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, SettingError
@@ -60,11 +60,11 @@ def test_a_mixture_trains_opens_no_mask_that_it_was_not_granted_and_is_the_same_
         assert summary["supervision"] == "mask+box+grabcut+wssl_em"
         assert summary["mean_iou"] is not None and summary["num_left_out"] == 0
         assert {"training", "training 2", "proposals 2", "label maps 3", "training 4"} < set(summary["data"])
-        tables.append([read_labels(RunFiles(config.run_dir).labels(epoch)) for epoch in (1, 2)])
+        tables.append([open_labels(RunFiles(config.run_dir).labels(epoch)) for epoch in (1, 2)])
         histories.append(read_history(config.run_dir))
     choices = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
     for epoch in (0, 1):
-        one, two = (labels[epoch].table.select(choices) for labels in tables)
+        one, two = (labels[epoch].read_all(choices) for labels in tables)
         assert one.equals(two)
         entries = [history[epoch + 1] for history in histories]
         losses = [entry.train_loss for entry in entries]
@@ -73,8 +73,8 @@ def test_a_mixture_trains_opens_no_mask_that_it_was_not_granted_and_is_the_same_
     assert all(history[2].gap_s is not None for history in histories)
     # Labels are of the boxes of the second source alone.
     (labels, _), _ = tables
-    assert {i.split("_")[0] for i in labels.table.column("image_id").to_pylist()} == {"tiny/train"}
-    assert len(labels.offsets) == 1 + len(open_inputs(config).mixture.units)
+    assert {i.split("_")[0] for i in labels.read_all().column("image_id").to_pylist()} == {"tiny/train"}
+    assert labels.num_units == len(open_inputs(config).mixture.units)
 
 
 def test_label_maps_are_those_of_the_method_and_a_stopped_build_continues(folder):

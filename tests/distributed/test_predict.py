@@ -20,7 +20,7 @@ from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import Labels, read_labels
+from boxsup_dist.data.labels import open_labels, store_labels
 from boxsup_dist.data.painting import front_order, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
 from boxsup_dist.errors import SettingError
@@ -77,9 +77,7 @@ def run_dir(tmp_path_factory, network) -> str:
             for w in records.row_groups()
         ]
         rest = [parts[0].slice(0, 0)] * (num_units - len(parts))
-        storage.write_bytes(
-            RunFiles(config.run_dir).labels(epoch + 1), Labels.concatenate([*parts, *rest]).to_parquet()
-        )
+        store_labels(RunFiles(config.run_dir).labels(epoch + 1), [*parts, *rest])
     return config.run_dir
 
 
@@ -218,11 +216,11 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
     summary = export_labels.export_labels(export_labels.Settings(run_dir, str(tmp_path), undecided=undecided))
     config = read_config(run_dir)
     mixture = open_inputs(config).mixture
-    labels = read_labels(RunFiles(run_dir).labels(2))
+    labels = open_labels(RunFiles(run_dir).labels(2))
     coco = COCO(str(tmp_path / "coco.json"))
     id_of = {image["file_name"]: image_id for image_id, image in coco.imgs.items()}
     assert sorted(coco.imgs) == list(range(1, tiny.NUM_TRAIN + 1))
-    chosen = {(row["image_id"], row["box_index"]): row for row in labels.table.to_pylist()}
+    chosen = {(row["image_id"], row["box_index"]): row for row in labels.read_all().to_pylist()}
     assert (summary["epoch"], summary["num_images"], summary["num_boxes"]) == (2, tiny.NUM_TRAIN, len(chosen))
     assert len(label_maps(tmp_path)) == tiny.NUM_TRAIN
     num_undecided = 0
@@ -255,7 +253,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
 def test_a_unit_whose_images_another_source_has_exports_nothing(run_dir, tmp_path):
     mixture = open_inputs(read_config(run_dir)).mixture
     none = replace(mixture, units=tuple(unit._replace(rows=()) for unit in mixture.units))
-    labels = read_labels(RunFiles(run_dir).labels(2))
+    labels = open_labels(RunFiles(run_dir).labels(2))
     assert export_unit(0, mixture=none, labels=labels, undecided="ignore", out=str(tmp_path)) == []
 
 

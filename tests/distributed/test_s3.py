@@ -127,8 +127,8 @@ def test_every_stage_gives_on_s3_what_it_gives_in_local_folders(local, stored):
     folders = ("box/labels", "reassigned", "predicted/label_maps", "predicted/overlays", "exported/label_maps")
     expected = contents(root, *folders)
     del expected["reassigned/summary.json"]
-    assert {name for name in expected if name.startswith("box/")} == {
-        f"box/labels/epoch-{epoch:03d}.parquet" for epoch in (1, 2)
+    assert {name for name in expected if name.startswith("box/") and name.endswith(".json")} == {
+        f"box/labels/epoch-{epoch:03d}/manifest.json" for epoch in (1, 2)
     }
     found = contents(stored, *folders)
     assert {name: found.get(name) for name in expected} == expected

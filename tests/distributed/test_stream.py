@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from boxsup_dist.assignment.assign import assign_row_group
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable, store_labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture, Source, make_units
@@ -35,7 +35,7 @@ def with_supervision(mixture: Mixture, supervision: str) -> Mixture:
     return replace(mixture, units=make_units([Source(mixture.sources[0].records, supervision)]))
 
 
-def make_labels(mixture: Mixture) -> Labels:
+def make_labels(mixture: Mixture) -> LabelsTable:
     (source,) = mixture.sources
     parts = [
         assign_row_group(
@@ -43,7 +43,7 @@ def make_labels(mixture: Mixture) -> Labels:
         )
         for w in source.records.row_groups()
     ]
-    return Labels.concatenate(parts)
+    return store_labels(source.records.uri + "-labels", parts)
 
 
 def make_order(mixture: Mixture, epoch: int = EPOCH):
@@ -75,7 +75,7 @@ def assert_same(found: dict, expected: dict) -> None:
                 assert ours.dtype == theirs.dtype == np.uint8 and (ours == theirs).all()
 
 
-def oracle(mixture: Mixture, labels: Labels | None) -> dict:
+def oracle(mixture: Mixture, labels: LabelsTable | None) -> dict:
     """The same without Ray, lane by lane."""
     order = make_order(mixture)
     steps: dict[int, dict] = {step: {} for step in range(order.num_steps)}

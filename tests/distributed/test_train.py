@@ -22,7 +22,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
-from boxsup_dist.data.labels import read_labels
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import (
@@ -86,8 +86,10 @@ def unbroken(ray_local, folder) -> TrainConfig:
     return config
 
 
-def labels_of(run_dir: str) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(Path(run_dir, "labels").iterdir())}
+def labels_of(run_dir: str) -> dict[int, str]:
+    """The fingerprint of the labels of every epoch."""
+    files = RunFiles(run_dir)
+    return {epoch: open_labels(files.labels(epoch)).fingerprint for epoch in files.epochs_with_labels()}
 
 
 def weights_of(run_dir: str, averaged: bool = False) -> dict[str, torch.Tensor]:
@@ -167,7 +169,7 @@ def test_a_killed_run_continues_and_ends_as_an_unbroken_one(unbroken, folder, mo
         ):
             train(config)
 
-    kill_when(process, run_dir / "labels" / "epoch-002.parquet", log, start_another)
+    kill_when(process, run_dir / "labels" / "epoch-002" / "manifest.json", log, start_another)
     assert checkpoint.latest(config.run_dir).endswith("epoch-001-step-00000")
     middle = run_dir / "checkpoints" / "epoch-002-step-00002"
     kill_when(start(config, 2, log), middle / "manifest.json", log)
@@ -281,8 +283,7 @@ def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tm
     start_of_last = storage.join(unbroken.run_dir, "checkpoints", f"epoch-{EPOCHS - 1:03d}-step-00000")
     out = str(tmp_path / "labels")
     reassign.main(reassign.Settings(unbroken.run_dir, out, checkpoint=start_of_last, num_actors=2))
-    labels = labels_of(unbroken.run_dir)
-    assert Path(out, "labels.parquet").read_bytes() == labels[f"epoch-{EPOCHS:03d}.parquet"]
+    assert open_labels(f"{out}/labels").fingerprint == labels_of(unbroken.run_dir)[EPOCHS]
     last = read_history(unbroken.run_dir)[EPOCHS]
     for name in ("label_mean_iou", "share_changed", "mean_overlap_cost", "mean_regression_cost"):
         assert summary_of(out)[name] == getattr(last, name)
@@ -454,7 +455,7 @@ def test_records_that_do_not_decode_are_named_and_left_out(ray_local, folder, da
     history = read_history(config.run_dir)
     warnings = [text for epoch in history.values() for text in epoch.warnings if "does not decode" in text]
     assert len(warnings) == 3 and all("left out" in text and "damaged" in text for text in warnings)
-    labels = read_labels(RunFiles(config.run_dir).labels(2)).table.to_pylist()
+    labels = open_labels(RunFiles(config.run_dir).labels(2)).read_all().to_pylist()
     assert {row["image_id"] for row in labels if row["proposal_index"] < 0} >= set(names)
     assert "does not decode" in Path(config.run_dir, "report.html").read_text()
     assert math.isfinite(summary["train_loss"])

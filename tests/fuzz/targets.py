@@ -26,7 +26,7 @@ from PIL import Image
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.data import rle, tables
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.labels import Labels, labels_table, read_labels
+from boxsup_dist.data.labels import TableName, labels_table, open_labels, store_labels
 from boxsup_dist.data.schema import (
     LABEL_MAPS,
     Record,
@@ -286,21 +286,29 @@ def _labels(root: Path) -> Target:
     row = {"class_id": 1, "proposal_index": 4, "superpixel_ids": [1, 2], "undecided_ids": [3], "overlap_cost": 0.5,
            "regression_cost": 1.0, "rank": 0}  # fmt: skip
     parts = [labels_table([{"image_id": f"test/{k}", "box_index": b, **row} for b in range(2)]) for k in range(20)]
-    file = root / "epoch-001.parquet"
-    file.write_bytes(Labels.concatenate(parts).to_parquet())
+    uri = str(root / "labels")
+    shard = Path(store_labels(uri, parts).shard_uri(7))
 
     def read() -> Any:
-        found = read_labels(str(file))
-        return [found.segments(unit) for unit in range(20)], found.table
+        found = open_labels(uri)
+        return [found.segments(unit) for unit in range(20)], found.read_all()
 
-    return Target([file], read, is_stored=True)
+    return Target([shard, root / "labels" / "manifest.json"], read, is_stored=True)
 
 
 def _checkpoint(root: Path, name: str) -> Target:
     network = networks.build_network("timm:test_resnet", 3, "none", head_channels=2)
     training = {"average": {"a": torch.arange(100)}}
     state = checkpoint.CheckpointState(
-        1, 0, 0, network.spec, network.state_dict(), training, b"labels", {"loss": 1.0}, {"step": 3}
+        1,
+        0,
+        0,
+        network.spec,
+        network.state_dict(),
+        training,
+        TableName("labels/epoch-001", "0" * 16),
+        {"loss": 1.0},
+        {"step": 3},
     )
     uri = checkpoint.save(str(root), state)
     return Target([Path(uri) / name], lambda: checkpoint.load(uri), is_stored=name != "manifest.json")

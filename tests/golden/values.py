@@ -35,7 +35,7 @@ from boxsup_dist.config import (
 )
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import decode_image
-from boxsup_dist.data.labels import Labels
+from boxsup_dist.data.labels import LabelsTable, store_labels
 from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, proposals_to_table, records_to_table
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.proposals.methods import find_method
@@ -204,7 +204,7 @@ def config_of(folder: Path) -> TrainConfig:
     )
 
 
-def training_data(records: list[Record], folder: Path) -> tuple[Mixture, Labels]:
+def training_data(records: list[Record], folder: Path) -> tuple[Mixture, LabelsTable]:
     """The images as tables on the disk, and the labels of their first epoch."""
     rows, config = records_to_table(records), config_of(folder)
     counts = count_records(records)
@@ -214,7 +214,7 @@ def training_data(records: list[Record], folder: Path) -> tuple[Mixture, Labels]
     proposals = write_table(folder / "proposals", "proposals", made_from, found, {})
     units = make_units([Source(table, "box", proposals)])
     mixture = Mixture(units, config.assignment, config.augment, config.seed)
-    return mixture, Labels.concatenate([assign(rows, found, 0)])
+    return mixture, store_labels(str(folder / "labels"), [assign(rows, found, 0)])
 
 
 def write_table(
@@ -227,7 +227,7 @@ def write_table(
     return tables.publish(str(folder), kind, settings, [shard])
 
 
-def train(config: TrainConfig, mixture: Mixture, labels: Labels) -> Iterator[float]:
+def train(config: TrainConfig, mixture: Mixture, labels: LabelsTable) -> Iterator[float]:
     """The loss of every step of a run, in order."""
     with only_worker():
         worker = TrainWorker(config, mixture)

@@ -27,7 +27,7 @@ import torch
 
 from boxsup_dist.data import tables
 from boxsup_dist.data.images import encode_png
-from boxsup_dist.data.labels import Labels, labels_table, read_labels
+from boxsup_dist.data.labels import labels_table, store_labels
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.errors import CheckpointError, InputError, RecordError, TableError, WeightsError
@@ -57,6 +57,8 @@ SOURCES = sorted(path for folder in ("boxsup_dist", "jobs", "infra") for path in
 # Errors on their way between Ray's processes of one session, which trust each other.
 BETWEEN_PROCESSES = {"boxsup_dist/distributed/build.py"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+LABEL = {"image_id": "a", "box_index": 0, "class_id": 1, "proposal_index": 0, "superpixel_ids": [], "undecided_ids": [],
+         "overlap_cost": 0.0, "regression_cost": 0.0, "rank": 0}  # fmt: skip
 BAD_NAMES = ["../x", "/etc/passwd", "a/../../x", "a\0b", "..", "a\nb"]
 
 
@@ -222,9 +224,10 @@ def test_a_malicious_table_runs_nothing(tmp_path):
         shard = replace(table.shards[0], **proof)  # the manifest is as malicious as its shard
         with pytest.raises(InputError, match="part-00000"):
             replace(table, shards=[shard]).read(table.row_groups()[0])
-        (tmp_path / "labels.parquet").write_bytes(data)
+        labels = store_labels(str(tmp_path / "labels"), [labels_table([LABEL])])
+        Path(labels.shard_uri(0)).write_bytes(data)
         with pytest.raises(InputError, match="labels"):
-            read_labels(str(tmp_path / "labels.parquet"))
+            replace(labels, shards=[replace(labels.shards[0], **proof)]).read(0)
     assert ray.data and not (tmp_path / "ran").exists()
 
 
@@ -276,7 +279,7 @@ def test_no_image_id_becomes_a_file_elsewhere(tmp_path, name):
     proposals = tiny.write_proposals(tmp_path / "proposals", table, [record])
     units = make_units([Source(table, "box", proposals)])
     mixture = Mixture(units, tiny.ASSIGNMENT, tiny.AUGMENT, 0)
-    nothing = Labels.concatenate([labels_table([])])
+    nothing = store_labels(str(tmp_path / "labels"), [labels_table([])])
     match = r"leaves its folder; file: .*records; field: image_id; found: 'tiny/"
     with pytest.raises(InputError, match=match):
         export_unit(0, mixture=mixture, labels=nothing, undecided="ignore", out=str(tmp_path / "out"))

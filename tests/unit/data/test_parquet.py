@@ -168,19 +168,3 @@ def test_the_proof_of_a_file_without_rows(tmp_path):
     info = tables.write_shard(str(tmp_path), 0, records_to_table([]), "records", row_group_size=2)
     file = parquet.ProvedFile(str(tmp_path / info.file), info)
     assert info.row_groups == file.row_groups == [] and file.read([]).schema == RECORDS
-
-
-# -- files that hold their own hash ------------------------------------------------------------------------------------
-
-
-def test_a_file_with_its_hash_is_a_parquet_file_and_no_flipped_bit_passes():
-    data = bytes(parquet.encode(pa.table({"a": [1, 2, 3]}), 2))
-    stored = parquet.with_hash(data)
-    assert parquet.without_hash(stored) == data and parquet.without_hash(data) is None
-    assert pq.read_table(pa.BufferReader(stored))["a"].to_pylist() == [1, 2, 3]
-    for position in range(len(stored)):
-        for bit in range(8):
-            bad = bytearray(stored)
-            bad[position] ^= 1 << bit
-            assert parquet.without_hash(bytes(bad)) is None
-    assert all(parquet.without_hash(stored[:size]) is None for size in range(len(stored)))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from boxsup_dist.config import OptimizerSettings
+from boxsup_dist.data.labels import TableName
 from boxsup_dist.errors import CheckpointError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
@@ -20,6 +21,7 @@ from boxsup_dist.model.networks import build_network, parameter_groups
 from tests import networks
 
 SPEC = networks.spec("timm:resnet18", 3, head_channels=4)
+LABELS = TableName("labels/epoch-004", "0123456789abcdef")
 
 
 @pytest.fixture(params=["local", "object store"])
@@ -66,7 +68,7 @@ def test_a_restored_run_continues_as_the_unbroken_one(run_uri):
             "scheduler": scheduler.state_dict(),
             "rng": torch.get_rng_state(),
         },
-        labels=b"PAR1",
+        labels=LABELS,
         metrics={"loss": first},
         extra={"position": [1, 2]},
     )
@@ -81,7 +83,7 @@ def test_a_restored_run_continues_as_the_unbroken_one(run_uri):
     torch.set_rng_state(loaded.training["rng"])
     assert [step(network, optimizer, scheduler) for _ in range(3)] == expected
     assert (loaded.epoch, loaded.step, loaded.seed, loaded.network) == (3, 1, 7, SPEC)
-    assert (loaded.labels, loaded.metrics, loaded.extra) == (b"PAR1", {"loss": first}, {"position": [1, 2]})
+    assert (loaded.labels, loaded.metrics, loaded.extra) == (LABELS, {"loss": first}, {"position": [1, 2]})
 
 
 def test_network_alone(run_uri):
@@ -110,9 +112,9 @@ def test_latest_is_by_number_and_none_without_any(run_uri):
 
 
 def test_a_write_killed_at_any_file_leaves_the_earlier_checkpoint(run_uri, monkeypatch):
-    first = save(run_uri, small(1, labels=b"x"))
+    first = save(run_uri, small(1, labels=LABELS))
     write = storage.write_bytes
-    for survivors in range(5):
+    for survivors in range(4):
         left = [survivors]
 
         def dying(uri, data, left=left):
@@ -123,13 +125,13 @@ def test_a_write_killed_at_any_file_leaves_the_earlier_checkpoint(run_uri, monke
 
         monkeypatch.setattr(storage, "write_bytes", dying)
         with pytest.raises(KeyboardInterrupt):
-            save(run_uri, small(2, labels=b"y"))
+            save(run_uri, small(2, labels=None))
         monkeypatch.setattr(storage, "write_bytes", write)
-        assert latest(run_uri) == first and load(first).labels == b"x"
+        assert latest(run_uri) == first and load(first).labels == LABELS
     with pytest.raises(CheckpointError, match="unfinished"):
         load(first.replace("epoch-001", "epoch-002"))
-    second = save(run_uri, small(2, labels=b"y"))
-    assert latest(run_uri) == second and load(second).labels == b"y"
+    second = save(run_uri, small(2, labels=None))
+    assert latest(run_uri) == second and load(second).labels is None
 
 
 def test_pruning_keeps_the_newest_whole_ones(run_uri):
@@ -143,8 +145,8 @@ def test_pruning_keeps_the_newest_whole_ones(run_uri):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    uri = save(str(tmp_path), small(1, labels=b"abc"))
-    for name in ("model.pt", "training.pt", "labels.parquet", "state.json"):
+    uri = save(str(tmp_path), small(1))
+    for name in ("model.pt", "training.pt", "state.json"):
         path = Path(uri) / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

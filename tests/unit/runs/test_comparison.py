@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from boxsup_dist.data.images import decode_png
-from boxsup_dist.data.labels import Labels, labels_table
+from boxsup_dist.data.labels import labels_table, store_labels
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.confusion import write_confusion
@@ -44,7 +44,7 @@ def write_labels(run_dir: str, epoch: int) -> None:
             for i in unit for box, class_id in enumerate(records[i].class_ids)
         ]  # fmt: skip
         parts.append(labels_table(rows))
-    storage.write_bytes(RunFiles(run_dir).labels(epoch + 1), Labels.concatenate(parts).to_parquet())
+    store_labels(RunFiles(run_dir).labels(epoch + 1), parts)
 
 
 @pytest.fixture(scope="module")

@@ -125,9 +125,9 @@ def test_labels_are_found_by_epochs_that_count_from_1(tmp_path: Path) -> None:
     files = RunFiles(str(tmp_path))
     assert files.epochs_with_labels() == []
     for epoch in (1, 12, 1000):
-        storage.write_bytes(files.labels(epoch), b"x")
-    storage.write_bytes(files.labels(3) + ".part", b"x")
-    assert (tmp_path / "labels" / "epoch-001.parquet").exists()
+        storage.write_bytes(storage.join(files.labels(epoch), "manifest.json"), b"x")
+    storage.write_bytes(files.labels(3) + "/part-00000-00001.parquet", b"x")  # without a manifest it is unfinished
+    assert (tmp_path / "labels" / "epoch-001").exists()
     assert files.epochs_with_labels() == [1, 12, 1000]
 
 

@@ -26,7 +26,6 @@ RATES = Rates(
     record_bytes=100e3,
     proposals_bytes=74e3,
     label_stored_bytes=100,
-    label_memory_bytes=200,
     weights_bytes=20e6,
     checkpoint_bytes=60e6,
     process_bytes=0.5e9,

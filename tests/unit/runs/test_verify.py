@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -14,7 +13,7 @@ import pytest
 
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.data import tables
-from boxsup_dist.data.labels import Labels, labels_table, read_labels
+from boxsup_dist.data.labels import labels_table, open_labels, store_labels
 from boxsup_dist.data.schema import proposals_to_table
 from boxsup_dist.data.tables import check_paired, open_table
 from boxsup_dist.errors import TableError
@@ -48,9 +47,9 @@ def whole(tmp_path_factory) -> Path:
             assign_row_group(None, records.read(w), proposals.read(w), tiny.ASSIGNMENT, seed=epoch, epoch=epoch)
             for w in records.row_groups()
         ]
-        labels = Labels.concatenate([*parts, *rest]).to_parquet()
-        storage.write_bytes(RunFiles(config.run_dir).labels(epoch + 1), labels)
-    state = checkpoint.CheckpointState(2, 0, 0, network.spec, network.state_dict(), labels=labels)
+        labels = store_labels(RunFiles(config.run_dir).labels(epoch + 1), [*parts, *rest])
+    named = labels.named(config.run_dir)
+    state = checkpoint.CheckpointState(2, 0, 0, network.spec, network.state_dict(), labels=named)
     checkpoint.save(config.run_dir, state)
     write_history(config.run_dir, {1: HistoryEntry(1), 2: HistoryEntry(2)})
     return folder
@@ -100,17 +99,22 @@ def shorten_history(folder: Path) -> None:
 
 
 def labels_of_other_records(folder: Path) -> None:
-    path = folder / "run" / "labels" / "epoch-002.parquet"
-    labels = read_labels(str(path))
-    ids = labels.table["image_id"].to_pylist()
-    changed = labels.table.set_column(0, labels.table.schema.field(0), pa.array(["other", *ids[1:]]))
-    path.write_bytes(replace(labels, table=changed).to_parquet())
+    labels = open_labels(str(folder / "run" / "labels" / "epoch-001"))
+    parts = [labels.read(unit) for unit in range(labels.num_units)]
+    ids = parts[0]["image_id"].to_pylist()
+    parts[0] = parts[0].set_column(0, parts[0].schema.field(0), pa.array(["other", *ids[1:]]))
+    store_labels(labels.uri, parts)
 
 
 def fewer_units(folder: Path) -> None:
-    path = folder / "run" / "labels" / "epoch-002.parquet"
-    labels = read_labels(str(path))
-    path.write_bytes(replace(labels, offsets=labels.offsets[[0, -1]]).to_parquet())
+    labels = open_labels(str(folder / "run" / "labels" / "epoch-001"))
+    store_labels(labels.uri, [labels.read(0)])
+
+
+def replace_labels(folder: Path) -> None:
+    """Whole labels of the same boxes, but not those that the checkpoint was trained on."""
+    labels = open_labels(str(folder / "run" / "labels" / "epoch-001"))
+    store_labels(RunFiles(str(folder / "run")).labels(2), [labels.read(unit) for unit in range(labels.num_units)])
 
 
 CASES = {
@@ -131,26 +135,27 @@ CASES = {
     ),
     "a manifest": (lambda f: flip(f / "records" / "manifest.json", 30), "records/manifest.json", "delete this file"),
     "labels": (
-        lambda f: flip(f / "run" / "labels" / "epoch-001.parquet", 90),
-        "labels/epoch-001.parquet",
-        "labels file is damaged",
+        lambda f: flip(f / "run" / "labels" / "epoch-001" / "part-00000-00000.parquet", 90),
+        "labels/epoch-001/part-00000-00000.parquet",
+        "the shard is damaged, or another file: to make the labels again, delete",
+    ),
+    "a manifest of labels": (
+        lambda f: flip(f / "run" / "labels" / "epoch-001" / "manifest.json", 30),
+        "labels/epoch-001/manifest.json",
+        "to make the labels again, delete",
     ),
     "labels of other records": (
         labels_of_other_records,
-        "labels/epoch-002.parquet",
+        "labels/epoch-001/part-00000-00000.parquet",
         "field: image_id, row 0; found: 'other'",
     ),
-    "labels of other units": (fewer_units, "labels/epoch-002.parquet", "field: unit_offsets; found: '1 units"),
+    "labels of other units": (fewer_units, "labels/epoch-001", "field: units; found: '1 units"),
     "a checkpoint": (
         lambda f: flip(next(f.glob("run/checkpoints/*/model.pt")), 999),
         "model.pt",
         "a file of the checkpoint is damaged",
     ),
-    "a checkpoint's labels": (
-        lambda f: flip(next(f.glob("run/checkpoints/*/labels.parquet")), 99),
-        "labels.parquet",
-        "of the checkpoint is damaged",
-    ),
+    "a checkpoint's labels": (replace_labels, "labels/epoch-002", "not the labels that the checkpoint was trained on"),
     "a checkpoint's state": (
         lambda f: next(f.glob("run/checkpoints/*/state.json")).unlink(),
         "state.json",
