@@ -35,6 +35,7 @@ from boxsup_dist.runs.networks import make_pool
 from boxsup_dist.runs.summary import write_result
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
+from jobs.bench.rows import row, store_rows
 from jobs.bench.scale_run import (
     check_positive,
     choose_all,
@@ -62,6 +63,28 @@ def main(settings: Scale) -> None:
     summary = {"num_images": settings.num_images, "stages": stages, "costs_s": asdict(costs), "extrapolated": scaled}
     write_result(folder, summary)
     _print(settings, stages, scaled)
+    rows = [
+        row(f"{GPUS[-1]} GPUs: share of an epoch that computes", "", [scaled[-1]["GPU busy"]], 0.7),
+        *(
+            row(
+                f"driver's memory in {name}, last third / first",
+                "times",
+                [growth_of_job(stages[name])],
+                1.1,
+                at_most=True,
+            )
+            for name in ("reassign", "hand-over", "stream")
+        ),
+    ]
+    print(format_table(rows))
+    if settings.bench_table is not None:
+        store_rows(settings.bench_table, "scale", rows)
+
+
+def growth_of_job(stage: dict[str, Any]) -> float:
+    """Peak memory of this process in the last third of a stage, in times of its first third."""
+    (peak,) = (peak for peak in stage["peaks_mib"] if peak["process"] == "job")
+    return float(peak["last third"] / peak["first third"])
 
 
 def _print(settings: Scale, stages: dict[str, dict[str, Any]], scaled: list[dict[str, Any]]) -> None:

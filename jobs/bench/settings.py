@@ -101,6 +101,8 @@ class Scale:
     """Training images per second of one GPU, for the extrapolation; jobs.calibrate measures it."""
     cpus_per_gpu: int = 16
     """CPU cores per GPU, for the extrapolation."""
+    bench_table: str | None = None
+    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,21 @@ def test_a_damaged_file_is_named(tmp_path):
         load(str(tmp_path / "nothing"))
 
 
+def test_a_checkpoint_that_stored_its_labels_is_read_without_them(tmp_path):
+    """As earlier versions wrote it: labels.parquet beside the weights, and nothing of the labels in the state."""
+    uri = save(str(tmp_path), small(1))
+    state = {name: value for name, value in storage.read_json(f"{uri}/state.json").items() if name != "labels"}
+    storage.write_json(f"{uri}/state.json", state)
+    storage.write_bytes(f"{uri}/labels.parquet", b"PAR1")
+    manifest = storage.read_json(f"{uri}/manifest.json")
+    for name in ("state.json", "labels.parquet"):
+        data = storage.read_bytes(f"{uri}/{name}")
+        manifest["files"][name] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    storage.write_json(f"{uri}/manifest.json", manifest)
+    assert load(uri).labels is None and checkpoint.check(uri) is None
+    assert torch.equal(checkpoint.load_weights(uri)[1]["weight"], torch.ones(2))
+
+
 class Attack:
     def __reduce__(self):
         return (pytest.fail, ("the checkpoint was executed",))

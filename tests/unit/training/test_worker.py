@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from boxsup_dist.data.labels import labels_table, store_labels
 from boxsup_dist.data.schema import IGNORE_INDEX
-from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError
+from boxsup_dist.errors import InputError, NonFiniteLossError, RecordError, TableError
+from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.training.stream import Batch
 from boxsup_dist.training.worker import TrainWorker
@@ -76,3 +78,17 @@ def test_more_bad_records_than_allowed_are_named(worker: TrainWorker):
     expected = r"2 records are unusable: a, b; the last: does not decode: cut; field: max_bad_records; found: 1; .*>= 2"
     with pytest.raises(RecordError, match=expected):
         worker.train_step(replace(batch(0, label_map()), bad_records=bad), 1)
+
+
+def test_a_checkpoint_whose_labels_were_replaced_does_not_resume(worker: TrainWorker):
+    run_dir = worker.config.run_dir
+    labels = store_labels(f"{run_dir}/labels/epoch-001", [labels_table([])])
+    state = checkpoint.CheckpointState(
+        0, 1, 0, worker.network.spec, worker.weights(), worker.training_state(), labels.named(run_dir)
+    )
+    uri = checkpoint.save(run_dir, state)
+    worker.restore(uri)
+    assert worker.step == 1
+    store_labels(labels.uri, [labels_table([])] * 2)
+    with pytest.raises(TableError, match=r"not the labels that the checkpoint was trained on.*labels/epoch-001; field"):
+        worker.restore(uri)
