@@ -271,8 +271,10 @@ def open_labels(uri: str) -> LabelsTable:
     uri = storage.absolute(uri)
     path = storage.join(uri, MANIFEST)
     if not storage.exists(path):
-        problem = "no labels here, or unfinished ones: the run's next start makes them"
-        if storage.exists(uri + ".parquet"):
+        problem = "no labels here"
+        if storage.exists(uri):
+            problem = "unfinished labels: the command that makes them, run again, makes them whole"
+        elif storage.exists(uri + ".parquet"):
             problem = (
                 "an earlier version of boxsup_dist stored these labels as one file: train the run again in another "
                 "directory; to begin with its network, use --network.weights checkpoint:RUN_DIR"

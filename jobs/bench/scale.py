@@ -66,14 +66,9 @@ def main(settings: Scale) -> None:
     rows = [
         row(f"{GPUS[-1]} GPUs: share of an epoch that computes", "", [scaled[-1]["GPU busy"]], 0.7),
         *(
-            row(
-                f"driver's memory in {name}, last third / first",
-                "times",
-                [growth_of_job(stages[name])],
-                1.1,
-                at_most=True,
-            )
-            for name in ("reassign", "hand-over", "stream")
+            row(f"driver's memory, {name}, last / first third", "times", [growth_of_job(stage)], 1.1, at_most=True)
+            for name, stage in stages.items()
+            if name in ("reassign", "stream")
         ),
     ]
     print(format_table(rows))

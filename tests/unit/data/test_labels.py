@@ -139,7 +139,7 @@ def test_a_killed_attempt_leaves_no_table_and_none_of_its_shards_is_mixed_in(lab
     uri = str(tmp_path / "killed")
     write_shard(uri, {0: PARTS[2], 1: PARTS[2]})
     write_shard(uri, {4: PARTS[0]})
-    with pytest.raises(TableError, match=r"no labels here, or unfinished ones: the run's next start makes them"):
+    with pytest.raises(TableError, match=r"unfinished labels: the command that makes them"):
         open_labels(uri)
     begin(uri)
     shards = [write_shard(uri, {0: PARTS[0]}), write_shard(uri, dict(enumerate(PARTS[1:], 1)))]

@@ -208,6 +208,7 @@ def spellings() -> dict[str, dict[str, Any]]:
 # What a name that several commands share means. A new shared name needs a line here, or another name.
 SHARED = {
     "batch-images": "images of a training step",
+    "bench-table": "JSON table of all measurements",
     "coco-annotations": "COCO's files instances_*.json",
     "coco-images": "folders of COCO's images",
     "context-root": "folder of PASCAL-Context",

@@ -95,7 +95,7 @@ def test_label_maps_change_over_the_epochs(run_dirs: list[str]) -> None:
     np.testing.assert_array_equal(rows[0][3], decode_png(record.gt_label_map))
     chosen = comparison.label_maps_by_epoch(box, IDS, [2])
     assert chosen is not None and chosen[0] == ["image", "epoch 2", "ground truth"]
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no labels here"):
         comparison.label_maps_by_epoch(box, IDS, [5])
 
 
