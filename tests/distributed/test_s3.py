@@ -21,6 +21,7 @@ import s3fs
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.config import OptimizerSettings, SourceSettings, TrainConfig
 from boxsup_dist.data import tables
+from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import LeaseError, StorageError, TableError
 from boxsup_dist.export.images import find_images
@@ -31,6 +32,7 @@ from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.train import train
 from jobs import evaluate, export_labels, export_model, figures, predict, reassign, verify
 from tests.distributed import slow_build, tiny
@@ -89,6 +91,11 @@ def contents(root: str, *folders: str) -> dict[str, bytes]:
         uri = storage.join(root, folder)
         found |= {f"{folder}/{path}": storage.read_bytes(storage.join(uri, path)) for path in storage.find_files(uri)}
     return found
+
+
+def labels(run_dir: str) -> list[str]:
+    files = RunFiles(run_dir)
+    return [open_labels(files.labels(epoch)).fingerprint for epoch in files.epochs_with_labels()]
 
 
 def losses(run_dir: str) -> list[float]:
@@ -189,7 +196,7 @@ def test_a_training_through_faults_gives_the_same(s3: S3Server, local, stored, m
         train(replace(config_of(stored, run_dir), checkpoint_every_steps=2))
         counts = count_faults()
     assert all(count > 0 for count in counts.values()), counts
-    assert contents(run_dir, "labels") == contents(storage.join(stored, "box"), "labels")
+    assert labels(run_dir) == labels(storage.join(stored, "box"))
     assert losses(run_dir) == losses(storage.join(stored, "box"))
 
 
@@ -208,7 +215,7 @@ def test_a_training_waits_for_a_store_that_is_away(s3: S3Server, local, stored, 
     closing.start()
     train(config_of(stored, run_dir))
     closing.join()
-    assert contents(run_dir, "labels") == contents(storage.join(stored, "box"), "labels")
+    assert labels(run_dir) == labels(storage.join(stored, "box"))
     assert losses(run_dir) == losses(storage.join(stored, "box"))
     out, err = capfd.readouterr()
     assert re.search(r"warning: waiting for the store: s3://\S+: \S+: .*; trying for another 9m5\ds\n", err), err
