@@ -69,10 +69,10 @@ def read_names(file: str) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError("not a YAML file", file=file, value=" ".join(str(error).split())) from None
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         expected = "a list of class names, or numbers from 0 with their names"
