@@ -5,6 +5,7 @@ from __future__ import annotations
 from boxsup_dist.runs.command_line import call, clear_errors, front_door
 
 COMMANDS = {
+    "own boxes, the whole way": ("start",),
     "prepare data": (
         "prepare",
         "make_synthetic",

@@ -3,6 +3,7 @@
     VOC             python -m jobs.build_records --voc-root VOCdevkit/VOC2012 --split train --out T
     SBD             ... --sbd-root SBD --voc-root VOCdevkit/VOC2012 --split train_aug --out T
     PASCAL-Context  ... --context-root CONTEXT --voc-root VOCdevkit/VOC2010 --split train --out T
+    own boxes       python -m jobs.build_records --images photos --boxes boxes --split train --out T
     COCO            ... --coco-annotations instances_train2017.json --coco-images train2017 --split train2017 --out T
 
 SBD alone has no boxes of its own: with --voc-root it takes VOC's, and train_aug needs them. Run the command again to
@@ -16,7 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxsup_dist.errors import SettingError
-from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD, ClassList, Outside
+from boxsup_dist.records.settings import (
+    MAX_SKIPPED_SHARE,
+    ROW_GROUP_SIZE,
+    ROWS_PER_SHARD,
+    BoxFormat,
+    ClassList,
+    Outside,
+)
 from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.summary import write_result
 
@@ -35,6 +43,14 @@ class Settings:
     (train2017). Join several by +."""
     out: str
     """Folder or URI of the records table to write."""
+    images: str | None = None
+    """Own boxes: the folder of images; its sub-folders are read too."""
+    boxes: str | None = None
+    """Own boxes: the file or folder of annotations."""
+    box_format: BoxFormat | None = None
+    """Own boxes: format of the annotations. Default: found out from the files."""
+    relative: bool = False
+    """Own boxes: read coordinates as shares of width and height (0 to 1) in a format that has pixels."""
     voc_root: str | None = None
     """VOC: year folder (VOCdevkit/VOC2012), or a folder that holds only that. All roots may be paths or URIs."""
     sbd_root: str | None = None
@@ -52,10 +68,11 @@ class Settings:
     images_only: bool = False
     """VOC: read no annotation, for lists that have none, such as test of VOC 2012."""
     outside: Outside = "refuse"
-    """VOC, COCO: what to do with a box or polygon that reaches more than 1 px beyond its image. refuse leaves the image
-    out, clip cuts the box or polygon off and counts it."""
+    """Own boxes, VOC, COCO: what to do with a box or polygon that reaches more than 1 px beyond its image. refuse
+    leaves the image out, clip cuts the box or polygon off and counts it."""
     source: str | None = None
-    """Name of the data set in the image ids. Default: VOC's year folder in lower case, or sbd, context or coco."""
+    """Name of the data set in the image ids. Default: VOC's year folder in lower case, or own, sbd,
+    context or coco."""
     expect_images: int | Literal["published"] | None = None
     """Refuse the table unless it holds exactly this many images. `published`: as many as the published split."""
     strict: bool = False
@@ -69,9 +86,10 @@ class Settings:
     num_cpus: NumCpus = None
 
 
-_ROOTS = ("voc_root", "sbd_root", "context_root", "coco_annotations", "coco_images")
+_ROOTS = ("images", "boxes", "voc_root", "sbd_root", "context_root", "coco_annotations", "coco_images")
 # The settings that name a data set, and the settings that only it has.
 _DATA_SETS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("images", "boxes"): ("box_format", "relative", "outside"),
     ("voc_root",): ("images_only", "outside"),
     ("sbd_root",): (),
     ("voc_root", "sbd_root"): (),
@@ -88,6 +106,7 @@ def open_reader(settings: Settings) -> Reader:
         InputError: A root, list or file is absent or not what it should be.
     """
     from boxsup_dist.records import coco, context, sbd, voc
+    from boxsup_dist.records.own import reader as own
 
     given = tuple(name for name in _ROOTS if getattr(settings, name) is not None)
     if given not in _DATA_SETS:
@@ -95,9 +114,19 @@ def open_reader(settings: Settings) -> Reader:
         raise SettingError(
             "no data set to read: name one by its roots", field="roots", value=", ".join(given) or None, expected=sets
         )
-    for name in ("images_only", "outside", "classes", "only_with_objects"):
+    for name in ("box_format", "relative", "images_only", "outside", "classes", "only_with_objects"):
         if getattr(settings, name) != getattr(Settings, name) and name not in _DATA_SETS[given]:
             raise SettingError("has no effect on this data set", field=name, value=getattr(settings, name))
+    if settings.images is not None and settings.boxes is not None:
+        return own.open_own(
+            settings.images,
+            settings.boxes,
+            settings.split,
+            box_format=settings.box_format,
+            source=settings.source or "own",
+            outside=settings.outside,
+            relative=settings.relative,
+        )
     if settings.coco_annotations is not None and settings.coco_images is not None:
         return coco.open_splits(
             settings.coco_annotations,

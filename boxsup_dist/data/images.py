@@ -92,10 +92,23 @@ def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
+def exif_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of an image file, 1 to 8; 1, also without EXIF: it is shown as it is stored."""
+    with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
+
+
 def is_turned(data: bytes) -> bool:
     """Return whether the EXIF orientation of an image file swaps width and height, as those of upright photos do."""
-    with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) >= 5)
+    return exif_orientation(data) >= 5
+
+
+def turned_by_exif(data: bytes) -> bytes:
+    """Return an image file as a PNG of its pixels turned by its EXIF orientation; errors as `open_image`."""
+    buffer = io.BytesIO()
+    open_image(data, turn_by_exif=True).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -25,6 +25,17 @@ def voc_palette() -> NDArray[np.uint8]:
     return colours
 
 
+def bright_colours(count: int) -> NDArray[np.uint8]:
+    """Return RGB colours (count, 3) to draw lines on photos with: bright, and neighbours far apart.
+
+    Hues are a golden ratio of the circle apart, so that any number of first colours is spread over the circle.
+    """
+    hues = (np.arange(count) * (np.sqrt(5) - 1) / 2) % 1
+    strength = np.where(np.arange(count) % 2, 0.55, 0.95)  # of the colour: every second one is paler
+    waves = np.abs((hues[:, None] * 6 + (0, 4, 2)) % 6 - 3) - 1
+    return np.round(255 * (1 - strength[:, None] * (1 - np.clip(waves, 0, 1)))).astype(np.uint8)
+
+
 def class_ids_of_colours(colours: NDArray[np.uint8]) -> NDArray[np.int16]:
     """Return the class id of every pixel of an image (H, W, 3) in VOC's colours, (H, W); -1 for any other colour."""
 

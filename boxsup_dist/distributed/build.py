@@ -8,12 +8,14 @@ one shard per task, for any number of images; an image that ends its process end
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from boxsup_dist.data import tables
 from boxsup_dist.data.tables import RowGroup, ShardInfo, Table
@@ -230,7 +232,10 @@ def _make(shared: list[Reference], missing: list[int], gpus_per_task: float) -> 
 
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
     shards.context.max_errored_blocks = MAX_LOST_SHARDS
-    results = shards.map(write_one, num_cpus=1, num_gpus=gpus_per_task, max_retries=0)
+    with warnings.catch_warnings():
+        # Ray 2.60 wants every option as a parameter of its own, but has none for max_retries.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        results = shards.map(write_one, num_cpus=1, num_gpus=gpus_per_task, max_retries=0)
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)

@@ -53,8 +53,8 @@ class CocoImage:
 
     @property
     def name(self) -> str:
-        """The file name without its suffix; COCO keeps it unique."""
-        return PurePosixPath(self.file_name).stem
+        """The file's path in the folder of images, without its suffix; COCO keeps it unique."""
+        return str(PurePosixPath(self.file_name).with_suffix(""))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 ClassList = Literal["voc", "all"]
+BoxFormat = Literal["coco", "voc", "yolo", "csv", "cvat", "labelme", "label_studio", "open_images", "via"]
 Outside = Literal["refuse", "clip"]  # what to do with a box or polygon that reaches beyond its image
 ROWS_PER_SHARD = 64
 ROW_GROUP_SIZE = 16

@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import os
 import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -187,6 +188,18 @@ def call(package: str, name: str, arguments: Sequence[str]) -> None:
     _called_as = f"{program()} {name}"
     sys.argv = [name, *arguments]
     runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
+
+
+def run_step(name: str, arguments: Sequence[str]) -> None:
+    """Run another command as a step of this one, and show it as a person would type it."""
+    global _called_as
+    outer, _called_as = (_called_as, sys.argv), f"python -m jobs.{name}"
+    print(f"\n$ {_called_as} {shlex.join(arguments)}", flush=True)
+    try:
+        sys.argv = [name, *arguments]
+        runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
+    finally:
+        _called_as, sys.argv = outer
 
 
 def docstring_of(module: str) -> str:

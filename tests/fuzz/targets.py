@@ -43,11 +43,12 @@ from boxsup_dist.model.weights import read_state_dict
 from boxsup_dist.proposals.imported import import_proposals
 from boxsup_dist.proposals.settings import Format, ImportedSettings
 from boxsup_dist.records import archives, coco, context, inventory, sbd, voc
+from boxsup_dist.records.own.reader import open_own
 from boxsup_dist.runs.history import HistoryEntry, read_history, write_history
 from boxsup_dist.runs.kept_config import read_config, write_config
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import read_summary, write_result
-from tests import coco_set, devkit, mat_sets, networks
+from tests import coco_set, devkit, mat_sets, networks, own_formats
 from tests.mat73 import savemat73
 from tests.random_proposals import random_proposals
 
@@ -132,6 +133,16 @@ def _voc(root: Path, *path: str) -> Target:
     })  # fmt: skip
     devkit.write_list(root, "a\n")
     return Target([root.joinpath(*path)], lambda: _first(voc.open_splits, str(root), "train", outside="clip"))
+
+
+def _own(root: Path, tool: str) -> Target:
+    """A file of an annotation tool, with two images."""
+    boxes = [("cat", (2.0, 3.0, 17.0, 21.0)), ("dog", (10.0, 6.0, 40.0, 30.0))]
+    made = own_formats.WRITERS[tool](root, dict.fromkeys(("a.jpg", "b.jpg"), ((WIDTH, HEIGHT), boxes)))
+    for name in ("a.jpg", "b.jpg"):
+        (root / name).write_bytes(devkit.jpeg())
+    file = sorted(path for path in made.rglob("*") if path.is_file())[0] if made.is_dir() else made
+    return Target([file], lambda: _first(open_own, str(root), str(made), "train", outside="clip"))
 
 
 def _inventory(root: Path) -> Target:
@@ -362,6 +373,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "context names": lambda root: _context(root, "labels.txt"),
     "coco file": lambda root: _coco(root, "instances.json"),
     "coco image": lambda root: _coco(root, f"{1:012d}.jpg"),
+    **{f"boxes, {tool}": functools.partial(_own, tool=tool) for tool in own_formats.WRITERS},
     "zip": lambda root: _archive(root, "a.zip"),
     "tar": lambda root: _archive(root, "a.tgz"),
     "jpeg image": lambda root: _image(root, "a.jpg", exif=devkit.exif(6)),

@@ -1,0 +1,114 @@
+"""From your own images and boxes to masks, a network and a report.
+
+    python -m jobs.start --images photos --boxes boxes.json --out runs/mine
+
+Finds out the format of the boxes (COCO, Pascal VOC XML, YOLO, CSV, CVAT, LabelMe, Label Studio, Open Images, VIA),
+shows some images with their boxes, says what looks wrong and how long the work will take, and then does it: records,
+proposals, training, masks. Every step is a command of its own, which is shown before it runs. Run the command again to
+continue where it stopped; --look-only stops before the long steps.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from boxsup_dist.errors import SettingError
+from boxsup_dist.io import storage
+from boxsup_dist.proposals.settings import MethodName
+from boxsup_dist.records.settings import BoxFormat, Outside
+from boxsup_dist.runs.command_line import Epochs, run, run_step
+from boxsup_dist.runs.layout import RunFiles
+
+if TYPE_CHECKING:
+    from boxsup_dist.data.tables import Table
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to read, and where to write."""
+
+    images: str
+    """Folder or URI of the images; its sub-folders are read too."""
+    boxes: str
+    """File or folder of the annotations."""
+    out: str
+    """Folder or URI to write: records, proposals, run (the training), masks, contact_sheet.jpg."""
+    look_only: bool = False
+    """Read and check the boxes, draw the contact sheet, and stop."""
+    box_format: BoxFormat | None = None
+    """Format of the boxes. Default: found out from the files."""
+    outside: Outside = "refuse"
+    """What to do with a box that reaches more than 1 px beyond its image. refuse leaves the image out, clip cuts the
+    box off and counts it."""
+    relative: bool = False
+    """Read coordinates as shares of width and height (0 to 1) in a format that has pixels."""
+    method: MethodName = "selective_search"
+    """Proposal method."""
+    epochs: Epochs = None
+    seed: int = 0
+    """Seed of the training."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        if self.epochs is not None and self.epochs < 1:
+            raise SettingError("a setting is out of range", field="epochs", value=self.epochs, expected=">= 1")
+
+
+def main(settings: Settings) -> None:
+    """Run every step that is not done yet, and print where the results are."""
+    settings.check()
+    out = storage.absolute(settings.out)
+    records, proposals, run_dir, masks = (storage.join(out, n) for n in ("records", "proposals", "run", "masks"))
+    run_step("build_records", _records_arguments(settings, records))
+    from boxsup_dist.data.tables import open_table
+    from boxsup_dist.runs import start
+
+    table = open_table(records, "records")
+    _look(table, out)
+    if settings.look_only:
+        return
+    choice = start.choose(table.num_rows, start.long_side_px(table), settings.epochs)
+    seconds = start.estimate(table, choice, settings.method)
+    minutes = (seconds.proposals + seconds.training) / 60
+    steps = choice.steps(table.num_rows)
+    print(
+        f"{table.num_rows} images, {choice.epochs} epochs, {steps} steps: about {minutes:.0f} minutes on this machine"
+    )
+    started = time.monotonic()
+    run_step("build_proposals", ["--records", records, "--method", settings.method, "--out", proposals])
+    tables = ["--records", records, "--proposals", proposals]
+    run_step("train", [*choice.arguments(), "--run-dir", run_dir, *tables, "--seed", str(settings.seed)])
+    run_step("export_labels", ["--run-dir", run_dir, "--out", masks, "--undecided", "decided"])
+    taken = (time.monotonic() - started) / 60
+    print(f"\nmasks of your images: {masks}/label_maps and {masks}/coco.json ({taken:.0f} minutes)")
+    print(f"report of the training: {RunFiles(run_dir).report}")
+    print(f"masks of other images: python -m jobs.predict --run-dir {run_dir} --images FOLDER --out masks --overlays")
+
+
+def _records_arguments(settings: Settings, out: str) -> list[str]:
+    arguments = ["--images", settings.images, "--boxes", settings.boxes, "--split", "train", "--out", out]
+    if settings.box_format is not None:
+        arguments += ["--box-format", settings.box_format]
+    if settings.outside != "refuse":
+        arguments += ["--outside", settings.outside]
+    return [*arguments, "--relative"] if settings.relative else arguments
+
+
+def _look(table: Table, out: str) -> None:
+    """Draw the contact sheet, and print what looks wrong."""
+    from boxsup_dist.records.own.doubts import find_doubts
+    from boxsup_dist.reporting.contact_sheet import draw_contact_sheet
+    from boxsup_dist.runs import start
+
+    sheet = storage.join(out, "contact_sheet.jpg")
+    storage.write_bytes(sheet, draw_contact_sheet(start.images_to_show(table), table.classes))
+    print(f"look whether the boxes fit their images: {sheet}")
+    for doubt in find_doubts(table):
+        where = f", such as in {', '.join(doubt.images)}" if doubt.images else ""
+        print(f"warning: {doubt.text}{where}")
+
+
+if __name__ == "__main__":
+    run(main)
