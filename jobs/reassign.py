@@ -62,7 +62,7 @@ def main(settings: Settings) -> None:
             mixture,
             weights=ray.put(dict(state.assigning_model)),
             epoch=state.epoch,
-            on_progress=lambda done, _: meter.advance(sizes[done - 1]),
+            on_progress=meter.advance_to(sizes),
         )
     seconds = time.monotonic() - started
     out = storage.absolute(settings.out)

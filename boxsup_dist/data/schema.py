@@ -269,7 +269,7 @@ def proposals_from_row(table: pa.Table, row: int, max_candidates: int | None = N
 
 
 def superpixels_from_row(table: pa.Table, row: int) -> NDArray[np.uint16]:
-    """Decode the superpixel map (H, W) of one row of a proposals table; arguments and errors as `proposals_from_row`."""
+    """Decode the superpixel map (H, W) of one row of a proposals table; errors as `proposals_from_row`."""
     with decoding(table.column("image_id")[row].as_py()):
         return decode_superpixels(table.column("superpixels")[row].as_py())
 

@@ -11,14 +11,14 @@ import ray
 import torch
 from ray.exceptions import WorkerCrashedError
 
-from boxsup_dist.assignment.assign import assign_row_group
+from boxsup_dist.assignment.assign import assign_row_group, choose_row_group, score_row_group
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.labels import Labels, labels_table
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import LostWorkError, TableError
-from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.model.inference import class_scores
 from boxsup_dist.model.networks import SegmentationNetwork
 from tests.distributed import tiny
 
@@ -72,13 +72,15 @@ def network() -> SegmentationNetwork:
 
 def expected_labels(tables, network, epoch: int, settings: AssignmentSettings) -> Labels:
     records, proposals, val = tables
-    predict = partial(predict_log_probs, network)
-    parts = [
-        assign_row_group(
-            predict if epoch else None, records.read(w), proposals.read(w), settings, seed=SEED, epoch=epoch
-        )
-        for w in records.row_groups()
-    ]
+    when = {"seed": SEED, "epoch": epoch}
+    parts = []
+    for where in records.row_groups():
+        rows = records.read(where), proposals.read(where)
+        if epoch == 0:
+            parts.append(assign_row_group(None, *rows, settings, **when))
+        else:
+            scores_of = partial(class_scores, network, normalise=settings.form == "image")
+            parts.append(choose_row_group(score_row_group(scores_of, *rows, settings), *rows, settings, **when))
     return Labels.concatenate([*parts, *(labels_table([]) for _ in val.row_groups())])
 
 
@@ -103,9 +105,11 @@ def test_the_labels_are_the_choice_made_in_process(ray_local, one_thread, tables
     records, _, val = tables
     weights = ray.put(network.state_dict())
     for epoch, settings in CASES:
-        labels = reassign(pool, make_mixture(tables, settings), weights=weights, epoch=epoch)
         expected = expected_labels(tables, network, epoch, settings)
-        assert labels.to_parquet() == expected.to_parquet()
+        for in_tasks in (False, True):
+            options = {"weights": weights, "epoch": epoch, "choose_in_tasks": in_tasks}
+            labels = reassign(pool, make_mixture(tables, settings), **options)
+            assert labels.to_parquet() == expected.to_parquet()
         num_boxes = sum(len(ids) for w in records.row_groups() for ids in records.read(w)["class_ids"].to_pylist())
         assert labels.table.num_rows == num_boxes
         assert len(labels.offsets) == len(records.row_groups()) + len(val.row_groups()) + 1
