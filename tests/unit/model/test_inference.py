@@ -198,4 +198,4 @@ def test_scores_of_some_classes_are_those_of_the_image_alone(network, batch_pixe
 def test_scores_of_no_image_and_of_a_network_in_training(network):
     assert list(class_scores(network, [], [], normalise=True)) == []
     with pytest.raises(ValueError, match="training mode"):
-        next(class_scores(build_network("timm:test_resnet", 5), [image(4, 4)], [[0]], normalise=True))
+        next(class_scores(build_network("timm:test_resnet", 5, weights="none"), [image(4, 4)], [[0]], normalise=True))
