@@ -106,10 +106,10 @@ def test_the_labels_are_the_choice_made_in_process(ray_local, one_thread, tables
     weights = ray.put(network.state_dict())
     for epoch, settings in CASES:
         expected = expected_labels(tables, network, epoch, settings)
-        for in_tasks in (False, True):
-            options = {"weights": weights, "epoch": epoch, "choose_in_tasks": in_tasks}
-            labels = reassign(pool, make_mixture(tables, settings), **options)
-            assert labels.to_parquet() == expected.to_parquet()
+        # One of the pools leaves the choice to tasks, as a pool on GPUs does.
+        options = {"weights": weights, "epoch": epoch, "choose_in_tasks": num_actors == 2}
+        labels = reassign(pool, make_mixture(tables, settings), **options)
+        assert labels.to_parquet() == expected.to_parquet()
         num_boxes = sum(len(ids) for w in records.row_groups() for ids in records.read(w)["class_ids"].to_pylist())
         assert labels.table.num_rows == num_boxes
         assert len(labels.offsets) == len(records.row_groups()) + len(val.row_groups()) + 1
