@@ -238,7 +238,7 @@ class NetworkPool:
             then: Yield each of then(units, [function(...) of each], **kwargs) instead; `units` are those of a chunk.
                 Its process has as many threads as a member.
             then_in_tasks: Run `then` in tasks, each on a whole CPU that no other process reserves, or by the members;
-                None: in tasks if the members have GPUs. The results are the same.
+                None: in tasks if the members have GPUs and leave a CPU. The results are the same.
             in_chunks: Units may go out together, and wait together for `then`. False: where their results are large.
             on_progress: Called whenever units are finished.
             on_lost: As in `run_in_order`.
@@ -249,7 +249,9 @@ class NetworkPool:
             InputError: The error of `function` or `then` itself, without Ray's traceback.
             LostWorkError: A unit ended its process in every try, and `on_lost` is None.
         """
-        in_tasks = self.has_gpus if then_in_tasks is None else then_in_tasks
+        # A training always leaves a CPU for tasks; a pool alone on a small machine may reserve all of it.
+        has_room = session.total_cpus() - len(self.actors) * self.share.cpus >= 1
+        in_tasks = self.has_gpus and has_room if then_in_tasks is None else then_in_tasks
         members = _Members(self, function, [] if weights is None else [weights], version, then, in_tasks, kwargs)
         if not in_chunks:
             members.num_places = max(len(units), 1)  # the fair share of each place is one unit

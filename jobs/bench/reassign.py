@@ -50,6 +50,7 @@ from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.recipes import mini
 from boxsup_dist.runs.summary import write_result
 from jobs.bench.rows import row, store_rows
 from jobs.bench.settings import Reassign
@@ -58,10 +59,6 @@ EPOCH = 1  # the first after the warm-up
 ACTORS = (1, 2, 4)
 STRIDE = 8
 NEAR_TIE = 1e-6
-RECIPE = AssignmentSettings(
-    form="centred", regression_weight=0.7, top_k=1, box_margin=0.0, logit_limit=3.0, rank_weight=0.03,
-    consensus_temperature=0.1, ignore_undecided=0.15,
-)  # fmt: skip
 
 
 def main(settings: Reassign) -> None:
@@ -98,7 +95,12 @@ def prepare(settings: Reassign, out: str) -> Mixture:
     records = build_records(storage.join(folder, "records"), voc.open_splits(root, split))
     proposals = build_proposals(storage.join(folder, "proposals"), records.uri, "selective_search")
     units = make_units([Source(records, "box", proposals)])
-    return Mixture(units, RECIPE, AugmentSettings(321, 321, 0.75, 1.35), seed=0)
+    return Mixture(units, recipe(), AugmentSettings(321, 321, 0.75, 1.35), seed=0)
+
+
+def recipe() -> AssignmentSettings:
+    """How the recipe mini chooses, from the second epoch on."""
+    return replace(mini("", (), None).assignment, warmup_epochs=EPOCH)
 
 
 # -- what the choice costs beside the forward passes -------------------------------------------------------------------

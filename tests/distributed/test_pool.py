@@ -141,7 +141,7 @@ def test_a_unit_that_kills_its_members_takes_no_other_unit_with_it(ray_local, mo
     """With one start per actor, others take the places of those that Ray does not start again."""
     monkeypatch.setattr(NetworkPool, "max_starts", max_starts)
     pool = make_pool(2)
-    results = list(pool.map(die_at_5, UNITS, on_lost=lambda unit, error: f"lost {unit}"))
+    results = list(pool.map(die_at_5, UNITS, on_lost=lambda unit, error: f"lost {unit}", max_retries=1))
     pool.close()
     assert results == [f"lost {unit}" if unit == 5 else unit for unit in UNITS]
 
