@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -66,6 +67,15 @@ class ProgressMeter:
             self._bar.update(self._task, completed=self.steps, status=self.status())
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._print()
+
+    def advance_to(self, sizes: Sequence[int]) -> Callable[[int, int], None]:
+        """A function of (finished steps, all steps) that counts new ones; step i has sizes[i] images."""
+
+        def on_progress(done: int, _: int) -> None:
+            for size in sizes[self.steps : done]:
+                self.advance(size)
+
+        return on_progress
 
     def _print(self) -> None:
         self._last_line = time.monotonic()

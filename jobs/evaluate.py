@@ -81,7 +81,7 @@ def main(settings: Settings) -> None:
             version=found.version,
             num_classes=len(records.classes),
             settings=settings.prediction,
-            on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
+            on_progress=meter.advance_to([group.num_rows for group in groups]),
         )
     summary = {
         **to_summary(result, records.classes),

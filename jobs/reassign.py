@@ -67,7 +67,7 @@ def main(settings: Settings) -> None:
             epoch=state.epoch,
             uri=table,
             previous=previous,
-            on_progress=lambda done, _: meter.advance(sizes[done - 1]),
+            on_progress=meter.advance_to(sizes),
         )
     seconds = time.monotonic() - started
     labels = publish(table, shards, len(mixture.units))

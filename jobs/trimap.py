@@ -104,7 +104,7 @@ def _measure(run_dir: str, records: Table, settings: Settings) -> dict[str, Any]
             widths_px=settings.widths,
             boundary_share=settings.boundary_share,
             settings=settings.prediction,
-            on_progress=lambda done, _: meter.advance(groups[done - 1].num_rows),
+            on_progress=meter.advance_to([group.num_rows for group in groups]),
         )
     return boundary_summary(result, records.classes) | {"checkpoint": found.version}
 

@@ -101,7 +101,7 @@ def main(settings: Settings) -> None:
             version=found.version,
             num_classes=len(records.classes),
             settings=settings.prediction,
-            on_progress=lambda done, _: meter.advance(sizes[done - 1]),
+            on_progress=meter.advance_to(sizes),
         )
     scores = [100 * mean_iou(result.confusion) for result in results]
     summary = {

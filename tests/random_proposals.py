@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import Proposals
 
 
@@ -56,3 +57,10 @@ def proposals_of(
         objectness=np.linspace(1, 0, len(members), endpoint=False, dtype=np.float32),
         boxes=boxes,
     )
+
+
+def areas_in(proposals: Proposals, box: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Pixels that every superpixel has inside a box, (S,), counted one by one."""
+    x0, y0, x1, y1 = pixel_box(box, *proposals.superpixels.shape)
+    inside = proposals.superpixels[y0:y1, x0:x1]
+    return np.array([(inside == superpixel).sum() for superpixel in range(proposals.num_superpixels)])

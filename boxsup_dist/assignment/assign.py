@@ -1,33 +1,57 @@
 """The assignment of one image and of one row group: which segment each box takes, as rows of the labels table.
 
-Reads records, proposals and, after the warm-up, a network's log-probabilities; never the ground truth. The functions
-are pure: any process computes the same rows, in any grouping of the images.
+Reads records, proposals and, after the warm-up, a network's scores; never the ground truth. The functions are pure: any
+process computes the same rows, in any grouping of the images. A row group is assigned in two halves, which may run in
+two processes:
+
+    score_row_group     images and superpixel maps to sums, where the network is
+    choose_row_group    sums and candidates to labels, on any CPU
+
+or at once by `assign_row_group`: in the warm-up, which needs no network, and in epochs that refine, which need the
+scores of all pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from torch import Tensor
 
 from boxsup_dist.assignment.consensus import Consensus, find_consensus, find_undecided
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.refine import refine_segments
 from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
+from boxsup_dist.assignment.sums import BoxSums, reduce_scores, scored_classes, select_scores
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import labels_table
-from boxsup_dist.data.schema import IGNORE_INDEX, Proposals, Record, iter_records, proposals_from_row
+from boxsup_dist.data.schema import (
+    IGNORE_INDEX,
+    Proposals,
+    Record,
+    iter_records,
+    proposals_from_row,
+    superpixels_from_row,
+)
 from boxsup_dist.errors import RecordError, decoding
 
 LogProbs = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A network's log-softmax (C, H, W) of an image RGB (H, W, 3)."""
+ScoresOf = Callable[[Sequence[NDArray[np.uint8]], Sequence[Sequence[int]]], Iterator[tuple[int, Tensor]]]
+"""A network's scores of images RGB (H, W, 3) and, for each, the classes to return; `model.inference.class_scores`.
+
+Yields the index of an image and its scores (L, H, W), every image once, in any order."""
 
 # Supervision by boxes never opens gt_label_map: it is not among the columns that are read.
-RECORD_COLUMNS = ("image_id", "image", "height", "width", "boxes_xyxy", "class_ids", "difficult", "crowd")
+BOX_COLUMNS = ("image_id", "boxes_xyxy", "class_ids", "crowd")
+RECORD_COLUMNS = (*BOX_COLUMNS, "image")
+SCORED_COLUMNS = ("image_id", "superpixels", "num_superpixels")  # of proposals, for score_row_group
+CHOSEN_COLUMNS = ("image_id", "num_superpixels", "membership", "proposal_boxes")  # for choose_row_group
+PROPOSAL_COLUMNS = (*CHOSEN_COLUMNS, "superpixels")
 
 _NO_SUPERPIXELS: NDArray[np.uint16] = np.array([], np.uint16)
 
@@ -49,24 +73,26 @@ class LabelRow(NamedTuple):
 def assign_image(
     record: Record,
     proposals: Proposals,
-    log_probs: NDArray[np.float32] | None,
+    sums: Sequence[BoxSums],
     settings: AssignmentSettings,
     *,
     seed: int,
     epoch: int,
     image: NDArray[np.uint8] | None = None,
+    log_probs: NDArray[np.float32] | None = None,
     static_map: NDArray[np.uint8] | None = None,
 ) -> list[LabelRow]:
     """Choose the segments of all boxes of one image.
 
     Args:
         record: The image's boxes.
-        proposals: The image's proposals.
-        log_probs: The network's log-softmax (C, H, W) at image size; None (warm-up) lets overlap alone decide.
+        proposals: The image's proposals; with their superpixel map in epochs that refine (`refines`).
+        sums: The network's scores, reduced for each box (`sums.reduce_scores`).
         settings: How a box takes its segment.
         seed: Seed of the run.
         epoch: Epoch, from 0.
-        image: RGB (H, W, 3), needed in epochs that refine (`refines`).
+        image: RGB (H, W, 3), needed in epochs that refine.
+        log_probs: The network's log-softmax (C, H, W), which votes in epochs that refine; None (warm-up) is no vote.
         static_map: Label map (H, W) that votes in epochs that refine; None is no vote.
 
     Returns:
@@ -75,14 +101,13 @@ def assign_image(
     costs = candidate_costs(
         proposals,
         record.boxes_xyxy,
-        record.class_ids,
-        log_probs,
-        form=settings.form,
-        box_margin=settings.box_margin,
-        logit_limit=settings.logit_limit,
+        sums,
         rank_weight=settings.rank_weight,
     )
-    taken = [_take(box_costs, record, k, proposals, settings, seed, epoch) for k, box_costs in enumerate(costs)]
+    taken = [
+        _take(box_costs, record, k, proposals, box_sums, settings, seed, epoch)
+        for k, (box_costs, box_sums) in enumerate(zip(costs, sums, strict=True))
+    ]
     choices, votes = [choice for choice, _ in taken], [vote for _, vote in taken]
     segments = [_segment(choice, proposals) for choice in choices]
     if refines(settings, epoch):
@@ -113,6 +138,7 @@ def _take(
     record: Record,
     k: int,
     proposals: Proposals,
+    sums: BoxSums,
     settings: AssignmentSettings,
     seed: int,
     epoch: int,
@@ -120,7 +146,7 @@ def _take(
     """The choice of box k, and the votes (S,) of its consensus; None without a consensus or a candidate."""
     if record.crowd[k]:
         return NO_CHOICE, None
-    order, consensus = _order(costs, proposals, record.boxes_xyxy[k], settings)
+    order, consensus = _order(costs, proposals, sums, settings)
     choice = choose(costs, order, top_k=settings.top_k, seed=seed, epoch=epoch, image_id=record.image_id, box_index=k)
     return choice, None if consensus is None or choice is NO_CHOICE else consensus.probability
 
@@ -160,19 +186,92 @@ def repeats(settings: AssignmentSettings, epoch: int) -> bool:
 
 
 def _order(
-    costs: BoxCosts, proposals: Proposals, box: NDArray[np.float32], settings: AssignmentSettings
+    costs: BoxCosts, proposals: Proposals, sums: BoxSums, settings: AssignmentSettings
 ) -> tuple[NDArray[np.int64], Consensus | None]:
     """Positions among the candidates in the order of choice, and the consensus that it comes from, if any."""
     if settings.consensus_temperature is None:
         return by_cost(costs, settings.regression_weight), None
+    _, area = sums.dense(proposals.num_superpixels)
     consensus = find_consensus(
         costs,
         proposals,
-        box,
+        area,
         regression_weight=settings.regression_weight,
         temperature=settings.consensus_temperature,
     )
     return consensus.order, consensus
+
+
+def score_row_group(
+    scores_of: ScoresOf, records: pa.Table, proposals: pa.Table, settings: AssignmentSettings
+) -> list[list[BoxSums] | None]:
+    """Run the network on the images of a row group and reduce its scores for their boxes.
+
+    Args:
+        scores_of: Runs the network on images.
+        records: Rows of the records table with RECORD_COLUMNS.
+        proposals: Rows of the proposals table with SCORED_COLUMNS, of the same images in the same order.
+        settings: How a box takes its segment.
+
+    Returns:
+        The sums of the boxes of each image; of an image without a box, which is neither decoded nor predicted, an empty
+        list; None if the image or its superpixel map does not decode.
+    """
+    _check_paired(records, proposals)
+    sums: list[list[BoxSums] | None] = [[] for _ in range(records.num_rows)]
+    rows, given, images, maps = [], [], [], []
+    for i, record in enumerate(iter_records(records)):
+        if len(record.boxes_xyxy) == 0:
+            continue
+        try:
+            image, superpixels = _decode(record), superpixels_from_row(proposals, i)
+        except RecordError:
+            sums[i] = None
+            continue
+        assert image is not None
+        rows.append(i)
+        given.append(record)
+        images.append(image)
+        maps.append(superpixels)
+    counts = proposals.column("num_superpixels").to_pylist()
+    for j, scores in scores_of(images, [scored_classes(record.class_ids) for record in given]):
+        record, row = given[j], rows[j]
+        sums[row] = reduce_scores(scores, maps[j], counts[row], record.boxes_xyxy, record.class_ids, settings)
+    return sums
+
+
+def choose_row_group(
+    sums: Sequence[Sequence[BoxSums] | None],
+    records: pa.Table,
+    proposals: pa.Table,
+    settings: AssignmentSettings,
+    *,
+    seed: int,
+    epoch: int,
+) -> pa.Table:
+    """Labels of one row group from the sums of its boxes.
+
+    Args:
+        sums: Of each image, from `score_row_group`.
+        records: Rows of the records table with BOX_COLUMNS.
+        proposals: Rows of the proposals table with CHOSEN_COLUMNS, of the same images in the same order.
+        settings: How a box takes its segment.
+        seed: Seed of the run.
+        epoch: Epoch, from 0; none that refines.
+
+    Returns:
+        Rows of the labels table, one per box, in the order of the records. The boxes of an image whose sums are None
+        take no candidate.
+    """
+    _check_paired(records, proposals)
+    rows: list[LabelRow] = []
+    for i, (record, of_boxes) in enumerate(zip(iter_records(records), sums, strict=True)):
+        if of_boxes is None:
+            rows += _no_choices(record)
+        elif of_boxes:
+            candidates = proposals_from_row(proposals, i, settings.max_candidates)
+            rows += assign_image(record, candidates, of_boxes, settings, seed=seed, epoch=epoch)
+    return labels_table([row._asdict() for row in rows])
 
 
 def assign_row_group(
@@ -185,7 +284,7 @@ def assign_row_group(
     epoch: int,
     label_maps: pa.Table | None = None,
 ) -> pa.Table:
-    """Labels of one row group.
+    """Labels of one row group, at once.
 
     Images without a box are neither decoded nor predicted. If an image or its superpixel map does not decode, its boxes
     take no candidate; the training stream meets the same record and counts it.
@@ -193,7 +292,7 @@ def assign_row_group(
     Args:
         log_probs_of: Runs the network on an image; None (warm-up) lets overlap alone decide.
         records: Rows of the records table with RECORD_COLUMNS; without `image` if no image is needed.
-        proposals: Rows of the proposals table, of the same images in the same order.
+        proposals: Rows of the proposals table with PROPOSAL_COLUMNS, of the same images in the same order.
         settings: How a box takes its segment.
         seed: Seed of the run.
         epoch: Epoch, from 0.
@@ -204,33 +303,53 @@ def assign_row_group(
     """
     rows: list[LabelRow] = []
     static = [None] * records.num_rows if label_maps is None else label_maps.column("label_map").to_pylist()
-    assert records.column("image_id").equals(proposals.column("image_id")), "they are paired by the manifest"
+    _check_paired(records, proposals)
     for i, (record, static_map) in enumerate(zip(iter_records(records), static, strict=True)):
         if len(record.boxes_xyxy) == 0:
             continue
         try:
-            candidates = proposals_from_row(proposals, i, settings.max_candidates)
-            with decoding(record.image_id):
-                image = None if record.image is None else decode_image(record.image)
+            candidates, image = proposals_from_row(proposals, i, settings.max_candidates), _decode(record)
         except RecordError:
-            num_boxes = len(record.boxes_xyxy)
-            rows += [_row(record, k, NO_CHOICE, _NO_SUPERPIXELS, _NO_SUPERPIXELS) for k in range(num_boxes)]
+            rows += _no_choices(record)
             continue
         log_probs = None
         if log_probs_of is not None:
             assert image is not None
             log_probs = log_probs_of(image)
+        sums = reduce_scores(
+            None if log_probs is None else select_scores(log_probs, record.class_ids),
+            candidates.superpixels,
+            candidates.num_superpixels,
+            record.boxes_xyxy,
+            record.class_ids,
+            settings,
+        )
         rows += assign_image(
             record,
             candidates,
-            log_probs,
+            sums,
             settings,
             seed=seed,
             epoch=epoch,
             image=image,
+            log_probs=log_probs,
             static_map=None if static_map is None else _decode_votes(static_map),
         )
     return labels_table([row._asdict() for row in rows])
+
+
+def _check_paired(records: pa.Table, proposals: pa.Table) -> None:
+    assert records.column("image_id").equals(proposals.column("image_id")), "they are paired by the manifest"
+
+
+def _decode(record: Record) -> NDArray[np.uint8] | None:
+    """The image RGB (H, W, 3), None if its column was not read; RecordError if it does not decode."""
+    with decoding(record.image_id):
+        return None if record.image is None else decode_image(record.image)
+
+
+def _no_choices(record: Record) -> list[LabelRow]:
+    return [_row(record, k, NO_CHOICE, _NO_SUPERPIXELS, _NO_SUPERPIXELS) for k in range(len(record.boxes_xyxy))]
 
 
 def _decode_votes(static_map: bytes) -> NDArray[np.uint8] | None:

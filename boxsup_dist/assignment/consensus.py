@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.assignment.select import COST_DIGITS, by_cost
-from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import Proposals
 
 NUM_VOTERS = 200  # more voters change nothing measurable, because their weights vanish
@@ -51,7 +50,7 @@ def find_undecided(probability: NDArray[np.float64], segment: NDArray[np.uint16]
 
 
 def find_consensus(
-    costs: BoxCosts, proposals: Proposals, box: NDArray[np.floating], *, regression_weight: float, temperature: float
+    costs: BoxCosts, proposals: Proposals, area: NDArray[np.integer], *, regression_weight: float, temperature: float
 ) -> Consensus:
     """Let the cheapest candidates of a box vote, and order them by their agreement with the votes.
 
@@ -59,8 +58,8 @@ def find_consensus(
 
     Args:
         costs: Costs of the box's candidates.
-        proposals: The image's proposals.
-        box: The box xyxy, (4,).
+        proposals: The image's proposals; their superpixel map is not used.
+        area: (S,), pixels of every superpixel inside the box (`BoxSums.dense`).
         regression_weight: Lambda of equation 4.
         temperature: A voter's weight falls by e with every `temperature` of cost; > 0.
 
@@ -79,9 +78,6 @@ def find_consensus(
     lengths = [len(segment) for segment in segments]
     members = np.concatenate(segments)
     starts = np.cumsum([0, *lengths[:-1]])
-    height, width = proposals.superpixels.shape
-    x0, y0, x1, y1 = pixel_box(box, height, width)
-    area = np.bincount(proposals.superpixels[y0:y1, x0:x1].ravel(), minlength=proposals.num_superpixels)
     probability = np.bincount(members, weights=np.repeat(weights, lengths), minlength=proposals.num_superpixels)
 
     shared = np.add.reduceat((probability * area)[members], starts)

@@ -4,12 +4,12 @@
     Eo(B, S)   = 1 - IoU(B, tight box of S)
     Er(S)      = sum over the image of the pixel's loss, with the box's class c inside S and background outside
 
-Reads one image's proposals, boxes and log-probabilities; returns a `BoxCosts` per box. `oracle.py` computes the same
-numbers the plain way.
+Reads one image's proposals, boxes and sums; returns a `BoxCosts` per box. `oracle.py` computes the same numbers the
+plain way.
 
 Why no mask is needed. Let d(p) = log p(background) - log p(c) at a pixel. Then Er(S) is a constant of the image plus
-the sum of d over S. S is a union of superpixels: one pass over d gives one number per superpixel, and one sparse
-product with the membership matrix gives Er of all candidates.
+the sum of d over S. S is a union of superpixels: one pass over d gives one number per superpixel (`sums.py`, where the
+network is), and one sparse product with the membership matrix gives Er of all candidates (here, on any CPU).
 
 What the paper leaves open, and what we chose:
 
@@ -44,17 +44,14 @@ What we add to the paper (settings, off by default; `consensus.py` and `refine.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boxsup_dist.config import CostForm
-from boxsup_dist.data.painting import pixel_box
-from boxsup_dist.data.schema import BACKGROUND, Proposals
-
-Window = tuple[int, int, int, int]
-"""Pixels x0, y0, x1, y1 of an image, half-open."""
+from boxsup_dist.assignment.sums import BoxSums
+from boxsup_dist.data.schema import Proposals
 
 
 @dataclass(frozen=True)
@@ -86,25 +83,16 @@ def box_iou(box: NDArray[np.floating], boxes: NDArray[np.number]) -> NDArray[np.
 def candidate_costs(
     proposals: Proposals,
     boxes_xyxy: NDArray[np.float32],
-    class_ids: NDArray[np.int32],
-    log_probs: NDArray[np.float32] | None,
+    sums: Sequence[BoxSums],
     *,
-    form: CostForm,
-    box_margin: float | None,
-    logit_limit: float | None = None,
     rank_weight: float = 0.0,
 ) -> list[BoxCosts]:
     """Costs of all candidates for each box of an image; the module's docstring defines them.
 
     Args:
-        proposals: The image's proposals, best first.
+        proposals: The image's proposals, best first; their superpixel map is not used.
         boxes_xyxy: (K, 4), 0-based, half-open.
-        class_ids: (K,), 1..C-1.
-        log_probs: (C, H, W), the network's log-softmax at the size of the superpixel map; None sets Er to 0, so that
-            overlap alone decides.
-        form: How Er is normalised: "image" or "centred".
-        box_margin: How far outside its box a segment counts, as a share of the box's sides; None is no limit.
-        logit_limit: Limit of |d| in form "centred"; None is no limit.
+        sums: Of each box, from `sums.reduce_scores`.
         rank_weight: Weight of the prior log(rank).
 
     Returns:
@@ -114,82 +102,12 @@ def candidate_costs(
         none = np.empty(0)
         return [BoxCosts(np.empty(0, np.int64), none, none) for _ in boxes_xyxy]
     costs: list[BoxCosts] = []
-    sums: dict[int, NDArray[np.float64]] = {}  # by class: an image may have several boxes of one class
-    for box, class_id in zip(boxes_xyxy.astype(np.float64), class_ids.tolist(), strict=True):
+    for box, box_sums in zip(boxes_xyxy.astype(np.float64), sums, strict=True):
         overlap = 1.0 - box_iou(box, proposals.boxes)
-        if log_probs is None:
-            regression = np.zeros(len(proposals))
-        elif form == "image":
-            regression = _image_regression(proposals, box, class_id, log_probs, box_margin, sums)
-        else:
-            regression = _centred_regression(proposals, box, class_id, log_probs, logit_limit)
+        parts, _ = box_sums.dense(proposals.num_superpixels)
+        # The product with the membership matrix.
+        regression = box_sums.constant + np.add.reduceat(parts[proposals.indices], proposals.indptr[:-1])
         candidates = np.flatnonzero(overlap < 1.0)
         prior = rank_weight * np.log1p(candidates)  # proposals are stored best first
         costs.append(BoxCosts(candidates, overlap[candidates], regression[candidates], prior))
     return costs
-
-
-def _image_regression(
-    proposals: Proposals,
-    box: NDArray[np.float64],
-    class_id: int,
-    log_probs: NDArray[np.float32],
-    box_margin: float | None,
-    sums: dict[int, NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    """Er of form "image", (P,): equation 3 divided by the image's pixels. `sums` keeps what boxes of a class share."""
-    num_pixels = log_probs[BACKGROUND].size
-    all_background = -float(log_probs[BACKGROUND].sum(dtype=np.float64))
-    height, width = proposals.superpixels.shape
-    if box_margin is not None:
-        window = pixel_box(box, height, width, margin=box_margin)
-        inside = _superpixel_sums(proposals, _background_margin(log_probs, class_id, window), window)
-        margins = _segment_sums(inside, proposals)
-    else:
-        if class_id not in sums:
-            whole = (0, 0, width, height)
-            values = _superpixel_sums(proposals, _background_margin(log_probs, class_id, whole), whole)
-            sums[class_id] = _segment_sums(values, proposals)
-        margins = sums[class_id]
-    regression: NDArray[np.float64] = (all_background + margins) / num_pixels
-    return regression
-
-
-def _centred_regression(
-    proposals: Proposals,
-    box: NDArray[np.float64],
-    class_id: int,
-    log_probs: NDArray[np.float32],
-    limit: float | None,
-) -> NDArray[np.float64]:
-    """Er of form "centred", (P,): sum over S in B of (d - mean of d over B), divided by the area of B."""
-    height, width = proposals.superpixels.shape
-    window = pixel_box(box, height, width)
-    margin = _background_margin(log_probs, class_id, window, limit)
-    centred = margin - margin.mean(dtype=np.float64)
-    return _segment_sums(_superpixel_sums(proposals, centred, window), proposals) / margin.size
-
-
-def _background_margin(
-    log_probs: NDArray[np.float32], class_id: int, window: Window, limit: float | None = None
-) -> NDArray[np.float64]:
-    """The margin d = log p(background) - log p(c) at the pixels (h, w) of a window, clipped to +-limit."""
-    x0, y0, x1, y1 = window
-    background, own = log_probs[BACKGROUND, y0:y1, x0:x1], log_probs[class_id, y0:y1, x0:x1]
-    # In float64, because float32 rounds the difference of two log-probabilities, and that would decide near ties.
-    margin: NDArray[np.float64] = np.subtract(background, own, dtype=np.float64)
-    return margin if limit is None else np.clip(margin, -limit, limit)
-
-
-def _superpixel_sums(proposals: Proposals, values: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
-    """Sum over every superpixel of the values (h, w) of a window's pixels, as (S,)."""
-    x0, y0, x1, y1 = window
-    ids = proposals.superpixels[y0:y1, x0:x1].ravel()
-    sums = np.bincount(ids, weights=values.ravel(), minlength=proposals.num_superpixels)
-    return sums.astype(np.float64, copy=False)
-
-
-def _segment_sums(values: NDArray[np.float64], proposals: Proposals) -> NDArray[np.float64]:
-    """Sum over every proposal of a number (S,) per superpixel, as (P,): the product with the membership matrix."""
-    sums: NDArray[np.float64] = np.add.reduceat(values[proposals.indices], proposals.indptr[:-1])
-    return sums

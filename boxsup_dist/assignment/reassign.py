@@ -1,10 +1,30 @@
-"""Reassigns all boxes of a mixture on the actor pool; one unit of work is one row group of a source's tables."""
+"""Reassigns all boxes of a mixture on the actor pool; one unit of work is one row group of a source's tables.
+
+A member runs the network and reduces its scores (`score_unit`). The choice follows (`store_units`), on any CPU of the
+cluster where the members are on GPUs, so that a GPU does not wait for it. It writes the labels where it makes them:
+none come to the process that calls `reassign`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
 import pyarrow as pa
 
-from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, refines
+from boxsup_dist.assignment.assign import (
+    BOX_COLUMNS,
+    CHOSEN_COLUMNS,
+    PROPOSAL_COLUMNS,
+    RECORD_COLUMNS,
+    SCORED_COLUMNS,
+    assign_row_group,
+    choose_row_group,
+    refines,
+    score_row_group,
+)
+from boxsup_dist.assignment.sums import BoxSums
 from boxsup_dist.data import labels
 from boxsup_dist.data.labels import LabelsShard, LabelsTable
 from boxsup_dist.data.sources import Mixture
@@ -12,24 +32,44 @@ from boxsup_dist.distributed.crashes import name_rows
 from boxsup_dist.distributed.ordered import Progress
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.shared import Reference
-from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.model.inference import class_scores, predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 
+Scored = list[list[BoxSums] | None] | pa.Table | None
+"""What a member makes of a unit: the sums of its images; its labels if the epoch refines; None in the warm-up."""
 
-def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int) -> pa.Table:
-    """Labels of the images of one unit that the run trains on, as rows of the labels table.
 
-    During the warm-up the network is not used, and the images are read only if the epoch refines.
+@dataclass(frozen=True)
+class Pass:
+    """One pass over all boxes: what every unit of it shares."""
+
+    mixture: Mixture
+    epoch: int  # from 0
+    uri: str  # folder of the labels table
+    previous: LabelsTable | None = None  # the labels of the epoch before
+
+
+def score_unit(network: SegmentationNetwork, index: int, *, job: Pass) -> Scored:
+    """Run the network on the images of one unit that the run trains on.
+
+    In an epoch that refines, the labels are finished here: the refinement needs the scores of all pixels.
     """
+    mixture, epoch = job.mixture, job.epoch
     unit, settings = mixture.units[index], mixture.assignment
     assert unit.source.proposals is not None
     warm_up, refine = epoch < settings.warmup_epochs, refines(settings, epoch)
-    columns = [name for name in RECORD_COLUMNS if name != "image" or refine or not warm_up]
-    label_maps = unit.source.label_maps if refine else None
+    if warm_up and not refine:
+        return None
+    records = unit.trained(unit.source.records.read(unit.where, RECORD_COLUMNS))
+    if not refine:
+        scores_of = partial(class_scores, network, normalise=settings.form == "image")
+        maps = unit.trained(unit.source.proposals.read(unit.where, SCORED_COLUMNS))
+        return score_row_group(scores_of, records, maps, settings)
+    label_maps = unit.source.label_maps
     return assign_row_group(
         None if warm_up else lambda image: predict_log_probs(network, image, network.device),
-        unit.trained(unit.source.records.read(unit.where, columns)),
-        unit.trained(unit.source.proposals.read(unit.where)),
+        records,
+        unit.trained(unit.source.proposals.read(unit.where, PROPOSAL_COLUMNS)),
         settings,
         seed=mixture.seed,
         epoch=epoch,
@@ -37,11 +77,28 @@ def assign_unit(network: SegmentationNetwork, index: int, *, mixture: Mixture, e
     )
 
 
-def store_unit(
-    network: SegmentationNetwork, index: int, *, mixture: Mixture, epoch: int, uri: str, previous: LabelsTable | None
-) -> LabelsShard | None:
-    """Assign one unit and write its labels where they were made; returns what `publish` needs of them."""
-    return labels.write_shard(uri, {index: assign_unit(network, index, mixture=mixture, epoch=epoch)}, previous)
+def store_units(indices: Sequence[int], scored: Sequence[Scored], *, job: Pass) -> list[LabelsShard | None]:
+    """Choose the segments of some units from what `score_unit` made of each, and write them as one shard.
+
+    Returns:
+        One item per unit, as `NetworkPool.map` wants: what `data.labels.publish` needs of the shard, then None.
+    """
+    tables = {index: choose_unit(index, made, job=job) for index, made in zip(indices, scored, strict=True)}
+    return [labels.write_shard(job.uri, tables, job.previous), *[None] * (len(indices) - 1)]
+
+
+def choose_unit(index: int, scored: Scored, *, job: Pass) -> pa.Table:
+    """Labels of a unit, as rows of the labels table. Without sums (warm-up) overlap alone decides; no image is read."""
+    if isinstance(scored, pa.Table):
+        return scored
+    settings, unit = job.mixture.assignment, job.mixture.units[index]
+    assert unit.source.proposals is not None
+    records = unit.trained(unit.source.records.read(unit.where, BOX_COLUMNS))
+    columns = PROPOSAL_COLUMNS if scored is None else CHOSEN_COLUMNS
+    proposals = unit.trained(unit.source.proposals.read(unit.where, columns))
+    if scored is None:
+        return assign_row_group(None, records, proposals, settings, seed=job.mixture.seed, epoch=job.epoch)
+    return choose_row_group(scored, records, proposals, settings, seed=job.mixture.seed, epoch=job.epoch)
 
 
 def reassign(
@@ -52,11 +109,10 @@ def reassign(
     epoch: int,
     uri: str,
     previous: LabelsTable | None = None,
+    choose_in_tasks: bool | None = None,
     on_progress: Progress | None = None,
 ) -> list[LabelsShard | None]:
     """Write the labels of every box that the run trains on from boxes; the same rows for any number of actors.
-
-    No labels come to this process: the members write them.
 
     Args:
         pool: Actors that predict and assign.
@@ -65,23 +121,23 @@ def reassign(
         epoch: Epoch of the labels, from 0; decides warm-up, refinement and the random draws.
         uri: Folder of the labels table. An earlier table there is withdrawn.
         previous: The labels of the epoch before, to count the boxes whose candidate changed.
-        on_progress: Called after each unit.
+        choose_in_tasks: Whether the choice runs in tasks beside the members; None: if the members have GPUs. The labels
+            are the same.
+        on_progress: Called whenever units are finished.
 
     Returns:
         The shards: `data.labels.publish` makes them a table.
     """
     labels.begin(uri)
-    units = mixture.with_supervision("box")
     shards = pool.map(
-        store_unit,
-        units,
+        score_unit,
+        mixture.with_supervision("box"),
         weights=weights,
         version=f"epoch-{epoch}",
+        then=store_units,
+        then_in_tasks=choose_in_tasks,
         on_progress=on_progress,
         on_lost=name_rows(mixture.place),
-        mixture=mixture,
-        epoch=epoch,
-        uri=uri,
-        previous=previous,
+        job=Pass(mixture, epoch, uri, previous),
     )
     return list(shards)

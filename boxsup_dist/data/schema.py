@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -192,7 +193,8 @@ def iter_records(table: pa.Table) -> Iterator[Record]:
 class Proposals:
     """All proposals of one image, best first: a row of the proposals table.
 
-    Proposal j is the union of the superpixels `indices[indptr[j]:indptr[j + 1]]`, sorted, at least one.
+    Proposal j is the union of the superpixels `indices[indptr[j]:indptr[j + 1]]`, sorted, at least one. The superpixel
+    map and the scores are empty arrays if their columns were not read.
     """
 
     image_id: str
@@ -244,25 +246,35 @@ def proposals_from_row(table: pa.Table, row: int, max_candidates: int | None = N
     """Convert one row of a proposals table.
 
     Args:
-        table: Rows of a proposals table, with all columns.
+        table: Rows of a proposals table. It may lack the columns `superpixels` and `objectness`.
         row: Index of the row in `table`.
         max_candidates: Keep only that many, the best ones; None keeps all.
 
     Raises:
         RecordError: If the row's superpixel map does not decode; the error names the image.
     """
-    image_id = table.column("image_id")[row].as_py()
     nested = table.column("membership")[row].values
     offsets = nested.offsets.to_numpy()[: None if max_candidates is None else max_candidates + 1]
     kept = len(offsets) - 1
-    with decoding(image_id):
-        superpixels = decode_superpixels(table.column("superpixels")[row].as_py())
+    has_map, has_scores = "superpixels" in table.column_names, "objectness" in table.column_names
     return Proposals(
-        image_id=image_id,
-        superpixels=superpixels,
+        image_id=table.column("image_id")[row].as_py(),
+        superpixels=superpixels_from_row(table, row) if has_map else np.empty((0, 0), np.uint16),
         num_superpixels=table.column("num_superpixels")[row].as_py(),
         indptr=(offsets - offsets[0]).astype(np.int64),
         indices=nested.values.to_numpy()[offsets[0] : offsets[-1]],
-        objectness=np.asarray(table.column("objectness")[row].as_py(), np.float32)[:kept],
-        boxes=np.asarray(table.column("proposal_boxes")[row].as_py(), np.uint16).reshape(-1, 4)[:kept],
+        objectness=_numbers(table, "objectness", row)[:kept] if has_scores else np.empty(0, np.float32),
+        boxes=_numbers(table, "proposal_boxes", row).reshape(-1, 4)[:kept],
     )
+
+
+def superpixels_from_row(table: pa.Table, row: int) -> NDArray[np.uint16]:
+    """Decode the superpixel map (H, W) of one row of a proposals table; errors as `proposals_from_row`."""
+    with decoding(table.column("image_id")[row].as_py()):
+        return decode_superpixels(table.column("superpixels")[row].as_py())
+
+
+def _numbers(table: pa.Table, name: str, row: int) -> NDArray[Any]:
+    """The numbers of one row of a column of lists, nested lists flattened, without a Python object for each."""
+    values = table.column(name)[row].values
+    return np.asarray(values.flatten() if pa.types.is_fixed_size_list(values.type) else values)

@@ -5,12 +5,16 @@ share `run_in_order`. Guarantees: the results depend on the units alone, not on 
 processes; a window bounds the units that are started and not yet yielded; a unit that ends its process is run again up
 to MAX_RETRIES times, so a unit that ends every process ends the call, or takes its result from `on_lost`.
 
+Workers may take several consecutive units at once, a chunk (`backlog.py`). A chunk that loses its process says nothing
+of its units: it is taken apart, and each of them is run alone.
+
 Ray's own retries are off: Ray counts a lost node like a crash, and repeats a task that runs out of memory for ever.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +24,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from boxsup_dist.distributed import session
+from boxsup_dist.distributed.backlog import Backlog
 from boxsup_dist.distributed.faults import LOST, describe_loss, lost_its_node
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import InputError, LostWorkError
@@ -31,13 +36,15 @@ WINDOW = 8  # times max_running: units started and not yet yielded, as results w
 STALL_AFTER_S = 60.0  # without a result, until a warning says what is awaited; doubles from warning to warning
 
 _log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]  # (finished units, all units), called after each unit
+MANY_RUNNING = 64  # steps at once from which on answers are gathered
+GATHER_S = 0.01  # from the first answer to the next look: many answers at a time cost little more than one
+Progress = Callable[[int, int], None]  # (finished units, all units), called whenever units are finished
 OnLost = Callable[[Any, Exception], Any]  # (unit, last error) of a unit that used up its tries: gives its result
 R = TypeVar("R")
 
 
 class Step(NamedTuple):
-    """A step of a unit that runs: most units take one, some are continued by another process."""
+    """A step of a unit or chunk that runs: most take one, some are continued by another process."""
 
     reference: Reference  # arrives when the step is done
     worker: Any = None
@@ -48,14 +55,16 @@ class Step(NamedTuple):
 class Workers(ABC):
     """The processes that run the units of one `run_in_order`."""
 
-    max_running: int  # units at once
+    max_running: int  # units at once, or chunks
+    num_places = 0  # chunks that the workers hold at once; 0: they take single units
+    fetches = True  # False: what a step makes stays where it is until `run_in_order` yields it
 
     @abstractmethod
     def start(self, unit: Any, *, alone: bool) -> Step | None:
         """Start a unit; None, and nothing is started, while no worker is free.
 
         Args:
-            unit: The unit.
+            unit: The unit. A list of units with `num_places`; its last step then gives the list of their results.
             alone: No other unit may share its process: the unit lost one, and must not take others with it.
         """
 
@@ -96,7 +105,7 @@ def map_units(
     Args:
         function: Pure and picklable.
         units: Small values; what is large belongs into `kwargs`.
-        on_progress: Called after each unit.
+        on_progress: Called whenever units are finished.
         on_lost: As in `run_in_order`.
         max_retries: As in `run_in_order`.
         num_gpus: GPUs that a task reserves besides its CPU.
@@ -144,7 +153,7 @@ def run_in_order(
     Args:
         workers: Where the units run.
         units: The units.
-        on_progress: Called after each unit.
+        on_progress: Called whenever units are finished.
         on_lost: Gives the result of a unit that ended its process in every try; None raises the LostWorkError.
         max_retries: How often a unit that ended its process is run again.
         warn: Gets a line whenever nothing came back for a while.
@@ -153,41 +162,86 @@ def run_in_order(
         InputError: The error of a unit itself, without Ray's traceback.
         LostWorkError: A unit ended its process in every try, and `on_lost` is None.
     """
-    pending = list(range(len(units)))[::-1]
-    running: dict[Reference, tuple[int, Step]] = {}
-    finished: dict[int, Any] = {}
-    losses: Counter[tuple[int, bool]] = Counter()  # of a unit, by whether its node was lost
-    num_yielded, window = 0, WINDOW * workers.max_running
-    while pending or running:
-        while pending and len(running) < workers.max_running and pending[-1] < num_yielded + window:
-            started = workers.start(units[pending[-1]], alone=(pending[-1], False) in losses)
-            if started is None:
-                break
-            running[started.reference] = (pending.pop(), started)
-        reference = _wait(workers, list(running), warn)
-        if reference not in running:
-            workers.join(reference)
-            continue
-        index, step = running.pop(reference)
-        following = workers.follow(step)
-        if following is not None:
-            running[following.reference] = (index, following)
-            continue
-        try:
-            finished[index] = result_of(reference)
-        except LOST as error:
-            workers.lose(step, error)
-            with_node = lost_its_node(error)
-            losses[index, with_node] += 1
-            if losses[index, with_node] <= (MAX_LOST_NODES if with_node else max_retries):
-                pending.append(index)
-                continue
-            finished[index] = (on_lost or lost_work)(units[index], error)
-        if on_progress is not None:
-            on_progress(len(units) - len(pending) - len(running), len(units))
-        while num_yielded in finished:
-            yield finished.pop(num_yielded)
+    work = _Work(workers, units, on_lost or lost_work, max_retries)
+    num_reported = num_yielded = 0
+    while num_yielded < len(units):
+        work.start(num_yielded)
+        for reference in _wait(workers, list(work.running), warn):
+            if reference in work.running:
+                work.take(reference)
+            else:
+                workers.join(reference)
+        if on_progress is not None and work.num_finished > num_reported:
+            num_reported = work.num_finished
+            on_progress(num_reported, len(units))
+        while num_yielded in work.results:
+            yield work.results.pop(num_yielded)
             num_yielded += 1
+
+
+class _Running(NamedTuple):
+    """Units that run together."""
+
+    indices: range
+    step: Step
+    started: float
+
+
+class _Work:
+    """The units of one `run_in_order`: which wait, which run, and the results that are not yielded yet."""
+
+    def __init__(self, workers: Workers, units: Sequence[Any], on_lost: OnLost, max_retries: int) -> None:
+        self.running: dict[Reference, _Running] = {}
+        self.results: dict[int, Any] = {}
+        self.num_finished = 0
+        self._workers, self._units, self._on_lost, self._max_retries = workers, units, on_lost, max_retries
+        self._backlog = Backlog(len(units))
+        self._losses: Counter[tuple[int, bool]] = Counter()  # of a unit, by whether its node was lost
+
+    def start(self, num_yielded: int) -> None:
+        """Start units while workers are free and the window has room."""
+        workers, backlog = self._workers, self._backlog
+        end = num_yielded + WINDOW * workers.max_running
+        while backlog.num_waiting and len(self.running) < workers.max_running and backlog.first < end:
+            first, alone = backlog.first, backlog.is_suspect
+            size = backlog.chunk_size(workers.num_places) if workers.num_places else 1
+            indices = range(first, min(first + size, first + backlog.num_waiting, end))
+            unit = [self._units[i] for i in indices] if workers.num_places else self._units[first]
+            step = workers.start(unit, alone=alone)
+            if step is None:
+                return
+            self.running[step.reference] = _Running(backlog.take(len(indices)), step, time.monotonic())
+
+    def take(self, reference: Reference) -> None:
+        """Take the result of a step that is done, or start what follows it, or put its units back if it was lost."""
+        indices, step, started = self.running.pop(reference)
+        if step.number == 0:
+            self._backlog.note(len(indices), time.monotonic() - started)
+        following = self._workers.follow(step)
+        if following is not None:
+            self.running[following.reference] = _Running(indices, following, started)
+            return
+        try:
+            result = result_of(reference)
+        except LOST as error:
+            self._workers.lose(step, error)
+            self._give_back(indices, error)
+            return
+        self._finish(indices, result if self._workers.num_places else [result])
+
+    def _give_back(self, indices: range, error: Exception) -> None:
+        with_node = lost_its_node(error)
+        if len(indices) == 1:
+            index = indices[0]
+            self._losses[index, with_node] += 1
+            if self._losses[index, with_node] > (MAX_LOST_NODES if with_node else self._max_retries):
+                self._finish(indices, [self._on_lost(self._units[index], error)])
+                return
+        self._backlog.give_back(indices, suspect=not with_node)
+
+    def _finish(self, indices: range, results: Sequence[Any]) -> None:
+        self.results.update(zip(indices, results, strict=True))
+        self.num_finished += len(indices)
 
 
 def result_of(reference: Reference) -> Any:
@@ -201,13 +255,17 @@ def result_of(reference: Reference) -> Any:
         raise
 
 
-def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None]) -> Reference:
-    """The next reference that arrives: of a running unit, or of a worker that joins."""
+def _wait(workers: Workers, running: list[Reference], warn: Callable[[str], None]) -> list[Reference]:
+    """The next references that arrive: of running units, or of workers that join. They are gathered for GATHER_S."""
     patience_s = STALL_AFTER_S
+    awaited = [*running, *workers.joining()]
     while True:
-        arrived, _ = ray.wait([*running, *workers.joining()], timeout=patience_s)
+        arrived, _ = ray.wait(awaited, timeout=patience_s, fetch_local=workers.fetches)
+        if arrived and len(awaited) > MANY_RUNNING:
+            time.sleep(GATHER_S)
+            arrived, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0, fetch_local=workers.fetches)
         if arrived:
-            return arrived[0]
+            return arrived
         warn(
             f"no unit of work finished for {patience_s:.0f} s: {len(running)} running on {workers.describe()}; "
             f"{session.describe()}"

@@ -1,13 +1,15 @@
 """The actor pool: runs a pure function with a network over fixed units of work, on all nodes.
 
 Results depend on the units and the weights alone, never on the number of actors: each member has the same fixed number
-of threads, units are never split or merged, and results come back in the order of the units (`distributed/ordered.py`).
+of threads, units are never split, those of a chunk are computed one after the other, and results come back in the order
+of the units (`distributed/ordered.py`).
 When a member dies, or its node goes away, Ray starts the member again where there is room; meanwhile the others take
 its units. A member that Ray has started `max_starts` times is replaced by a new one, or ends the call if it never got
 its network.
 
-What follows the network and needs no GPU, such as a CRF, can run in plain tasks on any CPU of the cluster (`then`)
-while the members predict the next units.
+What follows the network and needs no GPU (`then`), such as a CRF or the choice of segments, runs in plain tasks on any
+CPU of the cluster while the members predict the next units. Where the members have no GPU, they do it themselves: their
+cores are the ones that such tasks would take.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ THEN_TASKS_PER_CPU = 2  # bounds the results that members hand over before `then
 _log = logging.getLogger(__name__)
 R = TypeVar("R")
 T = TypeVar("T")
+Then = Callable[..., Sequence[Any]]  # (units, what the members made of each, **kwargs): the result of each
 
 
 @ray.remote
@@ -56,16 +59,20 @@ class _Member:
     def run(
         self,
         function: Callable[..., Any],
-        unit: Any,
+        then: Then | None,
+        units: Sequence[Any],
         weights: list[Reference],
         version: str,
         kwargs: list[Reference],
-    ) -> Any:
+    ) -> Sequence[Any]:
+        """What `function` makes of each unit; with `then`, what that makes of it."""
         if weights and version != self.version:
             # A reference inside a list stays a reference: the weights are fetched once per version, not per unit.
             self.network.load_state_dict(ray.get(weights[0]))
             self.version = version
-        return function(self.network, unit, **fetch(kwargs))
+        options = fetch(kwargs)
+        made = [function(self.network, unit, **options) for unit in units]
+        return made if then is None else then(units, made, **options)
 
     @ray.method(max_task_retries=-1)
     def ping(self) -> None:
@@ -73,9 +80,10 @@ class _Member:
 
 
 @ray.remote(num_cpus=1, max_retries=0)  # run_in_order runs the unit again
-def _continue(then: Callable[[Any], Any], result: Any, threads: int) -> Any:
+def _continue(then: Then, units: Sequence[Any], made: Sequence[Any], kwargs: list[Reference], threads: int) -> Any:
     torch.set_num_threads(threads)
-    return then(result)
+    pa.set_cpu_count(threads)
+    return then(units, made, **fetch(kwargs))
 
 
 class NetworkPool:
@@ -111,7 +119,7 @@ class NetworkPool:
         )
         self._arguments = (build, threads)
         self.actors: list[Any] = [None] * num_actors
-        self.ready: list[Any] = []  # actors that take units
+        self.ready: dict[Any, None] = {}  # actors that take units, in the order in which they became ready
         self.starting: dict[Reference, Any] = {}  # ping -> actor
         self._proven: set[Any] = set()  # actors that have answered
         for number in range(num_actors):
@@ -142,13 +150,13 @@ class NetworkPool:
             self._start(self.actors.index(actor))
             return None
         self._proven.add(actor)
-        self.ready.append(actor)
+        self.ready[actor] = None
         return actor
 
     def doubt(self, actor: Any, error: Exception) -> None:
         """Give a lost member no unit until it answers again."""
         if actor in self.ready:
-            self.ready.remove(actor)
+            del self.ready[actor]
             self._await(actor)
             self.warn(
                 f"an actor was lost, {len(self.ready)} actors continue without it until Ray has started it again: "
@@ -180,6 +188,8 @@ class NetworkPool:
         weights: Reference | None = ...,
         version: str = ...,
         then: None = ...,
+        then_in_tasks: bool | None = ...,
+        in_chunks: bool = ...,
         on_progress: Progress | None = ...,
         on_lost: OnLost | None = ...,
         max_retries: int = ...,
@@ -194,7 +204,9 @@ class NetworkPool:
         *,
         weights: Reference | None = ...,
         version: str = ...,
-        then: Callable[[R], T],
+        then: Callable[..., Sequence[T]],
+        then_in_tasks: bool | None = ...,
+        in_chunks: bool = ...,
         on_progress: Progress | None = ...,
         on_lost: OnLost | None = ...,
         max_retries: int = ...,
@@ -208,7 +220,9 @@ class NetworkPool:
         *,
         weights: Reference | None = None,
         version: str = "",
-        then: Callable[[Any], Any] | None = None,
+        then: Then | None = None,
+        then_in_tasks: bool | None = None,
+        in_chunks: bool = True,
         on_progress: Progress | None = None,
         on_lost: OnLost | None = None,
         max_retries: int = MAX_RETRIES,
@@ -221,17 +235,26 @@ class NetworkPool:
             units: Small values; what is large belongs into `kwargs`.
             weights: Reference to the state dict that the network gets; None leaves the network as it is.
             version: Name of `weights`: a member loads each version once.
-            then: Yield then(function(...)) instead. It runs in a task with as many threads as a member.
-            on_progress: Called after each unit.
+            then: Yield each of then(units, [function(...) of each], **kwargs) instead; `units` are those of a chunk.
+                Its process has as many threads as a member.
+            then_in_tasks: Run `then` in tasks, each on a whole CPU that no other process reserves, or by the members;
+                None: in tasks if the members have GPUs and leave a CPU. The results are the same.
+            in_chunks: Units may go out together, and wait together for `then`. False: where their results are large.
+            on_progress: Called whenever units are finished.
             on_lost: As in `run_in_order`.
             max_retries: As in `run_in_order`.
-            kwargs: Stored once and unpacked once per member. `function` must not change them.
+            kwargs: Stored once and unpacked once per process. `function` and `then` must not change them.
 
         Raises:
             InputError: The error of `function` or `then` itself, without Ray's traceback.
             LostWorkError: A unit ended its process in every try, and `on_lost` is None.
         """
-        members = _Members(self, function, [] if weights is None else [weights], version, then, kwargs)
+        # A training always leaves a CPU for tasks; a pool alone on a small machine may reserve all of it.
+        has_room = session.total_cpus() - len(self.actors) * self.share.cpus >= 1
+        in_tasks = self.has_gpus and has_room if then_in_tasks is None else then_in_tasks
+        members = _Members(self, function, [] if weights is None else [weights], version, then, in_tasks, kwargs)
+        if not in_chunks:
+            members.num_places = max(len(units), 1)  # the fair share of each place is one unit
         yield from run_in_order(
             members, units, on_progress=on_progress, on_lost=on_lost, max_retries=max_retries, warn=self.warn
         )
@@ -251,40 +274,56 @@ class _Members(Workers):
         function: Callable[..., Any],
         weights: list[Reference],
         version: str,
-        then: Callable[[Any], Any] | None,
+        then: Then | None,
+        in_tasks: bool,
         kwargs: dict[str, Any],
     ) -> None:
-        num_then_cpus = 0 if then is None else session.total_cpus()
-        self.max_running = len(pool.actors) * UNITS_PER_MEMBER + num_then_cpus * THEN_TASKS_PER_CPU
-        self._pool, self._then = pool, then
+        in_tasks = in_tasks and then is not None
+        self.num_places = len(pool.actors) * UNITS_PER_MEMBER
+        self.max_running = self.num_places + (session.total_cpus() * THEN_TASKS_PER_CPU if in_tasks else 0)
+        self.fetches = not in_tasks
+        self._pool = pool
+        self._then_of_member, self._then_of_task = (None, then) if in_tasks else (then, None)
         self._function, self._shared = function, [ray.put(kwargs)]
         self._weights, self._version = weights, version
-        self._free = pool.ready * UNITS_PER_MEMBER
+        self._free = dict.fromkeys(pool.ready, UNITS_PER_MEMBER)  # members with a free place; the next one first
+        self._units: dict[Reference, Sequence[Any]] = {}  # of the members' steps, for the tasks that follow
 
-    def start(self, unit: Any, *, alone: bool) -> Step | None:
+    def start(self, unit: Sequence[Any], *, alone: bool) -> Step | None:
         slots = UNITS_PER_MEMBER if alone else 1
-        actor = next((actor for actor in self._free if self._free.count(actor) >= slots), None)
+        actor = next((actor for actor, free in self._free.items() if free >= slots), None)
         if actor is None:
             return None
-        for _ in range(slots):
-            self._free.remove(actor)
-        reference = actor.run.remote(self._function, unit, self._weights, self._version, self._shared)
+        self._release(actor, -slots)
+        reference = actor.run.remote(
+            self._function, self._then_of_member, unit, self._weights, self._version, self._shared
+        )
+        if self._then_of_task is not None:
+            self._units[reference] = unit
         return Step(reference, actor, slots=slots)
+
+    def _release(self, actor: Any, slots: int) -> None:
+        """Change the number of a member's free places, and queue it behind the others."""
+        free = min(self._free.pop(actor, 0) + slots, UNITS_PER_MEMBER)
+        if free > 0:
+            self._free[actor] = free
 
     def follow(self, step: Step) -> Step | None:
         if step.number > 0:
             return None
         if step.worker in self._pool.ready:
-            self._free += [step.worker] * step.slots
-        if self._then is None:
+            self._release(step.worker, step.slots)
+        if self._then_of_task is None:
             return None
         # A reference: what the member made goes from node to node, never through this process.
-        return Step(_continue.remote(self._then, step.reference, self._pool.threads), step.worker, number=1)
+        units = self._units.pop(step.reference)
+        task = _continue.remote(self._then_of_task, units, step.reference, self._shared, self._pool.threads)
+        return Step(task, step.worker, number=1)
 
     def lose(self, step: Step, error: Exception) -> None:
         if isinstance(error, WorkerCrashedError):  # of the task that follows; the member is well
             return
-        self._free = [actor for actor in self._free if actor is not step.worker]
+        self._free.pop(step.worker, None)
         self._pool.doubt(step.worker, error)
 
     def joining(self) -> Sequence[Reference]:
@@ -293,7 +332,7 @@ class _Members(Workers):
     def join(self, reference: Reference) -> None:
         actor = self._pool.welcome(reference)
         if actor is not None:
-            self._free += [actor] * UNITS_PER_MEMBER
+            self._release(actor, UNITS_PER_MEMBER)
 
     def describe(self) -> str:
         return self._pool.describe()

@@ -329,7 +329,8 @@ def _map_scores(
     options |= {"records": records, "settings": settings, "on_lost": name_rows(lambda unit: (records, unit.where))}
     if not in_tasks:
         return pool.map(_judge_scores, slices, judge=judge, **options)
-    return pool.map(_scores, slices, then=partial(_judge_given, records=records, judge=judge), **options)
+    # One row group at a time: its scores are large.
+    return pool.map(_scores, slices, then=_judge_given, then_in_tasks=True, in_chunks=False, judge=judge, **options)
 
 
 def _read(records: Table, unit: Slice) -> pa.Table:
@@ -350,20 +351,27 @@ def _judge_scores(
 
 
 def _scores(
-    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings
-) -> tuple[Slice, list[LikelyScores]]:
-    """The slice and the scores of its images with ground truth."""
+    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
+) -> list[LikelyScores]:
+    """The scores of a slice's images with ground truth."""
     given = [record for record in iter_records(_read(records, unit)) if record.gt_label_map is not None]
-    return unit, [_likely_scores(network, units.image_of(record), settings) for record in given]
+    return [_likely_scores(network, units.image_of(record), settings) for record in given]
 
 
 def _judge_given(
-    found: tuple[Slice, list[LikelyScores]], *, records: Table, judge: Callable[[ScoresOf, pa.Table], R]
-) -> R:
+    slices: Sequence[Slice],
+    scores: Sequence[list[LikelyScores]],
+    *,
+    records: Table,
+    settings: PredictionSettings,
+    judge: Callable[[ScoresOf, pa.Table], R],
+) -> list[R]:
     """In a task: read the rows again, which moves fewer bytes than sending their images."""
-    unit, scores = found
-    rest = iter(scores)
-    return judge(lambda image: next(rest), _read(records, unit))
+    results = []
+    for unit, found in zip(slices, scores, strict=True):
+        rest = iter(found)
+        results.append(judge(lambda image, rest=rest: next(rest), _read(records, unit)))  # type: ignore[misc]
+    return results
 
 
 def _with_crf(

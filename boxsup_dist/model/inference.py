@@ -1,11 +1,13 @@
-"""Prediction of one image: float32 log-probabilities at image size.
+"""Prediction of images: float32 scores at image size.
 
 Images are predicted one at a time, so the scores of an image never depend on the other images of an actor. They are
-the same on every machine of one kind.
+the same on every machine of one kind. The exception is `class_scores` on a GPU, which predicts images of one size
+together: there the last digits depend on the images that it is called with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,58 @@ def predict_log_probs(
     height, width = image.shape[:2]
     logits = network.upsample(network.score_map(image_to_batch(image, device)), height, width)
     return _log_softmax(logits)
+
+
+# Pixels of the images that share a forward pass. A GPU is not busy with one image; 2**21 pixels take 1 GiB in the first
+# layers of VGG-16. On a CPU a pass of several images takes as long per image, and more memory.
+BATCH_PIXELS = {"cpu": 0, "cuda": 2**21}
+
+
+@torch.inference_mode()
+def class_scores(
+    network: SegmentationNetwork,
+    images: Sequence[NDArray[np.uint8]],
+    classes: Sequence[Sequence[int]],
+    *,
+    normalise: bool,
+    batch_pixels: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Scores of some classes of images; the scores of one image are there at a time.
+
+    Args:
+        network: In evaluation mode.
+        images: RGB (H, W, 3), of any size from 1x1.
+        classes: For each image, the classes to return.
+        normalise: Return log-probabilities over all classes. Else logits: their differences are the same, and only the
+            classes that are asked for are brought to the size of the image.
+        batch_pixels: Images of one size share forward passes of at most this many pixels, or are alone; None:
+            BATCH_PIXELS of the device.
+
+    Yields:
+        The index of an image, and float32 (L, H, W) on the network's device; every image once, those of one size
+        together.
+
+    Raises:
+        ValueError: As predict_log_probs.
+    """
+    if network.training:
+        raise ValueError("the network is in training mode: call network.eval() before predicting")
+    device = network.device
+    most = BATCH_PIXELS[device.type] if batch_pixels is None else batch_pixels
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        by_size.setdefault(image.shape, []).append(index)
+    for (height, width, *_), indices in by_size.items():
+        count = max(most // (height * width), 1)
+        for start in range(0, len(indices), count):
+            together = indices[start : start + count]
+            score_map = network.score_map(torch.cat([image_to_batch(images[i], device) for i in together]))
+            for row, index in zip(score_map.split(1), together, strict=True):
+                chosen = list(classes[index])
+                if normalise:
+                    yield index, F.log_softmax(network.upsample(row, height, width), dim=1)[0, chosen]
+                else:
+                    yield index, network.upsample(row[:, chosen], height, width)[0]
 
 
 def _log_softmax(logits: Tensor) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import psutil
@@ -21,7 +22,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group
+from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, choose_row_group, score_row_group
 from boxsup_dist.config import AssignmentSettings, TrainConfig
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.labels import LabelsTable, store_labels
@@ -29,7 +30,7 @@ from boxsup_dist.data.sources import Mixture, Unit
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.units import EVALUATION_COLUMNS, evaluate_unit
-from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.model.inference import class_scores, predict_log_probs
 from boxsup_dist.model.loss import segmentation_loss
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network, parameter_groups
 from boxsup_dist.proposals.build import build_proposals, propose_shard
@@ -123,7 +124,7 @@ def measure_actor(
     proposals: pa.Table,
     device: torch.device,
 ) -> tuple[float, float]:
-    """Seconds per image of an actor that reassigns, and of one that evaluates.
+    """Seconds per image of an actor that reassigns, and of one that evaluates. On a GPU, tasks choose the segments.
 
     Without ground truth the reassignment, with its forward pass, stands for the evaluation.
     """
@@ -132,8 +133,10 @@ def measure_actor(
         return predict_log_probs(network, image, device)
 
     def assign() -> None:
-        boxes = records.select(RECORD_COLUMNS)
-        assign_row_group(log_probs, boxes, proposals, assignment, seed=0, epoch=assignment.warmup_epochs)
+        rows = records.select(RECORD_COLUMNS), proposals
+        sums = score_row_group(partial(class_scores, network, normalise=assignment.form == "image"), *rows, assignment)
+        if device.type != "cuda":
+            choose_row_group(sums, *rows, assignment, seed=0, epoch=assignment.warmup_epochs)
 
     def evaluate() -> None:
         evaluate_unit(lambda image: log_probs(image).argmax(0), with_mask, network.spec.num_classes)

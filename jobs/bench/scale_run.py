@@ -110,5 +110,5 @@ def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any],
             weights=weights,
             epoch=mixture.assignment.warmup_epochs,  # the first epoch that asks the network
             uri=uri,
-            on_progress=lambda done, _: meter.advance(sizes[done - 1]),
+            on_progress=meter.advance_to(sizes),
         )

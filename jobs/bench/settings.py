@@ -129,9 +129,45 @@ class Stream:
     """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
 
+@dataclass(frozen=True)
+class Reassign:
+    """Size of the measurement, what to read, and where to write."""
+
+    out: str = "runs/bench_reassign"
+    """Folder of summary.json and of tables, which the next call uses again."""
+    voc_root: str | None = None
+    """VOC: year folder (VOCdevkit/VOC2012) of the images to measure on. Not set: synthetic images."""
+    split: str = "train"
+    """List of images in ImageSets/Segmentation of voc_root."""
+    num_images: int = 64
+    """Images of the synthetic set."""
+    forward_ms: float = 30.0
+    """How long the sleeping member takes for the forward pass of an image."""
+    network: str = "timm:tf_efficientnet_lite0"
+    """The real network, with random weights."""
+    oracle_images: int = 8
+    """Images, the first of the table, whose labels are compared with the oracle's."""
+    num_units: int = 8400
+    """Units to dispatch; 8,400 of 16 images are COCO and VOC."""
+    num_members: int = 512
+    """Logical members that they are dispatched to."""
+    rounds: int = 5
+    """How often the ways take turns; the median counts."""
+    bench_table: str | None = None
+    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        for name in ("num_images", "forward_ms", "oracle_images", "num_units", "num_members", "rounds"):
+            value = getattr(self, name)
+            if value <= 0:
+                raise SettingError("a setting is out of range", field=name, value=value, expected="> 0")
+
+
 MEASUREMENTS: dict[str, type] = {
     "epoch": Epoch,
     "stream": Stream,
+    "reassign": Reassign,
     "actors": Actors,
     "crf": Crf,
     "memory": Memory,

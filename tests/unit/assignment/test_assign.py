@@ -15,7 +15,7 @@ from boxsup_dist.data.images import decode_image, encode_png
 from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import LABELS, Record, proposals_from_table, proposals_to_table, records_to_table
 from boxsup_dist.runs.recipes import RECIPES
-from tests.random_proposals import random_proposals
+from tests.random_proposals import areas_in, random_proposals
 
 NUM_CLASSES, HEIGHT, WIDTH = 4, 18, 24
 PAPER = AssignmentSettings()
@@ -88,7 +88,7 @@ def order_of(costs, proposals, box, settings):
     if settings.consensus_temperature is None:
         return by_cost(costs, settings.regression_weight)
     weights = {"regression_weight": settings.regression_weight, "temperature": settings.consensus_temperature}
-    return find_consensus(costs, proposals, box, **weights).order
+    return find_consensus(costs, proposals, areas_in(proposals, box), **weights).order
 
 
 @pytest.mark.parametrize("settings", [PAPER, MINI, replace(PAPER, box_margin=0.0)], ids=["paper", "mini", "clip"])

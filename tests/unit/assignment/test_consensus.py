@@ -10,7 +10,7 @@ from boxsup_dist.assignment.cost import BoxCosts
 from boxsup_dist.assignment.select import by_cost
 from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import Proposals
-from tests.random_proposals import random_proposals
+from tests.random_proposals import areas_in, random_proposals
 
 BOX = np.array([4.0, 3.0, 30.0, 25.0])
 
@@ -38,11 +38,15 @@ def random_case(seed: int, num_proposals: int) -> tuple[BoxCosts, Proposals]:
     return BoxCosts(candidates, rng.random(len(candidates)), rng.normal(size=len(candidates))), proposals
 
 
+def areas(proposals):
+    return areas_in(proposals, BOX)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_order_is_that_of_drawn_masks(seed, temperature):
     costs, proposals = random_case(seed, 40)
-    order = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=temperature).order
+    order = find_consensus(costs, proposals, areas(proposals), regression_weight=0.5, temperature=temperature).order
     expected = drawn_agreement(costs, proposals, BOX, 0.5, temperature)
     assert sorted(order.tolist()) == sorted(expected)
     agreement = np.array([expected[v] for v in order.tolist()])
@@ -51,7 +55,7 @@ def test_order_is_that_of_drawn_masks(seed, temperature):
 
 def test_a_cold_consensus_is_the_cheapest_candidate():
     costs, proposals = random_case(0, 40)
-    order = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=1e-6).order
+    order = find_consensus(costs, proposals, areas(proposals), regression_weight=0.5, temperature=1e-6).order
     cheapest = by_cost(costs, 0.5)[0]
     expected = drawn_agreement(costs, proposals, BOX, 0.5, 1e-6)
     assert expected[int(order[0])] == pytest.approx(expected[int(cheapest)])
@@ -59,21 +63,21 @@ def test_a_cold_consensus_is_the_cheapest_candidate():
 
 def test_only_the_cheapest_vote():
     costs, proposals = random_case(1, 3 * NUM_VOTERS)
-    order = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=0.1).order
+    order = find_consensus(costs, proposals, areas(proposals), regression_weight=0.5, temperature=0.1).order
     assert sorted(order.tolist()) == sorted(by_cost(costs, 0.5)[:NUM_VOTERS].tolist())
 
 
 def test_no_candidate_gives_an_empty_order():
     _, proposals = random_case(2, 10)
     none = BoxCosts(np.empty(0, np.int64), np.empty(0), np.empty(0))
-    found = find_consensus(none, proposals, BOX, regression_weight=1.0, temperature=0.1)
+    found = find_consensus(none, proposals, areas(proposals), regression_weight=1.0, temperature=0.1)
     assert len(found.order) == 0 and len(find_undecided(found.probability, np.empty(0, np.uint16), 0.15)) == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_probabilities_are_the_mean_of_drawn_masks(seed):
     costs, proposals = random_case(seed, 40)
-    found = find_consensus(costs, proposals, BOX, regression_weight=0.5, temperature=0.2)
+    found = find_consensus(costs, proposals, areas(proposals), regression_weight=0.5, temperature=0.2)
     x0, y0, x1, y1 = pixel_box(BOX, *proposals.superpixels.shape)
     total = costs.total(0.5)
     weights = np.exp(-(total - total.min()) / 0.2)

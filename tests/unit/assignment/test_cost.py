@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from boxsup_dist.assignment.cost import BoxCosts, box_iou, candidate_costs
 from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.select import by_cost, choose
+from boxsup_dist.assignment.sums import reduce_scores, select_scores
+from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.schema import Proposals
 from boxsup_dist.model.inference import predict_log_probs
 from tests.networks import build_network
@@ -20,6 +22,14 @@ FORMS = [
     for margin in (None, 0.0, 0.25)
 ]
 forms = pytest.mark.parametrize("options", FORMS, ids=lambda o: "-".join(str(v) for v in o.values()))
+
+
+def costs_of(proposals, boxes, class_ids, log_probs, *, rank_weight=0.0, **form) -> list[BoxCosts]:
+    """Both halves: the sums, and the costs from them."""
+    scores = None if log_probs is None else select_scores(log_probs, class_ids)
+    maps = proposals.superpixels, proposals.num_superpixels
+    sums = reduce_scores(scores, *maps, boxes, class_ids, AssignmentSettings(**form))
+    return candidate_costs(proposals, boxes, sums, rank_weight=rank_weight)
 
 
 def random_log_probs(rng: np.random.Generator, height: int, width: int, spread: float = 3.0) -> np.ndarray:
@@ -74,7 +84,7 @@ def test_costs_and_choices_equal_the_oracles(
     boxes = random_boxes(rng, height, width, 3)
     class_ids = rng.integers(1, NUM_CLASSES, len(boxes))
     log_probs = random_log_probs(rng, height, width)
-    fast = candidate_costs(proposals, boxes, class_ids, log_probs, **options)
+    fast = costs_of(proposals, boxes, class_ids, log_probs, **options)
     slow = oracle_costs(proposals, boxes, class_ids, log_probs, **options)
     assert_same(fast, slow)
     for k in range(len(boxes)):
@@ -88,7 +98,7 @@ def test_one_pixel_image(options):
     proposals = proposals_of(np.zeros((1, 1), np.uint16), 1, [np.array([0])])
     log_probs = random_log_probs(np.random.default_rng(0), 1, 1)
     boxes, class_ids = np.array([[0, 0, 1, 1]], np.float32), np.array([2])
-    found = candidate_costs(proposals, boxes, class_ids, log_probs, **options)
+    found = costs_of(proposals, boxes, class_ids, log_probs, **options)
     assert_same(found, oracle_costs(proposals, boxes, class_ids, log_probs, **options))
     assert found[0].overlap.tolist() == [0.0]
 
@@ -100,7 +110,7 @@ def test_a_box_that_meets_no_proposal_has_no_candidate(options):
     proposals = proposals_of(superpixels, 2, [np.array([0])])
     boxes = np.array([[6, 1, 9, 4], [5, 0, 10, 8], [4.5, 0, 10, 8]], np.float32)
     log_probs = random_log_probs(np.random.default_rng(0), 8, 10)
-    found = candidate_costs(proposals, boxes, np.array([1, 2, 3]), log_probs, **options)
+    found = costs_of(proposals, boxes, np.array([1, 2, 3]), log_probs, **options)
     assert [len(costs.candidates) for costs in found] == [0, 0, 1]
     assert_same(found, oracle_costs(proposals, boxes, np.array([1, 2, 3]), log_probs, **options))
 
@@ -110,11 +120,11 @@ def test_no_proposals_and_no_boxes(options):
     none = proposals_of(np.zeros((4, 5), np.uint16), 1, [])
     log_probs = random_log_probs(np.random.default_rng(0), 4, 5)
     boxes = np.array([[0, 0, 3, 3], [1, 1, 2, 2]], np.float32)
-    found = candidate_costs(none, boxes, np.array([1, 1]), log_probs, **options)
+    found = costs_of(none, boxes, np.array([1, 1]), log_probs, **options)
     assert [len(costs.candidates) for costs in found] == [0, 0]
     some = random_proposals(np.random.default_rng(0), 4, 5)
     no_boxes = np.empty((0, 4), np.float32)
-    assert candidate_costs(some, no_boxes, np.empty(0, int), log_probs, **options) == []
+    assert costs_of(some, no_boxes, np.empty(0, int), log_probs, **options) == []
 
 
 @forms
@@ -123,7 +133,7 @@ def test_without_a_network_the_overlap_alone_counts(options):
     proposals = random_proposals(rng, 20, 25)
     boxes = random_boxes(rng, 20, 25, 4)
     class_ids = rng.integers(1, NUM_CLASSES, len(boxes))
-    found = candidate_costs(proposals, boxes, class_ids, None, **options)
+    found = costs_of(proposals, boxes, class_ids, None, **options)
     assert_same(found, oracle_costs(proposals, boxes, class_ids, None, **options))
     assert all((costs.regression == 0).all() for costs in found)
 
@@ -136,7 +146,7 @@ def test_a_uniform_network_orders_candidates_by_overlap_and_rank(options):
     class_ids = rng.integers(1, NUM_CLASSES, len(boxes))
     uniform = np.full((NUM_CLASSES, 20, 25), -np.log(NUM_CLASSES), np.float32)
     constant = np.log(NUM_CLASSES) if options["form"] == "image" else 0.0
-    for costs in candidate_costs(proposals, boxes, class_ids, uniform, **options):
+    for costs in costs_of(proposals, boxes, class_ids, uniform, **options):
         np.testing.assert_allclose(costs.regression, constant, rtol=1e-6, atol=1e-12)
         by_cost = np.argsort(np.round(costs.total(3.0), 9), kind="stable")
         assert (by_cost == np.argsort(np.round(costs.overlap + costs.prior, 9), kind="stable")).all()
@@ -161,8 +171,8 @@ def test_superpixel_numbers_carry_no_meaning(options):
     boxes, log_probs = random_boxes(rng, 15, 20, 4), random_log_probs(rng, 15, 20)
     class_ids = rng.integers(1, NUM_CLASSES, len(boxes))
     assert_same(
-        candidate_costs(renamed, boxes, class_ids, log_probs, **options),
-        candidate_costs(proposals, boxes, class_ids, log_probs, **options),
+        costs_of(renamed, boxes, class_ids, log_probs, **options),
+        costs_of(proposals, boxes, class_ids, log_probs, **options),
     )
 
 
@@ -171,9 +181,9 @@ def test_boxes_are_scored_each_on_its_own(options):
     rng = np.random.default_rng(6)
     proposals, boxes = random_proposals(rng, 15, 20), random_boxes(rng, 15, 20, 4)
     class_ids, log_probs = rng.integers(1, NUM_CLASSES, len(boxes)), random_log_probs(rng, 15, 20)
-    together = candidate_costs(proposals, boxes, class_ids, log_probs, **options)
+    together = costs_of(proposals, boxes, class_ids, log_probs, **options)
     for k, costs in enumerate(together):
-        alone = candidate_costs(proposals, boxes[k : k + 1], class_ids[k : k + 1], log_probs, **options)
+        alone = costs_of(proposals, boxes[k : k + 1], class_ids[k : k + 1], log_probs, **options)
         assert_same(alone, [costs])
 
 
@@ -192,7 +202,7 @@ def test_a_network_that_sees_the_object_makes_the_object_cheapest(options):
     log_probs = np.full((NUM_CLASSES, 8, 8), np.log(0.01), np.float32)
     seen = np.isin(proposals.superpixels, (1, 2))
     log_probs[0], log_probs[3] = np.log(np.where(seen, 0.04, 0.93)), np.log(np.where(seen, 0.93, 0.04))
-    (costs,) = candidate_costs(proposals, box, np.array([3]), log_probs, **options)
+    (costs,) = costs_of(proposals, box, np.array([3]), log_probs, **options)
     assert costs.total(3.0).argmin() == 1
 
 
@@ -204,7 +214,7 @@ def test_only_the_literal_form_drifts_to_small_segments_under_a_timid_network():
     log_probs[0], log_probs[3] = np.log(np.where(seen, 0.96, 0.99)), np.log(np.where(seen, 0.03, 1e-3))
     cheapest = {}
     for form in ("image", "centred"):
-        (costs,) = candidate_costs(proposals, box, np.array([3]), log_probs, form=form, box_margin=None)
+        (costs,) = costs_of(proposals, box, np.array([3]), log_probs, form=form, box_margin=None)
         cheapest[form] = int(costs.total(3.0).argmin())
     assert cheapest == {"image": 0, "centred": 1}
 
@@ -218,8 +228,8 @@ def test_the_centred_form_does_not_see_a_bias_of_the_network():
     for margin in (None, 0.0):
         options = {"form": "centred", "box_margin": margin}
         for a, b in zip(
-            candidate_costs(proposals, boxes, class_ids, log_probs, **options),
-            candidate_costs(proposals, boxes, class_ids, biased, **options),
+            costs_of(proposals, boxes, class_ids, log_probs, **options),
+            costs_of(proposals, boxes, class_ids, biased, **options),
             strict=True,
         ):
             np.testing.assert_allclose(a.regression, b.regression, atol=1e-9)
@@ -233,7 +243,7 @@ def test_inputs_are_not_changed():
     for array in arrays:
         array.setflags(write=False)
     for options in FORMS:
-        candidate_costs(proposals, boxes, class_ids, log_probs, **options)
+        costs_of(proposals, boxes, class_ids, log_probs, **options)
 
 
 @pytest.mark.parametrize(

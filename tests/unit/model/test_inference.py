@@ -9,7 +9,13 @@ import torch
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model.grids import CellGrid
-from boxsup_dist.model.inference import average_log_probs, predict_label_map, predict_log_probs, predict_probs
+from boxsup_dist.model.inference import (
+    average_log_probs,
+    class_scores,
+    predict_label_map,
+    predict_log_probs,
+    predict_probs,
+)
 from boxsup_dist.model.networks import SegmentationNetwork
 from tests import networks
 from tests.networks import build_network
@@ -164,3 +170,32 @@ def test_the_crf_decides_last(network):
 def test_settings_that_cannot_work_are_refused(bad):
     with pytest.raises(SettingError):
         PredictionSettings(**bad).check()
+
+
+SIZES = [(40, 50), (33, 32), (40, 50), (1, 1), (40, 50), (33, 32)]
+CLASSES = [[0, 2], [0, 1, 4], [0], [0, 3], [0, 1], [0, 2, 3]]
+
+
+@pytest.mark.parametrize("batch_pixels", [0, 2 * 40 * 50, 2**21])
+def test_scores_of_some_classes_are_those_of_the_image_alone(network, batch_pixels):
+    """Images of one size share a pass, in fixed groups; other images of the unit change nothing but the last digits."""
+    pictures = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8) for i, size in enumerate(SIZES)]
+    for normalise in (True, False):
+        options = {"normalise": normalise, "batch_pixels": batch_pixels}
+        found = dict(class_scores(network, pictures, CLASSES, **options))
+        again = dict(class_scores(network, pictures, CLASSES, **options))
+        assert sorted(found) == list(range(len(pictures)))
+        for i, picture in enumerate(pictures):
+            expected = predict_log_probs(network, picture)[CLASSES[i]]
+            scores = found[i].numpy()
+            assert np.array_equal(scores, again[i].numpy()) and scores.shape == expected.shape
+            if normalise:
+                np.testing.assert_allclose(scores, expected, atol=1e-5)
+                assert batch_pixels or np.array_equal(scores, expected)  # alone: bit by bit
+            np.testing.assert_allclose(scores - scores[0], expected - expected[0], atol=1e-5)
+
+
+def test_scores_of_no_image_and_of_a_network_in_training(network):
+    assert list(class_scores(network, [], [], normalise=True)) == []
+    with pytest.raises(ValueError, match="training mode"):
+        next(class_scores(build_network("timm:test_resnet", 5, weights="none"), [image(4, 4)], [[0]], normalise=True))
