@@ -216,6 +216,16 @@ def compute_gradients(
     return gradients
 
 
+def make_repeatable(device: torch.device) -> None:
+    """Let two runs give the same bits on one kind of device: timing chooses no convolution, and none adds atomically.
+
+    `model/grids.py` does the same for the upsampling.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+
 def training_precision(device: torch.device) -> torch.dtype | None:
     """What a train worker computes in on this device: bfloat16 on a GPU, else float32."""
     return torch.bfloat16 if device.type == "cuda" else None

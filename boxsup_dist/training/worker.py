@@ -34,6 +34,7 @@ from boxsup_dist.training.step import (
     Placer,
     StepSums,
     compute_gradients,
+    make_repeatable,
     placed_ahead,
     training_precision,
 )
@@ -90,6 +91,7 @@ class TrainWorker:
         torch.set_num_threads(config.resources.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
+        make_repeatable(self.device)
         self.placer = Placer(self.device)
         spec = network_spec(config.network, num_classes=len(mixture.sources[0].records.classes))
         start, random_fc = ("none", False) if resumes else (config.network.weights, config.network.random_fc)
