@@ -13,6 +13,9 @@ this (`placed_ahead`).
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
+from boxsup_dist.errors import SettingError
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
 
 FOREGROUND_GRID_PX = 8  # foreground is counted on every 8th pixel of every 8th row: enough for its share
@@ -224,6 +228,21 @@ def make_repeatable(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+
+
+def check_compiler() -> None:
+    """Check that this machine can compile the step.
+
+    Raises:
+        SettingError: It has no C++ compiler.
+    """
+    if not any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
+        raise SettingError(
+            f"the machine {platform.node()} has no C++ compiler, which torch.compile needs",
+            field="resources.compile",
+            value=True,
+            expected="g++ or clang++ on every node; or leave the setting out",
+        )
 
 
 def training_precision(device: torch.device) -> torch.dtype | None:

@@ -33,6 +33,7 @@ from boxsup_dist.training.step import (
     Gradients,
     Placer,
     StepSums,
+    check_compiler,
     compute_gradients,
     make_repeatable,
     placed_ahead,
@@ -92,6 +93,8 @@ class TrainWorker:
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
         make_repeatable(self.device)
+        if config.resources.compile:
+            check_compiler()
         self.placer = Placer(self.device)
         spec = network_spec(config.network, num_classes=len(mixture.sources[0].records.classes))
         start, random_fc = ("none", False) if resumes else (config.network.weights, config.network.random_fc)

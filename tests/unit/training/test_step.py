@@ -14,9 +14,17 @@ import torch
 import torch.distributed as dist
 
 from boxsup_dist.data.schema import IGNORE_INDEX
+from boxsup_dist.errors import SettingError
 from boxsup_dist.model.loss import expected_labels
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.training.step import DeviceBatch, Placer, StepSums, compute_gradients, placed_ahead
+from boxsup_dist.training.step import (
+    DeviceBatch,
+    Placer,
+    StepSums,
+    check_compiler,
+    compute_gradients,
+    placed_ahead,
+)
 from tests.distributed import tiny
 
 SIZE_PX = 65
@@ -142,3 +150,11 @@ def test_an_error_of_the_stream_reaches_the_step_and_the_thread_ends():
     while threading.active_count() > threads and time.monotonic() < end:
         time.sleep(0.01)
     assert threading.active_count() == threads
+
+
+def test_a_machine_without_a_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
+    check_compiler()
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SettingError, match=r"has no C\+\+ compiler.*field: resources.compile; found: True"):
+        check_compiler()

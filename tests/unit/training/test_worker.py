@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
+import ray.train.collective
+import ray.train.torch
 import torch
 
 from boxsup_dist.data.schema import IGNORE_INDEX
@@ -122,3 +125,20 @@ def test_the_average_starts_at_the_first_weights_and_follows_them(worker: TrainW
     average = {name: value for name, value in worker.assigning_weights().items() if name in expected}
     torch.testing.assert_close(average, expected)
     assert not torch.equal(expected["score.bias"], worker.weights()["score.bias"])
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_the_network_is_compiled_if_the_setting_says_so(
+    worker: TrainWorker, monkeypatch: pytest.MonkeyPatch, compiles: bool
+):
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda call: compiled.append(call) or call)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray.train.collective, "broadcast_from_rank_zero", lambda value: value)
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda network, parallel_strategy_kwargs: network)
+    resources = replace(worker.config.resources, compile=compiles)
+    worker.config = replace(worker.config, resources=resources)
+    worker.wrap()
+    assert compiled == [worker.network._call_impl] * compiles
+    step(worker, batch(0, label_map()), 1)
+    assert worker.totals.images == 1
