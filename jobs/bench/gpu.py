@@ -64,9 +64,9 @@ class Way:
         torch.backends.cudnn.conv.fp32_precision = "tf32" if self.tf32 else "ieee"
 
 
-FP32, BF16 = Way("fp32"), Way("bf16", torch.bfloat16)
+FP32, TF32, BF16 = Way("fp32"), Way("tf32", tf32=True), Way("bf16", torch.bfloat16)
 COMPILED = Way("bf16 compiled", torch.bfloat16, compiled=True)
-WAYS = (FP32, Way("tf32", tf32=True), BF16, COMPILED)
+WAYS = (FP32, TF32, BF16, COMPILED)
 
 
 def main(settings: Gpu) -> None:
@@ -155,7 +155,7 @@ class Bench:
             self.against_no_reads(),
             self.waits(),
             self.same_bits(),
-            self.labels(),
+            *self.labels(),
             self.forward(),
             self.largest_batch(),
         ]
@@ -206,14 +206,17 @@ class Bench:
         same = all(torch.equal(first, second) for first, second in zip(*states, strict=True))
         return row(f"{self.name}, same bits twice", "(1: yes)", [float(same)], 1.0)
 
-    def labels(self) -> dict[str, Any]:
-        """Share of pixels whose likeliest class is the CPU's, in float32 without TF32."""
-        FP32.prepare()
+    def labels(self) -> list[dict[str, Any]]:
+        """Share of pixels whose likeliest class is the CPU's: in float32, and in TF32, in which actors convolve."""
         image, network = self.batch[0][0], deepcopy(self.network).eval()
         expected = predict_log_probs(network, image).argmax(0)
-        found = predict_log_probs(network.to(self.device), image, self.device).argmax(0)
-        name = f"{self.name}, class as on the CPU"
-        return row(name, "of the pixels", [float((found == expected).mean())], GOAL_LABELS)
+        network.to(self.device)
+        shares = {}
+        for way in (FP32, TF32):
+            way.prepare()
+            shares[way] = float((predict_log_probs(network, image, self.device).argmax(0) == expected).mean())
+        name, unit = f"{self.name}, class as on the CPU", "of the pixels"
+        return [row(name, unit, [shares[FP32]], GOAL_LABELS), reading(f"{name}, tf32", unit, [shares[TF32]])]
 
     def forward(self) -> dict[str, Any]:
         """Images/s of an actor's forward pass, with the copy of the scores to the host."""

@@ -146,6 +146,10 @@ class Step:
     bench_table: str | None = None
     """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        _check_positive(self, "crop_px", "batch_images", "num_steps", "rounds")
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -172,11 +176,13 @@ class Gpu:
 
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
-        for name in ("crop_px", "batch_images", "rounds", "most_images"):
-            if getattr(self, name) < 1:
-                raise SettingError("a setting is out of range", field=name, value=getattr(self, name), expected=">= 1")
-        if not 0 < self.seconds <= 60:
-            raise SettingError("a setting is out of range", field="seconds", value=self.seconds, expected="0 to 60")
+        _check_positive(self, "crop_px", "batch_images", "seconds", "rounds", "most_images")
+
+
+def _check_positive(settings: Step | Gpu, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise SettingError("a setting is out of range", field=name, value=getattr(settings, name), expected="> 0")
 
 
 MEASUREMENTS: dict[str, type] = {

@@ -52,6 +52,7 @@ NUM_IMAGES = 4  # of the table that names the classes; the batches are random
 
 def main(settings: Step) -> None:
     """Measure both rows, write OUT/summary.json and print them."""
+    settings.check()
     out = storage.absolute(settings.out)
     session.start()
     root = write_synthetic(storage.join(out, "devkit"), NUM_IMAGES, 1)
