@@ -44,6 +44,9 @@ class ResourceSettings:
     """Torch threads of an actor. Sums differ in their last digits with it, so it is not fitted to the machine."""
     stream_tasks_per_worker: int = 2
     """Data tasks that work at the same time for one train worker."""
+    compile: bool = False
+    """Compile the network of the train workers by torch.compile: faster steps on a GPU after a first step of minutes.
+    Losses differ in their last digits with it. Needs a C++ compiler on every node."""
     max_failures: int = 3
     """How often a lost train worker is replaced before the run stops."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class CellGrid:
         """As Grid."""
         extra = 0 if self.patches else 1
         size = [(cells - extra) * self.stride + extra for cells in score_map.shape[2:]]
-        full = F.interpolate(score_map.float(), size=size, mode="bilinear", align_corners=not self.patches)
+        full = bilinear(score_map.float(), size, align_corners=not self.patches)
         return full[:, :, :height, :width]
 
 
@@ -78,5 +79,24 @@ class FcnGrid:
     def upsample(self, score_map: Tensor, height: int, width: int) -> Tensor:
         """As Grid; scores fade outside the cells of fc6 (up to 13 pixels from a border), as in the deconvolution."""
         bordered = F.pad(score_map.float(), (1, 1, 1, 1))
-        full = F.interpolate(bordered, scale_factor=self.stride, mode="bilinear", align_corners=False)
+        full = bilinear(bordered, [cells * self.stride for cells in bordered.shape[2:]], align_corners=False)
         return full[:, :, 35 : 35 + height, 35 : 35 + width]
+
+
+def bilinear(scores: Tensor, size: list[int], *, align_corners: bool) -> Tensor:
+    """Upsample float32 scores (N, C, h, w) to `size`. A GPU's gradients have the same bits in every run."""
+    if scores.is_cuda:
+        return bilinear_products(scores, size, align_corners=align_corners)
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def bilinear_products(scores: Tensor, size: list[int], *, align_corners: bool) -> Tensor:
+    """`bilinear` as two products with matrices of weights; the gradient of F.interpolate on a GPU adds atomically."""
+    rows, columns = (
+        F.interpolate(torch.eye(cells, device=scores.device)[None], length, mode="linear", align_corners=align_corners)[
+            0
+        ]
+        for cells, length in zip(scores.shape[2:], size, strict=True)
+    )
+    with torch.autocast(scores.device.type, enabled=False):
+        return rows.T @ (scores @ columns)

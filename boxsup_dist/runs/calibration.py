@@ -31,7 +31,6 @@ from boxsup_dist.distributed import session
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.units import EVALUATION_COLUMNS, evaluate_unit
 from boxsup_dist.model.inference import class_scores, predict_log_probs
-from boxsup_dist.model.loss import segmentation_loss
 from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, build_network, parameter_groups
 from boxsup_dist.proposals.build import build_proposals, propose_shard
 from boxsup_dist.proposals.methods import find_method
@@ -43,6 +42,7 @@ from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.planning import Rates
 from boxsup_dist.training.optimizer import make_optimizer
 from boxsup_dist.training.order import Slice
+from boxsup_dist.training.step import Placer, compute_gradients, training_precision
 from boxsup_dist.training.stream import load_slice
 
 MIN_STEPS = 2
@@ -193,20 +193,18 @@ def measure_training(
     seconds: float,
     device: torch.device,
 ) -> Trained:
-    """Train on one batch for `seconds`, as training.worker does; from random weights, whose steps take as long."""
+    """Train on one batch for `seconds`, by training.step as workers do. Random weights: their steps take as long."""
     options = config.optimizer
     network = build_network(spec, "none").to(device).to(memory_format=torch.channels_last)
     groups = parameter_groups(network, options)
     optimizer = make_optimizer(groups, options)
     process_bytes = float(psutil.Process().memory_info().rss)
 
+    placer, precision = Placer(device), training_precision(device)
+
     def step() -> None:
-        batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = network(batch)
-        loss_sum, weight_sum = segmentation_loss(logits, torch.from_numpy(label_maps).to(device))
         optimizer.zero_grad(set_to_none=True)
-        (loss_sum / weight_sum.clamp(min=1)).backward()  # type: ignore[no-untyped-call]
+        compute_gradients(network, placer.place(images, label_maps), precision=precision).sums()
         optimizer.step()
 
     network.train()

@@ -22,6 +22,15 @@ from boxsup_dist.errors import InputError, LostWorkError
 from boxsup_dist.io import remote
 from boxsup_dist.training.loop import Coordinator, train_loop
 
+# Of train workers on GPUs. NCCL's watchdog ends a worker whose peer hangs, a monitor ends one whose watchdog hangs, and
+# the last collectives of each rank are written to files. The defaults differ between versions of torch.
+NCCL_WATCH = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    "TORCH_NCCL_ENABLE_MONITORING": "1",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_FR_DUMP_TEMP_FILE": "/tmp/boxsup-nccl-rank-",
+}
 GROUP_SPARE_S = 60.0  # that workers wait for each other beyond the time in which one of them may wait for a store
 FEWER = "resources.num_actors, resources.stream_tasks_per_worker or resources.num_workers"
 
@@ -144,6 +153,7 @@ def _launch_once(
             name=uuid.uuid4().hex,
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            worker_runtime_env={"env_vars": NCCL_WATCH} if resources.gpus_per_worker else None,
             callbacks=[] if report is None else [_ReportEndedWorkers(report)],  # type: ignore[list-item]  # as above
         )
         # A worker whose message Ray lost in a broken network never comes: the others wait for it no longer than for a

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -15,24 +16,33 @@ import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import LabelsTable, check_named
-from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.errors import CheckpointError, InputError, NonFiniteLossError, RecordError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.model.loss import expected_labels, segmentation_loss
 from boxsup_dist.model.networks import network_spec, parameter_groups
 from boxsup_dist.model.transfer import start_network
 from boxsup_dist.randomness import derive_seed
 from boxsup_dist.training.optimizer import lr_factor, make_optimizer
 from boxsup_dist.training.order import EpochOrder, order_epoch
+from boxsup_dist.training.step import (
+    DeviceBatch,
+    Gradients,
+    Placer,
+    StepSums,
+    check_compiler,
+    compute_gradients,
+    make_repeatable,
+    placed_ahead,
+    training_precision,
+)
 from boxsup_dist.training.stream import Batch, worker_batches
 
-FOREGROUND_GRID_PX = 8  # foreground is counted on every 8th pixel of every 8th row: enough for its share
 StateDict = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,6 +58,15 @@ class EpochTotals:
     waited_s: float = 0.0  # of this worker for its stream, without the first batch
     first_batch_s: float = 0.0
     steps_s: float = 0.0
+
+    def add(self, sums: StepSums) -> None:
+        """Count one step."""
+        self.loss += sums.loss
+        self.weights += sums.weights
+        self.foreground += sums.foreground
+        self.label_foreground += sums.label_foreground
+        self.counted += sums.counted
+        self.images += sums.images
 
     def metrics(self) -> dict[str, float]:
         """Means and speeds for the history."""
@@ -73,16 +92,16 @@ class TrainWorker:
         torch.set_num_threads(config.resources.threads_per_worker)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.device = ray.train.torch.get_device()
+        make_repeatable(self.device)
+        if config.resources.compile:
+            check_compiler()
+        self.placer = Placer(self.device)
         spec = network_spec(config.network, num_classes=len(mixture.sources[0].records.classes))
         start, random_fc = ("none", False) if resumes else (config.network.weights, config.network.random_fc)
         self.network = start_network(spec, start, random_fc=random_fc)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(parameter_groups(self.network, config.optimizer), config.optimizer)
-        decay = config.assignment.average_decay
-        self.average: AveragedModel | None = None
-        if decay is not None:
-            multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # untyped in torch 2.14
-            self.average = AveragedModel(self.network, multi_avg_fn=multi_avg_fn)
+        self.average = None if config.assignment.average_decay is None else deepcopy(self.network)
         weights = mixture.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=self.device)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -111,8 +130,11 @@ class TrainWorker:
         # One reference for all ranks and epochs, in a list, because Ray replaces a bare reference by its object.
         mixture = [ray.put(self.mixture)] if self.rank == 0 else None
         self.shared = ray.train.collective.broadcast_from_rank_zero(mixture)
-        # Batch norms are frozen, so there are no buffers to broadcast.
-        self.model = ray.train.torch.prepare_model(self.network, parallel_strategy_kwargs={"broadcast_buffers": False})
+        # Batch norms are frozen, so there are no buffers to broadcast. Gradients live in the buckets that DDP sends.
+        ddp = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        self.model = ray.train.torch.prepare_model(self.network, parallel_strategy_kwargs=ddp)
+        if self.config.resources.compile:
+            self.model.compile()
 
     def restore(self, uri: str | None) -> None:
         """Load weights, optimizer and position from the checkpoint at `uri`; None starts from the beginning.
@@ -138,8 +160,7 @@ class TrainWorker:
                 value=str(error),
             ) from None
         if self.average is not None:
-            self.average.module.load_state_dict(state.training["average"])
-            self.average.n_averaged.fill_(1)  # at 0 the next update would copy the network instead of averaging
+            self.average.load_state_dict(state.training["average"])
         self.epoch, self.step = state.epoch, state.step
         self.totals = EpochTotals(**state.training["totals"])
         self.bad_records = dict(state.training.get("bad_records", {}))
@@ -150,7 +171,7 @@ class TrainWorker:
 
     def assigning_weights(self) -> StateDict:
         """The weights that choose segments: with assignment.average_decay their average, else the newest."""
-        return self.weights() if self.average is None else _state_on_cpu(self.average.module)
+        return self.weights() if self.average is None else _state_on_cpu(self.average)
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the network; `restore` reads it."""
@@ -207,9 +228,10 @@ class TrainWorker:
             InputError: On all ranks: a batch failed, no pixel had a label, or the weights are not finite.
         """
         self.network.train()
-        for batch in _timed(batches, self.totals):
+        placed = placed_ahead(batches, self.place, ahead=self.device.type != "cpu")
+        for batch, on_device in _timed(placed, self.totals):
             started = time.perf_counter()
-            self.train_step(batch, num_steps)
+            self.train_step(batch, on_device, num_steps)
             self.totals.steps_s += time.perf_counter() - started
             self.step = batch.step + 1
             on_step(self.totals, num_steps)
@@ -240,11 +262,19 @@ class TrainWorker:
         """Go to the beginning of the next epoch."""
         self.epoch, self.step, self.totals = self.epoch + 1, 0, EpochTotals()
 
-    def train_step(self, batch: Batch, num_steps: int) -> None:
-        """Forward, backward and update on one global batch.
+    def place(self, batch: Batch) -> DeviceBatch:
+        """Start to copy a batch to the device; a batch without images is one ignored image."""
+        if batch.images is None or batch.label_maps is None:
+            return self.placer.empty(self.config.augment.crop_height_px, self.config.augment.crop_width_px)
+        return self.placer.place(batch.images, batch.label_maps, batch.is_em)
 
-        The loss is summed over the valid pixels of all ranks and divided once by the sum of their weights: it does not
-        depend on how the batch is divided among the ranks.
+    def train_step(self, batch: Batch, on_device: DeviceBatch, num_steps: int) -> None:
+        """Forward, backward and update on one global batch; `compute_gradients` says how its loss is divided.
+
+        Args:
+            batch: This rank's share.
+            on_device: What `place` made of it.
+            num_steps: Steps of the whole epoch.
 
         Raises:
             NonFiniteLossError: On all ranks, before anything is updated.
@@ -257,55 +287,37 @@ class TrainWorker:
         # Dropout depends only on the position in the run: a resumed run draws the same values as an unbroken run.
         torch.manual_seed(derive_seed(self.config.seed, self.epoch, batch.step, self.rank, "dropout"))
 
-        images, label_maps = self._to_device(batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.model(images)
-        if batch.is_em is not None and batch.is_em.any() and self.epoch >= self.config.assignment.warmup_epochs:
-            is_em = torch.from_numpy(batch.is_em)
-            label_maps[is_em] = expected_labels(logits.detach()[is_em], label_maps[is_em])
-        loss_sum, weight_sum = segmentation_loss(logits, label_maps, self.class_weights)
-        sums = torch.stack(
-            [
-                loss_sum.detach().double(),
-                weight_sum.double(),
-                *_count_foreground(logits.detach(), label_maps),
-                torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
-                torch.tensor(own_error is not None, dtype=torch.float64, device=self.device),
-                torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
-            ]
-        )
-        own_loss = float(sums[0])
-        if self.num_workers > 1:
-            dist.all_reduce(sums)
-        loss, weight, foreground, label_foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
-        if num_errors:
-            raise_together(own_error)
-        if num_bad:
-            self._keep_bad_records(batch)
-        if not np.isfinite(loss):
-            raise self._non_finite(batch, own_loss)
-
         self.optimizer.zero_grad(set_to_none=True)
-        # DDP averages gradients over ranks, hence the factor.
-        (loss_sum * (self.num_workers / max(weight, 1e-9))).backward()
+        gradients = compute_gradients(
+            self.model,
+            on_device,
+            class_weights=self.class_weights,
+            complete_labels=self.epoch >= self.config.assignment.warmup_epochs,
+            num_ranks=self.num_workers,
+            precision=training_precision(self.device),
+            images=len(batch.image_ids),
+            errors=own_error is not None,
+            bad_records=len(batch.bad_records),
+        )
+        sums = gradients.sums()
+        if sums.errors:
+            raise_together(own_error)
+        if sums.bad_records:
+            self._keep_bad_records(batch)
+        if not np.isfinite(sums.loss):
+            raise self._non_finite(batch, gradients)
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        self.totals.loss += loss
-        self.totals.weights += weight
-        self.totals.foreground += foreground
-        self.totals.label_foreground += label_foreground
-        self.totals.counted += counted
-        self.totals.images += images_seen
+        self._update_average(is_first=self.epoch == 0 and batch.step == 0)
+        self.totals.add(sums)
 
-    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 (n, 3, h, w), channels last, and label maps (n, h, w); an empty batch is one ignored image."""
-        if batch.images is None or batch.label_maps is None:
-            size = (self.config.augment.crop_height_px, self.config.augment.crop_width_px)
-            empty = torch.zeros((1, 3, *size), dtype=torch.uint8, device=self.device)
-            return empty, torch.full((1, *size), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
-        images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return images, torch.from_numpy(batch.label_maps).to(self.device, non_blocking=True)
+    def _update_average(self, *, is_first: bool) -> None:
+        """Move the average towards the weights; the first step of a run makes it equal to them."""
+        decay = self.config.assignment.average_decay
+        if self.average is None or decay is None:
+            return
+        # Not torch's AveragedModel: it copies a counter to the device in every step, and the host waits for that.
+        update = get_ema_multi_avg_fn(0.0 if is_first else decay)  # type: ignore[no-untyped-call]  # in torch 2.14
+        update(list(self.average.parameters()), list(self.network.parameters()), None)
 
     def _keep_bad_records(self, batch: Batch) -> None:
         """Collect the bad records of all ranks. RecordError, on all ranks, if the run tolerates fewer."""
@@ -320,9 +332,9 @@ class TrainWorker:
                 expected=f">= {len(self.bad_records)}, or repaired records",
             )
 
-    def _non_finite(self, batch: Batch, own_loss: float) -> NonFiniteLossError:
+    def _non_finite(self, batch: Batch, gradients: Gradients) -> NonFiniteLossError:
         """The error with the image ids of the ranks whose loss is not finite; the same on all ranks."""
-        gathered = gather([] if np.isfinite(own_loss) else batch.image_ids)
+        gathered = gather([] if gradients.own_loss.isfinite() else batch.image_ids)
         return NonFiniteLossError(
             f"the loss is not finite in epoch {self.epoch + 1}, step {batch.step + 1}",
             field="image_id",
@@ -331,20 +343,11 @@ class TrainWorker:
         )
 
 
-def _count_foreground(logits: torch.Tensor, label_maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Pixels of a grid that have a label: predicted to be an object, an object in the label maps, and all; float64."""
-    labels = label_maps[:, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX]
-    predicted = logits[:, :, ::FOREGROUND_GRID_PX, ::FOREGROUND_GRID_PX].argmax(1)
-    is_valid = labels != IGNORE_INDEX
-    counted = ((predicted != BACKGROUND) & is_valid, (labels != BACKGROUND) & is_valid, is_valid)
-    return tuple(pixels.sum().double() for pixels in counted)
-
-
 def _state_on_cpu(network: torch.nn.Module) -> StateDict:
     return {name: value.detach().cpu() for name, value in network.state_dict().items()}
 
 
-def _timed(batches: Iterator[Batch], totals: EpochTotals) -> Iterator[Batch]:
+def _timed(batches: Iterator[T], totals: EpochTotals) -> Iterator[T]:
     """The same batches; adds the time of waiting for them to the totals, that for the first batch apart."""
     first = True
     while True:

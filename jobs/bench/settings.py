@@ -164,10 +164,70 @@ class Reassign:
                 raise SettingError("a setting is out of range", field=name, value=value, expected="> 0")
 
 
+@dataclass(frozen=True)
+class Step:
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench_step"
+    """Folder of summary.json and of a small table, which the next call uses again."""
+    network: str = "timm:tf_efficientnet_lite0"
+    """Network to train, from random weights."""
+    crop_px: int = 161
+    """Side of the crops to train on."""
+    batch_images: int = 4
+    """Images of a step, per worker."""
+    num_steps: int = 8
+    """Steps of each turn."""
+    rounds: int = 7
+    """How often the two ways take turns; the median counts."""
+    bench_table: str | None = None
+    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        _check_positive(self, "crop_px", "batch_images", "num_steps", "rounds")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What to measure, and where to write. The defaults take under 8 minutes on a GPU; a CPU needs far smaller ones."""
+
+    out: str = "runs/bench_gpu"
+    """Folder of summary.json and profile-NETWORK.txt."""
+    networks: tuple[str, ...] = ("deeplab_largefov_vgg16", "timm:tf_efficientnet_lite0")
+    """Networks to train, from random weights."""
+    crop_px: int = 321
+    """Side of the crops to train on."""
+    batch_images: int = 20
+    """Images of a step."""
+    seconds: float = 4.0
+    """How long each way trains in each of its turns."""
+    rounds: int = 3
+    """How often ways that are compared take turns; the median counts."""
+    most_images: int = 1024
+    """Largest batch to try."""
+    compile: bool = True
+    """Measure the compiled network too. Compiling takes a minute or two per network."""
+    bench_table: str | None = None
+    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        _check_positive(self, "crop_px", "batch_images", "seconds", "rounds", "most_images")
+
+
+def _check_positive(settings: Step | Gpu, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise SettingError("a setting is out of range", field=name, value=getattr(settings, name), expected="> 0")
+
+
 MEASUREMENTS: dict[str, type] = {
     "epoch": Epoch,
     "stream": Stream,
     "reassign": Reassign,
+    "step": Step,
+    "gpu": Gpu,
     "actors": Actors,
     "crf": Crf,
     "memory": Memory,

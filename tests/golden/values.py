@@ -238,7 +238,8 @@ def train(config: TrainConfig, mixture: Mixture, labels: LabelsTable) -> Iterato
         pairs = [pair for piece in order.slices for pair in load_slice(piece, mixture, labels, epoch)]
         for step in range(order.num_steps):
             loss, weights = worker.totals.loss, worker.totals.weights
-            worker.train_step(batch_of(step, [pair for pair in pairs if pair.step == step]), order.num_steps)
+            batch = batch_of(step, [pair for pair in pairs if pair.step == step])
+            worker.train_step(batch, worker.place(batch), order.num_steps)
             yield (worker.totals.loss - loss) / (worker.totals.weights - weights)
         worker.finish_epoch()
 
