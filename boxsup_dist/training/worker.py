@@ -32,6 +32,8 @@ from boxsup_dist.training.order import EpochOrder, order_epoch
 from boxsup_dist.training.stream import Batch, worker_batches
 
 FOREGROUND_GRID_PX = 8  # foreground is counted on every 8th pixel of every 8th row: enough for its share
+# What a rank says of checkpoints in a step. Only rank 0 says SAVE, so a sum of at least STOP means that a rank stops.
+GO_ON, SAVE, STOP = 0, 1, 2
 StateDict = dict[str, torch.Tensor]
 
 
@@ -90,6 +92,8 @@ class TrainWorker:
         self.totals = EpochTotals()
         self.bad_records: dict[str, str] = {}  # image_id -> problem, of the run so far; the same on all ranks
         self.failure: InputError | None = None  # of this rank alone, until all ranks raise it
+        self.wants_checkpoint = 0  # GO_ON, SAVE or STOP: what this rank says in its next step
+        self.agreed = 0  # sum of what all ranks said in the newest step that was read, the same on all ranks
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -269,12 +273,15 @@ class TrainWorker:
                 torch.tensor(len(batch.image_ids), dtype=torch.float64, device=self.device),
                 torch.tensor(own_error is not None, dtype=torch.float64, device=self.device),
                 torch.tensor(len(batch.bad_records), dtype=torch.float64, device=self.device),
+                torch.tensor(self.wants_checkpoint, dtype=torch.float64, device=self.device),
             ]
         )
         own_loss = float(sums[0])
         if self.num_workers > 1:
             dist.all_reduce(sums)
-        loss, weight, foreground, label_foreground, counted, images_seen, num_errors, num_bad = sums.tolist()
+        *counts, agreed = sums.tolist()
+        loss, weight, foreground, label_foreground, counted, images_seen, num_errors, num_bad = counts
+        self.agreed = int(agreed)
         if num_errors:
             raise_together(own_error)
         if num_bad:
