@@ -27,6 +27,7 @@ from boxsup_dist.training.loop import Coordinator, Stopped, train_loop
 
 # Of workers whose node has been taken away: the others may still be writing the checkpoint.
 PREEMPTION_GRACE_S = 30.0
+RESIZE_EVERY_S = 60.0  # that Ray Train looks whether the cluster has room for another number of workers
 # That Ray Train waits for workers to stop before it starts another number of them. They stop after a step, and between
 # epochs after the stages; beyond this time their steps since the newest checkpoint are lost.
 RESIZE_PATIENCE_S = 120.0
@@ -168,6 +169,7 @@ def _launch_once(
         # On GPUs close to each other; on CPUs apart, because Ray reserves less than a worker computes with.
         placement_strategy="PACK" if resources.gpus_per_worker else "SPREAD",
         resources_per_worker=per_worker,
+        elastic_resize_monitor_interval_s=RESIZE_EVERY_S,  # type: ignore[call-arg]  # as above
     )
     # More or fewer workers start from a checkpoint: those that run save one first.
     callbacks = [before_resize(partial(settings["stop"].ask_and_wait, "resized", RESIZE_PATIENCE_S))]
