@@ -155,8 +155,8 @@ def kill_when(process: subprocess.Popen, appeared: Path, log: Path, before: Call
 def test_a_killed_run_continues_and_ends_as_an_unbroken_one(unbroken, folder, monkeypatch, caplog):
     """Killed in its second epoch while checkpoints come once per epoch, then in its third while it writes a checkpoint.
 
-    That one is torn, unless it became whole before the kill. The same command continues it first, then the same call from
-    this process. While it runs, no other may write there.
+    That one is torn, unless it became whole before the kill. The same command continues it first, then the same call
+    from this process. While it runs, no other may write there.
     """
     config, log = long_config(folder, "killed"), folder / "killed.log"
     run_dir = Path(config.run_dir)
