@@ -24,7 +24,7 @@ from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import is_finished, write_result
 from boxsup_dist.tracking.calls import flatten
 from boxsup_dist.tracking.client import make_client
-from jobs.drill import chaos
+from jobs.drill import chaos, spot
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs.drill.data import NUM_IMAGES, make_data
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
@@ -104,7 +104,7 @@ class Drills:
         if not is_finished(storage.join(self.out, "undisturbed")):
             self._train("undisturbed").finish()
 
-    def _disturb_epoch(self, name: str, fault: str, disturb: Callable[[Command], Command], **options: Any) -> Outcome:
+    def disturb_epoch(self, name: str, fault: str, disturb: Callable[[Command], Command], **options: Any) -> Outcome:
         """Disturb the second epoch between two checkpoints; `disturb` returns the command that continues."""
         command = self._train(name, **options)
         run_dir = storage.join(self.out, name)
@@ -135,7 +135,7 @@ class Drills:
             self.cluster.processes("ray::RayTrainWorker")[0].kill()
             return command
 
-        return self._disturb_epoch("worker", "a train worker dies in an epoch", disturb)
+        return self.disturb_epoch("worker", "a train worker dies in an epoch", disturb)
 
     def node_epoch(self) -> Outcome:
         """A node goes away in an epoch, and a new one comes."""
@@ -145,7 +145,7 @@ class Drills:
             self.cluster.add_node()
             return command
 
-        return self._disturb_epoch("node-epoch", "a node goes away in an epoch, another comes", disturb)
+        return self.disturb_epoch("node-epoch", "a node goes away in an epoch, another comes", disturb)
 
     def elastic(self) -> Outcome:
         """A node goes away in an epoch for good: the run continues with one worker."""
@@ -155,7 +155,7 @@ class Drills:
             return command
 
         try:
-            return self._disturb_epoch("elastic", "a node goes away for good, min_workers 1", disturb, min_workers=1)
+            return self.disturb_epoch("elastic", "a node goes away for good, min_workers 1", disturb, min_workers=1)
         finally:
             self.cluster.add_node()
 
@@ -166,7 +166,7 @@ class Drills:
             command.kill()
             return self._train("driver")
 
-        return self._disturb_epoch("driver", "the driver dies in an epoch, same command again", disturb)
+        return self.disturb_epoch("driver", "the driver dies in an epoch, same command again", disturb)
 
     def _disturb_reassignment(self, name: str, fault: str, disturb: Callable[[], None]) -> Outcome:
         """Disturb while the labels of the third epoch are made, and wait until the pool reports a lost member."""
@@ -257,7 +257,7 @@ class Drills:
             return self._train("disk", max_failures=1)
 
         fault = "the disk for spilled objects and the stores are full until the run ends, same command again"
-        return self._disturb_epoch("disk", fault, disturb, max_failures=1)
+        return self.disturb_epoch("disk", fault, disturb, max_failures=1)
 
     def tracking(self) -> Outcome:
         """The tracking server dies in an epoch and is back after the run, whose command is given again."""
@@ -343,6 +343,8 @@ def describe() -> str:
 def _drill(name: Name) -> Callable[..., Any]:
     if name == "network":
         return chaos.run_network_drill
+    if name == "drain":
+        return spot.drain
     method: Callable[..., Any] = getattr(Drills, name.replace("-", "_"))
     return method
 
