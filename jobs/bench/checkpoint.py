@@ -29,6 +29,7 @@ PERIOD_S = 60.0  # one checkpoint a minute
 
 def main(settings: Checkpoints) -> None:
     """Measure, write OUT/checkpoint.json and print it."""
+    torch.set_num_threads(1)  # as a train worker by default; it leaves a core to the thread that writes
     check_positive(settings, "rounds", "steps")
     out = storage.absolute(settings.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -51,7 +51,7 @@ class Checkpoints:
     """Folder of checkpoint.json; 350 MB while it runs."""
     rounds: int = 5
     """How often the ways take turns; the median counts."""
-    steps: int = 100
+    steps: int = 50
     """Small training steps beside a save; they must take longer than the save."""
     bench_table: str | None = None
     """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
