@@ -279,8 +279,9 @@ def describe() -> str:
 def _drill(name: Name) -> Callable[..., Any]:
     if name == "network":
         return chaos.run_network_drill
-    if name == "drain":
-        return spot.drain
+    if name in ("drain", "grow"):
+        drill: Callable[..., Any] = getattr(spot, name)
+        return drill
     method: Callable[..., Any] = getattr(Drills, name.replace("-", "_"))
     return method
 

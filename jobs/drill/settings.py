@@ -13,6 +13,7 @@ Name = Literal[
     "driver",
     "elastic",
     "drain",
+    "grow",
     "disk",
     "tracking",
     "network",

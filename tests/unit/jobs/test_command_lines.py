@@ -207,6 +207,7 @@ def spellings() -> dict[str, dict[str, Any]]:
 
 # What a name that several commands share means. A new shared name needs a line here, or another name.
 SHARED = {
+    "bench-table": "table of all measurements, to put rows into",
     "batch-images": "images of a training step",
     "coco-annotations": "COCO's files instances_*.json",
     "coco-images": "folders of COCO's images",
