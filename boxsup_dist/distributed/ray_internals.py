@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,7 @@ from ray._private import services, state, worker
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._private.ray_logging import stdout_deduplicator
-from ray._raylet import GcsClient
-from ray.core.generated import autoscaler_pb2, gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 from ray.experimental import internal_kv
 
@@ -165,20 +163,12 @@ def before_resize(act: Callable[[], None]) -> Any:
     """A callback that makes Ray Train's controller call `act` before it ends workers to start more or fewer."""
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
-    class BeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no types here
+    class BeforeResize(ControllerCallback):
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
             if type(current_state).__name__ == "ResizingState":
                 act()
 
     return BeforeResize()
-
-
-def drain_node(address: str, node_id: str, seconds: float) -> None:
-    """Announce to the cluster that a node is taken away in so many seconds, as autoscalers do for spot machines."""
-    client = GcsClient(address=address)
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, refusal = client.drain_node(node_id, reason, "drill", int(1000 * (time.time() + seconds)))
-    assert accepted, refusal
 
 
 def raylet_pid(node: Any) -> int:

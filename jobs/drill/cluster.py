@@ -17,7 +17,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 import boxsup_dist
-from boxsup_dist.distributed.ray_internals import drain_node, raylet_pid
+from boxsup_dist.distributed.ray_internals import raylet_pid
 from boxsup_dist.errors import InputError
 
 # A node has room for one worker. The head's third CPU is for data tasks.
@@ -53,8 +53,10 @@ class Raylets:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, node: Any, seconds: float) -> None:
-        """Announce that a node is taken away in so many seconds; it stays alive."""
-        drain_node(self.cluster.address, node.node_id, seconds)
+        """Announce that a node is taken away in so many seconds, as a cloud does; it stays alive."""
+        words = ["--address", self.cluster.address, "--node-id", node.node_id, "--reason-message", "drill"]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", f"{seconds:.0f}"]
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words], check=True)
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray workers of this cluster whose title begins with `title`, those of the second node first."""
