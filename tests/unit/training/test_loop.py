@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from boxsup_dist.distributed import ray_internals
 from boxsup_dist.errors import UnwritableFileError
@@ -19,7 +20,7 @@ from boxsup_dist.training import loop
 from boxsup_dist.training.loop import Stopped, _StoppedEarly, _Watch
 from boxsup_dist.training.saving import Saver
 from boxsup_dist.training.stream import Batch
-from boxsup_dist.training.worker import TrainWorker
+from boxsup_dist.training.worker import GO_ON, STOP, TrainWorker
 from tests.distributed import tiny
 from tests.golden.values import only_worker
 
@@ -93,6 +94,21 @@ def test_a_node_that_is_taken_away_costs_no_step(tmp_path, monkeypatch):
         rig.train()
     assert caught.value.args == (Stopped("preempted", 0, 3),) and rig.saved == ["00003"]
     assert checkpoint.load(checkpoint.latest(rig.worker.config.run_dir)).training["totals"]["images"] == 3
+
+
+def test_the_notice_of_another_rank_stops_this_one_at_the_same_step(tmp_path, monkeypatch):
+    """The other rank says in its fourth step that it stops; both know it after that step."""
+    rig = Rig(tmp_path, monkeypatch)
+    rig.worker.num_workers = 2
+
+    def add_other_rank(sums: torch.Tensor) -> None:
+        sums *= 2  # it trains on the same images
+        sums[-1] += STOP if rig.worker.step == 3 else GO_ON
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", add_other_rank)
+    with pytest.raises(_StoppedEarly) as caught:
+        rig.train()
+    assert caught.value.args == (Stopped("preempted", 0, 4),) and rig.saved == ["00004"]
 
 
 def test_a_request_stops_with_its_cause_and_not_inside_the_last_step(tmp_path, monkeypatch):
