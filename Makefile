@@ -51,6 +51,7 @@ docs: $(READY) ## build the pages of docs/ into site/; a broken link is an error
 
 bench: $(READY) ## measure speed and memory on this machine
 	$(PY) -m jobs.bench
+	$(PY) -m jobs.bench checkpoint
 	$(PY) -m jobs.bench memory
 
 clean-env: ## remove .venv

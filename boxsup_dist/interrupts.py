@@ -4,6 +4,8 @@ The package `jobs` calls `install` before it imports anything else. The first si
 thread, so that every open block closes: Ray's session, the MLflow run, temporary files. A thread sees each signal as
 well (signal.set_wakeup_fd), whatever the main thread does: ray.init and Ray Train replace our handlers by theirs, and a
 library may swallow the exception. The thread ends the process after GRACE_S, or at once on a second signal.
+
+A training first saves a checkpoint at SIGTERM (`sigterm_asks`), for at most STOP_S.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 10.0  # an orderly end of a training takes 3 s: Ray's session 2 s, MLflow's last calls less
+STOP_S = 18.0  # with GRACE_S below the 30 s after which Kubernetes kills
 SECOND_AFTER_S = 0.5  # `timeout` and some shells send one signal twice; a person needs longer
 _LAST = 0  # no signal has this number
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
@@ -47,6 +50,8 @@ class _Watch:
         self.all_seen = threading.Event()
         self.line: str | None = None
         self.children: set[psutil.Process] = set()
+        self.stop: Callable[[], None] | None = None  # called at SIGTERM, which then ends nothing
+        self.stop_asked_at: float | None = None
 
 
 _watch = _Watch()
@@ -87,6 +92,44 @@ def is_interruption(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or _watch.received is not None
 
 
+@contextmanager
+def sigterm_asks(stop: Callable[[], None]) -> Iterator[None]:
+    """In the block, SIGTERM calls `stop` in a thread; it ends the process when the block is over, or after STOP_S.
+
+    A second SIGTERM does not wait for the block, and other signals never do.
+    """
+    if signal.SIGTERM not in _watch.signals:
+        yield
+        return
+    _watch.stop = stop
+    try:
+        yield
+    finally:
+        _watch.stop = None
+        if _watch.stop_asked_at is not None and _watch.received is None:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _ask_to_stop() -> None:
+    """Answer a SIGTERM inside `sigterm_asks`; called in the thread that sees signals."""
+    now = time.monotonic()
+    if _watch.stop_asked_at is None and _watch.stop is not None:
+        _watch.stop_asked_at = now
+        threading.Thread(target=_watch.stop, name="stop", daemon=True).start()
+        clock = threading.Timer(STOP_S, _stop_waiting)
+        clock.daemon = True
+        clock.start()
+    elif _watch.stop_asked_at is not None and now - _watch.stop_asked_at > SECOND_AFTER_S:
+        _stop_waiting()
+
+
+def _stop_waiting() -> None:
+    """End the process by the SIGTERM that its block has kept until now; nothing happens if the block is over."""
+    if _watch.stop is not None:
+        _watch.stop = None
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def set_last_line(text: str) -> None:
     """Print this line, in place of the usual one, if a signal ends this process."""
     _watch.line = text
@@ -107,6 +150,8 @@ def precedence() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGTERM and _watch.stop is not None:
+        return  # the thread asks
     _note(number)
     if not _watch.raised:
         _watch.raised = True
@@ -136,6 +181,9 @@ def _see_signals(reader: int) -> None:
         if number == _LAST:
             _watch.all_seen.set()
         if number not in _watch.signals:  # a library watches others, such as SIGCHLD
+            continue
+        if number == signal.SIGTERM and _watch.stop is not None and first_at is None:
+            _ask_to_stop()
             continue
         if first_at is None:
             first_at = time.monotonic()

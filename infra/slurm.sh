@@ -11,7 +11,7 @@
 #SBATCH --cpus-per-task=16
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:TERM@120  # before the end, so that a training can save
 
 set -euo pipefail
 if [ $# -eq 0 ]; then
@@ -25,7 +25,17 @@ export PATH="$PWD/.venv/bin:$PATH"
 private=$(mktemp --directory "$PWD/.ray-token-$SLURM_JOB_ID-XXXXXX")
 # Steps end with their srun; the trap ends only what this script started.
 trap 'trap - TERM; kill $(jobs -p) 2>/dev/null || true; rm -rf "$private"' EXIT
-trap 'exit 143' TERM
+# The job first: a training saves a checkpoint, for which it needs its cluster, and ends within 30 s.
+job=
+end() {
+    trap - TERM
+    if [ -n "$job" ]; then
+        kill "$job" 2>/dev/null || true
+        wait "$job" || true
+    fi
+    exit 143
+}
+trap end TERM
 python -c "import secrets; print(secrets.token_hex(32))" > "$private/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/token" RAY_USAGE_STATS_ENABLED=0
 
@@ -84,4 +94,5 @@ PYTHON
 wait $!
 
 "$@" &
-wait $!
+job=$!
+wait "$job"

@@ -124,7 +124,10 @@ class TrainConfig:
     """How many unusable training images to tolerate, which do not decode or end the process that loads them. Each is
     reported and trained as void; one more ends the run."""
     checkpoint_every_steps: int = 0
-    """Steps between checkpoints inside an epoch. 0: one checkpoint per epoch."""
+    """Steps between checkpoints inside an epoch. 0: none after a number of steps."""
+    checkpoint_every_s: float = 300.0
+    """Seconds between checkpoints inside an epoch, by the clock of train worker 0; the end of an epoch writes one too.
+    0: none after a time."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep."""
     experiment: str = "boxsup"
@@ -158,7 +161,7 @@ class TrainConfig:
                     value is None or value <= epochs, f"assignment.{name}", value, f"<= optimizer.epochs = {epochs}"
                 )
         check_choice(self.duplicates, Duplicates, "duplicates")
-        for name in ("evaluate_every", "checkpoint_every_steps", "max_bad_records"):
+        for name in ("evaluate_every", "checkpoint_every_steps", "checkpoint_every_s", "max_bad_records"):
             check_range(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         if self.val_records is None and self.evaluate_every > 0:
             raise SettingError(

@@ -23,8 +23,8 @@ class ResourceSettings:
     """Train workers (data parallel). Not set: one per GPU; without GPUs one per CPU core, at most 4 per
     node. Never more than optimizer.global_batch_size."""
     min_workers: int = 0
-    """Continue with fewer workers, but at least this many, when a node is lost and none replaces it. 0: wait for a
-    node. Batches and labels stay the same."""
+    """Start and continue with fewer workers, but at least this many, where the cluster lacks room for num_workers; grow
+    when nodes come. 0: wait for a node. Batches and labels stay the same."""
     cpus_per_worker: float | None = None
     """CPUs that Ray reserves for a train worker. Not set: 1 on a GPU, else 0.25, less on small machines, because data
     tasks need the rest."""
@@ -185,10 +185,10 @@ class Resources(ResourceSettings):
         """
         worker = Share(self.cpus_per_worker, self.gpus_per_worker)
         actor = Share(self.cpus_per_actor, self.gpus_per_actor)
-        workers = self.num_workers if with_training else 0
+        workers = self._num_starting(nodes) if with_training else 0
         if with_training:
-            expected = f"<= resources.num_workers = {workers}"
-            check_range(self.min_workers <= workers, "resources.min_workers", self.min_workers, expected)
+            expected = f"<= resources.num_workers = {self.num_workers}"
+            check_range(self.min_workers <= self.num_workers, "resources.min_workers", self.min_workers, expected)
             self._check_own_gpus(nodes)
         before = f", and {workers} train workers reserve {worker} each" if workers else ""
         for name, share, count, placed in (
@@ -214,13 +214,20 @@ class Resources(ResourceSettings):
                 "resources.num_actors or share",
             )
 
+    def _num_starting(self, nodes: Sequence[Node]) -> int:
+        """Train workers that start on these nodes: with `min_workers` as many as have room, else all."""
+        worker = Share(self.cpus_per_worker, self.gpus_per_worker)
+        if self.min_workers == 0:
+            return self.num_workers
+        return max(self.min_workers, num_placed(nodes, worker, self.num_workers, (0, worker)))
+
     def _check_own_gpus(self, nodes: Sequence[Node]) -> None:
         """NCCL, which adds up the gradients, takes one worker per GPU."""
         num_gpus = sum(node.gpus for node in nodes)
         if num_gpus == 0 or self.gpus_per_worker == 0 or self.num_workers == 1:
             return
         problem = "two train workers cannot share a GPU"
-        if self.num_workers > num_gpus:
+        if self._num_starting(nodes) > num_gpus:
             raise SettingError(
                 problem,
                 field="resources.num_workers",

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -140,6 +141,34 @@ def values_below(prefix: str) -> dict[str, str]:
         if value is not None:
             found[key.decode()] = value.decode()
     return found
+
+
+def remove_values(prefix: str) -> None:
+    """Forget the values of `put_value` whose keys begin with the prefix."""
+    internal_kv._internal_kv_del(prefix.encode(), del_by_prefix=True)
+
+
+def is_preempted() -> bool:
+    """In a train worker: whether Ray Train knows that a node of the training is being taken away.
+
+    Ray Train's own `get_preemption_info` exchanges messages between all workers at every call. This reads what its
+    watcher has left in this process.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def before_resize(act: Callable[[], None]) -> Any:
+    """A callback that makes Ray Train's controller call `act` before it ends workers to start more or fewer."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class BeforeResize(ControllerCallback):
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if type(current_state).__name__ == "ResizingState":
+                act()
+
+    return BeforeResize()
 
 
 def raylet_pid(node: Any) -> int:

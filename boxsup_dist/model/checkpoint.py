@@ -32,6 +32,7 @@ from boxsup_dist.model.networks import NetworkSpec, SegmentationNetwork, network
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 _AN_EARLIER_ONE = "delete its folder to continue from an earlier checkpoint"
+_NOT_PLAIN = "more than tensors and plain values"
 _NAME = re.compile(r"epoch-(\d{3,})-step-(\d{5,})")
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> 
     """
     assert keep_last is None or keep_last >= 1
     uri = storage.join(storage.absolute(run_uri), FOLDER, checkpoint_name(state.epoch, state.step))
-    files = {
+    files: dict[str, bytes | memoryview] = {
         "model.pt": _to_bytes(dict(state.model), "model"),
         "training.pt": _to_bytes(dict(state.training), "training"),
     }
@@ -280,22 +281,46 @@ def _read_state(uri: str, files: Mapping[str, _File]) -> _State:
     return _parse(_State, _read(uri, "state.json", files), storage.join(uri, "state.json"))
 
 
-def _to_cpu(value: Any) -> Any:
+def copy_of(value: Any, memory: Any = None) -> Any:
+    """A copy of a state on the CPU, in which tensors are in dictionaries, lists and tuples at any depth.
+
+    The copy of a tensor on a GPU is in pinned memory, and complete when the device is synchronised.
+
+    Args:
+        value: The state.
+        memory: An earlier copy that nothing reads any more. Its tensors are overwritten where they fit: the pages of
+            new ones cost more than the copy itself.
+    """
     if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: _to_cpu(item) for key, item in value.items()}
+        if not isinstance(memory, Tensor) or (memory.shape, memory.dtype) != (value.shape, value.dtype):
+            memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+        return memory.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        before = memory if isinstance(memory, dict) else {}
+        return {key: copy_of(item, before.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_to_cpu(item) for item in value)
+        before = memory if isinstance(memory, list | tuple) and len(memory) == len(value) else [None] * len(value)
+        return type(value)(copy_of(item, old) for item, old in zip(value, before, strict=True))
     return value
 
 
-def _to_bytes(value: Any, name: str) -> bytes:
+def _check_plain(value: Any, name: str) -> None:
+    """Raise CheckpointError on what could not be loaded without executing code: now, not when a crashed run resumes."""
+    if isinstance(value, dict):
+        for pair in value.items():
+            _check_plain(pair, name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, name)
+    elif not isinstance(value, Tensor) and type(value) not in (type(None), bool, int, float, str):
+        raise CheckpointError(f"the file would hold {_NOT_PLAIN}", field=name, value=type(value).__name__)
+
+
+def _to_bytes(value: Any, name: str) -> memoryview:
+    _check_plain(value, name)
     buffer = io.BytesIO()
-    torch.save(_to_cpu(value), buffer)
-    data = buffer.getvalue()
-    _from_bytes("", name, data)  # fail now, not when a crashed run resumes from it
-    return data
+    torch.save(value, buffer)
+    return buffer.getbuffer()
 
 
 def _from_bytes(uri: str, name: str, data: bytes) -> Any:
@@ -303,8 +328,7 @@ def _from_bytes(uri: str, name: str, data: bytes) -> Any:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # unpickling foreign bytes fails in many ways
         raise CheckpointError(
-            "the file holds more than tensors and plain values, or is not a torch file",
-            file=storage.join(uri, name) if uri else None,
-            field=None if uri else name,
+            f"the file holds {_NOT_PLAIN}, or is not a torch file",
+            file=storage.join(uri, name),
             value=str(error).splitlines()[0][:200],
         ) from None

@@ -10,7 +10,10 @@ from boxsup_dist.runs.layout import FORMAT, RunFiles
 from boxsup_dist.runs.summary import is_finished
 
 # Settings that may change when a run is continued: the result does not depend on them.
-FREE_ON_RESUME = ("run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "max_bad_records", "experiment")
+FREE_ON_RESUME = (
+    "run_dir", "resources", "keep_checkpoints", "checkpoint_every_steps", "checkpoint_every_s", "max_bad_records",
+    "experiment",
+)  # fmt: skip
 
 
 def read_config(run_dir: str) -> TrainConfig:

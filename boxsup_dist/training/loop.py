@@ -1,13 +1,25 @@
 """The loop that every train worker runs: it lives as long as the run and gets the labels of each epoch by reference.
 
 All ranks run `train_loop`. Rank 0 also owns a Coordinator, which between epochs reassigns the labels, evaluates, keeps
-the history and writes the files of the run; the other ranks wait for the reference to the labels. Writes a checkpoint
-after every epoch and, if `checkpoint_every_steps` is set, inside it.
+the history and writes the files of the run; the other ranks wait for the reference to the labels.
+
+Checkpoints are written in the background (`saving.py`): after every epoch, and inside it every `checkpoint_every_steps`
+steps, every `checkpoint_every_s` seconds, and before the training stops because it is asked to or loses a node. What is
+written when, so that a run that is killed at any point continues to the same bits:
+
+1. the labels of epoch n, before its first step;
+2. checkpoints inside epoch n, while its steps go on, each whole before the next begins;
+3. the history of epoch n, after its last step;
+4. the checkpoint of epoch n, whole before anything of epoch n + 1 is made: its labels come from the weights that a
+   killed run continues with.
+
+A kill in 2 to 4 leaves the newest whole checkpoint of epoch n or n - 1, and the labels that belong to it.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
@@ -19,10 +31,12 @@ import torch
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.labels import LabelsTable
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed import notices
+from boxsup_dist.distributed import notices, ray_internals
+from boxsup_dist.distributed.stopping import Cause, StopListener, StopRequest
 from boxsup_dist.errors import InputError, StoreUnavailableError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.training.worker import EpochTotals, StateDict, TrainWorker, raise_together
+from boxsup_dist.training.saving import Saver
+from boxsup_dist.training.worker import GO_ON, SAVE, STOP, EpochTotals, StateDict, TrainWorker, raise_together
 
 
 class Coordinator(Protocol):
@@ -61,7 +75,35 @@ class Coordinator(Protocol):
         """Release what the coordinator holds."""
 
 
-def train_loop(settings: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Stopped:
+    """A training has saved a checkpoint and ended before its last epoch, because it was asked to or loses a node."""
+
+    cause: Cause
+    epoch: int  # whole epochs
+    step: int  # steps of the next one
+
+
+class _StoppedEarly(Exception):  # noqa: N818  # no error
+    """Ends the training on all ranks at the same step; its argument is a Stopped."""
+
+
+class _Leader:
+    """What rank 0 has beyond the other ranks."""
+
+    def __init__(self, config: TrainConfig, coordinator: Coordinator, stop: StopRequest) -> None:
+        self.coordinator = coordinator
+        self.saver = Saver(config.run_dir, config.keep_checkpoints, coordinator.check_writer)
+        self.listener = StopListener(stop.cause)
+
+    def close(self) -> None:
+        """Let a running save end; release everything."""
+        self.listener.close()
+        self.saver.close()
+        self.coordinator.close()
+
+
+def train_loop(settings: dict[str, Any]) -> Stopped | None:
     """Entry point of every train worker.
 
     An InputError that any rank meets is raised on all ranks. Rank 0 reports it to the driver, and the loop returns: a
@@ -69,37 +111,49 @@ def train_loop(settings: dict[str, Any]) -> None:
     the workers again, up to `resources.max_failures` times.
 
     Args:
-        settings: `config` (TrainConfig), `mixture` (Mixture) and `make_coordinator`, which is called on rank 0 only.
+        settings: `config` (TrainConfig), `mixture` (Mixture), `stop` (StopRequest) and `make_coordinator`, which is
+            called on rank 0 only.
+
+    Returns:
+        Where the training stopped; None if it is over.
     """
     notices.forward()
-    rank = ray.train.get_context().get_world_rank()
-    coordinator: Coordinator | None = settings["make_coordinator"]() if rank == 0 else None
+    config, stop = settings["config"], settings["stop"]
+    leader: _Leader | None = None
+    if ray.train.get_context().get_world_rank() == 0:
+        leader = _Leader(config, settings["make_coordinator"](), stop)
+    stopped: Stopped | None = None
     try:
-        _train(settings["config"], settings["mixture"], coordinator)
+        _train(config, settings["mixture"], leader)
+    except _StoppedEarly as stopping:
+        (stopped,) = stopping.args
     except StoreUnavailableError:
         raise
     except InputError as error:
-        if coordinator is not None:
-            coordinator.fail(error)
+        if leader is not None:
+            leader.coordinator.fail(error)
     finally:
-        if coordinator is not None:
-            coordinator.close()
+        if leader is not None:
+            leader.close()
+            stop.confirm()
+    return stopped
 
 
-def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | None) -> None:
+def _train(config: TrainConfig, mixture: Mixture, leader: _Leader | None) -> None:
     """Train every epoch that is left after the newest checkpoint."""
     worker = _start_worker(config, mixture)
+    coordinator = None if leader is None else leader.coordinator
     if coordinator is not None:
         coordinator.begin(worker.epoch, worker.step, worker.num_workers)
     ended: float | None = None
     stages_s = 0.0
     while True:
-        labels = _between_epochs(worker, coordinator)
+        labels = _between_epochs(worker, leader)
         if worker.epoch == config.optimizer.epochs:
             return
         started = time.perf_counter()
         order = worker.order()
-        watch = _Watch(worker, coordinator, labels)
+        watch = _Watch(worker, leader, labels)
         metrics = worker.train_epoch(worker.batches(order, labels), order.num_steps, watch)
         if coordinator is not None:
             if ended is not None:  # from the last step of one epoch to the first of the next, without the stages
@@ -110,8 +164,8 @@ def _train(config: TrainConfig, mixture: Mixture, coordinator: Coordinator | Non
                 coordinator.record(worker.epoch, metrics, worker.bad_records)
         ended = time.perf_counter()
         worker.finish_epoch()
-        if coordinator is not None:
-            _save(worker, coordinator, labels)
+        if leader is not None:
+            _save(worker, leader.saver, labels)
         ray.train.report(metrics)
 
 
@@ -142,13 +196,21 @@ def _start_worker(config: TrainConfig, mixture: Mixture) -> TrainWorker:
     return worker
 
 
-def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray.ObjectRef[LabelsTable] | None:
-    """Run rank 0's stages; all ranks return the labels of the coming epoch, or raise the InputError of a stage."""
+def _between_epochs(worker: TrainWorker, leader: _Leader | None) -> ray.ObjectRef[LabelsTable] | None:
+    """Run rank 0's stages; all ranks return the labels of the coming epoch, or raise the InputError of a stage.
+
+    If the training is asked to stop, the stages are left to the next start.
+    """
     labels: ray.ObjectRef[LabelsTable] | None = None
-    error = worker.failure
-    if coordinator is not None and error is None:
+    error: InputError | _StoppedEarly | None = worker.failure
+    if leader is not None and error is None:
         try:
-            labels = _run_stages(worker, coordinator)
+            leader.saver.finish()
+            cause = _cause(leader)
+            if cause is None or worker.epoch == worker.config.optimizer.epochs:
+                labels = _run_stages(worker, leader.coordinator)
+            else:
+                error = _StoppedEarly(Stopped(cause, worker.epoch, worker.step))
         except InputError as found:
             error = found
     # In a list, because Ray replaces a bare reference by its object.
@@ -156,6 +218,12 @@ def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray
     if error is not None:
         raise error
     return labels
+
+
+def _cause(leader: _Leader | None) -> Cause | None:
+    """Why the training stops, as far as this rank knows."""
+    asked = None if leader is None else leader.listener.cause
+    return asked or ("preempted" if ray_internals.is_preempted() else None)
 
 
 def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef[LabelsTable] | None:
@@ -170,45 +238,73 @@ def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef[
 
 
 class _Watch:
-    """Called after each step; on rank 0 it reports progress, and saves the checkpoints that are due inside an epoch."""
+    """Called after each step: saves the checkpoints that are due inside an epoch, and stops the training.
+
+    All ranks save and stop at the same step. What one rank alone knows, its clock, a request or a lost node, it says in
+    its next step (`worker.wants_checkpoint`), and all ranks know it after a step (`worker.agreed`). On rank 0 it also
+    reports progress.
+    """
 
     REPORT_EVERY_S = 5.0
 
-    def __init__(
-        self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef[LabelsTable] | None
-    ) -> None:
-        self.worker, self.coordinator, self.labels = worker, coordinator, labels
-        self.reported = time.perf_counter()
+    def __init__(self, worker: TrainWorker, leader: _Leader | None, labels: ray.ObjectRef[LabelsTable] | None) -> None:
+        self.worker, self.leader, self.labels = worker, leader, labels
+        self.reported = self.saved = time.perf_counter()
 
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:
-        worker, every = self.worker, self.worker.config.checkpoint_every_steps
-        is_due = every > 0 and worker.step % every == 0 and worker.step < num_steps
-        if is_due:
-            worker.check_weights()  # on every rank, so that none waits for another one
-        if self.coordinator is None:
-            return
-        if is_due:
-            _save(worker, self.coordinator, self.labels)
+        worker, config, leader = self.worker, self.worker.config, self.leader
         now = time.perf_counter()
+        every = config.checkpoint_every_steps
+        agreed, worker.agreed = worker.agreed, GO_ON
+        stops = agreed >= STOP
+        is_due = stops or agreed == SAVE or (every > 0 and worker.step % every == 0)
+        if is_due and worker.step < num_steps:  # the end of the epoch saves anyway
+            worker.check_weights()  # on every rank, so that none waits for another one
+            if leader is not None:
+                _save(worker, leader.saver, self.labels)
+                self.saved = now
+            if stops:
+                self._stop()
+        worker.wants_checkpoint = self._wish(now)
+        if leader is None:
+            return
+        with worker.failing_together():
+            leader.saver.check()
         if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:
             self.reported = now
-            self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
+            leader.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
+
+    def _wish(self, now: float) -> int:
+        if _cause(self.leader) is not None:
+            return STOP
+        every_s = self.worker.config.checkpoint_every_s
+        if self.leader is None or every_s == 0 or now - self.saved < every_s:
+            return GO_ON
+        self.saved = now  # said once
+        return SAVE
+
+    def _stop(self) -> None:
+        """End the training on all ranks; on rank 0 only when the checkpoint is whole. InputError if it cannot be."""
+        worker = self.worker
+        if self.leader is not None:
+            if worker.failure is not None:
+                raise worker.failure
+            self.leader.saver.finish()
+        raise _StoppedEarly(Stopped(_cause(self.leader) or "preempted", worker.epoch, worker.step))
 
 
-def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[LabelsTable] | None) -> None:
-    """Write a checkpoint, unless rank 0 has failed already."""
-    config = worker.config
+def _save(worker: TrainWorker, saver: Saver, labels: ray.ObjectRef[LabelsTable] | None) -> None:
+    """Begin to write a checkpoint, unless rank 0 has failed already."""
     if worker.failure is not None:
         return
     state = checkpoint.CheckpointState(
         epoch=worker.epoch,
         step=worker.step,
-        seed=config.seed,
+        seed=worker.config.seed,
         network=worker.network.spec,
-        model=worker.weights(),
+        model=worker.network.state_dict(),
         training=worker.training_state(),
-        labels=None if labels is None else ray.get(labels).named(config.run_dir),
+        labels=None if labels is None else ray.get(labels).named(worker.config.run_dir),
     )
     with worker.failing_together():
-        coordinator.check_writer()
-        checkpoint.save(config.run_dir, state, keep_last=config.keep_checkpoints)
+        saver.save(state)

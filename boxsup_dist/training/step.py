@@ -131,6 +131,7 @@ class StepSums(NamedTuple):
     images: float = 0.0
     errors: float = 0.0  # ranks that have one
     bad_records: float = 0.0  # of this step
+    wishes: float = 0.0  # what the ranks want of checkpoints (`TrainWorker.wants_checkpoint`)
 
     @classmethod
     def pack(cls, device: torch.device, **parts: Tensor | float) -> Tensor:

@@ -41,6 +41,8 @@ from boxsup_dist.training.step import (
 )
 from boxsup_dist.training.stream import Batch, worker_batches
 
+# What a rank says of checkpoints in a step. Only rank 0 says SAVE, so a sum of at least STOP means that a rank stops.
+GO_ON, SAVE, STOP = 0, 1, 2
 StateDict = dict[str, torch.Tensor]
 T = TypeVar("T")
 
@@ -109,6 +111,8 @@ class TrainWorker:
         self.totals = EpochTotals()
         self.bad_records: dict[str, str] = {}  # image_id -> problem, of the run so far; the same on all ranks
         self.failure: InputError | None = None  # of this rank alone, until all ranks raise it
+        self.wants_checkpoint = 0  # GO_ON, SAVE or STOP: what this rank says in its next step
+        self.agreed = 0  # sum of what all ranks said in the newest step that was read, the same on all ranks
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -298,8 +302,10 @@ class TrainWorker:
             images=len(batch.image_ids),
             errors=own_error is not None,
             bad_records=len(batch.bad_records),
+            wishes=self.wants_checkpoint,
         )
         sums = gradients.sums()
+        self.agreed = round(sums.wishes)
         if sums.errors:
             raise_together(own_error)
         if sums.bad_records:

@@ -44,6 +44,20 @@ class Actors:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench_checkpoint"
+    """Folder of checkpoint.json; 350 MB while it runs."""
+    rounds: int = 5
+    """How often the ways take turns; the median counts."""
+    steps: int = 50
+    """Small training steps beside a save; they must take longer than the save."""
+    bench_table: str | None = None
+    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
+
+
+@dataclass(frozen=True)
 class Crf:
     """Which images and predictions, and what to compare."""
 
@@ -229,6 +243,7 @@ MEASUREMENTS: dict[str, type] = {
     "step": Step,
     "gpu": Gpu,
     "actors": Actors,
+    "checkpoint": Checkpoints,
     "crf": Crf,
     "memory": Memory,
     "scale": Scale,

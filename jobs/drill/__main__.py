@@ -4,11 +4,12 @@
     python -m jobs.drill worker elastic     # two of them
 
 A drill is one fault: a process, a node or the driver is killed (SIGKILL) at a chosen moment, the disk for spilled
-objects fills, or the tracking server vanishes. Only a command that ended is run again; all else recovers alone. A
-cluster of several raylets on this machine trains on a small synthetic set, once undisturbed and once per drill. Each
-disturbed run must end with the same labels tables and the same loss curve: bit for bit with as many workers, else with
-the same choices and with losses that differ only by the order of sums. The result says how long the run paused and
-where it continued, which is never before the newest checkpoint.
+objects fills, or the tracking server vanishes. In the drills drain and grow a node goes after a notice, or comes.
+Only a command that ended is run again; all else recovers alone. A cluster of several raylets on this machine trains
+on a small synthetic set, once undisturbed and once per drill. Each disturbed run must end with the same labels
+tables and the same loss curve: bit for bit with as many workers, else with the same choices and with losses that
+differ only by the order of sums. The result says how long the run paused and where it continued, never before the
+newest checkpoint.
 
     OUT/data    OUT/NAME (a run per drill)    OUT/NAME.log    OUT/summary.json
 

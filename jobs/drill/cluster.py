@@ -44,12 +44,19 @@ class Raylets:
         self.node = self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=NODE_MEMORY)
         return self.node
 
-    def kill_node(self) -> None:
-        """Kill the raylet of the second node and all that it started at once, like a machine that loses power."""
-        raylet = raylet_pid(self.node)
+    def kill_node(self, node: Any = None) -> None:
+        """Kill the raylet of a node, else the second, and all that it started, like a machine that loses power."""
+        node = node or self.node
+        raylet = raylet_pid(node)
         for process in [*_family(raylet), psutil.Process(raylet)]:
             process.kill()
-        self.cluster.remove_node(self.node, allow_graceful=False)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def drain(self, node: Any, seconds: float) -> None:
+        """Announce that a node is taken away in so many seconds, as a cloud does; it stays alive."""
+        words = ["--address", self.cluster.address, "--node-id", node.node_id, "--reason-message", "drill"]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", f"{seconds:.0f}"]
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words], check=True)
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray workers of this cluster whose title begins with `title`, those of the second node first."""
@@ -75,7 +82,8 @@ def raylets(spill: str | None = None) -> Iterator[Raylets]:
     """A cluster that RAY_ADDRESS names until the block ends; `spill` is a folder for its spilled objects."""
     checkout = str(Path(boxsup_dist.__file__).parents[1])
     paths = [checkout, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    train = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), **train}
     cluster = Raylets(spill)
     before = os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_ADDRESS"] = cluster.cluster.address

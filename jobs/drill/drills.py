@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import ray
 
-from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.distributed import session
 from boxsup_dist.errors import InputError
@@ -24,70 +22,20 @@ from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import is_finished, write_result
 from boxsup_dist.tracking.calls import flatten
 from boxsup_dist.tracking.client import make_client
-from jobs.drill import chaos
+from jobs.drill import chaos, spot
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs.drill.data import NUM_IMAGES, make_data
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
 from jobs.drill.mlflow_server import Server
 from jobs.drill.network import missing
+from jobs.drill.runs import BEGINS, CHECKPOINT_EVERY_STEPS, Outcome, compare, reached, train_words
 from jobs.drill.settings import Name
 
-GLOBAL_BATCH_SIZE, EPOCHS = 4, 3
-CHECKPOINT_EVERY_STEPS = 4
-CHOICES = ["image_id", "box_index", "class_id", "proposal_index", "superpixel_ids", "undecided_ids", "rank"]
-WORKER_CPUS, ACTOR_CPUS = 1.6, 0.2  # a node of the cluster has room for one worker
 STORE_ROOM = 24 << 20  # of an object store, before the disk is full and other programs take the rest
 CLEAR_ERROR = 2  # exit status of a command that reported a user error
-LOSS_TOLERANCE = 1e-3  # relative, where the number of workers changed: gradients are added up in another order
-BEGINS = re.compile(r"training (?:begins|continues at epoch (\d+), after (\d+) steps), workers: (\d+)")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The effect of a fault on a run."""
-
-    drill: str
-    fault: str
-    continues_after_s: float  # from the fault to the first line that reports work again
-    continues_from: str  # epoch and step; what was trained before is not trained again
-    workers: str  # before -> after
-    labels: str
-    losses: str
-
-
-def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3) -> list[str]:
-    """The training command, as a user would type it."""
-    data = storage.join(out, "data")
-    settings = {
-        "run-dir": storage.join(out, name),
-        "records": storage.join(data, "records"),
-        "proposals": storage.join(data, "proposals"),
-        "supervision": "box",
-        "network.name": "timm:test_resnet",
-        "network.weights": "none",
-        "assignment.warmup-epochs": 1,
-        "optimizer.epochs": EPOCHS,
-        "optimizer.global-batch-size": GLOBAL_BATCH_SIZE,
-        "augment.crop-height-px": 65,
-        "augment.crop-width-px": 65,
-        "resources.num-workers": 2,
-        "resources.min-workers": min_workers,
-        "resources.max-failures": max_failures,
-        "resources.cpus-per-worker": WORKER_CPUS,
-        "resources.num-actors": 2,
-        "resources.cpus-per-actor": ACTOR_CPUS,
-        "resources.stream-tasks-per-worker": 1,
-        "checkpoint-every-steps": CHECKPOINT_EVERY_STEPS,
-    }
-    return ["jobs.train", "mini", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 
 # -- drills ------------------------------------------------------------------------------------------------------------
-
-
-def _reached(run_dir: str, epoch: int, step: int) -> Callable[[], bool]:
-    manifest = Path(storage.join(RunFiles(run_dir).checkpoints, checkpoint_name(epoch, step), "manifest.json"))
-    return manifest.exists
 
 
 class Drills:
@@ -104,11 +52,11 @@ class Drills:
         if not is_finished(storage.join(self.out, "undisturbed")):
             self._train("undisturbed").finish()
 
-    def _disturb_epoch(self, name: str, fault: str, disturb: Callable[[Command], Command], **options: Any) -> Outcome:
+    def disturb_epoch(self, name: str, fault: str, disturb: Callable[[Command], Command], **options: Any) -> Outcome:
         """Disturb the second epoch between two checkpoints; `disturb` returns the command that continues."""
         command = self._train(name, **options)
         run_dir = storage.join(self.out, name)
-        command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
+        command.wait_for(reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
         kept, at = latest(run_dir), time.monotonic()
         before = command.first_line(BEGINS.pattern, 0.0)
         command = disturb(command)
@@ -125,7 +73,7 @@ class Drills:
             continues_after_s=reported - at,
             continues_from=f"epoch {max(epoch, 1)}, after {step} steps",
             workers=f"{began[3]} -> {workers}",
-            **self._compare(name, same_workers=int(began[3]) == workers),
+            **compare(self.out, name, same_workers=int(began[3]) == workers),
         )
 
     def worker(self) -> Outcome:
@@ -135,7 +83,7 @@ class Drills:
             self.cluster.processes("ray::RayTrainWorker")[0].kill()
             return command
 
-        return self._disturb_epoch("worker", "a train worker dies in an epoch", disturb)
+        return self.disturb_epoch("worker", "a train worker dies in an epoch", disturb)
 
     def node_epoch(self) -> Outcome:
         """A node goes away in an epoch, and a new one comes."""
@@ -145,7 +93,7 @@ class Drills:
             self.cluster.add_node()
             return command
 
-        return self._disturb_epoch("node-epoch", "a node goes away in an epoch, another comes", disturb)
+        return self.disturb_epoch("node-epoch", "a node goes away in an epoch, another comes", disturb)
 
     def elastic(self) -> Outcome:
         """A node goes away in an epoch for good: the run continues with one worker."""
@@ -155,7 +103,7 @@ class Drills:
             return command
 
         try:
-            return self._disturb_epoch("elastic", "a node goes away for good, min_workers 1", disturb, min_workers=1)
+            return self.disturb_epoch("elastic", "a node goes away for good, min_workers 1", disturb, min_workers=1)
         finally:
             self.cluster.add_node()
 
@@ -166,13 +114,13 @@ class Drills:
             command.kill()
             return self._train("driver")
 
-        return self._disturb_epoch("driver", "the driver dies in an epoch, same command again", disturb)
+        return self.disturb_epoch("driver", "the driver dies in an epoch, same command again", disturb)
 
     def _disturb_reassignment(self, name: str, fault: str, disturb: Callable[[], None]) -> Outcome:
         """Disturb while the labels of the third epoch are made, and wait until the pool reports a lost member."""
         command = self._train(name)
         run_dir = storage.join(self.out, name)
-        command.wait_for(_reached(run_dir, 2, 0))
+        command.wait_for(reached(run_dir, 2, 0))
         at = time.monotonic()
         disturb()
         reported, _ = command.wait_for(
@@ -182,7 +130,9 @@ class Drills:
         command.finish()
         if lost is None and command.first_line(BEGINS.pattern, at) is None:
             raise InputError("the fault came too late: the reassignment was over", file=f"{self.out}/{name}.log")
-        return Outcome(name, fault, reported - at, "the lost units", "2 -> 2", **self._compare(name, same_workers=True))
+        return Outcome(
+            name, fault, reported - at, "the lost units", "2 -> 2", **compare(self.out, name, same_workers=True)
+        )
 
     def actor(self) -> Outcome:
         """An actor dies in a reassignment."""
@@ -257,7 +207,7 @@ class Drills:
             return self._train("disk", max_failures=1)
 
         fault = "the disk for spilled objects and the stores are full until the run ends, same command again"
-        return self._disturb_epoch("disk", fault, disturb, max_failures=1)
+        return self.disturb_epoch("disk", fault, disturb, max_failures=1)
 
     def tracking(self) -> Outcome:
         """The tracking server dies in an epoch and is back after the run, whose command is given again."""
@@ -269,7 +219,7 @@ class Drills:
         try:
             server.start()
             command = self._train("tracking", env)
-            command.wait_for(_reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
+            command.wait_for(reached(run_dir, 1, 2 * CHECKPOINT_EVERY_STEPS))
             at = time.monotonic()
             server.kill()
             reported, _ = command.wait_for(lambda: command.first_line(r"^epoch \d", at))
@@ -292,23 +242,8 @@ class Drills:
             )
         fault = "the tracking server dies in an epoch and is back after the end"
         return Outcome(
-            "tracking", fault, reported - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True)
+            "tracking", fault, reported - at, "nothing is redone", "2 -> 2", **compare(self.out, "tracking", True)
         )
-
-    def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
-        ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
-        pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, EPOCHS + 1)]
-        if same_workers:
-            prints = [[open_labels(uri).fingerprint for uri in pair] for pair in pairs]
-            same = "same bytes" if all(a == b for a, b in prints) else None
-        else:  # costs have the last digits of other sums
-            chosen = [[open_labels(uri).read_all(CHOICES) for uri in pair] for pair in pairs]
-            same = "same choices" if all(a.equals(b) for a, b in chosen) else None
-        curves = [[entry.train_loss or 0.0 for entry in read_history(each).values()] for each in (ours, theirs)]
-        apart = max(abs(a - b) / b for a, b in zip(*curves, strict=True))
-        good = apart == 0 if same_workers else apart < LOSS_TOLERANCE
-        losses = "same bits" if apart == 0 else f"{apart:.1e} apart"
-        return {"labels": same or "OTHER LABELS", "losses": losses if good else losses.upper()}
 
 
 def _untracked(run_dir: str, tracking_uri: str) -> list[str]:
@@ -344,6 +279,9 @@ def describe() -> str:
 def _drill(name: Name) -> Callable[..., Any]:
     if name == "network":
         return chaos.run_network_drill
+    if name in ("drain", "grow"):
+        drill: Callable[..., Any] = getattr(spot, name)
+        return drill
     method: Callable[..., Any] = getattr(Drills, name.replace("-", "_"))
     return method
 

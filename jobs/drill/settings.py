@@ -5,5 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 Name = Literal[
-    "worker", "actor", "node-epoch", "node-reassign", "node-ingest", "driver", "elastic", "disk", "tracking", "network"
+    "worker",
+    "actor",
+    "node-epoch",
+    "node-reassign",
+    "node-ingest",
+    "driver",
+    "elastic",
+    "drain",
+    "grow",
+    "disk",
+    "tracking",
+    "network",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from boxsup_dist.config import OptimizerSettings
 from boxsup_dist.data.tables import open_table
+from boxsup_dist.model import checkpoint
 from boxsup_dist.records.synthetic import write_synthetic
 from tests import bare
 from tests.distributed import tiny
@@ -71,8 +73,8 @@ def test_sigterm_while_the_demo_builds_a_table(tmp_path: Path) -> None:
     assert open_table(str(out / "records" / "train"), "records").num_rows == 12
 
 
-def test_a_training_that_ctrl_c_ends_is_killed_in_mlflow(tmp_path: Path) -> None:
-    """A terminal sends SIGINT to the whole group."""
+def test_a_training_that_ctrl_c_ends_is_killed_in_mlflow_and_sigterm_saves_it(tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the whole group. The same command continues, and a batch system sends SIGTERM."""
     tiny.write_tables(tmp_path)
     optimizer = OptimizerSettings(epochs=200, global_batch_size=4, lr=0.01, schedule="poly")
     config = tiny.make_config(tmp_path, tmp_path / "run", optimizer=optimizer)
@@ -84,6 +86,16 @@ def test_a_training_that_ctrl_c_ends_is_killed_in_mlflow(tmp_path: Path) -> None
     (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert run.info.status == "KILLED" and run.info.end_time is not None
     assert json.loads((tmp_path / "run" / "writer.json").read_text())["released"], "the blocks were closed"
+
+    again = Command(tmp_path / "log", *command_of(config, checkpoint_every_steps=0)[2:])
+    again.wait_for("epoch 4/200")
+    status, line = again.end_by(signal.SIGTERM, group=False)
+    where = re.fullmatch(r"interrupted by SIGTERM; the same command continues at epoch (\d+), after (\d+) steps", line)
+    assert status == 143 and where is not None, again.lines
+    assert no_trace(again.lines), again.lines
+    newest = checkpoint.checkpoint_name(int(where[1]) - 1, int(where[2]))
+    assert checkpoint.latest(config.run_dir) == f"{config.run_dir}/checkpoints/{newest}"
+    assert json.loads((tmp_path / "run" / "writer.json").read_text())["released"]
 
 
 @pytest.mark.skipif(bare.why_not() is not None, reason=str(bare.why_not()))

@@ -208,6 +208,7 @@ BAD = {
     "val_records": [None],
     "evaluate_every": [-1],
     "checkpoint_every_steps": [-1],
+    "checkpoint_every_s": [-0.1, float("nan")],
     "max_bad_records": [-1],
     "keep_checkpoints": [0],
 }

@@ -186,6 +186,52 @@ def test_what_the_caller_ignores_stays_ignored(command) -> None:
     assert process.wait(timeout=20) == 0
 
 
+# -- what saves first -------------------------------------------------------------------------------------------------
+
+SAVES = """
+from boxsup_dist import interrupts
+interrupts.STOP_S = 3.0
+asked = threading.Event()
+try:
+    with interrupts.sigterm_asks(asked.set):
+        print("ready", flush=True)
+        {wait}
+        interrupts.set_last_line("saved")
+finally: print("closed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("wait", "number", "output", "line", "least_s", "most_s"),
+    [
+        ("asked.wait(); time.sleep(1)", signal.SIGTERM, "closed\n", "saved\n", 1, 2.9),
+        ("time.sleep(60)", signal.SIGTERM, "closed\n", "interrupted by SIGTERM\n", 3, 10),
+        ("time.sleep(60)", signal.SIGINT, "closed\n", "interrupted\n", 0, 2.9),
+    ],
+    ids=["saves in time", "takes too long", "another signal"],
+)
+def test_sigterm_lets_a_training_save_first_for_a_while(command, wait, number, output, line, least_s, most_s) -> None:
+    process = command(SAVES.format(wait=wait))
+    started = time.monotonic()
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == (output, line) and process.returncode == 128 + number
+    assert least_s <= time.monotonic() - started < most_s
+
+
+def test_a_second_sigterm_does_not_wait_for_the_save(command) -> None:
+    process = command(SAVES.format(wait="time.sleep(60)").replace("3.0", "30.0"))
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.8)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=10) == ("closed\n", "interrupted by SIGTERM\n") and process.returncode == 143
+
+
+def test_without_a_sigterm_what_would_save_ends_as_usual(command) -> None:
+    process = command(SAVES.format(wait="time.sleep(0.1)"))
+    assert process.communicate(timeout=20) == ("closed\n", "") and process.returncode == 0
+
+
 # -- the real commands -------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -167,6 +167,23 @@ def test_more_than_there_is_names_the_setting(resources, match):
     with pytest.raises(SettingError, match=match):
         resources.check()
         resources.resolve(machine(2, 0)).check_room(machine(2, 0))
+
+
+def test_a_run_with_min_workers_starts_on_a_part_of_its_nodes():
+    """It is checked with as many workers as start there: Ray Train takes all that fit."""
+    settings = ResourceSettings(num_workers=4, min_workers=1, cpus_per_worker=1.6, num_actors=2, cpus_per_actor=0.2)
+
+    def check(**changes) -> None:
+        replace(settings, **changes).resolve(machine(3, 0)).check_room([Node(3)])
+
+    check()
+    for changes, match in (
+        ({"min_workers": 0}, r"worker 2 of 4 may wait forever"),
+        ({"min_workers": 2}, r"worker 2 of 2 may wait forever"),
+        ({"cpus_per_worker": 1.5}, r"actor 1 of 2 may wait forever.*and 2 train workers reserve 1.5 CPUs each"),
+    ):
+        with pytest.raises(SettingError, match=match):
+            check(**changes)
 
 
 def test_two_workers_on_one_gpu_are_refused():

@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import ray
 import yaml
 
 from boxsup_dist.config import Node, ResourceSettings
+from boxsup_dist.interrupts import GRACE_S, STOP_S
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"
@@ -87,7 +89,9 @@ def test_no_file_holds_a_secret_or_reaches_out():
         if path.is_file() and "__pycache__" not in path.parts:
             text = path.read_text()
             assert not re.search(r"AKIA|BEGIN .*PRIVATE KEY|[0-9a-f]{32}", text), path
-            assert set(re.findall(r"https?://([\w.-]+)", text)) <= {"127.0.0.1", "localhost", "mlflow", "store"}, path
+            # 169.254.169.254: where a machine of AWS asks for its own state
+            own = {"127.0.0.1", "localhost", "mlflow", "store", "169.254.169.254"}
+            assert set(re.findall(r"https?://([\w.-]+)", text)) <= own, path
     assert ".env" in (ROOT / ".gitignore").read_text().split()
     tracked = subprocess.run(["git", "ls-files", "infra"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "infra/.env\n" not in tracked
@@ -253,7 +257,9 @@ def test_kubernetes_nodes_are_limited_private_and_take_secrets_by_reference(spec
             assert {mount["name"] for mount in container["volumeMounts"]} == volumes
             mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
             assert mounts == {"/shared", "/spill", "/tmp", "/home/ray"}, "the root file system is read-only"
-            for variable in container["env"]:
+            (plain,) = (variable for variable in container["env"] if "value" in variable)
+            assert plain["name"] == "RAY_JOB_STOP_WAIT_TIME_S" and int(plain["value"]) > STOP_S + GRACE_S
+            for variable in (variable for variable in container["env"] if variable is not plain):
                 assert "value" not in variable and variable["valueFrom"]["secretKeyRef"]["name"].startswith("boxsup-")
     worker = spec["workerGroupSpecs"][0]
     assert 1 <= worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
@@ -359,6 +365,31 @@ def test_slurms_script_starts_a_node_each_until_it_stays_runs_the_job_and_leaves
     assert (tmp_path / "seen").read_text() == "the-token\n" and "the-token" not in calls
     assert not list(tmp_path.glob(".ray-token-*"))
     assert stat.S_IMODE((tmp_path / "spill" / "ray-spill-123").stat().st_mode) == 0o700
+
+
+def test_slurms_script_ends_the_job_before_its_cluster(tmp_path):
+    """At SIGTERM, which Slurm sends before the end: a training saves a checkpoint, for which it needs Ray."""
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    trap = 'trap "sleep 0.5; echo saved >> calls; exit 143" TERM; touch running'
+    last = f" *) {trap}; while true; do sleep 0.05; done;; esac"
+    ray = 'trap "echo gone >> calls; exit" TERM; while true; do sleep 0.05; done'
+    python = STAND_INS["python"].partition(" *)")[0].replace("= 4", "= 1")
+    for name, body in {**STAND_INS, "ray": f"echo ray start >> calls; {ray}", "python": python + last}.items():
+        (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+        (commands / name).chmod(0o755)
+    slurm = {"JOB_ID": "123", "NNODES": "1", "JOB_NODELIST": "node1", "CPUS_PER_TASK": "4"}
+    env = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "BOXSUP_SPILL": str(tmp_path / "spill")}
+    env |= {f"SLURM_{name}": value for name, value in slurm.items()}
+    script = subprocess.Popen(["bash", str(INFRA / "slurm.sh"), "python", "-m", "jobs.train"], env=env, cwd=tmp_path)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "running").exists():
+        assert script.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    script.terminate()
+    assert script.wait(timeout=20) == 143
+    said = [line for line in (tmp_path / "calls").read_text().splitlines() if line in ("saved", "gone")]
+    assert said[0] == "saved"
 
 
 def test_slurms_script_wants_a_job():

@@ -113,7 +113,7 @@ def test_free_settings_may_change(config: TrainConfig) -> None:
     keep_config(config)
     train_a_step(config)
     free = replace(config, resources=ResourceSettings(num_workers=2), keep_checkpoints=5, checkpoint_every_steps=3,
-                   max_bad_records=0, experiment="another")  # fmt: skip
+                   checkpoint_every_s=60.0, max_bad_records=0, experiment="another")  # fmt: skip
     check_resume(free)
     keep_config(free)
     assert read_config(config.run_dir) == free
