@@ -96,7 +96,7 @@ def test_two_ranks_with_unequal_shares_make_the_gradients_of_one():
     for rank, (network, share) in enumerate(zip(networks, shares, strict=True)):
         with mock.patch.object(dist, "all_reduce", lambda own, other=sums[1 - rank]: own.add_(other)):
             found = compute_gradients(network, share, num_ranks=2, images=len(share.images), errors=rank).sums()
-        assert found == pytest.approx([*(sums[0] + sums[1]).tolist()[:6], float(rank), 0.0])
+        assert found[:7] == pytest.approx([*(sums[0] + sums[1]).tolist()[:6], float(rank)])
     one = make_network()
     compute_gradients(one, whole)
     for left, right, expected in zip(*map(gradients_of, (*networks, one)), strict=True):
