@@ -1,13 +1,16 @@
 """The loop that every train worker runs: it lives as long as the run and gets the labels of each epoch by reference.
 
-All ranks run `train_loop`. Rank 0 also owns a Coordinator, which between epochs reassigns the labels, evaluates, keeps
-the history and writes the files of the run; the other ranks wait for the reference to the labels. Writes a checkpoint
+All ranks run `train_loop`. Rank 0 also owns a Coordinator, which between epochs reassigns the labels, starts evaluation
+and measurement beside the next epoch, keeps the history and writes the files of the run; the other ranks wait for the
+reference to the labels. Writes a checkpoint
 after every epoch and, if `checkpoint_every_steps` is set, inside it.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import ray
@@ -28,7 +31,9 @@ from boxsup_dist.training.worker import EpochTotals, StateDict, TrainWorker, rai
 class Coordinator(Protocol):
     """What rank 0 does around the epochs. Epochs count from 0 here."""
 
-    stages_s: float  # total seconds spent in stages
+    @property
+    def stages_s(self) -> float:
+        """Total seconds that the training has waited for stages."""
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """All workers are ready and start from this position; called at the start and after each failure."""
@@ -39,6 +44,12 @@ class Coordinator(Protocol):
     def stored_labels(self, epoch: int) -> ray.ObjectRef[Labels] | None:
         """Read the labels that an interrupted epoch started with; None as `labels`."""
 
+    def spending(self, activity: str) -> AbstractContextManager[None]:
+        """Account for the time of the block, in which the training waits, as time of this activity."""
+
+    def on_step(self, epoch: int, step: int, waited_s: float) -> None:
+        """`step` steps of the epoch are done; the last one waited so long for its batch."""
+
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
         """Report that `step` of `num_steps` steps are done; called a few times per minute."""
 
@@ -48,8 +59,19 @@ class Coordinator(Protocol):
         `bad_records` maps image ids to problems: all records of the run so far that do not decode.
         """
 
-    def evaluate(self, epoch: int, weights: StateDict) -> None:
-        """Evaluate a finished epoch if that is due; called after its checkpoint, also when a run resumes from it."""
+    def epochs_to_keep(self) -> Collection[int]:
+        """Epochs, counted from 1, whose last checkpoint is needed besides the newest ones."""
+
+    def start_stages(self, num_epochs: int, weights: StateDict | None) -> None:
+        """Start what is due after so many finished epochs and not done, beside the training.
+
+        Args:
+            num_epochs: Epochs that are finished.
+            weights: The network after them; None inside the next epoch.
+        """
+
+    def finish_stages(self) -> None:
+        """Wait for the stages that were started; called between epochs, before anything else. Raises their error."""
 
     def check_writer(self) -> None:
         """Check, before a checkpoint is written, that the run directory is still this run's: InputError if not."""
@@ -159,14 +181,21 @@ def _between_epochs(worker: TrainWorker, coordinator: Coordinator | None) -> ray
 
 
 def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef[Labels] | None:
-    """Evaluate the epoch that has ended and assign the labels of the next; inside an epoch, read its labels again."""
+    """Assign the labels of the next epoch, or read those of an epoch that continues, and start the other stages.
+
+    The stages of the epoch before are awaited first: they use the same pool. A run that was killed before they were
+    over starts them again.
+    """
+    coordinator.finish_stages()
+    labels, is_over = None, worker.epoch == worker.config.optimizer.epochs
     if worker.step > 0:
-        return coordinator.stored_labels(worker.epoch)
-    if worker.epoch > 0:
-        coordinator.evaluate(worker.epoch - 1, worker.weights())
-    if worker.epoch == worker.config.optimizer.epochs:
-        return None
-    return coordinator.labels(worker.epoch, worker.assigning_weights())
+        labels = coordinator.stored_labels(worker.epoch)
+    elif not is_over:
+        labels = coordinator.labels(worker.epoch, worker.assigning_weights())
+    coordinator.start_stages(worker.epoch, worker.weights() if worker.step == 0 else None)
+    if is_over:
+        coordinator.finish_stages()
+    return labels
 
 
 class _Watch:
@@ -179,6 +208,7 @@ class _Watch:
     ) -> None:
         self.worker, self.coordinator, self.labels = worker, coordinator, labels
         self.reported = time.perf_counter()
+        self.waited_s = worker.totals.waited_s + worker.totals.first_batch_s
 
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:
         worker, every = self.worker, self.worker.config.checkpoint_every_steps
@@ -187,12 +217,16 @@ class _Watch:
             worker.check_weights()  # on every rank, so that none waits for another one
         if self.coordinator is None:
             return
+        waited_s = totals.waited_s + totals.first_batch_s
+        self.coordinator.on_step(worker.epoch, worker.step, waited_s - self.waited_s)
+        self.waited_s = waited_s
         if is_due:
             _save(worker, self.coordinator, self.labels)
         now = time.perf_counter()
         if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:
             self.reported = now
-            self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
+            with worker.failing_together():  # raises the error of a stage that runs beside the training
+                self.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
 
 
 def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[Labels] | None) -> None:
@@ -200,15 +234,16 @@ def _save(worker: TrainWorker, coordinator: Coordinator, labels: ray.ObjectRef[L
     config = worker.config
     if worker.failure is not None:
         return
-    state = checkpoint.CheckpointState(
-        epoch=worker.epoch,
-        step=worker.step,
-        seed=config.seed,
-        network=worker.network.spec,
-        model=worker.weights(),
-        training=worker.training_state(),
-        labels=None if labels is None else ray.get(labels).to_parquet(),
-    )
-    with worker.failing_together():
+    with coordinator.spending("save"), worker.failing_together():
+        state = checkpoint.CheckpointState(
+            epoch=worker.epoch,
+            step=worker.step,
+            seed=config.seed,
+            network=worker.network.spec,
+            model=worker.weights(),
+            training=worker.training_state(),
+            labels=None if labels is None else ray.get(labels).to_parquet(),
+        )
         coordinator.check_writer()
-        checkpoint.save(config.run_dir, state, keep_last=config.keep_checkpoints)
+        kept = coordinator.epochs_to_keep()
+        checkpoint.save(config.run_dir, state, keep_last=config.keep_checkpoints, keep_epochs=kept)

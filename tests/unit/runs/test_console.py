@@ -15,6 +15,7 @@ from boxsup_dist.runs import console
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
 from boxsup_dist.runs.history import HistoryEntry, write_history
 from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.timeline import Timeline
 from tests.distributed import tiny
 
 
@@ -36,7 +37,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def handled(config: TrainConfig, *events: object) -> tuple[console.Console, Tracker]:
     tracker = Tracker()
-    made = console.Console(config, tracker)  # type: ignore[arg-type]
+    made = console.Console(config, tracker, Timeline(config.run_dir, 4, 0.0))  # type: ignore[arg-type]
     for event in events:
         made.handle(event)
     return made, tracker
