@@ -17,14 +17,16 @@ from typing import Any
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import EventLoop
+from boxsup_dist.errors import CheckpointError
 from boxsup_dist.io import lease, storage
 from boxsup_dist.io.lease import Claim, Lease
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.transfer import check_start
+from boxsup_dist.runs.checkpoints import best_checkpoint
 from boxsup_dist.runs.console import Console, print_header, print_result
 from boxsup_dist.runs.coordinator import Coordinator
 from boxsup_dist.runs.events import Lost
-from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.history import best_epoch, read_history
 from boxsup_dist.runs.inputs import (
     Inputs,
     check_tables,
@@ -132,7 +134,7 @@ def _train(
             time=timeline.finish(),
         )
         write_summary(config.run_dir, summary)
-        _publish(config.run_dir, summary, tracker)
+        _publish(config.run_dir, summary, tracker, inputs)
         return summary
 
 
@@ -155,7 +157,7 @@ def _deliver(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Map
     summary = read_summary(config.run_dir)
     with _closing(tracker, config.run_dir):
         _start_tracking(tracker, config, inputs, tags)
-        _publish(config.run_dir, summary, tracker)
+        _publish(config.run_dir, summary, tracker, inputs)
         tracker.end()
     run_id = tracker.run_id()
     if run_id is not None and summary["mlflow"]["run_id"] != run_id:
@@ -175,8 +177,8 @@ def _closing(tracker: RunTracker, run_dir: str) -> Iterator[None]:
             print("warning: MLflow lacks a part of this run: run the same command again to send it", flush=True)
 
 
-def _publish(run_dir: str, summary: Summary, tracker: RunTracker) -> None:
-    """Write the report. Leave it, with the figures and the place of the checkpoint, in MLflow."""
+def _publish(run_dir: str, summary: Summary, tracker: RunTracker, inputs: Inputs) -> None:
+    """Write the report. Leave it, with the figures, the best network and the place of the checkpoint, in MLflow."""
     files = RunFiles(run_dir)
     for uri in (write_report(run_dir), files.summary, files.history):
         tracker.log_artifact(os.path.basename(uri), storage.read_bytes(uri))
@@ -184,4 +186,21 @@ def _publish(run_dir: str, summary: Summary, tracker: RunTracker) -> None:
         tracker.log_artifact(f"figures/{name}", storage.read_bytes(storage.join(files.figures, name)))
     if "time" in summary:
         tracker.log_history({summary["epochs"]: {"time": summary["time"]}})
+    _publish_best(run_dir, tracker, inputs)
     tracker.set_tags({"checkpoint": summary["checkpoint"], "run_dir": run_dir})
+
+
+def _publish_best(run_dir: str, tracker: RunTracker, inputs: Inputs) -> None:
+    """Leave the best network in MLflow, with its mean IoU on the validation records; nothing without such records."""
+    history = read_history(run_dir)
+    number = best_epoch(history)
+    if number is None or inputs.val_records is None:
+        return
+    mean_iou = history[number].mean_iou
+    assert mean_iou is not None
+    try:
+        uri = best_checkpoint(run_dir)
+    except CheckpointError as error:
+        print(f"warning: MLflow does not get the best network: {error}", flush=True)
+        return
+    tracker.log_best_model(uri, inputs.class_names, epoch=number, mean_iou=mean_iou, data=inputs.val_records)
