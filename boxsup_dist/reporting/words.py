@@ -48,5 +48,5 @@ ACTIVITIES = {
     "save": "saving checkpoints",
     "start": "starting",
     "restart": "restarting after failures",
-    "rest": "other",
+    "rest": "everything else",
 }

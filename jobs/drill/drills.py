@@ -22,13 +22,11 @@ from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import is_finished, write_result
-from boxsup_dist.tracking.calls import flatten
-from boxsup_dist.tracking.client import make_client
 from jobs.drill import chaos
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs.drill.data import NUM_IMAGES, make_data
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
-from jobs.drill.mlflow_server import Server
+from jobs.drill.mlflow_server import Server, untracked
 from jobs.drill.network import missing
 from jobs.drill.settings import Name
 
@@ -279,9 +277,9 @@ class Drills:
                     "the run restarted because its tracking server was away", file=f"{self.out}/tracking.log"
                 )
             server.start()
-            lost = _untracked(run_dir, server.uri)
+            lost = untracked(run_dir, server.uri)
             self._train("tracking", env).finish()
-            left = _untracked(run_dir, server.uri)
+            left = untracked(run_dir, server.uri)
         finally:
             server.kill()
         print(f"tracking: MLflow lacked {len(lost)} numbers of history.jsonl, now {len(left)}", flush=True)
@@ -308,23 +306,6 @@ class Drills:
         good = apart == 0 if same_workers else apart < LOSS_TOLERANCE
         losses = "same bits" if apart == 0 else f"{apart:.1e} apart"
         return {"labels": same or "OTHER LABELS", "losses": losses if good else losses.upper()}
-
-
-def _untracked(run_dir: str, tracking_uri: str) -> list[str]:
-    """The metrics of history.jsonl, KEY@EPOCH, that MLflow lacks or has with another value."""
-    client = make_client(tracking_uri)
-    run_id = storage.read_bytes(RunFiles(run_dir).mlflow_run_id).decode().strip()
-    history = {epoch: flatten(entry.metrics(), "/") for epoch, entry in read_history(run_dir).items()}
-    known = {
-        key: {(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)}
-        for key in {key for entry in history.values() for key in entry}
-    }
-    return [
-        f"{key}@{epoch}"
-        for epoch, entry in history.items()
-        for key, value in entry.items()
-        if isinstance(value, (int, float)) and key != "epoch" and (epoch, value) not in known[key]
-    ]
 
 
 def _parts(out: str) -> list[str]:

@@ -1,0 +1,60 @@
+"""The drill `chaos`: a train worker or a node is killed again and again while a run trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psutil
+
+from jobs.drill.cluster import Command, Raylets
+
+SHARE_UNDISTURBED = 0.5  # of the drill's time: the run is as long as it trains in this part of it
+MAX_FAILURES = 10_000  # the drill ends by its time, not by this limit
+
+
+def num_epochs(minutes: float, epoch_s: float) -> int:
+    """Epochs of a run that takes the drill's time if half of it goes to failures; at least two."""
+    return max(round(60 * minutes * SHARE_UNDISTURBED / epoch_s), 2)
+
+
+def kill_again_and_again(cluster: Raylets, command: Command, minutes: float, every_s: float) -> int:
+    """Kill a worker and a node in turns, every so many seconds, until the command or the time is over.
+
+    A killed node comes back at once. The time begins with the call.
+
+    Returns:
+        How many were killed.
+    """
+    ends = time.monotonic() + 60 * minutes
+    num_killed = 0
+    for due in _every(every_s):
+        while time.monotonic() < due:
+            if command.process.poll() is not None:
+                return num_killed
+            time.sleep(0.1)
+        if due > ends:
+            return num_killed
+        if num_killed % 2:
+            cluster.kill_node()
+            cluster.add_node()
+        elif not _kill_worker(cluster):  # none there just now: the last failure is not over
+            continue
+        num_killed += 1
+        print(f"chaos: {num_killed} killed", flush=True)
+
+
+def _every(seconds: float) -> Iterator[float]:
+    began, count = time.monotonic(), 0
+    while True:
+        count += 1
+        yield began + count * seconds
+
+
+def _kill_worker(cluster: Raylets) -> bool:
+    for process in cluster.processes("ray::RayTrainWorker"):
+        with suppress(psutil.Error):  # it ended meanwhile
+            process.kill()
+            return True
+    return False
