@@ -26,9 +26,10 @@ from jobs.drill import chaos
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs.drill.data import NUM_IMAGES, make_data
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
+from jobs.drill.kills import run_chaos
 from jobs.drill.mlflow_server import Server, untracked
 from jobs.drill.network import missing
-from jobs.drill.settings import Name
+from jobs.drill.settings import Chaos, Name
 
 GLOBAL_BATCH_SIZE, EPOCHS = 4, 3
 CHECKPOINT_EVERY_STEPS = 4
@@ -53,7 +54,7 @@ class Outcome:
     losses: str
 
 
-def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3) -> list[str]:
+def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3, epochs: int = EPOCHS) -> list[str]:
     """The training command, as a user would type it."""
     data = storage.join(out, "data")
     settings = {
@@ -64,7 +65,7 @@ def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3
         "network.name": "timm:test_resnet",
         "network.weights": "none",
         "assignment.warmup-epochs": 1,
-        "optimizer.epochs": EPOCHS,
+        "optimizer.epochs": epochs,
         "optimizer.global-batch-size": GLOBAL_BATCH_SIZE,
         "augment.crop-height-px": 65,
         "augment.crop-width-px": 65,
@@ -91,8 +92,8 @@ def _reached(run_dir: str, epoch: int, step: int) -> Callable[[], bool]:
 class Drills:
     """Each public method is a drill: it runs, disturbs and compares."""
 
-    def __init__(self, out: str, cluster: Raylets) -> None:
-        self.out, self.cluster = out, cluster
+    def __init__(self, out: str, cluster: Raylets, chaos: Chaos) -> None:
+        self.out, self.cluster, self.settings = out, cluster, chaos
 
     def _train(self, name: str, env: dict[str, str] | None = None, **options: Any) -> Command:
         return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log", env)
@@ -293,9 +294,15 @@ class Drills:
             "tracking", fault, reported - at, "nothing is redone", "2 -> 2", **self._compare("tracking", True)
         )
 
-    def _compare(self, name: str, same_workers: bool) -> dict[str, str]:
-        ours, theirs = (storage.join(self.out, each) for each in (name, "undisturbed"))
-        pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, EPOCHS + 1)]
+    def chaos(self) -> Outcome:
+        """A worker or a node dies again and again; --minutes and --every-s say how often."""
+        return Outcome("chaos", **run_chaos(self.settings, self.out, self.cluster, self._train, self._compare))
+
+    def _compare(
+        self, name: str, same_workers: bool, reference: str = "undisturbed", epochs: int = EPOCHS
+    ) -> dict[str, str]:
+        ours, theirs = (storage.join(self.out, each) for each in (name, reference))
+        pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, epochs + 1)]
         if same_workers:
             same = "same bytes" if all(storage.read_bytes(a) == storage.read_bytes(b) for a, b in pairs) else None
         else:  # costs have the last digits of other sums
@@ -328,12 +335,13 @@ def _drill(name: Name) -> Callable[..., Any]:
     return method
 
 
-def run_drills(names: Sequence[Name], out: str) -> None:
+def run_drills(names: Sequence[Name], out: str, settings: Chaos) -> None:
     """Run drills, write OUT/summary.json (OUT/network/summary.json of the drill network) and print their results.
 
     Args:
         names: Names of the drills. Empty: all that this machine can run; the others are named with the reason.
         out: Folder of the data and the runs.
+        settings: Of the drill chaos.
 
     Raises:
         InputError: A disturbed run did not end as the undisturbed one.
@@ -344,7 +352,7 @@ def run_drills(names: Sequence[Name], out: str) -> None:
     chosen = list(names) or _possible()
     on_cluster = [name for name in chosen if name != "network"]
     if on_cluster:
-        _run_on_cluster(on_cluster, out)
+        _run_on_cluster(on_cluster, out, settings)
     if "network" in chosen:
         chaos.run_network_drill(out)
 
@@ -357,11 +365,11 @@ def _possible() -> list[Name]:
     return [name for name in DRILLS if lacks.get(name) is None]
 
 
-def _run_on_cluster(names: Sequence[Name], out: str) -> None:
+def _run_on_cluster(names: Sequence[Name], out: str, settings: Chaos) -> None:
     outcomes = []
     with raylets() as cluster:
         make_data(storage.join(out, "data"))
-        drills = Drills(out, cluster)
+        drills = Drills(out, cluster, settings)
         drills.undisturbed()
         for name in names:
             for old in (storage.join(out, name), storage.join(out, "ingest")):
