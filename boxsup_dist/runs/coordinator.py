@@ -319,7 +319,8 @@ class Coordinator:
         self.post.wait(Failed(error))
 
     def close(self) -> None:
-        """End the pool, and with it the stages beside the training."""
+        """End the pool, and with it the stages beside the training; say how far the training came."""
+        self._post_spent()
         self.beside.close()
         self.pool.close()
 
