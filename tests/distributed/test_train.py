@@ -67,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def long_config(folder: Path, name: str) -> TrainConfig:
-    """Seven steps per epoch on two workers, with dropout, and an evaluation beside every epoch but the first."""
+    """Seven steps per epoch on two workers, with dropout, and an evaluation after every epoch."""
     return tiny.make_config(
         folder,
         folder / name,
