@@ -186,8 +186,8 @@ def _publish(run_dir: str, summary: Summary, tracker: RunTracker, inputs: Inputs
         tracker.log_artifact(f"figures/{name}", storage.read_bytes(storage.join(files.figures, name)))
     if "time" in summary:
         tracker.log_history({summary["epochs"]: {"time": summary["time"]}})
-    _publish_best(run_dir, tracker, inputs)
     tracker.set_tags({"checkpoint": summary["checkpoint"], "run_dir": run_dir})
+    _publish_best(run_dir, tracker, inputs)
 
 
 def _publish_best(run_dir: str, tracker: RunTracker, inputs: Inputs) -> None:

@@ -172,27 +172,22 @@ def log_model(
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     experiment_id = client.get_run(run_id).info.experiment_id
-    for known in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
-        if known.tags.get("checkpoint") == uri and known.status == LoggedModelStatus.READY:
-            return
+    known = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    model = next((each for each in known if each.tags.get("checkpoint") == uri), None)
+    if model is not None and model.status == LoggedModelStatus.READY:
+        return
+    if model is None:  # else an earlier attempt did not come to its end
+        tags = {"checkpoint": uri, "epoch": str(epoch)}
+        model = client.create_logged_model(experiment_id, "best", run_id, tags)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, epoch)])
+    name, digest = dataset_key(data)
+    of_model = {"model_id": model.model_id, "dataset_name": name, "dataset_digest": digest}
     with tempfile.TemporaryDirectory() as scratch:
         folder = os.path.join(scratch, MODEL)
         save(folder, checkpoint.load(uri), class_names)
-        tags = {"checkpoint": uri, "epoch": str(epoch)}
-        model = client.create_logged_model(experiment_id, "best", run_id, tags)
         client.log_model_artifacts(model.model_id, folder)
+    client.log_metric(run_id, "best_mean_iou", mean_iou, step=epoch, **of_model)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, epoch)])
-    name, digest = dataset_key(data)
-    client.log_metric(
-        run_id,
-        "best_mean_iou",
-        mean_iou,
-        step=epoch,
-        model_id=model.model_id,
-        dataset_name=name,
-        dataset_digest=digest,
-    )
 
 
 def publish(folder: str, tracking_uri: str, run_id: str, name: str | None) -> str:

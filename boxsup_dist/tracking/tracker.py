@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PARAM_CHARS = 500  # a parameter is for reading and comparing; the whole configuration is an artifact
 SYSTEM_METRICS_EVERY_S = 15.0
-CLOSE_S = 30.0
+CLOSE_S = 120.0  # the last call sends a network: 80 MB over a slow link
 CLOSE_AFTER_SIGNAL_S = 4.0  # a part of interrupts.GRACE_S: Ray's session is closed after it
 MAX_WAITING_FOR_SYSTEM_METRICS = 20  # with more calls waiting, the queue is kept for the training's metrics
 CONFIG_ARTIFACT = "config.json"
