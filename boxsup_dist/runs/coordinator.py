@@ -207,10 +207,10 @@ class Coordinator:
         with self.spending("stages"):
             for number in [n for n in self.history if n < num_epochs and self._lacks_evaluation(n)]:
                 self.beside.start(partial(self._evaluate_stored, number))
-            if num_epochs and weights is not None:
-                self._start_evaluation(num_epochs, ray.put(weights))
-            elif num_epochs and self._lacks_evaluation(num_epochs):
+            if weights is None and num_epochs and self._lacks_evaluation(num_epochs):
                 self.beside.start(partial(self._evaluate_stored, num_epochs))
+            elif weights is not None and num_epochs:
+                self._start_evaluation(num_epochs, weights)
             coming = num_epochs + 1
             entry = self.history.get(coming, HistoryEntry(coming))
             is_measured = entry.label_mean_iou is not None or not self._measures(coming)
@@ -218,12 +218,15 @@ class Coordinator:
                 self.beside.start(partial(self._measure, coming))
         self.clock.switch(STEPS)
 
-    def _start_evaluation(self, number: int, weights: ray.ObjectRef[dict[str, torch.Tensor]]) -> None:
+    def _start_evaluation(self, number: int, weights: dict[str, torch.Tensor]) -> None:
         """Evaluate the epoch if it is due; draw the examples of the last one."""
-        if number == self.config.optimizer.epochs:
-            self.beside.start(partial(self._draw, number, weights))
-        if self._lacks_evaluation(number):
-            self.beside.start(partial(self._evaluate, number, weights))
+        draws, evaluates = number == self.config.optimizer.epochs, self._lacks_evaluation(number)
+        if draws or evaluates:
+            copy = ray.put(weights)  # before the training goes on
+            if draws:
+                self.beside.start(partial(self._draw, number, copy))
+            if evaluates:
+                self.beside.start(partial(self._evaluate, number, copy))
 
     def _evaluate_stored(self, number: int) -> None:
         """Evaluate an epoch of before with the weights of its checkpoint."""
