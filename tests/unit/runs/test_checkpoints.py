@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from boxsup_dist.errors import CheckpointError
+from boxsup_dist.errors import CheckpointError, SettingError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
+from boxsup_dist.model.networks import build_network
 from boxsup_dist.runs.checkpoints import find_checkpoint
 from boxsup_dist.runs.history import HistoryEntry, best_epoch, write_history
+from jobs import predict, submit
 from tests import networks
 
 SPEC = networks.spec("timm:resnet18", 3, head_channels=4)
@@ -62,3 +64,20 @@ def test_a_best_checkpoint_that_is_gone_is_named(tmp_path: Path) -> None:
     write(tmp_path, 41.0, 40.0)
     with pytest.raises(CheckpointError, match=r"checkpoint of the best epoch, 1, is not there.*epoch-001-step-00000"):
         find_checkpoint(str(tmp_path), "best")
+
+
+def test_predict_needs_the_run_whose_best_it_shall_use(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="best checkpoint of which run.*run_dir"):
+        predict.Settings("photos", "out", checkpoint="best").check()
+    state = CheckpointState(1, 0, 0, SPEC, build_network(SPEC, "none").state_dict())
+    best = checkpoint.save(str(tmp_path), state)
+    save(tmp_path, 2)
+    write(tmp_path, 41.0, 40.0)
+    assert (
+        predict._find_network(predict.Settings("photos", "out", run_dir=str(tmp_path), checkpoint="best")).uri == best
+    )
+
+
+def test_a_cluster_is_not_asked_for_the_path_of_the_best() -> None:
+    assert submit.find_relative_paths(["--checkpoint", "best", "--run-dir", "/runs/a"]) == []
+    assert len(submit.find_relative_paths(["--checkpoint", "runs/a", "--run-dir", "best"])) == 2
