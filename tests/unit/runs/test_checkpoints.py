@@ -67,7 +67,7 @@ def test_a_best_checkpoint_that_is_gone_is_named(tmp_path: Path) -> None:
 
 
 def test_predict_needs_the_run_whose_best_it_shall_use(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="best checkpoint of which run.*run_dir"):
+    with pytest.raises(SettingError, match=r"best checkpoint of which run.*run_dir"):
         predict.Settings("photos", "out", checkpoint="best").check()
     state = CheckpointState(1, 0, 0, SPEC, build_network(SPEC, "none").state_dict())
     best = checkpoint.save(str(tmp_path), state)
