@@ -208,7 +208,7 @@ class _Watch:
     ) -> None:
         self.worker, self.coordinator, self.labels = worker, coordinator, labels
         self.reported = time.perf_counter()
-        self.waited_s = worker.totals.waited_s + worker.totals.first_batch_s
+        self.waited_s = worker.totals.waited_s  # the first batch sets its own time again
 
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:
         worker, every = self.worker, self.worker.config.checkpoint_every_steps
