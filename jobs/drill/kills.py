@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 
 from boxsup_dist.io import storage
-from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.summary import read_summary
 from jobs.drill.cluster import Command, Raylets
 from jobs.drill.settings import Chaos
@@ -36,8 +35,9 @@ def run_chaos(
     Returns:
         The fields of an Outcome, without its name.
     """
-    short = read_history(storage.join(out, "undisturbed")).values()
-    epochs = num_epochs(settings.minutes, sum(entry.train_s or 0.0 for entry in short) / len(short))
+    short = read_summary(storage.join(out, "undisturbed"))
+    trains_s = short["time"]["wall_s"] - short["time"]["seconds"]["start"]
+    epochs = num_epochs(settings.minutes, trains_s / short["epochs"])
     quiet, disturbed = "chaos-undisturbed", "chaos"
     for name in (quiet, disturbed):
         storage.remove(storage.join(out, name))
