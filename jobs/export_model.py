@@ -76,9 +76,10 @@ def main(settings: Settings) -> None:
     config = read_config(settings.run_dir)
     from boxsup_dist.model import checkpoint, export
     from boxsup_dist.model.networks import network_from_state
+    from boxsup_dist.runs.checkpoints import find_checkpoint
     from boxsup_dist.tracking import models
 
-    uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
+    uri = find_checkpoint(settings.run_dir, settings.checkpoint)
     state = checkpoint.load(uri)
     classes = open_table(config.sources[0].records, "records").classes
     images = _images(settings, config)

@@ -52,8 +52,8 @@ class Settings:
     checkpoint: Annotated[
         str | None,
         tyro.conf.arg(
-            help="Folder or URI of the checkpoint to use, or an MLflow model (models:/NAME/1, runs:/ID/model). "
-            "Default: the run's newest."
+            help="Folder or URI of the checkpoint to use, best (the run's best on its validation records), or an "
+            "MLflow model (models:/NAME/1, runs:/ID/model). Default: the run's newest."
         ),
     ] = None
     prediction: Prediction = field(default_factory=PredictionSettings)
@@ -74,13 +74,6 @@ class Settings:
     """Report and skip larger images: the scores take 4 bytes per pixel, class and copy."""
     num_actors: NumActors = None
 
-    @property
-    def network(self) -> str:
-        """URI of the checkpoint, MLflow model or run directory that predicts; `check` has found one."""
-        found = self.checkpoint or self.run_dir
-        assert found is not None
-        return found
-
     def kinds(self) -> tuple[Kind, ...]:
         """Files that every image gets."""
         kinds: list[Kind] = ["label_maps"]
@@ -97,6 +90,8 @@ class Settings:
         if self.run_dir is None and self.checkpoint is None:
             expected = "a run directory or a checkpoint: python -m jobs.train makes both"
             raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
+        if self.run_dir is None and self.checkpoint == "best":
+            raise SettingError("the best checkpoint of which run?", field="run_dir", expected="set it, too")
         if self.prediction.crf is not None:
             crf_settings(self.prediction.crf)
         if not self.max_megapixels > 0:
@@ -118,7 +113,7 @@ def predict(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     out = storage.absolute(settings.out)
     images = find_images(settings.images, out)
-    trained = _find_network(settings.network)
+    trained = _find_network(settings)
     names = _check_outputs(settings, images, trained)
     identity = {
         "network": trained.fingerprint,
@@ -186,11 +181,16 @@ def _summary(
     }
 
 
-def _find_network(uri: str) -> TrainedNetwork:
+def _find_network(settings: Settings) -> TrainedNetwork:
     """The network of a run directory, a checkpoint or an MLflow model."""
     from boxsup_dist.model.trained import load_trained
+    from boxsup_dist.runs.checkpoints import BEST, best_checkpoint
     from boxsup_dist.tracking import models
 
+    if settings.run_dir is not None and settings.checkpoint == BEST:
+        return load_trained(best_checkpoint(settings.run_dir))
+    uri = settings.checkpoint or settings.run_dir
+    assert uri is not None, "`check` has found one"
     if not models.is_model_uri(uri):
         return load_trained(uri)
     with tempfile.TemporaryDirectory() as scratch:

@@ -178,7 +178,10 @@ def find_relative_paths(command: Sequence[str]) -> list[str]:
         f"{flag} {value} is relative: on the cluster it is in a temporary folder of the head; "
         "set a path that all nodes share, or s3://..."
         for flag, value in pairwise(words)
-        if flag in FILE_FLAGS and storage.is_local(value) and not os.path.isabs(value)
+        if flag in FILE_FLAGS
+        and (flag, value) != ("--checkpoint", "best")
+        and storage.is_local(value)
+        and not os.path.isabs(value)
     ]
 
 

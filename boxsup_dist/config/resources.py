@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from boxsup_dist.config.checks import check_range
 from boxsup_dist.config.packing import Node, Share, can_fill, describe, num_placed
@@ -38,10 +39,12 @@ class ResourceSettings:
     cpus_per_actor: float | None = None
     """CPUs that Ray reserves for an actor. Not set: as for cpus_per_worker."""
     gpus_per_actor: float | None = None
-    """GPU share of an actor. Not set: what gpus_per_worker leaves of a GPU; workers and actors never compute at the
-    same time. 0: reassign and evaluate on the CPU."""
+    """GPU share of an actor. Not set: what gpus_per_worker leaves of a GPU. 0: reassign and evaluate on the CPU."""
     threads_per_actor: int = 1
     """Torch threads of an actor. Sums differ in their last digits with it, so it is not fitted to the machine."""
+    evaluate_beside: bool | None = None
+    """Evaluate and measure label maps while the next epoch trains. The numbers are the same. Not set: yes, unless
+    workers and actors share GPUs, whose memory then has to hold what both compute with."""
     stream_tasks_per_worker: int = 2
     """Data tasks that work at the same time for one train worker."""
     compile: bool = False
@@ -71,13 +74,15 @@ class ResourceSettings:
             on_cpus = max(sum(min(int(node.cpus), MAX_CPU_WORKERS) for node in nodes), 1)
             num_workers = min(train_gpus or on_cpus, max_workers or on_cpus + train_gpus)
         num_actors = pool_gpus or max(num_cpus, 1) if self.num_actors is None else self.num_actors
-        filled = {
+        filled: dict[str, Any] = {
             "num_workers": num_workers,
             "num_actors": num_actors,
             **self._gpu_shares(num_workers, num_actors, num_gpus),
             **self._cpu_shares(num_workers, num_actors, nodes),
         }
-        return Resources(**{**filled, **{name: value for name, value in asdict(self).items() if value is not None}})
+        filled |= {name: value for name, value in asdict(self).items() if value is not None}
+        worker, actor = filled["gpus_per_worker"], filled["gpus_per_actor"]
+        return Resources(**{"evaluate_beside": not (worker and actor and worker + actor <= 1), **filled})
 
     def _gpu_shares(self, num_workers: int, num_actors: int, num_gpus: int) -> dict[str, float]:
         """Shares for what is not set: a GPU holds one worker and its part of the actors."""
@@ -172,6 +177,7 @@ class Resources(ResourceSettings):
     num_actors: int
     cpus_per_actor: float
     gpus_per_actor: float
+    evaluate_beside: bool = True
 
     def check_room(self, nodes: Sequence[Node], *, with_training: bool = True) -> None:
         """Check that the nodes have room for all processes at once. Without the check Ray would wait forever.

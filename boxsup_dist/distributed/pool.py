@@ -260,7 +260,9 @@ class NetworkPool:
         )
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors. A `map` that runs in another thread ends with an error."""
+        self.ready.clear()
+        self.starting.clear()
         for actor in self.actors:
             ray.kill(actor)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NotRequired, TypeVar
 
@@ -92,13 +92,14 @@ def checkpoint_name(epoch: int, step: int) -> str:
     return f"epoch-{epoch:03d}-step-{step:05d}"
 
 
-def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> str:
+def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3, keep_epochs: Collection[int] = ()) -> str:
     """Write a checkpoint, then delete older ones.
 
     Args:
         run_uri: Run directory.
         state: What to keep.
         keep_last: How many of the newest whole checkpoints to keep; None keeps all.
+        keep_epochs: Keep also the checkpoints at the end of these epochs, which count from 1.
 
     Returns:
         URI of the checkpoint.
@@ -129,7 +130,7 @@ def save(run_uri: str, state: CheckpointState, *, keep_last: int | None = 3) -> 
     entries = {n: {"num_bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
     storage.write_json(storage.join(uri, "manifest.json"), {"format_version": FORMAT_VERSION, "files": entries})
     if keep_last is not None:
-        _prune(run_uri, keep_last)
+        _prune(run_uri, keep_last, {checkpoint_name(epoch, 0) for epoch in keep_epochs})
     return uri
 
 
@@ -226,13 +227,14 @@ def _folders(run_uri: str) -> list[tuple[tuple[int, int], str]]:
     return sorted(((int(m[1]), int(m[2])), storage.join(parent, m[0])) for m in matches)
 
 
-def _prune(run_uri: str, keep_last: int) -> None:
-    """Delete everything older than the `keep_last` newest whole checkpoints, torn checkpoints too."""
+def _prune(run_uri: str, keep_last: int, keep_names: Collection[str]) -> None:
+    """Delete everything older than the `keep_last` newest whole checkpoints but these, torn checkpoints too."""
     kept = list_checkpoints(run_uri)[-keep_last:]
     for _, uri in _folders(run_uri):
         if uri == kept[0]:
             return
-        _remove(uri)
+        if uri.rpartition("/")[2] not in keep_names:
+            _remove(uri)
 
 
 def _remove(uri: str) -> None:

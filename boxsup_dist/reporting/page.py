@@ -17,7 +17,7 @@ from boxsup_dist.progress import format_duration
 from boxsup_dist.reporting.figures import curves_figure, iou_bars_figure, number
 from boxsup_dist.reporting.html import render
 from boxsup_dist.reporting.text_table import format_value
-from boxsup_dist.reporting.words import METRICS, RESULTS
+from boxsup_dist.reporting.words import ACTIVITIES, METRICS, RESULTS
 
 MAX_FIGURES = 24  # embedded; the others are named
 Card = tuple[str, str]
@@ -51,7 +51,7 @@ def render_report(
     """
     last = history[-1] if history else {}
     columns = _columns(history)
-    results = {key: value for key, value in summary.items() if key not in ("iou", "data", "warnings", "config")}
+    results = {key: value for key, value in summary.items() if key not in ("iou", "data", "warnings", "config", "time")}
     return render(
         "page",
         title=title,
@@ -66,6 +66,7 @@ def render_report(
         confusion=_base64(confusion) if confusion else None,
         epoch_columns=[METRICS[key][0] if key in METRICS else key.replace("_", " ") for key in columns],
         epochs=[[_cell(_in_unit(key, row.get(key))) for key in columns] for row in history],
+        time=list(_time_rows(summary.get("time"))),
         results=_leaves({RESULTS.get(key, key): value for key, value in results.items()}),
         data=_leaves(summary.get("data") or {}),
         config=_leaves(config),
@@ -88,6 +89,22 @@ def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[Card
         if part == "all":
             since = "continued" if summary.get("resumed_from") else "started"
             yield format_duration(value), f"since the run was {since}"
+
+
+def _time_rows(account: Any) -> Iterator[tuple[str, str, bool]]:
+    """Where the time of a run went, largest part first, and its starts after the first; nothing without an account."""
+    if not isinstance(account, Mapping):
+        return
+    wall_s = number(account.get("wall_s")) or 0.0
+    if wall_s > 0:
+        parts = sorted(_numbers(account.get("seconds")), key=lambda part: -part[1])
+        yield "all", format_duration(wall_s), True
+        for kind, value in parts:
+            yield ACTIVITIES.get(kind, kind), f"{value / wall_s:.1%}, {format_duration(value)}", True
+        yield "goodput: share of steps that count", format_value(account.get("goodput")), True
+    for restart in account.get("restarts") or ():
+        steps, seconds = restart["redone_steps"], format_duration(restart["seconds"])
+        yield f"started again after {seconds}, steps trained again: {steps}", restart["reason"], False
 
 
 def _numbers(value: Any) -> Iterator[tuple[str, float]]:

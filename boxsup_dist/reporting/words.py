@@ -37,3 +37,16 @@ STAGES = {
     "evaluate": "evaluating",
     "figures": "drawing examples",
 }
+
+# What the time of a run went into, as runs/timeline names it.
+ACTIVITIES = {
+    "steps": "training",
+    "redone": "training again after failures",
+    "data": "waiting for data",
+    "reassign": "choosing segments",
+    "stages": "waiting for evaluation and measurement",
+    "save": "saving checkpoints",
+    "start": "starting",
+    "restart": "restarting after failures",
+    "rest": "everything else",
+}

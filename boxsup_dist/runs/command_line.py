@@ -27,7 +27,11 @@ RunDirs = Annotated[
     tuple[str, ...], tyro.conf.arg(name="run_dir", help="Run directories of trainings: one or several folders or URIs.")
 ]
 Checkpoint = Annotated[
-    str | None, tyro.conf.arg(help="Folder or URI of the checkpoint to use. Default: the run's newest.")
+    str | None,
+    tyro.conf.arg(
+        help="Folder or URI of the checkpoint to use, or best: the run's best on its validation records. Default: the "
+        "run's newest."
+    ),
 ]
 NumActors = Annotated[
     int | None,

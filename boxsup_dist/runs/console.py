@@ -12,12 +12,13 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, Stalled
 from boxsup_dist.errors import InputError
 from boxsup_dist.progress import format_duration
-from boxsup_dist.reporting.words import STAGES
-from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
+from boxsup_dist.reporting.words import ACTIVITIES, STAGES
+from boxsup_dist.runs.events import Begun, Failed, Lost, Measured, Progress, Spent, Warned
 from boxsup_dist.runs.history import HistoryEntry, read_history
 from boxsup_dist.runs.inputs import Inputs
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import MlflowRun, Summary
+from boxsup_dist.runs.timeline import Account, Timeline
 from boxsup_dist.tracking.tracker import RunTracker
 
 PROGRESS_EVERY_S = 10.0
@@ -25,19 +26,23 @@ MAX_CLASSES_NAMED = 8
 
 
 class Console:
-    """Prints the events of a run and passes them on to the tracker."""
+    """Prints the events of a run and passes them on to the tracker and the account of time."""
 
-    def __init__(self, config: TrainConfig, tracker: RunTracker) -> None:
-        self.config, self.tracker = config, tracker
+    def __init__(self, config: TrainConfig, tracker: RunTracker, timeline: Timeline) -> None:
+        self.config, self.tracker, self.timeline = config, tracker, timeline
         self.failure: InputError | None = None
-        self._stage: tuple[int, str] | None = None
-        self._since = self._printed = 0.0
+        self._stage: tuple[int, str] | None = None  # of the newest event
+        self._stages: dict[tuple[int, str], tuple[float, float]] = {}  # -> when it began, when it was printed last
 
     def handle(self, event: Event) -> None:
         """Print one event of rank 0; keep the error of a run that failed in `failure`."""
         match event:
             case Begun():
+                self._stages.clear()
+                self.timeline.begin(event.epoch, event.steps_done, event.num_workers)
                 _print_begin(event)
+            case Spent():
+                self.timeline.spend(event.epoch, event.step, event.seconds)
             case Progress():
                 self._print_progress(event)
             case Measured():
@@ -45,6 +50,8 @@ class Console:
                 if event.complete:
                     print(epoch_line(event.entry, self.config.optimizer.epochs), flush=True)
             case Warned():
+                if isinstance(event, Lost):
+                    self.timeline.lose(event.text)
                 print(f"warning: {event.text}", flush=True)
             case Stalled():
                 self._print_stall(event)
@@ -54,14 +61,15 @@ class Console:
                 raise TypeError(f"no event of a run: {event!r}")
 
     def _print_progress(self, event: Progress) -> None:
-        now = time.monotonic()
-        if self._stage != (event.epoch, event.stage):
-            self._stage, self._since, self._printed = (event.epoch, event.stage), now, now
+        now, self._stage = time.monotonic(), (event.epoch, event.stage)
+        if self._stage not in self._stages:
+            self._stages[self._stage] = (now, now)
             return
-        if now - self._printed < PROGRESS_EVERY_S or event.done == 0:
+        since, printed = self._stages[self._stage]
+        if now - printed < PROGRESS_EVERY_S or event.done == 0:
             return
-        self._printed = now
-        left = (now - self._since) / event.done * (event.total - event.done)
+        self._stages[self._stage] = (since, now)
+        left = (now - since) / event.done * (event.total - event.done)
         speed = f"  {event.images_per_s:.1f} images/s" if event.images_per_s else ""
         where = f"epoch {event.epoch}, {STAGES[event.stage]}"
         print(f"  {where}: {event.done}/{event.total}{speed}  left {format_duration(left)}", flush=True)
@@ -171,12 +179,24 @@ def print_result(run_dir: str, summary: Summary) -> None:
     if label is not None:
         result.append(f"label maps' mean IoU {label['first']:.2f} -> {label['last']:.2f}")
     print(f"result         {', '.join(result)}")
+    if "time" in summary:
+        print(f"time           {_describe_time(summary['time'])}")
     history = read_history(run_dir)
     for text in history[max(history)].warnings if history else ():
         print(f"warning        last epoch: {text}")
     print(f"report         {files.report}")
     print(f"MLflow         {_how_to_open(summary['mlflow'])}")
     print(f"next           python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER", flush=True)
+
+
+def _describe_time(account: Account) -> str:
+    """Where the time went, largest part first; parts below one percent are left out."""
+    wall_s = max(account["wall_s"], 1e-9)
+    parts = sorted(account["seconds"].items(), key=lambda item: -item[1])
+    shares = [f"{ACTIVITIES.get(kind, kind)} {value / wall_s:.0%}" for kind, value in parts if value >= 0.01 * wall_s]
+    restarts = len(account["restarts"])
+    lost = f"; starts after the first: {restarts}, steps trained again: {account['redone_steps']}" if restarts else ""
+    return f"{format_duration(wall_s)}, goodput {account['goodput']:.2f}: {', '.join(shares)}{lost}"
 
 
 def _how_to_open(mlflow: MlflowRun) -> str:

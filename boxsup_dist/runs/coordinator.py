@@ -1,5 +1,9 @@
 """What rank 0 does around the epochs of a run: reassign, measure, evaluate, and keep the history.
 
+The training waits for the reassignment. What it does not need, evaluation, measurement and figures, runs beside the
+next epoch (`Beside`) and comes into the history when it is over. So the epoch whose evaluation still runs is at most
+one behind, its checkpoint is kept until then, and a run that is killed before starts that evaluation again from there.
+
 It joins the stages, which never import each other. Everything that it decides is a function of weights, tables and
 settings, so a run that resumes decides the same again.
 
@@ -9,10 +13,12 @@ messages count from 1: `number`, which is `epoch + 1`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,22 +26,27 @@ import torch
 
 from boxsup_dist.assignment.assign import repeats
 from boxsup_dist.assignment.reassign import reassign
-from boxsup_dist.config import TrainConfig
+from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.labels import LabelsTable, open_labels, publish, publish_again
 from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.rates import StageRates
 from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
+from boxsup_dist.io import storage
 from boxsup_dist.io.lease import Claim
-from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
+from boxsup_dist.model import checkpoint
+from boxsup_dist.runs.beside import Beside
+from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Spent, Warned
 from boxsup_dist.runs.examples import draw_examples, store_figures
-from boxsup_dist.runs.history import HistoryEntry, read_history, write_history
+from boxsup_dist.runs.history import HistoryEntry, best_epoch, read_history, write_history
 from boxsup_dist.runs.inputs import Inputs
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.networks import make_pool
+from boxsup_dist.runs.timeline import REST, STEPS, Clock
 
 NUM_EXAMPLE_GROUPS = 2
+POST_EVERY_S = 0.2  # between two posts of the account of time: what a failure leaves unknown of the newest steps
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' gives a warning
 _MORE = "train for more epochs, or with a larger optimizer.lr"
 COLLAPSE_WARNING = (
@@ -48,6 +59,8 @@ NO_OBJECT_WARNING = (
     "proposals have segments for them?"
 )
 ALL_BACKGROUND_EVALUATION = f"every pixel of the validation images is predicted as background: {_MORE}"
+
+NOT_EVALUATED = "not evaluated: the run was interrupted before, and the checkpoint of this epoch is gone"
 
 
 def foreground_warning(predicted: float, labelled: float) -> str | None:
@@ -71,32 +84,33 @@ class Coordinator:
         self.config, self.inputs, self.post, self.claim = config, inputs, post, claim
         self.files = RunFiles(config.run_dir)
         self.history = read_history(config.run_dir)
-        self.stages_s = 0.0  # total seconds in stages; subtracted from the pause between epochs to get the overhead
-        self.rates = StageRates()
+        self.rates, self.clock = StageRates(), Clock()
+        self.position, self._posted = (0, 0), 0.0  # epoch and step; when the account of time was posted last
+        assert isinstance(config.resources, Resources), "ResourceSettings.resolve comes first"
+        self.beside = Beside(at_once=not config.resources.evaluate_beside)
+        self._lock = threading.RLock()  # of the history: the stages beside the training write it too
         self.pool = make_pool(inputs.network, config.resources, warn=lambda text: post(Warned(text)))
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """Report where the workers start."""
+        self.clock, self.position = Clock(), (epoch, step)
         self.post(Begun(epoch + 1, step, num_workers))
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
     def labels(self, epoch: int, weights: dict[str, torch.Tensor]) -> ray.ObjectRef[LabelsTable] | None:
-        """Reassign with these weights; store and measure the labels.
+        """Reassign with these weights; store the labels, and measure them beside the training.
 
         Returns:
             A reference to the labels of the coming epoch, None for a supervision whose labels never change.
         """
         number = epoch + 1
-        self.history = {n: entry for n, entry in self.history.items() if n < number}
+        with self._lock:
+            self.history = {n: entry for n, entry in self.history.items() if n < number}
         if not self._assigns():
-            if number == 1 and self.inputs.can_measure_labels:
-                self._measure(number, None)
             return None
-        labels = self._reassign(epoch, weights)
-        if self.inputs.can_measure_labels:
-            self._measure(number, labels)
-        return ray.put(labels)
+        with self.spending("reassign"):
+            return ray.put(self._reassign(epoch, weights))
 
     def _reassign(self, epoch: int, weights: dict[str, torch.Tensor]) -> LabelsTable:
         number, mixture = epoch + 1, self.inputs.mixture
@@ -132,8 +146,13 @@ class Coordinator:
         """The labels that an interrupted epoch began with."""
         return ray.put(open_labels(self.files.labels(epoch + 1))) if self._assigns() else None
 
-    def _measure(self, number: int, labels: LabelsTable | None) -> None:
+    def _measures(self, number: int) -> bool:
+        """True if the labels of the epoch are measured: of every epoch, or of the first if they never change."""
+        return self.inputs.can_measure_labels and (number == 1 or self._assigns())
+
+    def _measure(self, number: int) -> None:
         mixture = self.inputs.mixture
+        labels = open_labels(self.files.labels(number)) if self._assigns() else None
         num_images = sum(len(mixture.units[index].rows) for index in mixture.with_measurable_labels())
         with self._stage(number, "measure_labels", num_images) as on_progress:
             result = measure_labels(
@@ -144,11 +163,13 @@ class Coordinator:
                 on_progress=on_progress,
             )
         self._note(number, label_mean_iou=to_summary(result, self.inputs.class_names)["mean_iou"])
+        self._report(number)
 
     # -- after an epoch ----------------------------------------------------------------------------------------------
 
     def record(self, epoch: int, metrics: dict[str, float], bad_records: dict[str, str]) -> None:
         """Keep an epoch's metrics; warn of records that were left out, and of too little foreground."""
+        self.clock.switch(REST)
         number = epoch + 1
         self._note(number, **metrics, bad_records=bad_records)
         before = self.history.get(number - 1)
@@ -158,11 +179,13 @@ class Coordinator:
         warning = foreground_warning(metrics["foreground_share"], metrics["label_foreground_share"])
         if warning is not None:
             self._warn(number, warning)
-        self._report(number, complete=not self._is_due(number))
+        self._report(number)
+        self._post_spent()
 
     def _warn(self, number: int, text: str) -> None:
-        self._note(number, warnings=(*self.history[number].warnings, text))
-        before = self.history.get(number - 1)
+        with self._lock:
+            self._note(number, warnings=(*self.history[number].warnings, text))
+            before = self.history.get(number - 1)
         if before is None or text not in before.warnings:  # said once, not in every epoch; the history has them all
             self.post(Warned(f"epoch {number}: {text}"))
 
@@ -173,20 +196,72 @@ class Coordinator:
             number == self.config.optimizer.epochs or (every > 0 and number % every == 0)
         )
 
-    def evaluate(self, epoch: int, weights: dict[str, torch.Tensor]) -> None:
-        """Mean IoU on the validation records if this epoch is due and has none yet; example figures after the last."""
-        number = epoch + 1
-        if number == self.config.optimizer.epochs:
-            self._draw(number, weights)
-        known = self.history.get(number)
-        if not self._is_due(number) or (known is not None and known.mean_iou is not None):
+    def _lacks_evaluation(self, number: int) -> bool:
+        entry = self.history.get(number)
+        return self._is_due(number) and (
+            entry is None or (entry.mean_iou is None and NOT_EVALUATED not in entry.warnings)
+        )
+
+    def epochs_to_keep(self) -> set[int]:
+        """The best epoch so far, and those that are not evaluated yet."""
+        with self._lock:
+            best = best_epoch(self.history)
+            return {n for n in self.history if self._lacks_evaluation(n)} | (set() if best is None else {best})
+
+    def start_stages(self, num_epochs: int, weights: dict[str, torch.Tensor] | None) -> None:
+        """Start what is due and not done: evaluations up to this epoch, the measurement of the coming epoch's labels.
+
+        Args:
+            num_epochs: Number of the epoch that ended last.
+            weights: The network after it; None inside the next epoch: then its checkpoint has them.
+        """
+        with self.spending("stages"):
+            for number in [n for n in self.history if n < num_epochs and self._lacks_evaluation(n)]:
+                self.beside.start(partial(self._evaluate_stored, number))
+            if weights is None and num_epochs and self._lacks_evaluation(num_epochs):
+                self.beside.start(partial(self._evaluate_stored, num_epochs))
+            elif weights is not None and num_epochs:
+                self._start_evaluation(num_epochs, weights)
+            coming = num_epochs + 1
+            entry = self.history.get(coming, HistoryEntry(coming))
+            is_measured = entry.label_mean_iou is not None or not self._measures(coming)
+            if coming <= self.config.optimizer.epochs and not is_measured:
+                self.beside.start(partial(self._measure, coming))
+        self.clock.switch(STEPS)
+
+    def _start_evaluation(self, number: int, weights: dict[str, torch.Tensor]) -> None:
+        """Evaluate the epoch if it is due; draw the examples of the last one."""
+        draws, evaluates = number == self.config.optimizer.epochs, self._lacks_evaluation(number)
+        if draws or evaluates:
+            copy = ray.put(weights)  # before the training goes on
+            if draws:
+                self.beside.start(partial(self._draw, number, copy))
+            if evaluates:
+                self.beside.start(partial(self._evaluate, number, copy))
+
+    def _evaluate_stored(self, number: int) -> None:
+        """Evaluate an epoch of before with the weights of its checkpoint."""
+        uri = storage.join(self.files.checkpoints, checkpoint.checkpoint_name(number, 0))
+        if uri not in checkpoint.list_checkpoints(self.config.run_dir):
+            self._warn(number, NOT_EVALUATED)
             return
+        self._evaluate(number, ray.put(checkpoint.load_weights(uri)[1]))
+
+    def finish_stages(self) -> None:
+        """Wait for the stages beside the training."""
+        self.clock.switch(REST)
+        with self.spending("stages"):
+            self.beside.wait()
+        self._post_spent()
+
+    def _evaluate(self, number: int, weights: ray.ObjectRef[dict[str, torch.Tensor]]) -> None:
+        """Mean IoU on the validation records."""
         assert self.inputs.val_records is not None
         with self._stage(number, "evaluate", self.inputs.num_val_images) as on_progress:
             result = evaluate(
                 self.pool,
                 self.inputs.val_records,
-                weights=ray.put(weights),
+                weights=weights,
                 version=f"after-epoch-{number}",
                 num_classes=len(self.inputs.class_names),
                 on_progress=on_progress,
@@ -195,16 +270,16 @@ class Coordinator:
         self._note(number, **to_summary(result, self.inputs.class_names))
         if result.is_all_background:
             self._warn(number, ALL_BACKGROUND_EVALUATION)
-        self._report(number, complete=True)
+        self._report(number)
 
-    def _draw(self, number: int, weights: dict[str, torch.Tensor]) -> None:
+    def _draw(self, number: int, weights: ray.ObjectRef[dict[str, torch.Tensor]]) -> None:
         """Example figures of the first units."""
         units = range(min(NUM_EXAMPLE_GROUPS, len(self.inputs.mixture.units)))
         with self._stage(number, "figures") as on_progress:
             drawn = self.pool.map(
                 draw_examples,
                 units,
-                weights=ray.put(weights),
+                weights=weights,
                 version=f"after-epoch-{number}",
                 on_progress=on_progress,
                 mixture=self.inputs.mixture,
@@ -216,8 +291,36 @@ class Coordinator:
             for figures in drawn:
                 store_figures(self.config.run_dir, figures)
 
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    @property
+    def stages_s(self) -> float:
+        """Total seconds that the training has waited for stages."""
+        seconds = self.clock.seconds()
+        return seconds.get("reassign", 0.0) + seconds.get("stages", 0.0)
+
+    @contextmanager
+    def spending(self, activity: str) -> Iterator[None]:
+        """Account for the time of the block, in which the training waits, as time of this activity."""
+        with self.clock.during(activity):
+            yield
+        self._post_spent()
+
+    def on_step(self, epoch: int, step: int, waited_s: float) -> None:
+        """Account for a step, and for its wait for the stream."""
+        self.position = (epoch, step)
+        self.clock.move(waited_s, STEPS, "data")
+        if time.perf_counter() - self._posted > POST_EVERY_S:
+            self._post_spent()
+
+    def _post_spent(self) -> None:
+        self._posted = time.perf_counter()
+        epoch, step = self.position
+        self.post(Spent(epoch + 1, step, self.clock.seconds()))
+
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        """Report how far the epoch is."""
+        """Report how far the epoch is; raise what a stage beside the training has raised."""
+        self.beside.check()
         self.rates.set("train", images_per_s)
         self.post(Progress(epoch + 1, "train", step, num_steps, images_per_s))
 
@@ -230,7 +333,9 @@ class Coordinator:
         self.post.wait(Failed(error))
 
     def close(self) -> None:
-        """End the pool."""
+        """End the pool, and with it the stages beside the training; say how far the training came."""
+        self._post_spent()
+        self.beside.close()
         self.pool.close()
 
     # -- history -----------------------------------------------------------------------------------------------------
@@ -238,12 +343,17 @@ class Coordinator:
     def _note(self, number: int, **values: Any) -> None:
         """Keep fields of an epoch's HistoryEntry."""
         self.check_writer()
-        entry = self.history.get(number, HistoryEntry(number))
-        self.history[number] = replace(entry, **values)
-        write_history(self.config.run_dir, self.history)
+        with self._lock:
+            entry = self.history.get(number, HistoryEntry(number))
+            self.history[number] = replace(entry, **values)
+            write_history(self.config.run_dir, self.history)
 
-    def _report(self, number: int, *, complete: bool) -> None:
-        self.post(Measured(self.history[number], complete))
+    def _report(self, number: int) -> None:
+        """Report the metrics of an epoch that is trained; they are complete once all its stages are over."""
+        entry = self.history[number]
+        if entry.train_loss is not None:
+            lacks_labels = self._measures(number) and entry.label_mean_iou is None
+            self.post(Measured(entry, complete=not (lacks_labels or self._lacks_evaluation(number))))
 
     @contextmanager
     def _stage(self, number: int, name: str, num_images: int = 0) -> Iterator[Callable[[int, int], None]]:
@@ -257,6 +367,6 @@ class Coordinator:
 
         yield on_progress
         seconds = time.perf_counter() - started
-        self.stages_s += seconds
-        entry = self.history.get(number, HistoryEntry(number))
-        self._note(number, seconds={**entry.seconds, name: seconds})
+        with self._lock:
+            entry = self.history.get(number, HistoryEntry(number))
+            self._note(number, seconds={**entry.seconds, name: seconds})

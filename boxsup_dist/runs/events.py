@@ -45,6 +45,20 @@ class Warned(Event):
 
 
 @dataclass(frozen=True)
+class Lost(Warned):
+    """A process of the training was lost; Ray Train's controller reports it."""
+
+
+@dataclass(frozen=True)
+class Spent(Event):
+    """How rank 0 has spent its time since it began, and how far it is: after `step` steps of this epoch."""
+
+    epoch: int
+    step: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Failed(Event):
     """The run ends by this error."""
 

@@ -110,3 +110,9 @@ def write_history(run_dir: str, history: Mapping[int, HistoryEntry]) -> None:
     """Replace the history of a run, in the order of the epochs."""
     lines = [json.dumps(entry.to_dict()) for _, entry in sorted(history.items())]
     storage.write_bytes(RunFiles(run_dir).history, ("\n".join(lines) + "\n").encode())
+
+
+def best_epoch(history: Mapping[int, HistoryEntry]) -> int | None:
+    """The epoch with the best mean IoU on the validation records, the first of equals; None if none was evaluated."""
+    measured = {number: entry.mean_iou for number, entry in sorted(history.items()) if entry.mean_iou is not None}
+    return max(measured, key=lambda number: measured[number]) if measured else None

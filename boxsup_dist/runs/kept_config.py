@@ -88,12 +88,12 @@ def check_resume(config: TrainConfig) -> None:
 def keep_config(config: TrainConfig) -> None:
     """Store the configuration, after all checks.
 
-    A directory where nothing was trained takes any configuration. If it held another one, the MLflow run and the
-    history of that attempt are not continued.
+    A directory where nothing was trained takes any configuration. If it held another one, the MLflow run, the
+    history and the account of time of that attempt are not continued.
     """
     files = RunFiles(config.run_dir)
     if storage.exists(files.config) and not has_trained(config.run_dir) and not _holds(config):
-        for uri in (files.mlflow_run_id, files.history):
+        for uri in (files.mlflow_run_id, files.history, files.timeline):
             storage.remove(uri)
     write_config(config)
 

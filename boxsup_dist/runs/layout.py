@@ -3,6 +3,7 @@
     RUN/config.json                          every setting of the run, and the format of the directory
     RUN/tables.json                          fingerprint of every table that the run reads
     RUN/history.jsonl                        one line per epoch: loss, label and evaluation metrics, seconds, warnings
+    RUN/timeline.jsonl                       where the time went: one line per start of the workers (runs/timeline)
     RUN/labels/epoch-001/                    the segment of every box that epoch 1 was trained on (data/labels)
     RUN/checkpoints/epoch-003-step-00000/    the state after 3 whole epochs and 0 steps of the next (model/checkpoint)
     RUN/confusion.json                       confusion matrix of the last evaluation
@@ -39,6 +40,7 @@ class RunFiles:
         self.config = self._uri("config.json")
         self.tables = self._uri("tables.json")
         self.history = self._uri("history.jsonl")
+        self.timeline = self._uri("timeline.jsonl")
         self.checkpoints = self._uri("checkpoints")
         self.confusion = self._uri("confusion.json")
         self.figures = self._uri("figures")

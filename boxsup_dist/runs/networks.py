@@ -18,6 +18,7 @@ from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.networks import NetworkSpec, build_network
+from boxsup_dist.runs.checkpoints import find_checkpoint
 from boxsup_dist.runs.kept_config import read_config
 
 
@@ -72,7 +73,7 @@ def predictor(run_dir: str, checkpoint_uri: str | None, num_actors: int | None, 
 
     Args:
         run_dir: Run directory.
-        checkpoint_uri: Checkpoint to use; None: the newest of the run.
+        checkpoint_uri: As in `find_checkpoint`.
         num_actors: As in `pool_resources`.
         records: What to predict.
 
@@ -103,4 +104,4 @@ def load_run(run_dir: str, checkpoint_uri: str | None, num_actors: int | None) -
     """
     config = read_config(run_dir)
     resources = pool_resources(num_actors, config.resources.threads_per_actor)
-    return replace(config, resources=resources), checkpoint.newest(checkpoint_uri or run_dir)
+    return replace(config, resources=resources), find_checkpoint(run_dir, checkpoint_uri)

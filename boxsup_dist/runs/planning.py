@@ -340,7 +340,7 @@ class _Planner:
         images, rates = self.workload.num_images, self.rates
         by_size = self._basis(by_size=True)
         with_val = images + self.workload.num_val_images
-        kept = self.config.keep_checkpoints
+        kept = self.config.keep_checkpoints + (self.workload.num_val_images > 0)  # and the best one
         found = [Line("records", with_val * rates.record_bytes * self.size / 1e9, "GB", by_size)]
         if self.workload.supervision == "box":
             boxes = images * self.workload.boxes_per_image

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic reads typing's from Python 3.12 on
+)
 
-from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
+from typing_extensions import TypedDict
 
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
 from boxsup_dist.io.typed_json import parse_json
-from boxsup_dist.runs.history import HistoryEntry, read_history
+from boxsup_dist.runs.history import HistoryEntry, best_epoch, read_history
 from boxsup_dist.runs.layout import SUMMARY, RunFiles
+from boxsup_dist.runs.timeline import Account
 
 
 class FirstAndLast(TypedDict):
@@ -55,6 +59,8 @@ class Summary(TypedDict):
     num_images: int  # that the run trains on
     num_left_out: int  # because another table of the run has them
     mlflow: MlflowRun
+    time: NotRequired[Account]  # over all starts of the run; earlier versions kept none
+    best_epoch: NotRequired[int | None]  # with the best mean_iou; None without validation
 
 
 def make_summary(
@@ -67,9 +73,11 @@ def make_summary(
     checkpoint: str | None,
     resumed_from: str | None,
     mlflow: MlflowRun,
+    time: Account,
 ) -> Summary:
     """The result of a run whose last epoch is over; the metrics are those of its history."""
-    history = list(read_history(config.run_dir).values())
+    known = read_history(config.run_dir)
+    history = list(known.values())
     last = history[-1] if history else HistoryEntry(config.optimizer.epochs)  # its lines were damaged
     stages: dict[str, float] = {}
     for entry in history:
@@ -93,6 +101,8 @@ def make_summary(
         "num_images": num_images,
         "num_left_out": num_left_out,
         "mlflow": mlflow,
+        "time": time,
+        "best_epoch": best_epoch(known),
     }
 
 

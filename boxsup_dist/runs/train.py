@@ -17,14 +17,16 @@ from typing import Any
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import EventLoop
+from boxsup_dist.errors import CheckpointError
 from boxsup_dist.io import lease, storage
 from boxsup_dist.io.lease import Claim, Lease
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.transfer import check_start
+from boxsup_dist.runs.checkpoints import best_checkpoint
 from boxsup_dist.runs.console import Console, print_header, print_result
 from boxsup_dist.runs.coordinator import Coordinator
-from boxsup_dist.runs.events import Warned
-from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.events import Lost
+from boxsup_dist.runs.history import best_epoch, read_history
 from boxsup_dist.runs.inputs import (
     Inputs,
     check_tables,
@@ -37,6 +39,7 @@ from boxsup_dist.runs.kept_config import check_resume, keep_config
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.report import write_report
 from boxsup_dist.runs.summary import Summary, is_finished, make_summary, read_summary, write_summary
+from boxsup_dist.runs.timeline import Timeline
 from boxsup_dist.tracking.address import default_tracking_uri
 from boxsup_dist.tracking.tracker import RunTracker
 from boxsup_dist.training.fit import fit
@@ -55,6 +58,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     Raises:
         InputError: A setting, a table or the run directory cannot be used; the message says what to do.
     """
+    began = time.time()
     config = with_absolute_uris(config.check())
     run_dir = config.run_dir
     runs_root = os.path.dirname(run_dir) if storage.is_local(run_dir) else "runs"
@@ -86,7 +90,8 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
             keep_tables(run_dir, tables_by_name(inputs))
             config = replace(config, resources=resources)
             print_header(config, inputs, tracking_uri)
-            summary = _train(config, inputs, RunTracker(runs_root, tracking_uri), tags, held.claim)
+            timeline = Timeline(run_dir, inputs.num_steps, began)
+            summary = _train(config, inputs, RunTracker(runs_root, tracking_uri), tags, held.claim, timeline)
     print_result(run_dir, summary)
     return summary
 
@@ -97,18 +102,23 @@ def _one_writer(run_dir: str) -> AbstractContextManager[Lease]:
 
 
 def _train(
-    config: TrainConfig, inputs: Inputs, tracker: RunTracker, tags: Mapping[str, Any] | None, claim: Claim
+    config: TrainConfig,
+    inputs: Inputs,
+    tracker: RunTracker,
+    tags: Mapping[str, Any] | None,
+    claim: Claim,
+    timeline: Timeline,
 ) -> Summary:
     """Train from the newest checkpoint to the end, and keep the result."""
     started = time.perf_counter()
     resumed_from = checkpoint.latest(config.run_dir)
-    console = Console(config, tracker)
+    console = Console(config, tracker, timeline)
     with _closing(tracker, config.run_dir), tracker.ends_with_block():
         _start_tracking(tracker, config, inputs, tags)
         with EventLoop(console.handle) as events:
             post = events.post
             make_coordinator = partial(Coordinator, config, inputs, post, claim)
-            fit(config, inputs.mixture, make_coordinator, lambda text: post(Warned(text)))
+            fit(config, inputs.mixture, make_coordinator, lambda text: post(Lost(text)))
         if console.failure is not None:
             raise console.failure
         claim.check()
@@ -121,9 +131,10 @@ def _train(
             checkpoint=checkpoint.latest(config.run_dir),
             resumed_from=resumed_from,
             mlflow={"tracking_uri": tracker.tracking_uri, "run_id": tracker.run_id()},
+            time=timeline.finish(),
         )
         write_summary(config.run_dir, summary)
-        _publish(config.run_dir, summary, tracker)
+        _publish(config.run_dir, summary, tracker, inputs)
         return summary
 
 
@@ -146,7 +157,7 @@ def _deliver(tracker: RunTracker, config: TrainConfig, inputs: Inputs, tags: Map
     summary = read_summary(config.run_dir)
     with _closing(tracker, config.run_dir):
         _start_tracking(tracker, config, inputs, tags)
-        _publish(config.run_dir, summary, tracker)
+        _publish(config.run_dir, summary, tracker, inputs)
         tracker.end()
     run_id = tracker.run_id()
     if run_id is not None and summary["mlflow"]["run_id"] != run_id:
@@ -166,11 +177,30 @@ def _closing(tracker: RunTracker, run_dir: str) -> Iterator[None]:
             print("warning: MLflow lacks a part of this run: run the same command again to send it", flush=True)
 
 
-def _publish(run_dir: str, summary: Summary, tracker: RunTracker) -> None:
-    """Write the report. Leave it, with the figures and the place of the checkpoint, in MLflow."""
+def _publish(run_dir: str, summary: Summary, tracker: RunTracker, inputs: Inputs) -> None:
+    """Write the report. Leave it, with the figures, the best network and the place of the checkpoint, in MLflow."""
     files = RunFiles(run_dir)
     for uri in (write_report(run_dir), files.summary, files.history):
         tracker.log_artifact(os.path.basename(uri), storage.read_bytes(uri))
     for name in storage.list_names(files.figures):
         tracker.log_artifact(f"figures/{name}", storage.read_bytes(storage.join(files.figures, name)))
+    if "time" in summary:
+        tracker.log_history({summary["epochs"]: {"time": summary["time"]}})
     tracker.set_tags({"checkpoint": summary["checkpoint"], "run_dir": run_dir})
+    _publish_best(run_dir, tracker, inputs)
+
+
+def _publish_best(run_dir: str, tracker: RunTracker, inputs: Inputs) -> None:
+    """Leave the best network in MLflow, with its mean IoU on the validation records; nothing without such records."""
+    history = read_history(run_dir)
+    number = best_epoch(history)
+    if number is None or inputs.val_records is None:
+        return
+    mean_iou = history[number].mean_iou
+    assert mean_iou is not None
+    try:
+        uri = best_checkpoint(run_dir)
+    except CheckpointError as error:
+        print(f"warning: MLflow does not get the best network: {error}", flush=True)
+        return
+    tracker.log_best_model(uri, inputs.class_names, epoch=number, mean_iou=mean_iou, data=inputs.val_records)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxsup_dist.data.tables import Table
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -99,22 +101,21 @@ def write_missing_metrics(
             write_metrics(client, run_id, missing, now_ms, step)
 
 
-def write_dataset(client: MlflowClient, run_id: str, context: str, summary: Mapping[str, Any]) -> None:
-    """Write a table that the run reads as one of MLflow's data sets.
+def dataset_key(table: Table) -> tuple[str, str]:
+    """Name and digest of a table among MLflow's data sets."""
+    return f"{table.kind}: {table.uri}"[-500:], table.fingerprint[:36]
 
-    Args:
-        client: Client of the store.
-        run_id: The run.
-        context: What the table is for: training, evaluation.
-        summary: Uri, kind, fingerprint, num_rows and counts of the table.
-    """
+
+def write_dataset(client: MlflowClient, run_id: str, context: str, table: Table) -> None:
+    """Write a table that the run reads as one of MLflow's data sets; `context` is its use: training, evaluation."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
+    name, digest = dataset_key(table)
     dataset = Dataset(
-        name=f"{summary['kind']}: {summary['uri']}"[-500:],
-        digest=summary["fingerprint"][:36],
+        name=name,
+        digest=digest,
         source_type="boxsup_table",
-        source=json.dumps({"uri": summary["uri"]}),
-        profile=json.dumps({"num_rows": summary["num_rows"], **summary["counts"]}),
+        source=json.dumps({"uri": table.uri}),
+        profile=json.dumps({"num_rows": table.num_rows, **table.counts}),
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 import boxsup_dist
 from boxsup_dist.data.images import decode_image, decode_png, encode_png
+from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
@@ -38,6 +40,7 @@ from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 from boxsup_dist.model.weights import CHECKPOINT_PREFIX
 from boxsup_dist.tracking.address import default_tracking_uri
+from boxsup_dist.tracking.calls import dataset_key
 from boxsup_dist.tracking.client import make_client
 
 if TYPE_CHECKING:
@@ -117,6 +120,7 @@ def save(folder: str, network_state: CheckpointState, class_names: Sequence[str]
         network_state.model,
         extra={CLASS_NAMES: list(class_names)},
     )
+    warnings.filterwarnings("ignore", message=".*An input example was not provided")  # the signature is given
     with tempfile.TemporaryDirectory() as scratch:
         mlflow.pyfunc.save_model(
             folder,
@@ -147,6 +151,43 @@ def predict(folder: str, images: Sequence[bytes]) -> list[NDArray[np.uint8]]:
 
     rows = mlflow.pyfunc.load_model(folder).predict(pd.DataFrame({"image": list(images)}))
     return [decode_png(data) for data in rows["label_map"]]
+
+
+def log_model(
+    client: MlflowClient, run_id: str, uri: str, class_names: Sequence[str], *, epoch: int, mean_iou: float, data: Table
+) -> None:
+    """Log the network of a checkpoint as the logged model of a run, with its mean IoU on a data set.
+
+    A checkpoint that the run has logged before is not logged again.
+
+    Args:
+        client: Client of the store.
+        run_id: The run.
+        uri: The checkpoint.
+        class_names: Names of the C classes; class 0 is the background.
+        epoch: The epoch that ended with the checkpoint.
+        mean_iou: In percent.
+        data: The records that it was measured on.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    experiment_id = client.get_run(run_id).info.experiment_id
+    known = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    model = next((each for each in known if each.tags.get("checkpoint") == uri), None)
+    if model is not None and model.status == LoggedModelStatus.READY:
+        return
+    if model is None:  # else an earlier attempt did not come to its end
+        tags = {"checkpoint": uri, "epoch": str(epoch)}
+        model = client.create_logged_model(experiment_id, "best", run_id, tags)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, epoch)])
+    name, digest = dataset_key(data)
+    of_model = {"model_id": model.model_id, "dataset_name": name, "dataset_digest": digest}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = os.path.join(scratch, MODEL)
+        save(folder, checkpoint.load(uri), class_names)
+        client.log_model_artifacts(model.model_id, folder)
+    client.log_metric(run_id, "best_mean_iou", mean_iou, step=epoch, **of_model)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def publish(folder: str, tracking_uri: str, run_id: str, name: str | None) -> str:

@@ -13,7 +13,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +42,12 @@ logger = logging.getLogger(__name__)
 
 MAX_PARAM_CHARS = 500  # a parameter is for reading and comparing; the whole configuration is an artifact
 SYSTEM_METRICS_EVERY_S = 15.0
-CLOSE_S = 30.0
+CLOSE_S = 120.0  # the last call sends a network: 80 MB over a slow link
 CLOSE_AFTER_SIGNAL_S = 4.0  # a part of interrupts.GRACE_S: Ray's session is closed after it
 MAX_WAITING_FOR_SYSTEM_METRICS = 20  # with more calls waiting, the queue is kept for the training's metrics
 CONFIG_ARTIFACT = "config.json"
-REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}  # the server's codes for errors that stay on a second try
+# The server's codes for errors that stay on a second try; a server of MLflow 2 has no endpoint for models.
+REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND"}
 
 
 def git_revision(folder: str | None = None) -> str:
@@ -181,9 +182,18 @@ class RunTracker:
             "counts": table.counts,
             "settings": table.settings,
         }
-        self._put(f"data set {table.uri}", lambda client, run: write_dataset(client, run, context, summary))
+        self._put(f"data set {table.uri}", lambda client, run: write_dataset(client, run, context, table))
         data = json.dumps(summary, indent=2, default=str).encode()
         self.log_artifact(f"data/{context}_{table.kind}.json", data)
+
+    def log_best_model(self, uri: str, class_names: Sequence[str], *, epoch: int, mean_iou: float, data: Table) -> None:
+        """Log the run's best network as its model, unless that was done; see models.log_model."""
+        from boxsup_dist.tracking.models import log_model  # here, because it imports torch
+
+        self._put(
+            "the best model",
+            lambda client, run: log_model(client, run, uri, class_names, epoch=epoch, mean_iou=mean_iou, data=data),
+        )
 
     @contextmanager
     def ends_with_block(self) -> Iterator[None]:

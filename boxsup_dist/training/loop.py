@@ -1,7 +1,8 @@
 """The loop that every train worker runs: it lives as long as the run and gets the labels of each epoch by reference.
 
-All ranks run `train_loop`. Rank 0 also owns a Coordinator, which between epochs reassigns the labels, evaluates, keeps
-the history and writes the files of the run; the other ranks wait for the reference to the labels.
+All ranks run `train_loop`. Rank 0 also owns a Coordinator, which between epochs reassigns the labels, starts evaluation
+and measurement beside the next epoch, keeps the history and writes the files of the run; the other ranks wait for the
+reference to the labels.
 
 Checkpoints are written in the background (`saving.py`): after every epoch, and inside it every `checkpoint_every_steps`
 steps, every `checkpoint_every_s` seconds, and before the training stops because it is asked to or loses a node. What is
@@ -11,7 +12,9 @@ written when, so that a run that is killed at any point continues to the same bi
 2. checkpoints inside epoch n, while its steps go on, each whole before the next begins;
 3. the history of epoch n, after its last step;
 4. the checkpoint of epoch n, whole before anything of epoch n + 1 is made: its labels come from the weights that a
-   killed run continues with.
+   killed run continues with;
+5. what is evaluated of epoch n, beside epoch n + 1. The checkpoint of epoch n is kept until then: a killed run
+   evaluates it when it continues.
 
 A kill in 2 to 4 leaves the newest whole checkpoint of epoch n or n - 1, and the labels that belong to it.
 """
@@ -19,6 +22,8 @@ A kill in 2 to 4 leaves the newest whole checkpoint of epoch n or n - 1, and the
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,7 +47,9 @@ from boxsup_dist.training.worker import GO_ON, SAVE, STOP, EpochTotals, StateDic
 class Coordinator(Protocol):
     """What rank 0 does around the epochs. Epochs count from 0 here."""
 
-    stages_s: float  # total seconds spent in stages
+    @property
+    def stages_s(self) -> float:
+        """Total seconds that the training has waited for stages."""
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """All workers are ready and start from this position; called at the start and after each failure."""
@@ -53,6 +60,12 @@ class Coordinator(Protocol):
     def stored_labels(self, epoch: int) -> ray.ObjectRef[LabelsTable] | None:
         """Read the labels that an interrupted epoch started with; None as `labels`."""
 
+    def spending(self, activity: str) -> AbstractContextManager[None]:
+        """Account for the time of the block, in which the training waits, as time of this activity."""
+
+    def on_step(self, epoch: int, step: int, waited_s: float) -> None:
+        """`step` steps of the epoch are done; the last one waited so long for its batch."""
+
     def on_progress(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
         """Report that `step` of `num_steps` steps are done; called a few times per minute."""
 
@@ -62,8 +75,19 @@ class Coordinator(Protocol):
         `bad_records` maps image ids to problems: all records of the run so far that do not decode.
         """
 
-    def evaluate(self, epoch: int, weights: StateDict) -> None:
-        """Evaluate a finished epoch if that is due; called after its checkpoint, also when a run resumes from it."""
+    def epochs_to_keep(self) -> Collection[int]:
+        """Epochs, counted from 1, whose last checkpoint is needed besides the newest ones."""
+
+    def start_stages(self, num_epochs: int, weights: StateDict | None) -> None:
+        """Start what is due after so many finished epochs and not done, beside the training.
+
+        Args:
+            num_epochs: Epochs that are finished.
+            weights: The network after them; None inside the next epoch.
+        """
+
+    def finish_stages(self) -> None:
+        """Wait for the stages that were started; called between epochs, before anything else. Raises their error."""
 
     def check_writer(self) -> None:
         """Check, before a checkpoint is written, that the run directory is still this run's: InputError if not."""
@@ -93,7 +117,9 @@ class _Leader:
 
     def __init__(self, config: TrainConfig, coordinator: Coordinator, stop: StopRequest) -> None:
         self.coordinator = coordinator
-        self.saver = Saver(config.run_dir, config.keep_checkpoints, coordinator.check_writer)
+        self.saver = Saver(
+            config.run_dir, config.keep_checkpoints, coordinator.check_writer, coordinator.epochs_to_keep
+        )
         self.listener = StopListener(stop.cause)
 
     def close(self) -> None:
@@ -165,7 +191,7 @@ def _train(config: TrainConfig, mixture: Mixture, leader: _Leader | None) -> Non
         ended = time.perf_counter()
         worker.finish_epoch()
         if leader is not None:
-            _save(worker, leader.saver, labels)
+            _save(worker, leader, labels)
         ray.train.report(metrics)
 
 
@@ -205,7 +231,8 @@ def _between_epochs(worker: TrainWorker, leader: _Leader | None) -> ray.ObjectRe
     error: InputError | _StoppedEarly | None = worker.failure
     if leader is not None and error is None:
         try:
-            leader.saver.finish()
+            with leader.coordinator.spending("save"):
+                leader.saver.finish()
             cause = _cause(leader)
             if cause is None or worker.epoch == worker.config.optimizer.epochs:
                 labels = _run_stages(worker, leader.coordinator)
@@ -227,14 +254,21 @@ def _cause(leader: _Leader | None) -> Cause | None:
 
 
 def _run_stages(worker: TrainWorker, coordinator: Coordinator) -> ray.ObjectRef[LabelsTable] | None:
-    """Evaluate the epoch that has ended and assign the labels of the next; inside an epoch, read its labels again."""
+    """Assign the labels of the next epoch, or read those of an epoch that continues, and start the other stages.
+
+    The stages of the epoch before are awaited first: they use the same pool. A run that was killed before they were
+    over starts them again.
+    """
+    coordinator.finish_stages()
+    labels, is_over = None, worker.epoch == worker.config.optimizer.epochs
     if worker.step > 0:
-        return coordinator.stored_labels(worker.epoch)
-    if worker.epoch > 0:
-        coordinator.evaluate(worker.epoch - 1, worker.weights())
-    if worker.epoch == worker.config.optimizer.epochs:
-        return None
-    return coordinator.labels(worker.epoch, worker.assigning_weights())
+        labels = coordinator.stored_labels(worker.epoch)
+    elif not is_over:
+        labels = coordinator.labels(worker.epoch, worker.assigning_weights())
+    coordinator.start_stages(worker.epoch, worker.weights() if worker.step == 0 else None)
+    if is_over:
+        coordinator.finish_stages()
+    return labels
 
 
 class _Watch:
@@ -250,9 +284,14 @@ class _Watch:
     def __init__(self, worker: TrainWorker, leader: _Leader | None, labels: ray.ObjectRef[LabelsTable] | None) -> None:
         self.worker, self.leader, self.labels = worker, leader, labels
         self.reported = self.saved = time.perf_counter()
+        self.waited_s = worker.totals.waited_s  # the first batch sets its own time again
 
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:
         worker, config, leader = self.worker, self.worker.config, self.leader
+        if leader is not None:
+            waited_s = totals.waited_s + totals.first_batch_s
+            leader.coordinator.on_step(worker.epoch, worker.step, waited_s - self.waited_s)
+            self.waited_s = waited_s
         now = time.perf_counter()
         every = config.checkpoint_every_steps
         agreed, worker.agreed = worker.agreed, GO_ON
@@ -261,7 +300,7 @@ class _Watch:
         if is_due and worker.step < num_steps:  # the end of the epoch saves anyway
             worker.check_weights()  # on every rank, so that none waits for another one
             if leader is not None:
-                _save(worker, leader.saver, self.labels)
+                _save(worker, leader, self.labels)
                 self.saved = now
             if stops:
                 self._stop()
@@ -272,7 +311,8 @@ class _Watch:
             leader.saver.check()
         if now - self.reported >= self.REPORT_EVERY_S or worker.step == num_steps:
             self.reported = now
-            leader.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
+            with worker.failing_together():  # raises the error of a stage that runs beside the training
+                leader.coordinator.on_progress(worker.epoch, worker.step, num_steps, totals.metrics()["images_per_s"])
 
     def _wish(self, now: float) -> int:
         if _cause(self.leader) is not None:
@@ -289,22 +329,23 @@ class _Watch:
         if self.leader is not None:
             if worker.failure is not None:
                 raise worker.failure
-            self.leader.saver.finish()
+            with self.leader.coordinator.spending("save"):
+                self.leader.saver.finish()
         raise _StoppedEarly(Stopped(_cause(self.leader) or "preempted", worker.epoch, worker.step))
 
 
-def _save(worker: TrainWorker, saver: Saver, labels: ray.ObjectRef[LabelsTable] | None) -> None:
+def _save(worker: TrainWorker, leader: _Leader, labels: ray.ObjectRef[LabelsTable] | None) -> None:
     """Begin to write a checkpoint, unless rank 0 has failed already."""
     if worker.failure is not None:
         return
-    state = checkpoint.CheckpointState(
-        epoch=worker.epoch,
-        step=worker.step,
-        seed=worker.config.seed,
-        network=worker.network.spec,
-        model=worker.network.state_dict(),
-        training=worker.training_state(),
-        labels=None if labels is None else ray.get(labels).named(worker.config.run_dir),
-    )
-    with worker.failing_together():
-        saver.save(state)
+    with leader.coordinator.spending("save"), worker.failing_together():
+        state = checkpoint.CheckpointState(
+            epoch=worker.epoch,
+            step=worker.step,
+            seed=worker.config.seed,
+            network=worker.network.spec,
+            model=worker.network.state_dict(),
+            training=worker.training_state(),
+            labels=None if labels is None else ray.get(labels).named(worker.config.run_dir),
+        )
+        leader.saver.save(state)

@@ -7,7 +7,7 @@ in the thread is raised in the next call here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -25,11 +25,19 @@ class Saver:
         run_dir: Run directory.
         keep_last: How many of the newest whole checkpoints to keep.
         check_writer: Called in the thread before each write: raises if another process writes this run now.
+        epochs_to_keep: Called in the thread before each write: epochs, from 1, whose last checkpoint is kept too.
     """
 
-    def __init__(self, run_dir: str, keep_last: int, check_writer: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        run_dir: str,
+        keep_last: int,
+        check_writer: Callable[[], None],
+        epochs_to_keep: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         self.held_s = 0.0  # total seconds in which the training waited for `save` and `finish`
-        self._run_dir, self._keep_last, self._check_writer = run_dir, keep_last, check_writer
+        self._run_dir, self._keep_last = run_dir, keep_last
+        self._check_writer, self._epochs_to_keep = check_writer, epochs_to_keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
         self._copy: dict[str, Any] | None = None
@@ -51,7 +59,8 @@ class Saver:
 
     def _write(self, state: CheckpointState) -> None:
         self._check_writer()
-        checkpoint.save(self._run_dir, state, keep_last=self._keep_last)
+        kept = self._epochs_to_keep()
+        checkpoint.save(self._run_dir, state, keep_last=self._keep_last, keep_epochs=kept)
 
     def check(self) -> None:
         """Raise what the newest save raised, if it has ended; never waits."""

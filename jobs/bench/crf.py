@@ -27,6 +27,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.crf import CrfSettings, LikelyScores, crf_settings, likely_labels, mean_field
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.reporting.text_table import format_table
+from boxsup_dist.runs.checkpoints import find_checkpoint
 from boxsup_dist.runs.summary import write_result
 from jobs.bench.settings import Crf
 
@@ -89,7 +90,7 @@ def main(settings: Crf) -> None:
     """Measure, write OUT/summary.json and print one row per way."""
     settings.check()
     crf = crf_settings(settings.crf)
-    uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
+    uri = find_checkpoint(settings.run_dir, settings.checkpoint)
     network = checkpoint.load_network(uri)
     ways = list(itertools.product(settings.min_probs, settings.settled))
     measured = Measured.of(ways)

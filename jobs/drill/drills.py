@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,19 +18,16 @@ from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
 from boxsup_dist.model.checkpoint import checkpoint_name, latest
 from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.history import read_history
-from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import is_finished, write_result
-from boxsup_dist.tracking.calls import flatten
-from boxsup_dist.tracking.client import make_client
 from jobs.drill import chaos, spot
 from jobs.drill.cluster import NODE_MEMORY, Command, Raylets, raylets
 from jobs.drill.data import NUM_IMAGES, make_data
 from jobs.drill.disk import Hoards, SmallDisk, may_mount, small_disk
-from jobs.drill.mlflow_server import Server
+from jobs.drill.kills import run_chaos
+from jobs.drill.mlflow_server import Server, untracked
 from jobs.drill.network import missing
 from jobs.drill.runs import BEGINS, CHECKPOINT_EVERY_STEPS, Outcome, compare, reached, train_words
-from jobs.drill.settings import Name
+from jobs.drill.settings import Chaos, Name
 
 STORE_ROOM = 24 << 20  # of an object store, before the disk is full and other programs take the rest
 CLEAR_ERROR = 2  # exit status of a command that reported a user error
@@ -41,8 +39,8 @@ CLEAR_ERROR = 2  # exit status of a command that reported a user error
 class Drills:
     """Each public method is a drill: it runs, disturbs and compares."""
 
-    def __init__(self, out: str, cluster: Raylets) -> None:
-        self.out, self.cluster = out, cluster
+    def __init__(self, out: str, cluster: Raylets, chaos: Chaos) -> None:
+        self.out, self.cluster, self.settings = out, cluster, chaos
 
     def _train(self, name: str, env: dict[str, str] | None = None, **options: Any) -> Command:
         return Command(train_words(self.out, name, **options), f"{self.out}/{name}.log", env)
@@ -229,9 +227,9 @@ class Drills:
                     "the run restarted because its tracking server was away", file=f"{self.out}/tracking.log"
                 )
             server.start()
-            lost = _untracked(run_dir, server.uri)
+            lost = untracked(run_dir, server.uri)
             self._train("tracking", env).finish()
-            left = _untracked(run_dir, server.uri)
+            left = untracked(run_dir, server.uri)
         finally:
             server.kill()
         print(f"tracking: MLflow lacked {len(lost)} numbers of history.jsonl, now {len(left)}", flush=True)
@@ -245,22 +243,11 @@ class Drills:
             "tracking", fault, reported - at, "nothing is redone", "2 -> 2", **compare(self.out, "tracking", True)
         )
 
-
-def _untracked(run_dir: str, tracking_uri: str) -> list[str]:
-    """The metrics of history.jsonl, KEY@EPOCH, that MLflow lacks or has with another value."""
-    client = make_client(tracking_uri)
-    run_id = storage.read_bytes(RunFiles(run_dir).mlflow_run_id).decode().strip()
-    history = {epoch: flatten(entry.metrics(), "/") for epoch, entry in read_history(run_dir).items()}
-    known = {
-        key: {(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)}
-        for key in {key for entry in history.values() for key in entry}
-    }
-    return [
-        f"{key}@{epoch}"
-        for epoch, entry in history.items()
-        for key, value in entry.items()
-        if isinstance(value, (int, float)) and key != "epoch" and (epoch, value) not in known[key]
-    ]
+    def chaos(self) -> Outcome:
+        """A worker or a node dies again and again; --minutes and --every-s say how often."""
+        return Outcome(
+            "chaos", **run_chaos(self.settings, self.out, self.cluster, self._train, partial(compare, self.out))
+        )
 
 
 def _parts(out: str) -> list[str]:
@@ -286,12 +273,13 @@ def _drill(name: Name) -> Callable[..., Any]:
     return method
 
 
-def run_drills(names: Sequence[Name], out: str) -> None:
+def run_drills(names: Sequence[Name], out: str, settings: Chaos) -> None:
     """Run drills, write OUT/summary.json (OUT/network/summary.json of the drill network) and print their results.
 
     Args:
         names: Names of the drills. Empty: all that this machine can run; the others are named with the reason.
         out: Folder of the data and the runs.
+        settings: Of the drill chaos.
 
     Raises:
         InputError: A disturbed run did not end as the undisturbed one.
@@ -302,7 +290,7 @@ def run_drills(names: Sequence[Name], out: str) -> None:
     chosen = list(names) or _possible()
     on_cluster = [name for name in chosen if name != "network"]
     if on_cluster:
-        _run_on_cluster(on_cluster, out)
+        _run_on_cluster(on_cluster, out, settings)
     if "network" in chosen:
         chaos.run_network_drill(out)
 
@@ -315,11 +303,11 @@ def _possible() -> list[Name]:
     return [name for name in DRILLS if lacks.get(name) is None]
 
 
-def _run_on_cluster(names: Sequence[Name], out: str) -> None:
+def _run_on_cluster(names: Sequence[Name], out: str, settings: Chaos) -> None:
     outcomes = []
     with raylets() as cluster:
         make_data(storage.join(out, "data"))
-        drills = Drills(out, cluster)
+        drills = Drills(out, cluster, settings)
         drills.undisturbed()
         for name in names:
             for old in (storage.join(out, name), storage.join(out, "ingest")):

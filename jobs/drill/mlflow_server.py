@@ -12,6 +12,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+from boxsup_dist.io import storage
+from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.layout import RunFiles
+from boxsup_dist.tracking.calls import flatten
+from boxsup_dist.tracking.client import make_client
+
 WAIT_S = 120.0
 # No background jobs: none is needed, and each of its eight processes would import all of MLflow at every start.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -64,3 +70,20 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+def untracked(run_dir: str, tracking_uri: str) -> list[str]:
+    """The metrics of history.jsonl, KEY@EPOCH, that MLflow lacks or has with another value."""
+    client = make_client(tracking_uri)
+    run_id = storage.read_bytes(RunFiles(run_dir).mlflow_run_id).decode().strip()
+    history = {epoch: flatten(entry.metrics(), "/") for epoch, entry in read_history(run_dir).items()}
+    known = {
+        key: {(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)}
+        for key in {key for entry in history.values() for key in entry}
+    }
+    return [
+        f"{key}@{epoch}"
+        for epoch, entry in history.items()
+        for key, value in entry.items()
+        if isinstance(value, (int, float)) and key != "epoch" and (epoch, value) not in known[key]
+    ]

@@ -34,7 +34,7 @@ class Outcome:
     losses: str
 
 
-def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3) -> list[str]:
+def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3, epochs: int = EPOCHS) -> list[str]:
     """The training command, as a user would type it."""
     data = storage.join(out, "data")
     settings = {
@@ -45,7 +45,7 @@ def train_words(out: str, name: str, min_workers: int = 0, max_failures: int = 3
         "network.name": "timm:test_resnet",
         "network.weights": "none",
         "assignment.warmup-epochs": 1,
-        "optimizer.epochs": EPOCHS,
+        "optimizer.epochs": epochs,
         "optimizer.global-batch-size": GLOBAL_BATCH_SIZE,
         "augment.crop-height-px": 65,
         "augment.crop-width-px": 65,
@@ -67,10 +67,12 @@ def reached(run_dir: str, epoch: int, step: int) -> Callable[[], bool]:
     return manifest.exists
 
 
-def compare(out: str, name: str, same_workers: bool) -> dict[str, str]:
+def compare(
+    out: str, name: str, same_workers: bool, reference: str = "undisturbed", epochs: int = EPOCHS
+) -> dict[str, str]:
     """The fields `labels` and `losses` of an Outcome: how the run compares with the undisturbed one."""
-    ours, theirs = (storage.join(out, each) for each in (name, "undisturbed"))
-    pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, EPOCHS + 1)]
+    ours, theirs = (storage.join(out, each) for each in (name, reference))
+    pairs = [[RunFiles(each).labels(epoch) for each in (ours, theirs)] for epoch in range(1, epochs + 1)]
     if same_workers:
         prints = [[open_labels(uri).fingerprint for uri in pair] for pair in pairs]
         same = "same bytes" if all(a == b for a, b in prints) else None

@@ -44,6 +44,7 @@ from boxsup_dist.runs import train as train_module
 from boxsup_dist.runs.coordinator import Coordinator
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.layout import RunFiles
+from boxsup_dist.runs.timeline import COMMAND
 from boxsup_dist.runs.train import train
 from boxsup_dist.tracking.address import default_tracking_uri
 from jobs import evaluate, reassign
@@ -66,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def long_config(folder: Path, name: str) -> TrainConfig:
-    """Seven steps per epoch on two workers, with dropout: what has to come back after a kill."""
+    """Seven steps per epoch on two workers, with dropout, and an evaluation after every epoch."""
     return tiny.make_config(
         folder,
         folder / name,
@@ -75,6 +76,7 @@ def long_config(folder: Path, name: str) -> TrainConfig:
         optimizer=OptimizerSettings(epochs=EPOCHS, global_batch_size=2, lr=0.01, schedule="poly"),
         resources=TWO,
         keep_checkpoints=EPOCHS * 7 + 1,
+        evaluate_every=1,
     )
 
 
@@ -194,6 +196,11 @@ def test_a_killed_run_continues_and_ends_as_an_unbroken_one(unbroken, folder, mo
     for line in lines:
         assert line["train_loss"] == history[line["epoch"]].train_loss
         assert line["foreground_share"] == history[line["epoch"]].foreground_share
+        assert line["mean_iou"] == history[line["epoch"]].mean_iou
+        assert line["label_mean_iou"] == history[line["epoch"]].label_mean_iou
+    assert summary["best_epoch"] == expected["best_epoch"] is not None
+    assert [restart["reason"] for restart in summary["time"]["restarts"]] == [COMMAND, COMMAND]
+    assert all(restart["redone_steps"] <= 7 for restart in summary["time"]["restarts"])
     assert "MLflow" in caplog.text
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # a store that answers, at last
@@ -228,6 +235,8 @@ def test_a_run_whose_controller_is_killed_restarts_from_the_newest_checkpoint(un
     shown = capsys.readouterr().out
     assert re.search(r"warning: the controller of the train workers was lost: .* lack of memory .*num_actors", shown)
     assert "training continues at epoch 2, after 0 steps" in shown
+    (restart,) = summary_of(config.run_dir)["time"]["restarts"]
+    assert "the controller of the train workers was lost" in restart["reason"] and restart["seconds"] > 0
     assert labels_of(config.run_dir) == labels_of(unbroken.run_dir)
     ours, theirs = weights_of(config.run_dir), weights_of(unbroken.run_dir)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -258,6 +267,19 @@ def test_a_finished_run_is_complete_and_the_second_call_returns_at_once(unbroken
     started = time.monotonic()
     assert train(unbroken) == summary
     assert time.monotonic() - started < 2
+
+
+def test_a_run_accounts_for_its_time(unbroken):
+    """By the clock that runs around the stages; the history has the seconds of each on its own."""
+    account, history = summary_of(unbroken.run_dir)["time"], read_history(unbroken.run_dir)
+    seconds = account["seconds"]
+    assert sum(seconds.values()) == pytest.approx(account["wall_s"], rel=0.001)
+    assert account["goodput"] == seconds["steps"] / account["wall_s"] and not account["restarts"]
+    trained_s = sum(entry.train_s + entry.first_batch_s for entry in history.values())
+    assert seconds["steps"] + seconds["data"] == pytest.approx(trained_s, rel=0.2)
+    reassign_s = sum(entry.seconds["reassign"] for entry in history.values())
+    assert seconds["reassign"] == pytest.approx(reassign_s, rel=0.1)
+    assert seconds["save"] > 0 and seconds["start"] > 0 and "redone" not in seconds
 
 
 def test_the_average_takes_in_the_weights_after_every_step(unbroken):
@@ -417,6 +439,9 @@ def test_a_store_that_stays_away_starts_the_workers_again(ray_local, folder, unb
     train(config)
     assert labels_of(config.run_dir) == labels_of(unbroken.run_dir)
     assert re.search(r"warning: train worker 0 .*: StoreUnavailableError: the store failed", capsys.readouterr().out)
+    account = summary_of(config.run_dir)["time"]
+    assert account["redone_steps"] == 7, "the first epoch, which had no checkpoint"
+    assert account["seconds"]["redone"] > 0 and "the store failed" in account["restarts"][0]["reason"]
 
 
 def test_a_run_whose_directory_was_taken_over_stops(ray_local, folder):

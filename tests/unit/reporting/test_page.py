@@ -201,3 +201,19 @@ def test_long_rows_are_not_cut() -> None:
 )  # fmt: skip
 def test_cells(value: Any, text: str) -> None:
     assert format_value(value) == text
+
+
+def test_where_the_time_went(tmp_path: Path) -> None:
+    time = {
+        "wall_s": 200.0,
+        "goodput": 0.75,
+        "seconds": {"steps": 150.0, "redone": 20.0, "start": 30.0},
+        "redone_steps": 3,
+        "restarts": [{"reason": f"train worker 1 was lost {NASTY}", "seconds": 20.0, "redone_steps": 3}],
+    }
+    write_run(tmp_path, summary={"mean_iou": 50.0, "time": time})
+    text = Page(Path(write_report(str(tmp_path))).read_text()).text
+    place = [text.index(part) for part in ("training75.0%", "starting15.0%", "training again after failures10.0%")]
+    assert place == sorted(place) and "goodput: share of steps that count0.75" in text
+    assert f"started again after 20s, steps trained again: 3train worker 1 was lost {NASTY}" in text
+    assert "redone_steps" not in text, "the table stands for the values of the summary"

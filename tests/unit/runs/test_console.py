@@ -12,9 +12,10 @@ from boxsup_dist.config import Node, TrainConfig
 from boxsup_dist.distributed.events import Stalled
 from boxsup_dist.errors import InputError
 from boxsup_dist.runs import console
-from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
+from boxsup_dist.runs.events import Begun, Failed, Lost, Measured, Progress, Spent, Warned
 from boxsup_dist.runs.history import HistoryEntry, write_history
 from boxsup_dist.runs.inputs import open_inputs
+from boxsup_dist.runs.timeline import Timeline
 from tests.distributed import tiny
 
 
@@ -36,7 +37,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def handled(config: TrainConfig, *events: object) -> tuple[console.Console, Tracker]:
     tracker = Tracker()
-    made = console.Console(config, tracker)  # type: ignore[arg-type]
+    made = console.Console(config, tracker, Timeline(config.run_dir, 4, 0.0))  # type: ignore[arg-type]
     for event in events:
         made.handle(event)
     return made, tracker
@@ -99,6 +100,32 @@ def test_an_epoch_has_one_line_once_it_is_complete(config: TrainConfig, capsys: 
     assert [step for step, _ in tracker.logged] == [1, 1] and tracker.logged[1][1]["mean_iou"] == 46.2
 
 
+def test_the_account_of_time_hears_of_starts_losses_and_what_rank_0_spends(
+    config: TrainConfig, capsys: pytest.CaptureFixture
+) -> None:
+    """Four steps per epoch: after a loss in the second epoch, two steps are trained again."""
+    events = [Begun(1, 0, 2), Spent(2, 3, {"steps": 7.0}), Lost("train worker 1 was lost: a"), Begun(2, 1, 2)]
+    made, _ = handled(config, *events)
+    account = made.timeline.finish()
+    (restart,) = account["restarts"]
+    assert (restart["reason"], restart["redone_steps"]) == ("train worker 1 was lost: a", 2)
+    assert account["seconds"]["redone"] == 2 and account["seconds"]["steps"] == 5
+    assert "warning: train worker 1 was lost: a\n" in capsys.readouterr().out
+
+
+def test_the_end_says_where_the_time_went(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    restarts = [{"reason": "a", "seconds": 20.0, "redone_steps": 3}]
+    seconds = {"start": 20.0, "steps": 170.0, "redone": 8.0, "rest": 1.0}
+    time = {"wall_s": 200.0, "goodput": 0.85, "seconds": seconds, "redone_steps": 3, "restarts": restarts}
+    mlflow = {"tracking_uri": "u", "run_id": "7"}
+    summary: Any = {"supervision": "box", "mean_iou": None, "label_mean_iou": None, "mlflow": mlflow, "time": time}
+    console.print_result(str(tmp_path), summary)
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "time           3m20s, goodput 0.85: training 85%, starting 10%, training again after failures 4%; "
+        "starts after the first: 1, steps trained again: 3"
+    )
+
+
 def test_where_the_training_begins(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
     handled(config, Begun(1, 0, 2), Begun(3, 8, 2), Begun(1, 4, 1))
     assert capsys.readouterr().out.splitlines() == [
@@ -115,6 +142,20 @@ def test_progress_now_and_then(
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
     handled(config, *(Progress(1, "train", done, 10, 5.0) for done in (1, 2, 4)))
     assert capsys.readouterr().out == "  epoch 1, training: 4/10  5.0 images/s  left 30s\n"
+
+
+def test_progress_of_a_stage_beside_the_training(
+    config: TrainConfig, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their events alternate; each has its own start and its own pause between two lines."""
+    now = iter([0.0, 1.0, 20.0, 21.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    beside, training = Progress(1, "evaluate", 1, 10), Progress(2, "train", 1, 10)
+    handled(config, training, beside, replace(training, done=5), replace(beside, done=5))
+    assert capsys.readouterr().out.splitlines() == [
+        "  epoch 2, training: 5/10  left 20s",
+        "  epoch 1, evaluating: 5/10  left 20s",
+    ]
 
 
 def test_warnings_and_failures(

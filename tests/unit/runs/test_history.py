@@ -15,6 +15,7 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.history import HistoryEntry, read_history, write_history
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import make_summary, read_summary, write_result, write_summary
+from boxsup_dist.runs.timeline import account
 
 ENTRY = HistoryEntry(2, {"reassign": 1.5}, train_loss=0.5, iou={"cat": None, "dog": 0.0}, warnings=("a", "b"))
 
@@ -78,7 +79,7 @@ def test_a_run_whose_history_is_lost_still_has_a_result(tmp_path: Path) -> None:
     write(tmp_path, "rubbish")
     summary = make_summary(
         config, tables={}, num_images=1, num_left_out=0, seconds=1.0, checkpoint="c", resumed_from="c",
-        mlflow={"tracking_uri": "sqlite:///x", "run_id": None},
+        mlflow={"tracking_uri": "sqlite:///x", "run_id": None}, time=account([]),
     )  # fmt: skip
     assert (summary["mean_iou"], summary["epochs"], summary["seconds"]) == (None, 3, {"all": 1.0})
 

@@ -61,7 +61,7 @@ def test_numbers_computed_by_hand():
     assert plan.value("records") == pytest.approx((3600 + 720) * 100e3 / 1e9)
     assert plan.value("proposals table") == pytest.approx(3600 * 74e3 / 1e9)
     assert plan.value("labels") == pytest.approx(3600 * 2 * 100 * 10 / 1e9)
-    assert plan.value("checkpoints") == pytest.approx(2 * 60e6 / 1e9)
+    assert plan.value("checkpoints") == pytest.approx(3 * 60e6 / 1e9)
     assert plan.warnings == ()
 
 

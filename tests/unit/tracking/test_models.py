@@ -18,6 +18,7 @@ from PIL import Image
 from boxsup_dist.config import NetworkSettings, SourceSettings, TrainConfig
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import CheckpointError, InputError, RecordError, SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint, export
@@ -26,6 +27,7 @@ from boxsup_dist.model.networks import SegmentationNetwork, build_network
 from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.runs.summary import mlflow_run
 from boxsup_dist.tracking import models
+from boxsup_dist.tracking.client import make_client
 from boxsup_dist.tracking.tracker import RunTracker
 from jobs import export_model
 from tests import networks
@@ -211,6 +213,22 @@ def test_the_job_publishes_what_it_has_compared(run_dir: str, tmp_path: Path, mo
     newest = checkpoint.latest(run_dir)
     assert newest is not None and not models.is_model_uri(newest)
     assert same(models.load_network(newest), make_state())
+
+
+def test_the_best_network_is_logged_once_with_its_data_set(run_dir: str) -> None:
+    tracking_uri, run_id = mlflow_run(run_dir)
+    client = make_client(tracking_uri)
+    data = open_table(str(Path(run_dir).parent / "records"), "records")
+    uri = checkpoint.newest(run_dir)
+    for _ in range(2):
+        models.log_model(client, run_id, uri, VOC_CLASSES, epoch=2, mean_iou=41.5, data=data)
+    (found,) = client.search_logged_models([client.get_run(run_id).info.experiment_id])
+    assert found.source_run_id == run_id and found.tags["checkpoint"] == uri
+    (metric,) = found.metrics
+    assert (metric.key, metric.value, metric.step) == ("best_mean_iou", 41.5, 2)
+    assert (metric.dataset_name, metric.dataset_digest) == (f"records: {data.uri}", data.fingerprint[:36])
+    assert [output.model_id for output in client.get_run(run_id).outputs.model_outputs] == [found.model_id]
+    assert same(models.load_network(f"models:/{found.model_id}", tracking_uri), make_state())
 
 
 def test_a_model_that_differs_leaves_nothing(run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
