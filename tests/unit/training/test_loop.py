@@ -36,7 +36,7 @@ class Rig:
         with only_worker():
             self.worker = TrainWorker(config, open_inputs(config).mixture)
         self.worker.model = self.worker.network
-        self.leader = mock.Mock()
+        self.leader = mock.MagicMock()
         self.leader.listener.cause = None
         self.leader.saver = Saver(config.run_dir, 9, lambda: None)
         self.now = 0.0
