@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from boxsup_dist.runs.command_line import clear_errors
+import runpy
+
 from boxsup_dist.training import fit
-from jobs import train
 
 if __name__ == "__main__":
     fit.RESIZE_EVERY_S = 2.0
-    with clear_errors():
-        train.main()
+    runpy.run_module("jobs.train", run_name="__main__", alter_sys=True)
