@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import WorkerCrashedError
 
-from boxsup_dist.assignment.assign import assign_row_group, choose_row_group, score_row_group
+from boxsup_dist.assignment.assign import assign_row_group, choose_row_group, decode_row_group, score_row_group
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.labels import Labels, labels_table
@@ -80,7 +80,8 @@ def expected_labels(tables, network, epoch: int, settings: AssignmentSettings) -
             parts.append(assign_row_group(None, *rows, settings, **when))
         else:
             scores_of = partial(class_scores, network, normalise=settings.form == "image")
-            parts.append(choose_row_group(score_row_group(scores_of, *rows, settings), *rows, settings, **when))
+            sums = score_row_group(scores_of, decode_row_group(*rows), settings)
+            parts.append(choose_row_group(sums, *rows, settings, **when))
     return Labels.concatenate([*parts, *(labels_table([]) for _ in val.row_groups())])
 
 
