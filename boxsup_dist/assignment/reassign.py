@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -34,9 +35,9 @@ from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.model.inference import class_scores, predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 
-Read = tuple[int, list[Decoded | None] | None]
+Read: TypeAlias = "tuple[int, list[Decoded | None] | None]"
 """A unit and its decoded images; None in epochs that need none or the scores of all pixels."""
-Scored = list[list[BoxSums] | None] | pa.Table | None
+Scored: TypeAlias = "list[list[BoxSums] | None] | pa.Table | None"
 """What a member makes of a unit: the sums of its images; its labels if the epoch refines; None in the warm-up."""
 
 

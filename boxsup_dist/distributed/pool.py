@@ -15,8 +15,9 @@ cores are the ones that such tasks would take.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import pyarrow as pa
@@ -73,7 +74,7 @@ class _Member:
             self.network.load_state_dict(ray.get(weights[0]))
             self.version = version
         options = fetch(kwargs)
-        inputs = units if read is None else _ahead(lambda unit: read(unit, **options), units)
+        inputs: Iterable[Any] = units if read is None else _ahead(partial(read, **options), units)
         made = [function(self.network, one, **options) for one in inputs]
         return made if then is None else then(units, made, **options)
 

@@ -69,7 +69,7 @@ def main(settings: Reassign) -> None:
     mixture = prepare(settings, storage.absolute(settings.out))
     sleeping = measure_sleeping(mixture, settings)
     network = measure_network(mixture, settings)
-    differing = [count_differing(mixture, settings)]
+    differing = [count_differing(mixture)]
     oracle = compare_with_oracle(mixture, settings)
     dispatch = measure_dispatch(settings)
     rows = [
@@ -229,7 +229,7 @@ def _pool(build: Callable[[], torch.nn.Module], num_actors: int) -> NetworkPool:
 # -- the labels --------------------------------------------------------------------------------------------------------
 
 
-def count_differing(mixture: Mixture, settings: Reassign) -> int:
+def count_differing(mixture: Mixture) -> int:
     """Boxes whose labels are not the same for every number of actors, in tasks and in the members."""
     first, differing = None, 0
     for num_actors in ACTORS:
