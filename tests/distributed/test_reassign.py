@@ -121,7 +121,7 @@ def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tabl
     marker = tmp_path / "died"
     pool = NetworkPool(partial(MortalNetwork, str(marker)), num_actors=2, num_cpus=0.25)
     weights = ray.put(network.state_dict())
-    labels = reassign(pool, make_mixture(tables, tiny.ASSIGNMENT), weights=weights, epoch=1)
+    labels = reassign(pool, make_mixture(tables, tiny.ASSIGNMENT), weights=weights, epoch=1, choose_in_tasks=True)
     pool.close()
     assert marker.exists()
     assert labels.to_parquet() == expected_labels(tables, network, 1, tiny.ASSIGNMENT).to_parquet()
