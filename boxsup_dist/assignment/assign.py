@@ -1,10 +1,11 @@
 """The assignment of one image and of one row group: which segment each box takes, as rows of the labels table.
 
 Reads records, proposals and, after the warm-up, a network's scores; never the ground truth. The functions are pure: any
-process computes the same rows, in any grouping of the images. A row group is assigned in two halves, which may run in
-two processes:
+process computes the same rows, in any grouping of the images. A row group is assigned in steps, which may run at
+different places:
 
-    score_row_group     images and superpixel maps to sums, where the network is
+    decode_row_group    bytes to images and superpixel maps
+    score_row_group     images to sums, where the network is
     choose_row_group    sums and candidates to labels, on any CPU
 
 or at once by `assign_row_group`: in the warm-up, which needs no network, and in epochs that refine, which need the
@@ -202,41 +203,62 @@ def _order(
     return consensus.order, consensus
 
 
-def score_row_group(
-    scores_of: ScoresOf, records: pa.Table, proposals: pa.Table, settings: AssignmentSettings
-) -> list[list[BoxSums] | None]:
-    """Run the network on the images of a row group and reduce its scores for their boxes.
+class Decoded(NamedTuple):
+    """An image that the network scores for its boxes."""
+
+    boxes_xyxy: NDArray[np.float32]  # (K, 4)
+    class_ids: NDArray[np.int32]  # (K,)
+    image: NDArray[np.uint8]  # RGB (H, W, 3)
+    superpixels: NDArray[np.uint16]  # (H, W)
+    num_superpixels: int
+
+
+def decode_row_group(records: pa.Table, proposals: pa.Table) -> list[Decoded | None]:
+    """Decode the images of a row group that have boxes, and their superpixel maps.
 
     Args:
-        scores_of: Runs the network on images.
         records: Rows of the records table with RECORD_COLUMNS.
         proposals: Rows of the proposals table with SCORED_COLUMNS, of the same images in the same order.
-        settings: How a box takes its segment.
 
     Returns:
-        The sums of the boxes of each image; of an image without a box, which is neither decoded nor predicted, an empty
-        list; None if the image or its superpixel map does not decode.
+        For each image that has a box, in order, what `score_row_group` needs; None if it does not decode.
     """
     _check_paired(records, proposals)
-    sums: list[list[BoxSums] | None] = [[] for _ in range(records.num_rows)]
-    rows, given, images, maps = [], [], [], []
+    counts = proposals.column("num_superpixels").to_pylist()
+    decoded: list[Decoded | None] = []
     for i, record in enumerate(iter_records(records)):
         if len(record.boxes_xyxy) == 0:
             continue
         try:
             image, superpixels = _decode(record), superpixels_from_row(proposals, i)
         except RecordError:
-            sums[i] = None
+            decoded.append(None)
             continue
         assert image is not None
-        rows.append(i)
-        given.append(record)
-        images.append(image)
-        maps.append(superpixels)
-    counts = proposals.column("num_superpixels").to_pylist()
-    for j, scores in scores_of(images, [scored_classes(record.class_ids) for record in given]):
-        record, row = given[j], rows[j]
-        sums[row] = reduce_scores(scores, maps[j], counts[row], record.boxes_xyxy, record.class_ids, settings)
+        decoded.append(Decoded(record.boxes_xyxy, record.class_ids, image, superpixels, counts[i]))
+    return decoded
+
+
+def score_row_group(
+    scores_of: ScoresOf, decoded: Sequence[Decoded | None], settings: AssignmentSettings
+) -> list[list[BoxSums] | None]:
+    """Run the network on the images of a row group and reduce its scores for their boxes.
+
+    Args:
+        scores_of: Runs the network on images.
+        decoded: From `decode_row_group`.
+        settings: How a box takes its segment.
+
+    Returns:
+        The sums of the boxes of each image in `decoded`; None where that is None.
+    """
+    found = {i: one for i, one in enumerate(decoded) if one is not None}
+    rows, given = list(found), list(found.values())
+    sums: list[list[BoxSums] | None] = [None] * len(decoded)
+    for j, scores in scores_of([one.image for one in given], [scored_classes(one.class_ids) for one in given]):
+        one = given[j]
+        maps = one.superpixels, one.num_superpixels
+        sums[rows[j]] = reduce_scores(scores, *maps, one.boxes_xyxy, one.class_ids, settings)
     return sums
 
 
@@ -252,7 +274,7 @@ def choose_row_group(
     """Labels of one row group from the sums of its boxes.
 
     Args:
-        sums: Of each image, from `score_row_group`.
+        sums: Of each image that has a box, from `score_row_group`.
         records: Rows of the records table with BOX_COLUMNS.
         proposals: Rows of the proposals table with CHOSEN_COLUMNS, of the same images in the same order.
         settings: How a box takes its segment.
@@ -265,12 +287,13 @@ def choose_row_group(
     """
     _check_paired(records, proposals)
     rows: list[LabelRow] = []
-    for i, (record, of_boxes) in enumerate(zip(iter_records(records), sums, strict=True)):
+    with_boxes = [(i, record) for i, record in enumerate(iter_records(records)) if len(record.boxes_xyxy)]
+    for (i, record), of_boxes in zip(with_boxes, sums, strict=True):
         if of_boxes is None:
             rows += _no_choices(record)
-        elif of_boxes:
-            candidates = proposals_from_row(proposals, i, settings.max_candidates)
-            rows += assign_image(record, candidates, of_boxes, settings, seed=seed, epoch=epoch)
+            continue
+        candidates = proposals_from_row(proposals, i, settings.max_candidates)
+        rows += assign_image(record, candidates, of_boxes, settings, seed=seed, epoch=epoch)
     return labels_table([row._asdict() for row in rows])
 
 

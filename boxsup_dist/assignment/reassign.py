@@ -1,8 +1,8 @@
 """Reassigns all boxes of a mixture on the actor pool; one unit of work is one row group of a source's tables.
 
-A member runs the network and reduces its scores (`score_unit`). The choice follows (`store_units`), on any CPU of the
-cluster where the members are on GPUs, so that a GPU does not wait for it. It writes the labels where it makes them:
-none come to the process that calls `reassign`.
+A member decodes images (`read_unit`) while it runs the network on those before and reduces its scores (`score_unit`).
+The choice follows (`store_units`), on any CPU of the cluster where the members are on GPUs: a GPU waits for neither. It
+writes the labels where it makes them: none come to the process that calls `reassign`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -19,8 +20,10 @@ from boxsup_dist.assignment.assign import (
     PROPOSAL_COLUMNS,
     RECORD_COLUMNS,
     SCORED_COLUMNS,
+    Decoded,
     assign_row_group,
     choose_row_group,
+    decode_row_group,
     refines,
     score_row_group,
 )
@@ -35,7 +38,9 @@ from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.model.inference import class_scores, predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
 
-Scored = list[list[BoxSums] | None] | pa.Table | None
+Read: TypeAlias = "tuple[int, list[Decoded | None] | None]"
+"""A unit and its decoded images; None in epochs that need none or the scores of all pixels."""
+Scored: TypeAlias = "list[list[BoxSums] | None] | pa.Table | None"
 """What a member makes of a unit: the sums of its images; its labels if the epoch refines; None in the warm-up."""
 
 
@@ -49,26 +54,34 @@ class Pass:
     previous: LabelsTable | None = None  # the labels of the epoch before
 
 
-def score_unit(network: SegmentationNetwork, index: int, *, job: Pass) -> Scored:
-    """Run the network on the images of one unit that the run trains on.
+def read_unit(index: int, *, job: Pass) -> Read:
+    """Read and decode the images of one unit that the run trains on."""
+    unit, settings, epoch = job.mixture.units[index], job.mixture.assignment, job.epoch
+    assert unit.source.proposals is not None
+    if epoch < settings.warmup_epochs or refines(settings, epoch):
+        return index, None
+    records = unit.trained(unit.source.records.read(unit.where, RECORD_COLUMNS))
+    return index, decode_row_group(records, unit.trained(unit.source.proposals.read(unit.where, SCORED_COLUMNS)))
+
+
+def score_unit(network: SegmentationNetwork, read: Read, *, job: Pass) -> Scored:
+    """Run the network on the images of one unit.
 
     In an epoch that refines, the labels are finished here: the refinement needs the scores of all pixels.
     """
+    index, decoded = read
     mixture, epoch = job.mixture, job.epoch
     unit, settings = mixture.units[index], mixture.assignment
-    assert unit.source.proposals is not None
-    warm_up, refine = epoch < settings.warmup_epochs, refines(settings, epoch)
-    if warm_up and not refine:
-        return None
-    records = unit.trained(unit.source.records.read(unit.where, RECORD_COLUMNS))
-    if not refine:
+    if decoded is not None:
         scores_of = partial(class_scores, network, normalise=settings.form == "image")
-        maps = unit.trained(unit.source.proposals.read(unit.where, SCORED_COLUMNS))
-        return score_row_group(scores_of, records, maps, settings)
-    label_maps = unit.source.label_maps
+        return score_row_group(scores_of, decoded, settings)
+    if not refines(settings, epoch):
+        return None
+    warm_up, label_maps = epoch < settings.warmup_epochs, unit.source.label_maps
+    assert unit.source.proposals is not None
     return assign_row_group(
         None if warm_up else lambda image: predict_log_probs(network, image, network.device),
-        records,
+        unit.trained(unit.source.records.read(unit.where, RECORD_COLUMNS)),
         unit.trained(unit.source.proposals.read(unit.where, PROPOSAL_COLUMNS)),
         settings,
         seed=mixture.seed,
@@ -134,6 +147,7 @@ def reassign(
         mixture.with_supervision("box"),
         weights=weights,
         version=f"epoch-{epoch}",
+        read=read_unit,
         then=store_units,
         then_in_tasks=choose_in_tasks,
         on_progress=on_progress,

@@ -110,14 +110,14 @@ def _fixed_point(values: Tensor, limit: float, bits: int) -> Tensor:
     return values.nan_to_num_(nan=0.0).clamp_(-limit, limit).mul_(2.0**bits).round_().long()
 
 
-def _areas(superpixels: NDArray[np.uint16], window: tuple[int, int, int, int], count: int) -> NDArray[np.int64]:
+def _areas(superpixels: NDArray[np.uint16], window: tuple[int, int, int, int], count: int) -> NDArray[np.intp]:
     """Pixels that every superpixel has inside a window, (S,)."""
     x0, y0, x1, y1 = window
     return np.bincount(superpixels[y0:y1, x0:x1].ravel(), minlength=count)
 
 
 def _regression(
-    form: CostForm, margins: NDArray[np.float64], areas: NDArray[np.int64], constant: float, num_pixels: int
+    form: CostForm, margins: NDArray[np.float64], areas: NDArray[np.intp], constant: float, num_pixels: int
 ) -> BoxSums:
     """The sums of a box from the margins (S,) of its superpixels; the module cost.py defines both forms."""
     if form == "image":
@@ -128,7 +128,7 @@ def _regression(
 
 
 def _box_sums(
-    areas: NDArray[np.int64], counts: NDArray[np.bool_], regression: NDArray[np.float64], constant: float
+    areas: NDArray[np.intp], counts: NDArray[np.bool_], regression: NDArray[np.float64], constant: float
 ) -> BoxSums:
     ids = np.flatnonzero(counts)
     return BoxSums(ids.astype(np.uint16), areas[ids].astype(np.int32), regression[ids], constant)

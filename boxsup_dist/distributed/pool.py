@@ -15,7 +15,9 @@ cores are the ones that such tasks would take.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import pyarrow as pa
@@ -59,24 +61,36 @@ class _Member:
     def run(
         self,
         function: Callable[..., Any],
+        read: Callable[..., Any] | None,
         then: Then | None,
         units: Sequence[Any],
         weights: list[Reference],
         version: str,
         kwargs: list[Reference],
     ) -> Sequence[Any]:
-        """What `function` makes of each unit; with `then`, what that makes of it."""
+        """What `function` makes of each unit, or of what `read` makes of it; with `then`, what that makes of it."""
         if weights and version != self.version:
             # A reference inside a list stays a reference: the weights are fetched once per version, not per unit.
             self.network.load_state_dict(ray.get(weights[0]))
             self.version = version
         options = fetch(kwargs)
-        made = [function(self.network, unit, **options) for unit in units]
+        inputs: Iterable[Any] = units if read is None else _ahead(partial(read, **options), units)
+        made = [function(self.network, one, **options) for one in inputs]
         return made if then is None else then(units, made, **options)
 
     @ray.method(max_task_retries=-1)
     def ping(self) -> None:
         """Answer once the constructor is done, also if Ray has to start it again."""
+
+
+def _ahead(read: Callable[[Any], R], units: Sequence[Any]) -> Iterator[R]:
+    """read(unit) of every unit; a thread reads the next one meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(read, units[0])
+        for following in units[1:]:
+            value, coming = coming.result(), thread.submit(read, following)
+            yield value
+        yield coming.result()
 
 
 @ray.remote(num_cpus=1, max_retries=0)  # run_in_order runs the unit again
@@ -187,6 +201,7 @@ class NetworkPool:
         *,
         weights: Reference | None = ...,
         version: str = ...,
+        read: Callable[..., Any] | None = ...,
         then: None = ...,
         then_in_tasks: bool | None = ...,
         in_chunks: bool = ...,
@@ -204,6 +219,7 @@ class NetworkPool:
         *,
         weights: Reference | None = ...,
         version: str = ...,
+        read: Callable[..., Any] | None = ...,
         then: Callable[..., Sequence[T]],
         then_in_tasks: bool | None = ...,
         in_chunks: bool = ...,
@@ -220,6 +236,7 @@ class NetworkPool:
         *,
         weights: Reference | None = None,
         version: str = "",
+        read: Callable[..., Any] | None = None,
         then: Then | None = None,
         then_in_tasks: bool | None = None,
         in_chunks: bool = True,
@@ -235,6 +252,8 @@ class NetworkPool:
             units: Small values; what is large belongs into `kwargs`.
             weights: Reference to the state dict that the network gets; None leaves the network as it is.
             version: Name of `weights`: a member loads each version once.
+            read: `function` gets read(unit, **kwargs) instead of the unit. A thread of the member reads one unit ahead:
+                it opens and decodes files while the network computes.
             then: Yield each of then(units, [function(...) of each], **kwargs) instead; `units` are those of a chunk.
                 Its process has as many threads as a member.
             then_in_tasks: Run `then` in tasks, each on a whole CPU that no other process reserves, or by the members;
@@ -243,7 +262,7 @@ class NetworkPool:
             on_progress: Called whenever units are finished.
             on_lost: As in `run_in_order`.
             max_retries: As in `run_in_order`.
-            kwargs: Stored once and unpacked once per process. `function` and `then` must not change them.
+            kwargs: Stored once and unpacked once per process. The functions must not change them.
 
         Raises:
             InputError: The error of `function` or `then` itself, without Ray's traceback.
@@ -252,7 +271,8 @@ class NetworkPool:
         # A training always leaves a CPU for tasks; a pool alone on a small machine may reserve all of it.
         has_room = session.total_cpus() - len(self.actors) * self.share.cpus >= 1
         in_tasks = self.has_gpus and has_room if then_in_tasks is None else then_in_tasks
-        members = _Members(self, function, [] if weights is None else [weights], version, then, in_tasks, kwargs)
+        loaded = [] if weights is None else [weights]
+        members = _Members(self, function, read, then, loaded, version, in_tasks, kwargs)
         if not in_chunks:
             members.num_places = max(len(units), 1)  # the fair share of each place is one unit
         yield from run_in_order(
@@ -274,9 +294,10 @@ class _Members(Workers):
         self,
         pool: NetworkPool,
         function: Callable[..., Any],
+        read: Callable[..., Any] | None,
+        then: Then | None,
         weights: list[Reference],
         version: str,
-        then: Then | None,
         in_tasks: bool,
         kwargs: dict[str, Any],
     ) -> None:
@@ -285,8 +306,9 @@ class _Members(Workers):
         self.max_running = self.num_places + (session.total_cpus() * THEN_TASKS_PER_CPU if in_tasks else 0)
         self.fetches = not in_tasks
         self._pool = pool
-        self._then_of_member, self._then_of_task = (None, then) if in_tasks else (then, None)
-        self._function, self._shared = function, [ray.put(kwargs)]
+        self._functions = (function, read, None if in_tasks else then)
+        self._then_of_task = then if in_tasks else None
+        self._shared = [ray.put(kwargs)]
         self._weights, self._version = weights, version
         self._free = dict.fromkeys(pool.ready, UNITS_PER_MEMBER)  # members with a free place; the next one first
         self._units: dict[Reference, Sequence[Any]] = {}  # of the members' steps, for the tasks that follow
@@ -297,9 +319,7 @@ class _Members(Workers):
         if actor is None:
             return None
         self._release(actor, -slots)
-        reference = actor.run.remote(
-            self._function, self._then_of_member, unit, self._weights, self._version, self._shared
-        )
+        reference = actor.run.remote(*self._functions, unit, self._weights, self._version, self._shared)
         if self._then_of_task is not None:
             self._units[reference] = unit
         return Step(reference, actor, slots=slots)

@@ -367,11 +367,12 @@ def _judge_given(
     judge: Callable[[ScoresOf, pa.Table], R],
 ) -> list[R]:
     """In a task: read the rows again, which moves fewer bytes than sending their images."""
-    results = []
-    for unit, found in zip(slices, scores, strict=True):
-        rest = iter(found)
-        results.append(judge(lambda image, rest=rest: next(rest), _read(records, unit)))  # type: ignore[misc]
-    return results
+    return [judge(_in_turn(found), _read(records, unit)) for unit, found in zip(slices, scores, strict=True)]
+
+
+def _in_turn(scores: list[LikelyScores]) -> ScoresOf:
+    rest = iter(scores)
+    return lambda image: next(rest)
 
 
 def _with_crf(

@@ -59,7 +59,7 @@ def predict_log_probs(
 
 # Pixels of the images that share a forward pass. A GPU is not busy with one image; 2**21 pixels take 1 GiB in the first
 # layers of VGG-16. On a CPU a pass of several images takes as long per image, and more memory.
-BATCH_PIXELS = {"cpu": 0, "cuda": 2**21}
+BATCH_PIXELS = {"cuda": 2**21}
 
 
 @torch.inference_mode()
@@ -92,7 +92,7 @@ def class_scores(
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() before predicting")
     device = network.device
-    most = BATCH_PIXELS[device.type] if batch_pixels is None else batch_pixels
+    most = BATCH_PIXELS.get(device.type, 0) if batch_pixels is None else batch_pixels
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         by_size.setdefault(image.shape, []).append(index)

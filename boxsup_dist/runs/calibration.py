@@ -22,7 +22,13 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, choose_row_group, score_row_group
+from boxsup_dist.assignment.assign import (
+    RECORD_COLUMNS,
+    assign_row_group,
+    choose_row_group,
+    decode_row_group,
+    score_row_group,
+)
 from boxsup_dist.config import AssignmentSettings, TrainConfig
 from boxsup_dist.data.images import decode_image
 from boxsup_dist.data.labels import LabelsTable, store_labels
@@ -134,7 +140,8 @@ def measure_actor(
 
     def assign() -> None:
         rows = records.select(RECORD_COLUMNS), proposals
-        sums = score_row_group(partial(class_scores, network, normalise=assignment.form == "image"), *rows, assignment)
+        scores_of = partial(class_scores, network, normalise=assignment.form == "image")
+        sums = score_row_group(scores_of, decode_row_group(*rows), assignment)
         if device.type != "cuda":
             choose_row_group(sums, *rows, assignment, seed=0, epoch=assignment.warmup_epochs)
 

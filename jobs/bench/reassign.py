@@ -2,8 +2,9 @@
 
     sleeping forward    time of a reassignment by a member whose forward pass sleeps 30 ms an image, as a GPU would
                         compute, over the time of the passes alone; in turns. The choice runs in tasks on another core.
-    network on a CPU    CPU time of a member that runs a real network, over the CPU time of its forward passes. Wall
-                        time would also count the cores that the tasks and other work take from the member.
+    network on a CPU    CPU time of a member that runs a real network, with its thread that reads ahead, over the CPU
+                        time of the forward passes alone. Wall time would also count the cores that the tasks and other
+                        work take from the member.
     labels              boxes whose labels differ between 1, 2 and 4 actors, or from the oracle's although the oracle's
                         costs of both choices differ by more than a near tie (1e-6); the near ties are printed
     dispatch            CPU seconds of the dispatching process, all of its threads, for 8,400 units (133k images) and
@@ -30,9 +31,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from boxsup_dist.assignment.assign import choose_row_group, score_row_group
+from boxsup_dist.assignment.assign import choose_row_group, decode_row_group, score_row_group
 from boxsup_dist.assignment.oracle import oracle_costs
-from boxsup_dist.assignment.reassign import Pass, Scored, choose_unit, reassign, score_unit
+from boxsup_dist.assignment.reassign import Pass, Read, Scored, choose_unit, read_unit, reassign, score_unit
 from boxsup_dist.assignment.select import by_cost
 from boxsup_dist.config import AssignmentSettings, AugmentSettings, NetworkSettings
 from boxsup_dist.data.images import decode_image
@@ -68,7 +69,7 @@ def main(settings: Reassign) -> None:
     mixture = prepare(settings, storage.absolute(settings.out))
     sleeping = measure_sleeping(mixture, settings)
     network = measure_network(mixture, settings)
-    differing = [count_differing(mixture, settings)]
+    differing = [count_differing(mixture)]
     oracle = compare_with_oracle(mixture, settings)
     dispatch = measure_dispatch(settings)
     rows = [
@@ -141,28 +142,35 @@ def pass_images(network: SegmentationNetwork, index: int, *, job: Pass) -> float
         unit = job.mixture.units[index]
         records = iter_records(unit.source.records.read(unit.where, ("image_id", "image", "boxes_xyxy")))
         _kept[index] = [decode_image(r.image) for r in records if r.image is not None and len(r.boxes_xyxy)]
-    started = time.process_time()
+    started = time.thread_time()
     with torch.inference_mode():
         for image in _kept[index]:
             network.score_map(image_to_batch(image))
-    return time.process_time() - started
+    return time.thread_time() - started
 
 
-def score_timed(network: SegmentationNetwork, index: int, *, job: Pass) -> tuple[Scored, float]:
-    """What `score_unit` makes of a unit, and its CPU seconds."""
-    started = time.process_time()
-    return score_unit(network, index, job=job), time.process_time() - started
+def read_timed(index: int, *, job: Pass) -> tuple[Read, float]:
+    """What `read_unit` reads of a unit, and the CPU seconds of its thread."""
+    started = time.thread_time()
+    return read_unit(index, job=job), time.thread_time() - started
+
+
+def score_timed(network: SegmentationNetwork, timed: tuple[Read, float], *, job: Pass) -> tuple[Scored, float, float]:
+    """What `score_unit` makes of a unit, and the CPU seconds of reading it and of this."""
+    read, read_s = timed
+    started = time.thread_time()
+    return score_unit(network, read, job=job), read_s, time.thread_time() - started
 
 
 def choose_timed(
-    indices: Sequence[int], made: Sequence[tuple[Scored, float]], *, job: Pass
-) -> list[tuple[float, float]]:
-    """CPU seconds of each unit in its member, and in this task."""
-    started = time.process_time()
-    for index, (scored, _) in zip(indices, made, strict=True):
+    indices: Sequence[int], made: Sequence[tuple[Scored, float, float]], *, job: Pass
+) -> list[tuple[float, float, float]]:
+    """CPU seconds of each unit for reading, for scoring, and in this task."""
+    started = time.thread_time()
+    for index, (scored, *_) in zip(indices, made, strict=True):
         choose_unit(index, scored, job=job)
-    spent = (time.process_time() - started) / len(indices)
-    return [(seconds, spent) for _, seconds in made]
+    spent = (time.thread_time() - started) / len(indices)
+    return [(read_s, score_s, spent) for _, read_s, score_s in made]
 
 
 def measure_sleeping(mixture: Mixture, settings: Reassign) -> dict[str, Any]:
@@ -192,16 +200,22 @@ def measure_network(mixture: Mixture, settings: Reassign) -> dict[str, Any]:
     pool = _pool(partial(build_network, spec, "none"), 1)
     indices, job = range(len(mixture.units)), Pass(mixture, EPOCH, "not written")
     num_images = sum(len(unit.rows) for unit in mixture.units)
-    passes, members, tasks = [], [], []
+    passes: list[float] = []
+    parts: list[list[float]] = []  # reading, scoring and choosing
     for _ in range(settings.rounds + 1):
         passes.append(sum(pool.map(pass_images, indices, job=job)))
-        timed = list(pool.map(score_timed, indices, then=choose_timed, then_in_tasks=True, job=job))
-        members.append(sum(seconds for seconds, _ in timed))
-        tasks.append(sum(seconds for _, seconds in timed))
+        timed = pool.map(score_timed, indices, read=read_timed, then=choose_timed, then_in_tasks=True, job=job)
+        parts.append([sum(seconds) for seconds in zip(*timed, strict=True)])
     pool.close()
-    named = {"forward pass": passes[1:], "member, all": members[1:], "task": tasks[1:]}
+    reading, scoring, choosing = zip(*parts[1:], strict=True)
+    named = {
+        "forward passes alone": passes[1:],
+        "member: forward passes, and their reduction": list(scoring),
+        "member, thread that reads ahead": list(reading),
+        "task: choice": list(choosing),
+    }
     return {
-        "ratios": [b / a for a, b in zip(passes[1:], members[1:], strict=True)],
+        "ratios": [(b + c) / a for a, b, c in zip(passes[1:], scoring, reading, strict=True)],
         "core_ms": {name: 1000 * statistics.median(seconds) / num_images for name, seconds in named.items()},
         **named,
     }
@@ -216,7 +230,7 @@ def _pool(build: Callable[[], torch.nn.Module], num_actors: int) -> NetworkPool:
 # -- the labels --------------------------------------------------------------------------------------------------------
 
 
-def count_differing(mixture: Mixture, settings: Reassign) -> int:
+def count_differing(mixture: Mixture) -> int:
     """Boxes whose labels are not the same for every number of actors, in tasks and in the members."""
     first, differing = None, 0
     for num_actors in ACTORS:
@@ -248,7 +262,7 @@ def compare_with_oracle(mixture: Mixture, settings: Reassign) -> dict[str, int]:
     paper = AssignmentSettings(top_k=1)
     for options in (paper, replace(paper, form="centred", logit_limit=3.0, rank_weight=0.03)):
         scores_of = partial(class_scores, network, normalise=options.form == "image")
-        sums = score_row_group(scores_of, records, proposals, options)
+        sums = score_row_group(scores_of, decode_row_group(records, proposals), options)
         labels = choose_row_group(sums, records, proposals, options, seed=0, epoch=EPOCH)
         chosen = iter(labels.column("proposal_index").to_pylist())
         for i, record in enumerate(iter_records(records)):
@@ -283,7 +297,7 @@ def compare_with_oracle(mixture: Mixture, settings: Reassign) -> dict[str, int]:
 class _Crowd:
     """Answers for all logical members."""
 
-    async def run(self, function: object, then: object, units: list[int], *rest: object) -> list[bytes]:
+    async def run(self, function: object, read: object, then: object, units: list[int], *rest: object) -> list[bytes]:
         """Take as long as a GPU for the units; one answer per unit, as large as the sums of its images."""
         await asyncio.sleep(len(units) * UNIT_S)
         return [bytes(SUMS_BYTES) for _ in units]
@@ -325,7 +339,7 @@ def measure_dispatch(settings: Reassign) -> dict[str, Any]:
     found: dict[str, list[float]] = {"cpu_s": [], "wall_s": []}
 
     def dispatch(in_chunks: bool) -> tuple[float, float]:
-        members = _Members(pool, pass_images, [], "", choose_nothing, True, {})
+        members = _Members(pool, pass_images, None, choose_nothing, [], "", True, {})
         if not in_chunks:
             members.num_places = settings.num_units
         cpu, wall = time.process_time(), time.perf_counter()

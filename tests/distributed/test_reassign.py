@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import WorkerCrashedError
 
-from boxsup_dist.assignment.assign import assign_row_group, choose_row_group, score_row_group
+from boxsup_dist.assignment.assign import assign_row_group, choose_row_group, decode_row_group, score_row_group
 from boxsup_dist.assignment.reassign import reassign
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.labels import LabelsTable, labels_table, publish, store_labels
@@ -80,7 +80,8 @@ def expected_labels(tables, network, epoch: int, settings: AssignmentSettings, f
             parts.append(assign_row_group(None, *rows, settings, **when))
         else:
             scores_of = partial(class_scores, network, normalise=settings.form == "image")
-            parts.append(choose_row_group(score_row_group(scores_of, *rows, settings), *rows, settings, **when))
+            sums = score_row_group(scores_of, decode_row_group(*rows), settings)
+            parts.append(choose_row_group(sums, *rows, settings, **when))
     return store_labels(str(folder / "expected"), [*parts, *(labels_table([]) for _ in val.row_groups())])
 
 
@@ -126,7 +127,8 @@ def test_an_actor_that_dies_half_way_changes_nothing(ray_local, one_thread, tabl
     marker = tmp_path / "died"
     pool = NetworkPool(partial(MortalNetwork, str(marker)), num_actors=2, num_cpus=0.25)
     weights = ray.put(network.state_dict())
-    labels = reassigned(pool, make_mixture(tables, tiny.ASSIGNMENT), tmp_path, weights=weights, epoch=1)
+    options = {"weights": weights, "epoch": 1, "choose_in_tasks": True}
+    labels = reassigned(pool, make_mixture(tables, tiny.ASSIGNMENT), tmp_path, **options)
     pool.close()
     assert marker.exists()
     assert labels.fingerprint == expected_labels(tables, network, 1, tiny.ASSIGNMENT, tmp_path).fingerprint

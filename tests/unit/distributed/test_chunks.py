@@ -12,7 +12,8 @@ from ray.exceptions import NodeDiedError, WorkerCrashedError
 
 from boxsup_dist.distributed import ordered
 from boxsup_dist.distributed.ordered import MAX_RETRIES, Step, Workers, run_in_order
-from boxsup_dist.errors import LostWorkError
+from boxsup_dist.distributed.pool import _ahead
+from boxsup_dist.errors import LostWorkError, RecordError
 
 
 class Answer:
@@ -103,3 +104,19 @@ def test_a_lost_node_takes_a_chunk_apart_and_nothing_else():
     members = Members(3, set(), node_losses=9)
     assert run(members, 200) == [10 * unit for unit in range(200)]
     assert not any(alone for _, alone in members.tries)
+
+
+def test_units_are_read_one_ahead_in_their_order_and_an_error_arrives():
+    reads: list[int] = []
+
+    def read(unit: int) -> int:
+        reads.append(unit)
+        if unit == 5:
+            raise RecordError("bad record")
+        return 10 * unit
+
+    for unit, value in enumerate(_ahead(read, range(5))):
+        assert value == 10 * unit and len(reads) <= unit + 2
+    assert reads == list(range(5)) and list(_ahead(read, [7])) == [70]
+    with pytest.raises(RecordError, match="bad record"):
+        list(_ahead(read, [4, 5, 6]))

@@ -207,6 +207,7 @@ def spellings() -> dict[str, dict[str, Any]]:
 
 # What a name that several commands share means. A new shared name needs a line here, or another name.
 SHARED = {
+    "bench-table": "JSON table of the rows of all measurements",
     "batch-images": "images of a training step",
     "bench-table": "JSON table of all measurements",
     "coco-annotations": "COCO's files instances_*.json",
@@ -225,6 +226,7 @@ SHARED = {
     "log": "store in the MLflow run of the training",
     "max-failed-share": "share of failed images from which a table is refused",
     "method": "one method that makes a table",
+    "network": "name of a network with random weights, for a measurement",
     "num-cpus": "CPUs of the local Ray session",
     "num-images": "how many images",
     "num-train": "images of the split train",

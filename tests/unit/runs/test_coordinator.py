@@ -243,9 +243,9 @@ class PoolHere:
         self.network = tiny.build_network().eval()
         torch.nn.init.normal_(self.network.score.weight)  # it starts at zero, and all classes would be alike
 
-    def map(self, function, units, *, weights, version, then, then_in_tasks, on_progress, on_lost, **kwargs):
+    def map(self, function, units, *, weights, version, read, then, then_in_tasks, on_progress, on_lost, **kwargs):
         for unit in units:
-            self.returned += then([unit], [function(self.network, unit, **kwargs)], **kwargs)
+            self.returned += then([unit], [function(self.network, read(unit, **kwargs), **kwargs)], **kwargs)
             yield self.returned[-1]
 
 
