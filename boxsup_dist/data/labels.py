@@ -250,7 +250,7 @@ class _Manifest:
 def _publish(uri: str, folder: str, shards: list[LabelsShard], num_units: int) -> LabelsTable:
     manifest = _Manifest(FORMAT_VERSION, folder, num_units, _fingerprint(shards, num_units), shards)
     write_sealed(storage.join(uri, MANIFEST), asdict(manifest))
-    return open_labels(uri)
+    return LabelsTable(storage.absolute(uri), folder, num_units, shards, manifest.fingerprint)
 
 
 def _fingerprint(shards: Sequence[LabelsShard], num_units: int) -> str:

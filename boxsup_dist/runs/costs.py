@@ -30,6 +30,8 @@ class Costs:
     """An actor that reads, scores and chooses; with the network's forward pass unless `forward` has it."""
     forward: float = 0.0
     """Forward pass of an actor."""
+    choose_tasks: float = 0.0
+    """Tasks that follow the actors on any core and take the choice from them, in core seconds."""
     feed: float = 0.0
     """A train worker that takes its batches."""
     dispatch: float = 0.0
@@ -65,7 +67,7 @@ class Epoch:
     train: float
     """The slowest of the parts that overlap: steps, data tasks, the cores that they share, and feeding."""
     reassign: float
-    """Forward passes and choosing of the actors, or the dispatch if that is slower."""
+    """Forward passes and choosing of the actors; the tasks that follow them or the dispatch if one is slower."""
 
     @property
     def seconds(self) -> float:
@@ -88,12 +90,14 @@ def epoch_of(costs: Costs, capacity: Capacity, num_images: int) -> Epoch:
         "feeding": costs.feed / capacity.workers,
         "forward": costs.forward / capacity.actors,
         "choosing": costs.choose / capacity.actors,
+        "choosing in tasks": costs.choose_tasks / capacity.data_cores,
         "dispatch": costs.dispatch,
         "hand-over": costs.handover,
     }
     parts = {name: num_images * seconds for name, seconds in per_image.items()}
     train = max(parts[name] for name in ("steps", "data tasks", "shared cores", "feeding"))
-    return Epoch(parts, train, max(parts["forward"] + parts["choosing"], parts["dispatch"]))
+    actors = parts["forward"] + parts["choosing"]
+    return Epoch(parts, train, max(actors, parts["choosing in tasks"], parts["dispatch"]))
 
 
 def on_gpus(costs: Costs, num_images: int, num_gpus: int, cpus_per_gpu: int) -> dict[str, Any]:

@@ -106,8 +106,8 @@ def _print(settings: Scale, stages: dict[str, dict[str, Any]], scaled: list[dict
     print(format_table(facts))
     print(
         f"seconds of an epoch of {settings.num_images:,} images if a GPU trains {settings.gpu_images_per_s:g} images/s "
-        f"and has {settings.cpus_per_gpu} cores. ingest, data tasks: all cores; choosing, feeding: one core per GPU; "
-        "open, dispatch, hand-over: one core"
+        f"and has {settings.cpus_per_gpu} cores. ingest, data tasks, choosing in tasks: all cores; choosing, feeding: "
+        "one core per GPU; open, dispatch, hand-over: one core"
     )
     columns = {f"{each['gpus']} GPUs": each for each in scaled}
     names = [name for name in scaled[0] if name not in ("gpus", "bottleneck")]
@@ -303,6 +303,7 @@ def costs_of(stages: dict[str, dict[str, Any]], num_images: int, gpu_images_per_
         stream=cpu("stream", "data task", "idle"),
         feed=stages["stream"]["facts"]["workers' CPU s"] / num_images,
         choose=cpu("reassign", "actor"),
+        choose_tasks=cpu("reassign", "data task", "idle"),
         dispatch=stages["reassign"]["facts"]["dispatch CPU s"] / num_images,
         handover=handed / num_images,
     )

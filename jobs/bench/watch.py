@@ -40,7 +40,7 @@ def kind_of(title: str) -> str:
         return "actor"
     if title.startswith("ray::RayTrainWorker"):
         return "train worker"
-    if title.startswith(("ray::_load_slice", "ray::Map", "ray::Read")):
+    if title.startswith(("ray::_load_slice", "ray::_continue", "ray::Map", "ray::Read")):
         return "data task"
     return "idle" if title.startswith("ray::IDLE") else "ray itself"
 

@@ -81,6 +81,7 @@ def test_peaks_of_the_first_and_the_last_third():
         ("ray::_Member.run", "actor"),
         ("ray::RayTrainWorker.execute", "train worker"),
         ("ray::_load_slice", "data task"),
+        ("ray::_continue", "data task"),
         ("ray::ReadRange->Map(write_one)", "data task"),
         ("ray::IDLE", "idle"),
         ("/usr/bin/raylet", "ray itself"),

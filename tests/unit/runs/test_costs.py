@@ -32,6 +32,15 @@ def test_a_single_core_job_becomes_the_bottleneck_of_many_gpus():
     assert few["epoch"] == pytest.approx(few["steps"] + few["forward"] + few["choosing"] + 5)
 
 
+def test_tasks_that_choose_run_beside_the_forward_passes():
+    capacity = Capacity(2, 2, data_cores=4, cores=8)
+    fast, slow = (
+        epoch_of(Costs(step=0.1, stream=0.0, choose=0.01, forward=0.03, choose_tasks=each), capacity, 100)
+        for each in (0.04, 0.4)
+    )
+    assert fast.reassign == pytest.approx(2) and slow.reassign == pytest.approx(10)
+
+
 def test_slow_data_tasks_slow_the_training_down():
     scaled = on_gpus(costs(1000.0), 100_000, 8, 3)
     assert scaled["bottleneck"] == "data tasks" and scaled["data tasks"] == pytest.approx(125)
