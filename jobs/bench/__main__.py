@@ -1,6 +1,6 @@
 """Measure what the design claims, how stages scale, and what they need.
 
-Without a NAME, `python -m jobs.bench` lists the measurements and runs `epoch`; options are then those of `epoch`.
+Without a NAME, `python -m jobs.bench` lists the measurements and runs `all`; options are then those of `all`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GROUPS = {"measurements": tuple(MEASUREMENTS)}
 def main() -> None:
     """Run the measurement that the command line names."""
     with clear_errors():
-        name, arguments = front_door("jobs.bench", GROUPS, default="epoch")
+        name, arguments = front_door("jobs.bench", GROUPS, default="all")
         module = f"jobs.bench.{name}"
         settings: object = read(MEASUREMENTS[name], docstring_of(module), arguments, prog=f"{program()} {name}")
         check_out(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model.crf import MIN_PROB, SETTLED
@@ -12,10 +12,38 @@ COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """Size of the measurement, and where to write."""
+class Measurement:
+    """What all measurements share."""
+
+    bench_table: str | None = field(default=None, kw_only=True)
+    """JSON table to put the rows into, such as docs/results/bench.json. Not set: none."""
+
+
+@dataclass(frozen=True)
+class All(Measurement):
+    """What the measurements run on, and where they write."""
 
     out: str = "runs/bench"
+    """Folder of the measurements' folders and, without a bench_table, of bench.json."""
+    voc_root: str | None = None
+    """Year folder of a VOC devkit (VOCdevkit/VOC2012) for `stream`. Not set: synthetic images."""
+    run_dir: str | None = None
+    """Run directory of a training, for `crf`. Not set: `crf` does not run."""
+    records: str | None = None
+    """Folder or URI of a records table, for `crf`."""
+
+    def check(self) -> None:
+        """Raise SettingError if only one of run_dir and records is set."""
+        if (self.run_dir is None) != (self.records is None):
+            missing, given = ("run_dir", "records") if self.run_dir is None else ("records", "run_dir")
+            raise SettingError(f"{given} needs {missing}: set both or neither", field=missing)
+
+
+@dataclass(frozen=True)
+class Epoch(Measurement):
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench_epoch"
     """Folder of summary.json and of synthetic tables, which the next call uses again."""
     num_images: int = 240
     """Images of an epoch. The first batch is not counted: in a short epoch, much is made while it is awaited."""
@@ -30,11 +58,11 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Actors:
+class Actors(Measurement):
     """Size of the measurement, and where to write."""
 
     out: str = "runs/bench_actors"
-    """Folder of actors.json and of synthetic tables, which the next call uses again."""
+    """Folder of summary.json and of synthetic tables, which the next call uses again."""
     units: int = 16
     """Row groups to reassign, of 16 images each."""
     rounds: int = 5
@@ -44,7 +72,7 @@ class Actors:
 
 
 @dataclass(frozen=True)
-class Crf:
+class Crf(Measurement):
     """Which images and predictions, and what to compare."""
 
     run_dir: RunDir
@@ -78,7 +106,7 @@ class Crf:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Measurement):
     """Size of the measurement, and where to write."""
 
     out: str = "runs/bench_memory"
@@ -88,7 +116,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Measurement):
     """Size of the measurement, and the cluster to extrapolate to."""
 
     out: str = "runs/bench_scale"
@@ -104,7 +132,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(Measurement):
     """Size of the measurement, what to read, and where to write."""
 
     out: str = "runs/bench_stream"
@@ -123,11 +151,10 @@ class Stream:
     """Side of the crops to train on."""
     rounds: int = 5
     """How often the two ways take turns; the median counts."""
-    bench_table: str | None = None
-    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
 
 MEASUREMENTS: dict[str, type] = {
+    "all": All,
     "epoch": Epoch,
     "stream": Stream,
     "actors": Actors,

@@ -212,6 +212,7 @@ SHARED = {
     "coco-images": "folders of COCO's images",
     "context-root": "folder of PASCAL-Context",
     "sbd-root": "folder of SBD",
+    "bench-table": "JSON table of the rows of all measurements",
     "checkpoint": "URI of a checkpoint, None: the run's newest",
     "classes": "list of classes",
     "crop-px": "side of the crops to train on",
