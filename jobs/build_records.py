@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxsup_dist.errors import SettingError
+from boxsup_dist.progress import counted
 from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD, ClassList, Outside
 from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.summary import write_result
@@ -125,8 +126,6 @@ def open_reader(settings: Settings) -> Reader:
 
 def build(settings: Settings) -> tuple[Table, int | None]:
     """The table, built or opened, and how many images its split has as published, None where that is not known."""
-    from boxsup_dist.records.build import build_records
-
     reader = open_reader(settings)
     expected = reader.published if settings.expect_images == "published" else settings.expect_images
     if settings.expect_images == "published" and expected is None:
@@ -136,6 +135,8 @@ def build(settings: Settings) -> tuple[Table, int | None]:
             value=f"{reader.source}, {reader.split}",
             expected="a number",
         )
+    from boxsup_dist.records.build import build_records
+
     table = build_records(
         settings.out,
         reader,
@@ -151,10 +152,10 @@ def build(settings: Settings) -> tuple[Table, int | None]:
 
 def main(settings: Settings) -> None:
     """Build the table, write OUT/summary.json and print what is in it."""
-    from boxsup_dist.records.build import summarize
-
     started = time.monotonic()
     table, published = build(settings)
+    from boxsup_dist.records.build import summarize
+
     summary = summarize(table) | {"published_images": published}
     summary["seconds"] = round(time.monotonic() - started, 2)
     write_result(table.uri, summary)
@@ -169,7 +170,7 @@ def _print(summary: dict[str, Any]) -> None:
     rows = RichTable("records", "", title=summary["out"])
     for key, value in summary["counts"].items():
         rows.add_row(key.replace("boxes.", "  "), str(value))
-    rows.add_row("size", f"{summary['num_bytes'] / 2**20:.1f} MiB in {summary['num_shards']} shards")
+    rows.add_row("size", f"{summary['num_bytes'] / 2**20:.1f} MiB in {counted(summary['num_shards'], 'shard')}")
     rows.add_row("time", f"{summary['seconds']} s")
     console.print(rows)
     for problem in summary["problems"][:20]:
@@ -179,7 +180,7 @@ def _print(summary: dict[str, Any]) -> None:
     published = summary["published_images"]
     if published is not None:
         relation = "as" if summary["num_images"] == published else "NOT the"
-        console.print(f"{summary['num_images']} images, {relation} published ({published})", highlight=False)
+        console.print(f"{counted(summary['num_images'], 'image')}, {relation} published ({published})", highlight=False)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,20 @@ With --network.weights checkpoint:URI it starts from another run's network, or f
 
 from __future__ import annotations
 
+import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, cast
 
 import tyro
 
 from boxsup_dist.config import SourceSettings, TrainConfig
-from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.runs.command_line import check_choice, clear_errors, program
+from boxsup_dist.runs.command_line import check_choice, clear_errors, open_tables, program
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.recipes import RECIPES, RecipeName, with_epochs
+from boxsup_dist.runs.summary import is_finished
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,28 @@ def main() -> None:
     settings = read_arguments(sys.argv[1:])
     sources = (settings.first, *map(parse_source, settings.also))
     config = replace(settings.config, sources=sources).check()
-    for source in sources:
-        open_table(source.records, "records")
-    # Imported here so that --help and a wrong argument are answered at once: these load torch and Ray.
+    open_tables(config)
+    _load(config.run_dir)
     from boxsup_dist.runs.train import train
     from boxsup_dist.tracking.models import fetch_weights
 
     weights = fetch_weights(config.network.weights, RunFiles(config.run_dir).start)
     train(replace(config, network=replace(config.network, weights=weights)))
+
+
+def _load(run_dir: str) -> None:
+    """Import torch and, while that goes on, start Ray if the run is not finished: Ray's start is mostly waiting.
+
+    Imported here so that --help and a wrong argument are answered at once.
+    """
+    print("starting Ray, loading PyTorch", flush=True)
+    with ThreadPoolExecutor(1) as beside:
+        loaded = beside.submit(importlib.import_module, "boxsup_dist.model.transfer")
+        if not is_finished(run_dir):
+            from boxsup_dist.distributed import session
+
+            session.start()
+    loaded.result()
 
 
 if __name__ == "__main__":

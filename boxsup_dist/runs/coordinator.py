@@ -29,7 +29,7 @@ from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
 from boxsup_dist.io import storage
 from boxsup_dist.io.lease import Claim
-from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Warned
+from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Starting, Warned
 from boxsup_dist.runs.examples import draw_examples, store_figures
 from boxsup_dist.runs.history import HistoryEntry, read_history, write_history
 from boxsup_dist.runs.inputs import Inputs
@@ -75,6 +75,7 @@ class Coordinator:
         self.stages_s = 0.0  # total seconds in stages; subtracted from the pause between epochs to get the overhead
         self.rates = StageRates()
         self.pool = make_pool(inputs.network, config.resources, warn=lambda text: post(Warned(text)))
+        post(Starting("building the network; the actors start"))
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """Report where the workers start."""

@@ -104,7 +104,7 @@ def demo(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
     return replace(
         config,
         assignment=replace(config.assignment, warmup_epochs=2),
-        optimizer=replace(config.optimizer, epochs=8, global_batch_size=5, class_balance=0.0),
+        optimizer=replace(config.optimizer, epochs=8, global_batch_size=6, class_balance=0.0),
         augment=AugmentSettings(161, 161, 0.75, 1.35),
     )
 

@@ -178,7 +178,7 @@ class _Watch:
         self, worker: TrainWorker, coordinator: Coordinator | None, labels: ray.ObjectRef[Labels] | None
     ) -> None:
         self.worker, self.coordinator, self.labels = worker, coordinator, labels
-        self.reported = time.perf_counter()
+        self.reported = -self.REPORT_EVERY_S  # the first step is reported at once
 
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:
         worker, every = self.worker, self.worker.config.checkpoint_every_steps

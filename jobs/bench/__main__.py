@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 
 from boxsup_dist.runs.command_line import check_out, clear_errors, docstring_of, front_door, program, read
-from jobs.bench.settings import MEASUREMENTS
+from jobs.bench.settings import MEASUREMENTS, Checked
 
 GROUPS = {"measurements": tuple(MEASUREMENTS)}
 
@@ -20,6 +20,8 @@ def main() -> None:
         module = f"jobs.bench.{name}"
         settings: object = read(MEASUREMENTS[name], docstring_of(module), arguments, prog=f"{program()} {name}")
         check_out(settings)
+        if isinstance(settings, Checked):
+            settings.check()
         importlib.import_module(module).main(settings)
 
 

@@ -96,7 +96,6 @@ class Measured:
 
 def main(settings: Crf) -> None:
     """Measure, write OUT/summary.json and print one row per way."""
-    settings.check()
     crf = crf_settings(settings.crf)
     uri = checkpoint.newest(settings.checkpoint or settings.run_dir)
     network = checkpoint.load_network(uri)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model.crf import MIN_PROB, SETTLED
 from boxsup_dist.runs.command_line import Checkpoint, RunDir
+from boxsup_dist.runs.kept_config import read_config
 
 COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """Settings that are checked before the imports of the measurement, which take seconds."""
+
+    def check(self) -> None:
+        """Raise InputError on a value that cannot work."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ class Crf(Measurement):
     checkpoint: Checkpoint = None
 
     def check(self) -> None:
-        """Raise SettingError on a value that cannot work."""
+        """Raise InputError on a value that cannot work, an absent run or table."""
         for name in ("num_images", "num_rounds"):
             if getattr(self, name) < 1:
                 raise SettingError("a setting is out of range", field=name, value=getattr(self, name), expected=">= 1")
@@ -103,6 +114,8 @@ class Crf(Measurement):
                 raise SettingError(
                     "a setting is out of range", field=name, value=values, expected="one or more, 0 <= value <= 1"
                 )
+        read_config(self.run_dir)
+        open_table(self.records, "records")
 
 
 @dataclass(frozen=True)

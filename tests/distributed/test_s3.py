@@ -143,7 +143,7 @@ def test_what_is_on_s3_is_verified_there(stored, capsys):
     settings = verify.Settings(tuple(table.uri for table in tables), (storage.join(stored, "box"),))
     verify.main(settings)
     rows = sum(table.num_rows for table in tables)
-    assert capsys.readouterr().out == f"whole: {len(tables)} tables with {rows} rows, 1 run directories\n"
+    assert capsys.readouterr().out == f"whole: {len(tables)} tables with {rows} rows, 1 run directory\n"
     shard = tables[0].shard_uri(0)
     data = storage.read_bytes(shard)
     storage.write_bytes(shard, data[:-1])

@@ -62,4 +62,4 @@ def test_rows_of_each_measurement_come_into_the_table_and_a_failed_one_is_named(
         all_of_them.main(All(out=out, bench_table=table, run_dir="r", records="t"))
     assert "crf" in called and "row of crf" in Path(table).read_text()
     with pytest.raises(SettingError, match="run_dir needs records"):
-        all_of_them.main(All(out=out, run_dir="r"))
+        All(out=out, run_dir="r").check()
