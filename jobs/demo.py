@@ -10,8 +10,9 @@ continue where it stopped.
 
 from __future__ import annotations
 
+import shlex
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from boxsup_dist.config import SourceSettings, Supervision, TrainConfig
@@ -77,7 +78,7 @@ def main(settings: Settings) -> None:
     if settings.compare:
         _print_comparison(runs, out)
     else:
-        _print_result(runs["box"], out, time.monotonic() - started)
+        _print_result(runs["box"], out, _command_to_compare(settings), time.monotonic() - started)
 
 
 def _timed(seconds: dict[str, float], stage: str, call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -134,7 +135,17 @@ def _share_of_mask(runs: dict[str, Summary]) -> float | None:
     return box / mask if box is not None and mask else None
 
 
-def _print_result(box: Summary, out: str, seconds: float) -> None:
+def _command_to_compare(settings: Settings) -> str:
+    """The same command with --compare."""
+    words = [*program().split(), "--compare"]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name != "compare" and value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _print_result(box: Summary, out: str, next_command: str, seconds: float) -> None:
     """A picture, three figures and the next command, for somebody who sees them for the first time."""
     folder = RunFiles(storage.join(out, "box")).figures
     pictures = [storage.join(folder, name) for name in storage.list_names(folder) if name.endswith(".png")]
@@ -146,7 +157,7 @@ def _print_result(box: Summary, out: str, seconds: float) -> None:
         "time": f"{seconds / 60:.1f} minutes, for this call",
         "picture": f"{pictures[0] if pictures else 'none'}",
         "report": RunFiles(out).report,
-        "next": "make demo-compare" if program() == "python -m jobs.demo" else f"{program()} --compare",
+        "next": next_command,
     }
     print("\nThe demo is done.")
     for name, text in lines.items():
