@@ -11,9 +11,7 @@ With --network.weights checkpoint:URI it starts from another run's network, or f
 
 from __future__ import annotations
 
-import importlib
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, cast
 
@@ -24,7 +22,6 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.runs.command_line import check_choice, clear_errors, open_tables, program
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.recipes import RECIPES, RecipeName, with_epochs
-from boxsup_dist.runs.summary import is_finished
 
 
 @dataclass(frozen=True)
@@ -97,27 +94,13 @@ def main() -> None:
     sources = (settings.first, *map(parse_source, settings.also))
     config = replace(settings.config, sources=sources).check()
     open_tables(config)
-    _load(config.run_dir)
+    print("loading PyTorch", flush=True)
+    # Imported here so that --help and a wrong argument are answered at once: these load torch and Ray.
     from boxsup_dist.runs.train import train
     from boxsup_dist.tracking.models import fetch_weights
 
     weights = fetch_weights(config.network.weights, RunFiles(config.run_dir).start)
     train(replace(config, network=replace(config.network, weights=weights)))
-
-
-def _load(run_dir: str) -> None:
-    """Import torch and, while that goes on, start Ray if the run is not finished: Ray's start is mostly waiting.
-
-    Imported here so that --help and a wrong argument are answered at once.
-    """
-    print("starting Ray, loading PyTorch", flush=True)
-    with ThreadPoolExecutor(1) as beside:
-        loaded = beside.submit(importlib.import_module, "boxsup_dist.model.transfer")
-        if not is_finished(run_dir):
-            from boxsup_dist.distributed import session
-
-            session.start()
-    loaded.result()
 
 
 if __name__ == "__main__":

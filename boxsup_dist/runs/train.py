@@ -92,6 +92,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
 
 def _start_ray(config: TrainConfig, inputs: Inputs) -> None:
     """Start Ray and, beside it, check that the network can start: each takes some seconds."""
+    print("starting Ray, checking the network", flush=True)
     with ThreadPoolExecutor(1) as beside:
         checked: Future[None] | None = None
         if checkpoint.latest(config.run_dir) is None:
