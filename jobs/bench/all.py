@@ -4,8 +4,8 @@
     python -m jobs.bench all --run-dir R --records T              # and what needs a trained network
     make bench                                                    # writes docs/results/bench.json
 
-Left out is `scale`, which takes hours at its full size. A measurement that fails is reported; the others still run, and
-the exit status is then 1.
+It names what it leaves out, with the reason. A measurement that fails is reported; the others still run, and the exit
+status is then 1.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import fields
+
+import torch
 
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
 from jobs.bench.rows import NEEDS, read_rows
 from jobs.bench.settings import MEASUREMENTS, All
 
-LONG = ("scale",)
-
 
 def main(settings: All) -> None:
     """Run the measurements and print the table; exit status 1 if one of them failed."""
     table = settings.bench_table or storage.join(settings.out, "bench.json")
     failed = []
-    for name in measurements(settings):
+    skipped = left_out(settings)
+    for name, reason in skipped.items():
+        print(f"{name} is left out: {reason}", flush=True)
+    for name in MEASUREMENTS:
+        if name == "all" or name in skipped:
+            continue
         command = [sys.executable, "-m", "jobs.bench", name, *arguments(name, settings, table)]
         print(f"== {name}", flush=True)
         started = time.monotonic()
@@ -41,17 +47,25 @@ def main(settings: All) -> None:
         raise SystemExit(1)
 
 
-def measurements(settings: All) -> list[str]:
-    """Names of the measurements that run with these settings, in order."""
-    needing = () if settings.run_dir is not None else tuple(NEEDS)
-    return [name for name in MEASUREMENTS if name not in ("all", *LONG, *needing)]
+def left_out(settings: All) -> dict[str, str]:
+    """The measurements that do not run with these settings or on this machine, each with the reason."""
+    reasons = {"scale": "it takes hours: run `python -m jobs.bench scale`"}
+    if settings.run_dir is None:
+        reasons |= {name: f"it needs {options}" for name, options in NEEDS.items()}
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "this machine has no GPU"
+    return {name: reason for name, reason in reasons.items() if name in MEASUREMENTS}
 
 
 def arguments(name: str, settings: All, table: str) -> list[str]:
     """The options of one measurement."""
     found = ["--out", storage.join(settings.out, name), "--bench-table", table]
-    if name == "stream" and settings.voc_root is not None:
-        found += ["--voc-root", settings.voc_root]
-    if name == "crf" and settings.run_dir is not None and settings.records is not None:
-        found += ["--run-dir", settings.run_dir, "--records", settings.records]
+    own = {field.name for field in fields(MEASUREMENTS[name])}
+    for option, value in (
+        ("voc_root", settings.voc_root),
+        ("run_dir", settings.run_dir),
+        ("records", settings.records),
+    ):
+        if option in own and value is not None:
+            found += [f"--{option.replace('_', '-')}", value]
     return found

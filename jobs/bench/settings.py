@@ -37,7 +37,7 @@ class All(Measurement):
     out: str = "runs/bench"
     """Folder of the measurements' folders and, without a bench_table, of bench.json."""
     voc_root: str | None = None
-    """Year folder of a VOC devkit (VOCdevkit/VOC2012) for `stream`. Not set: synthetic images."""
+    """Year folder of a VOC devkit (VOCdevkit/VOC2012), for what measures on images. Not set: synthetic images."""
     run_dir: str | None = None
     """Run directory of a training, for `crf`. Not set: `crf` does not run."""
     records: str | None = None
