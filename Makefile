@@ -5,10 +5,10 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long fuzz golden lint types docs bench clean-env
+.PHONY: help setup demo demo-compare test test-fast test-long fuzz golden lint types docs bench clean-env
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 # Pip shows its errors only: on some machines its warnings about their own configuration fill pages.
 $(READY): pyproject.toml constraints.txt infra/check_machine.py
@@ -21,8 +21,11 @@ $(READY): pyproject.toml constraints.txt infra/check_machine.py
 
 setup: $(READY) ## make the environment .venv (7 GB, some minutes)
 
-demo: $(READY) ## the whole method on small data; VOC=DEVKIT runs on a real VOC devkit
+demo: $(READY) ## train from boxes on small data (5 minutes); VOC=DEVKIT runs on a real VOC devkit
 	$(PY) -m jobs.demo $(if $(VOC),--voc-root $(VOC))
+
+demo-compare: $(READY) ## train from masks and rectangles too, and compare; after `make demo` it does the rest
+	$(PY) -m jobs.demo --compare $(if $(VOC),--voc-root $(VOC))
 
 test: $(READY) ## all tests but the long ones
 	$(PY) -m pytest --numprocesses 2
@@ -49,10 +52,9 @@ types: $(READY) ## static types, by mypy --strict
 docs: $(READY) ## build the pages of docs/ into site/; a broken link is an error
 	$(PY) -m mkdocs build --strict
 
-bench: $(READY) ## measure speed and memory on this machine
-	$(PY) -m jobs.bench
-	$(PY) -m jobs.bench checkpoint
-	$(PY) -m jobs.bench memory
+bench: $(READY) ## measure speed and memory (20 minutes); writes docs/results/bench.json and the page of the results
+	$(PY) -m jobs.bench all --bench-table docs/results/bench.json
+	$(PY) -m jobs.results_page
 
 clean-env: ## remove .venv
 	rm -rf .venv

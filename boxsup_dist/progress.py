@@ -23,6 +23,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 table", "1,234 tables"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class ProgressMeter:
     """Counts the finished steps of a stage and the images in them, and shows them on stderr; a context manager."""
 

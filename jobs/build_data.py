@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from boxsup_dist.assignment.static import StaticMethod
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.progress import counted
 from boxsup_dist.proposals.settings import McgSettings, MethodName
 from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.paper import AUG, COCO, COCO80, CONTEXT_TRAIN, CONTEXT_VAL, TRAIN, VAL, VOC07
@@ -101,11 +102,12 @@ def open_readers(settings: Settings) -> dict[str, Reader]:
 
 def main(settings: Settings) -> None:
     """Build what is missing and write OUT/summary.json."""
-    from boxsup_dist.records.build import build_records
-
     out = storage.absolute(settings.out)
     summary: dict[str, Any] = {}
-    for name, reader in open_readers(settings).items():
+    readers = open_readers(settings)
+    from boxsup_dist.records.build import build_records
+
+    for name, reader in readers.items():
         started = time.monotonic()
         folder = storage.join(out, name)
         records = build_records(storage.join(folder, "records"), reader, num_cpus=settings.num_cpus, description=name)
@@ -113,7 +115,7 @@ def main(settings: Settings) -> None:
         if name in BOXES:
             _build_partners(folder, records.uri, name in (TRAIN, AUG), settings)
         summary[name]["seconds"] = round(time.monotonic() - started, 1)
-        print(f"{name}: {records.num_rows} images", flush=True)
+        print(f"{name}: {counted(records.num_rows, 'image')}", flush=True)
     write_result(out, summary)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxsup_dist.errors import SettingError
+from boxsup_dist.progress import counted
 from boxsup_dist.records.settings import (
     MAX_SKIPPED_SHARE,
     ROW_GROUP_SIZE,
@@ -154,8 +155,6 @@ def open_reader(settings: Settings) -> Reader:
 
 def build(settings: Settings) -> tuple[Table, int | None]:
     """The table, built or opened, and how many images its split has as published, None where that is not known."""
-    from boxsup_dist.records.build import build_records
-
     reader = open_reader(settings)
     expected = reader.published if settings.expect_images == "published" else settings.expect_images
     if settings.expect_images == "published" and expected is None:
@@ -165,6 +164,8 @@ def build(settings: Settings) -> tuple[Table, int | None]:
             value=f"{reader.source}, {reader.split}",
             expected="a number",
         )
+    from boxsup_dist.records.build import build_records
+
     table = build_records(
         settings.out,
         reader,
@@ -180,10 +181,10 @@ def build(settings: Settings) -> tuple[Table, int | None]:
 
 def main(settings: Settings) -> None:
     """Build the table, write OUT/summary.json and print what is in it."""
-    from boxsup_dist.records.build import summarize
-
     started = time.monotonic()
     table, published = build(settings)
+    from boxsup_dist.records.build import summarize
+
     summary = summarize(table) | {"published_images": published}
     summary["seconds"] = round(time.monotonic() - started, 2)
     write_result(table.uri, summary)
@@ -198,7 +199,7 @@ def _print(summary: dict[str, Any]) -> None:
     rows = RichTable("records", "", title=summary["out"])
     for key, value in summary["counts"].items():
         rows.add_row(key.replace("boxes.", "  "), str(value))
-    rows.add_row("size", f"{summary['num_bytes'] / 2**20:.1f} MiB in {summary['num_shards']} shards")
+    rows.add_row("size", f"{summary['num_bytes'] / 2**20:.1f} MiB in {counted(summary['num_shards'], 'shard')}")
     rows.add_row("time", f"{summary['seconds']} s")
     console.print(rows)
     for problem in summary["problems"][:20]:
@@ -208,7 +209,7 @@ def _print(summary: dict[str, Any]) -> None:
     published = summary["published_images"]
     if published is not None:
         relation = "as" if summary["num_images"] == published else "NOT the"
-        console.print(f"{summary['num_images']} images, {relation} published ({published})", highlight=False)
+        console.print(f"{counted(summary['num_images'], 'image')}, {relation} published ({published})", highlight=False)
 
 
 if __name__ == "__main__":

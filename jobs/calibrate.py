@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 
 from boxsup_dist.config import SourceSettings
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals.settings import MethodName
 from boxsup_dist.reporting.text_table import format_table
@@ -58,6 +59,9 @@ class Settings:
 def main(settings: Settings) -> None:
     """Measure, add the rates to OUT and print them."""
     settings.check()
+    if settings.records is not None and settings.proposals is not None:
+        open_table(settings.records, "records")
+        open_table(settings.proposals, "proposals")
     from boxsup_dist.runs.calibration import Options, make_tables, measure
 
     options = Options(settings.recipe, settings.method, settings.num_images, settings.batch_images, settings.seconds)

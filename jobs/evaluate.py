@@ -16,7 +16,7 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.progress import ProgressMeter, counted
 from boxsup_dist.runs.command_line import Checkpoint, NumActors, Prediction, RunDir, run
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import write_result
@@ -91,7 +91,8 @@ def main(settings: Settings) -> None:
         "seconds": time.monotonic() - started,
     }
     lines = [f"{name:<12} {value:6.2f}" for name, value in summary["iou"].items() if value is not None]
-    lines.append(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {summary['num_images']} images with ground truth")
+    images = f"{counted(summary['num_images'], 'image')} with ground truth"
+    lines.append(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {images}")
     if result.is_all_background:
         summary["warnings"] = ["every pixel is predicted as background: is the network trained to its end?"]
         lines += [f"warning: {text}" for text in summary["warnings"]]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table, to_html, to_markdown
-from boxsup_dist.runs.command_line import Epochs, run
+from boxsup_dist.runs.command_line import Epochs, open_tables, run
 from boxsup_dist.runs.costs import RunCosts
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.paper import TABLES, Row, Scale, find_row, make_configs
@@ -69,6 +69,8 @@ def main(settings: Settings) -> None:
     if settings.dry_run:
         print(format_table(_plan(configs, runs), title=f"Table {settings.table}, {settings.scale}: what would run"))
         return
+    for config in (config for by_seed in configs.values() for made in by_seed.values() for config in made):
+        open_tables(config)
     from boxsup_dist.runs.train import train
     from boxsup_dist.tracking.tracker import RunTracker
 

@@ -18,9 +18,8 @@ from typing import Annotated, Any, cast
 import tyro
 
 from boxsup_dist.config import SourceSettings, TrainConfig
-from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.runs.command_line import check_choice, clear_errors, program
+from boxsup_dist.runs.command_line import check_choice, clear_errors, open_tables, program
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.recipes import RECIPES, RecipeName, with_epochs
 
@@ -94,8 +93,8 @@ def main() -> None:
     settings = read_arguments(sys.argv[1:])
     sources = (settings.first, *map(parse_source, settings.also))
     config = replace(settings.config, sources=sources).check()
-    for source in sources:
-        open_table(source.records, "records")
+    open_tables(config)
+    print("loading PyTorch", flush=True)
     # Imported here so that --help and a wrong argument are answered at once: these load torch and Ray.
     from boxsup_dist.runs.train import train
     from boxsup_dist.tracking.models import fetch_weights

@@ -3,8 +3,7 @@
     python -m jobs.trimap --run-dir A B --records VAL --widths 2 4 8 16 32 --out DIR
 
 It measures mean IoU inside and outside bands around contours: the paper's Figure 4, for one run or several, on the same
-records. boxsup_dist/evaluation/trimap.py
-defines both measures.
+records. boxsup_dist/evaluation/trimap.py defines both measures.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, check_widths
 from boxsup_dist.io import storage
-from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.progress import ProgressMeter, counted
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import NumActors, Prediction, RunDirs, run
 from boxsup_dist.runs.kept_config import read_config
@@ -68,13 +67,15 @@ def main(settings: Settings) -> None:
     }
     storage.write_bytes(storage.join(out, "trimap.png"), trimap_figure(settings.widths, runs))
     rows = [
-        {"run": name, "width_px": width, "inside": inside, "outside": outside, "band_share": share}
+        {"run": name, "width_px": width, "inside": inside, "outside": outside, "band, % of the pixels": share}
         for name, found in runs.items()
         for width, inside, outside, share in zip(
             settings.widths, found["inside"], found["outside"], found["band_share"], strict=True
         )
     ]
-    table = format_table(rows, f"mean IoU (%) inside and outside the bands, {records.num_rows} images")
+    (num_images,) = {found["num_images"] for found in runs.values()}
+    title = f"mean IoU (%) inside and outside the bands, {counted(num_images, 'image')} with ground truth"
+    table = format_table(rows, title)
     means = [
         f"{name}: mean IoU {found['mean_iou']:.2f}   Boundary IoU {found['mean_boundary_iou']:.2f}"
         for name, found in runs.items()

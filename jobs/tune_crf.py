@@ -19,7 +19,7 @@ from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.evaluation.confusion import mean_iou
 from boxsup_dist.model.crf import CrfSettings, crf_settings
-from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.progress import ProgressMeter, counted
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import Checkpoint, NumActors, Prediction, RunDir, run
 from boxsup_dist.runs.kept_config import read_config
@@ -139,7 +139,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     hidden, without = ("crf", "num_iterations"), summary["mean_iou_without_crf"]
     rows = [{name: value for name, value in row.items() if name not in hidden} for row in summary["rows"]]
     return [
-        format_table(rows, f"{summary['num_images']} images, without CRF {without:.2f}"),
+        format_table(rows, f"{counted(summary['num_images'], 'image')}, without CRF {without:.2f}"),
         f"best: --crf {summary['best']}   mean IoU {without:.2f} -> {summary['best_mean_iou']:.2f}",
     ]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import InputError, SettingError, StorageError
-from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.progress import ProgressMeter, counted
 from boxsup_dist.runs.command_line import RunDirs, run
 
 
@@ -53,12 +53,14 @@ def main(settings: Settings) -> None:
                 print(f"damaged: {problem}", flush=True)
             progress.advance(check.num_rows)
     if num_damaged:
-        print(f"{num_damaged} of {len(checks)} checks failed")
+        print(f"{num_damaged} of {counted(len(checks), 'check')} failed")
         raise SystemExit(1)
     for table in verify.without_records(list(tables.values())):
         print(f"not compared with its records, which are not among --tables: {table.uri}")
     num_rows = sum(table.num_rows for table in tables.values())
-    print(f"whole: {len(tables)} tables with {num_rows} rows, {len(settings.run_dirs)} run directories")
+    runs = len(settings.run_dirs)
+    found = f"{counted(len(tables), 'table')} with {counted(num_rows, 'row')}"
+    print(f"whole: {found}, {runs} run {'directory' if runs == 1 else 'directories'}")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ def ray_local() -> Iterator[None]:
 
     # Ray Train checks its workers every two seconds, and at the end of a run as well: too long for tiny runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # A local session has no nodes that are taken away; its watcher is a process of 2 CPU seconds in each training.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     s3_server.choose_address()  # its workers keep the environment that it starts with
     session.start(2)
     yield

@@ -14,6 +14,7 @@ OptimizerKind = Literal["sgd", "adamw"]
 # Image tiles start at multiples of the coarsest stride of any network, so that their cells are the cells of the image.
 TILE_GRID_PX = 32
 ADAMW_WARMUP_STEPS = 50
+CHECKPOINT_PREFIX = "checkpoint:"  # of weights that are a trained network
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from boxsup_dist.distributed.ordered import (
 )
 from boxsup_dist.distributed.shared import Reference, fetch
 from boxsup_dist.errors import LostWorkError
+from boxsup_dist.progress import counted
 
 UNITS_PER_MEMBER = 2  # started at once: one computes, one waits in the member's queue
 THEN_TASKS_PER_CPU = 2  # bounds the results that members hand over before `then` takes them
@@ -179,7 +180,7 @@ class NetworkPool:
 
     def describe(self) -> str:
         """The members in words: how many work, and which wait for what."""
-        ready = f"{len(self.ready)} actors"
+        ready = counted(len(self.ready), "actor")
         if not self.starting:
             return ready
         numbers = ", ".join(str(number) for number in sorted(self.actors.index(a) + 1 for a in self.starting.values()))

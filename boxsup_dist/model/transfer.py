@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 
+from boxsup_dist.config.parts import CHECKPOINT_PREFIX
 from boxsup_dist.errors import WeightsError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.networks import SCORE_PREFIX, NetworkSpec, SegmentationNetwork, build_network
-from boxsup_dist.model.weights import CHECKPOINT_PREFIX, TIMM_PREFIX
+from boxsup_dist.model.weights import TIMM_PREFIX
 
 
 def start_network(spec: NetworkSpec, weights: str | None, *, random_fc: bool = False) -> SegmentationNetwork:

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from boxsup_dist.config.parts import CHECKPOINT_PREFIX
 from boxsup_dist.errors import InputError, StoreUnavailableError, WeightsError
 from boxsup_dist.io import storage
 
@@ -32,7 +33,6 @@ VGG16_NAME = "deeplab_largefov_vgg16"
 FCN_STRIDES = {"fcn32s_vgg16": 32, "fcn16s_vgg16": 16, "fcn8s_vgg16": 8}
 VGG16_NAMES = (VGG16_NAME, *FCN_STRIDES)
 TIMM_PREFIX = "timm:"
-CHECKPOINT_PREFIX = "checkpoint:"
 EFFICIENTNET_LITE0 = "timm:tf_efficientnet_lite0"
 LITE0_PACKAGE = "package:efficientnet-lite0"
 SPECS = (

@@ -224,12 +224,12 @@ def measure_training(
     states = [value for state in optimizer.state.values() for value in state.values()]
     state = float(sum(value.nbytes for value in states if isinstance(value, torch.Tensor)))
     if device.type == "cuda":
-        peak, before = float(torch.cuda.max_memory_allocated()), 0.0
+        peak, before = float(torch.cuda.max_memory_allocated()), weights  # of which the network is a part
     else:
         peak, before = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, process_bytes
     # Gradients are as large as the weights. The batch and its logits need at least this much.
     least = 4.0 * spec.num_classes * label_maps[0].size
-    grown = max((peak - before - weights - state) / len(images), least)
+    grown = max((peak - before - weights - state) / len(images), least)  # weights: the gradients are as large
     return Trained(network, steps * len(images) / spent, weights, state, process_bytes, grown)
 
 

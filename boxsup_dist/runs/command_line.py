@@ -17,7 +17,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from boxsup_dist import interrupts
-from boxsup_dist.config import PredictionSettings
+from boxsup_dist.config import PredictionSettings, TrainConfig
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import InputError, SettingError, cause_to_show
 from boxsup_dist.io import remote, storage
 
@@ -135,6 +136,18 @@ def read(
     """
     config = (tyro.conf.DisallowNone,)  # not set is None; nobody has to type it
     return tyro.cli(settings_type, prog=prog or program(), description=description, args=arguments, config=config)
+
+
+def open_tables(config: TrainConfig) -> None:
+    """Raise TableError where a table of a training is absent or damaged, before the imports that take seconds."""
+    for source in config.sources:
+        open_table(source.records, "records")
+        if source.proposals is not None:
+            open_table(source.proposals, "proposals")
+        if source.label_maps is not None:
+            open_table(source.label_maps, "label_maps")
+    if config.val_records is not None:
+        open_table(config.val_records, "records")
 
 
 def program() -> str:

@@ -11,9 +11,9 @@ from boxsup_dist.config import OptimizerSettings, Resources, TrainConfig
 from boxsup_dist.distributed import session
 from boxsup_dist.distributed.events import Event, Stalled
 from boxsup_dist.errors import InputError
-from boxsup_dist.progress import format_duration
+from boxsup_dist.progress import counted, format_duration
 from boxsup_dist.reporting.words import ACTIVITIES, STAGES
-from boxsup_dist.runs.events import Begun, Failed, Lost, Measured, Progress, Spent, Warned
+from boxsup_dist.runs.events import Begun, Failed, Lost, Measured, Progress, Spent, Starting, Warned
 from boxsup_dist.runs.history import HistoryEntry, read_history
 from boxsup_dist.runs.inputs import Inputs
 from boxsup_dist.runs.layout import RunFiles
@@ -33,10 +33,13 @@ class Console:
         self.failure: InputError | None = None
         self._stage: tuple[int, str] | None = None  # of the newest event
         self._stages: dict[tuple[int, str], tuple[float, float]] = {}  # -> when it began, when it was printed last
+        self._stepped = False
 
     def handle(self, event: Event) -> None:
         """Print one event of rank 0; keep the error of a run that failed in `failure`."""
         match event:
+            case Starting():
+                print(f"  {event.text}", flush=True)
             case Begun():
                 self._stages.clear()
                 self.timeline.begin(event.epoch, event.steps_done, event.num_workers)
@@ -64,6 +67,10 @@ class Console:
         now, self._stage = time.monotonic(), (event.epoch, event.stage)
         if self._stage not in self._stages:
             self._stages[self._stage] = (now, now)
+            if not self._stepped:  # a start takes long: a word on each part of it
+                self._stepped = event.stage == "train"
+                done = ": the first step is done" if self._stepped else ""
+                print(f"  epoch {event.epoch}, {STAGES[event.stage]}{done}", flush=True)
             return
         since, printed = self._stages[self._stage]
         if now - printed < PROGRESS_EVERY_S or event.done == 0:
@@ -85,7 +92,7 @@ class Console:
 def _print_begin(event: Begun) -> None:
     what = "training begins"
     if event.epoch > 1 or event.steps_done:
-        what = f"training continues at epoch {event.epoch}, after {event.steps_done} steps"
+        what = f"training continues at epoch {event.epoch}, after {counted(event.steps_done, 'step')}"
     print(f"{what}, workers: {event.num_workers}", flush=True)
 
 
@@ -119,8 +126,8 @@ def print_header(config: TrainConfig, inputs: Inputs, tracking_uri: str) -> None
         + f", {inputs.num_val_images or 'none'} to evaluate on",
         "classes": f"{len(names)}: {shown}",
         "supervision": config.supervision,
-        "steps": f"{steps} per epoch, {steps * options.epochs} in {options.epochs} epochs, "
-        f"{options.global_batch_size} images each",
+        "steps": f"{steps} per epoch, {steps * options.epochs} in {counted(options.epochs, 'epoch')}, "
+        f"{counted(options.global_batch_size, 'image')} each",
         "learning rate": _describe_rate(options, steps * options.epochs),
         **_describe_assignment(config),
         **_describe_resources(config.resources),
@@ -154,7 +161,9 @@ def _describe_assignment(config: TrainConfig) -> dict[str, str]:
     )
     text = f"by the boxes alone in the first {warmup} of {epochs} epochs, then with the network"
     if warmup == epochs:
-        text = f"by the boxes alone in every epoch: the network does not take part ({epochs} epochs of warm-up)"
+        text = (
+            f"by the boxes alone in every epoch: the network does not take part (warm-up: {counted(epochs, 'epoch')})"
+        )
     return {"labels": text + (f", refined from epoch {refined}" if refined else "")}
 
 

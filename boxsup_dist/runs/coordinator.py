@@ -37,7 +37,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.io.lease import Claim
 from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.beside import Beside
-from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Spent, Warned
+from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Spent, Starting, Warned
 from boxsup_dist.runs.examples import draw_examples, store_figures
 from boxsup_dist.runs.history import HistoryEntry, best_epoch, read_history, write_history
 from boxsup_dist.runs.inputs import Inputs
@@ -90,6 +90,7 @@ class Coordinator:
         self.beside = Beside(at_once=not config.resources.evaluate_beside)
         self._lock = threading.RLock()  # of the history: the stages beside the training write it too
         self.pool = make_pool(inputs.network, config.resources, warn=lambda text: post(Warned(text)))
+        post(Starting("building the network; the actors start"))
 
     def begin(self, epoch: int, step: int, num_workers: int) -> None:
         """Report where the workers start."""

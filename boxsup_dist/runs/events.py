@@ -10,6 +10,13 @@ from boxsup_dist.runs.history import HistoryEntry
 
 
 @dataclass(frozen=True)
+class Starting(Event):
+    """What the workers do before they begin."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Begun(Event):
     """The train workers are there and start in this epoch, after this many of its steps."""
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from boxsup_dist.config import SourceSettings, Supervision, TrainConfig
+from boxsup_dist.config.parts import CHECKPOINT_PREFIX
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.runs.recipes import RECIPES, RecipeName, with_epochs
@@ -125,10 +126,6 @@ def make_configs(
         seed: Seed of the runs.
         epochs: None: those of the recipe. Else the warm-up of the assignment keeps its share of them.
     """
-    from boxsup_dist.model.weights import (
-        CHECKPOINT_PREFIX,
-    )  # here, because it imports torch, which takes seconds: --help must be quick
-
     before = make_configs(row.start, scale, data, runs, seed=seed, epochs=epochs) if row.start else []
     val = storage.join(data, row.val, "records") if row.val else None
     config = RECIPES[RECIPE_OF_SCALE[scale]](runs, _sources(row, data), val)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -77,9 +78,7 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
     else:
         storage.check_output(run_dir)
         lease.refuse_held(run_dir, RunFiles(run_dir).writer)
-        if checkpoint.latest(run_dir) is None:
-            check_start(inputs.network, config.network.weights, random_fc=config.network.random_fc)
-        session.start()
+        _start_ray(config, inputs)
         nodes = session.nodes()
         resources = config.resources.resolve(nodes, config.optimizer.global_batch_size)
         resources.check_room(nodes)
@@ -94,6 +93,19 @@ def train(config: TrainConfig, tags: Mapping[str, Any] | None = None) -> Summary
             summary = _train(config, inputs, RunTracker(runs_root, tracking_uri), tags, held.claim, timeline)
     print_result(run_dir, summary)
     return summary
+
+
+def _start_ray(config: TrainConfig, inputs: Inputs) -> None:
+    """Start Ray and, beside it, check that the network can start: each takes some seconds."""
+    print("starting Ray, checking the network", flush=True)
+    with ThreadPoolExecutor(1) as beside:
+        checked: Future[None] | None = None
+        if checkpoint.latest(config.run_dir) is None:
+            options = config.network
+            checked = beside.submit(check_start, inputs.network, options.weights, random_fc=options.random_fc)
+        session.start()
+    if checked is not None:
+        checked.result()
 
 
 def _one_writer(run_dir: str) -> AbstractContextManager[Lease]:
@@ -117,6 +129,7 @@ def _train(
         _start_tracking(tracker, config, inputs, tags)
         with EventLoop(console.handle) as events:
             post = events.post
+            print("starting the train workers", flush=True)
             make_coordinator = partial(Coordinator, config, inputs, post, claim)
             fit(config, inputs.mixture, make_coordinator, lambda text: post(Lost(text)))
         if console.failure is not None:

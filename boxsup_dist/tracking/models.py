@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 import boxsup_dist
+from boxsup_dist.config.parts import CHECKPOINT_PREFIX
 from boxsup_dist.data.images import decode_image, decode_png, encode_png
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, RecordError
@@ -38,7 +39,6 @@ from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.model.weights import CHECKPOINT_PREFIX
 from boxsup_dist.tracking.address import default_tracking_uri
 from boxsup_dist.tracking.calls import dataset_key
 from boxsup_dist.tracking.client import make_client

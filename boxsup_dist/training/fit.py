@@ -44,8 +44,13 @@ GROUP_SPARE_S = 60.0  # that workers wait for each other beyond the time in whic
 FEWER = "resources.num_actors, resources.stream_tasks_per_worker or resources.num_workers"
 
 
+# Of Ray Train's defaults, what serves no run here; each starts a process of 2 CPU seconds that all workers wait for.
+# Runs have no Ray Data datasets. `session.remove_own_groups` does the cleaner's work, and on every cluster.
+UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+
+
 class _Trainer(TorchTrainer):
-    """A TorchTrainer that leaves SIGINT to `boxsup_dist.interrupts` where that ends this process.
+    """A TorchTrainer that starts only what a run uses, and leaves SIGINT to `boxsup_dist.interrupts` where it is used.
 
     Ray's own handler waits until the workers have ended their step and everything after it, which took over 10 s.
     """
@@ -53,6 +58,10 @@ class _Trainer(TorchTrainer):
     def _register_sigint_handler(self, controller: Any) -> None:
         if not interrupts.are_handled():
             super()._register_sigint_handler(controller)  # type: ignore[misc]  # Ray Train's second version has it
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # as above
+        return [callback for callback in found if type(callback).__name__ not in UNUSED_CALLBACKS]
 
 
 class _ReportEndedWorkers(ray.train.UserCallback):

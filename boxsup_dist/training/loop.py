@@ -283,7 +283,8 @@ class _Watch:
 
     def __init__(self, worker: TrainWorker, leader: _Leader | None, labels: ray.ObjectRef[LabelsTable] | None) -> None:
         self.worker, self.leader, self.labels = worker, leader, labels
-        self.reported = self.saved = time.perf_counter()
+        self.saved = time.perf_counter()
+        self.reported = -self.REPORT_EVERY_S  # the first step is reported at once
         self.waited_s = worker.totals.waited_s  # the first batch sets its own time again
 
     def __call__(self, totals: EpochTotals, num_steps: int) -> None:

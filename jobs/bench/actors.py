@@ -5,7 +5,6 @@ Both pools are warm and take turns on the same row groups.
 
 from __future__ import annotations
 
-import statistics
 import time
 from functools import partial
 
@@ -13,8 +12,8 @@ from boxsup_dist.distributed import session
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.io import storage
 from boxsup_dist.model.networks import build_network
-from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.inputs import open_inputs
+from jobs.bench.rows import finish, row
 from jobs.bench.scale_run import (
     check_positive,
     choose_all,
@@ -30,7 +29,7 @@ GOAL = 1.8  # two actors against one
 
 
 def main(settings: Actors) -> None:
-    """Measure images/s of a pool of one actor and of a pool of two, write OUT/actors.json and print both."""
+    """Measure images/s of a pool of one actor and of a pool of two, and their ratio in each round."""
     check_positive(settings, "units", "rounds")
     session.start()
     out, num_images = storage.absolute(settings.out), settings.units * IMAGES_A_UNIT
@@ -53,9 +52,6 @@ def main(settings: Actors) -> None:
             found[count].append(num_images / (time.perf_counter() - started))
     for pool in pools.values():
         pool.close()
-    medians = {count: statistics.median(rates) for count, rates in found.items()}
-    ratio = medians[2] / medians[1]
-    summary = {"images": num_images, "images_per_s": found, "medians": medians, "ratio": ratio, "goal": GOAL}
-    storage.write_json(storage.join(out, "actors.json"), summary)
-    rows = [{"actors": count, "images/s": medians[count], "ratio": medians[count] / medians[1]} for count in pools]
-    print(format_table(rows, f"goal: two actors >= {GOAL} times one"))
+    ratios = [two / one for one, two in zip(found[1], found[2], strict=True)]
+    rows = [row("2 actors reassign", "times the images/s of one", ratios, GOAL)]
+    finish(settings, "actors", rows, {"images": num_images, "images_per_s": found})

@@ -16,10 +16,9 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.networks import build_network, network_spec, parameter_groups
-from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.training.optimizer import make_optimizer
 from boxsup_dist.training.saving import Saver
-from jobs.bench.rows import row, store_rows
+from jobs.bench.rows import finish, row
 from jobs.bench.scale_run import check_positive
 from jobs.bench.settings import Checkpoints
 
@@ -51,12 +50,10 @@ def main(settings: Checkpoints) -> None:
             at_most=True),
     ]  # fmt: skip
     seconds: dict[str, Any] = {"held_s": held, "synchronous_s": waited, "lost_s": lost}
-    values = {"device": str(device), "checkpoint_bytes": num_bytes, **seconds, "rows": rows}
-    storage.write_json(storage.join(out, "checkpoint.json"), values)
-    if settings.bench_table is not None:
-        store_rows(settings.bench_table, "checkpoint", rows)
     medians = ", ".join(f"{name} {sorted(found)[len(found) // 2]:.3f}" for name, found in seconds.items())
-    print(format_table(rows, f"{device}, {num_bytes / 2**20:.0f} MiB; medians: {medians}"))
+    print(f"{device}, {num_bytes / 2**20:.0f} MiB; medians: {medians}")
+    facts = {"device": str(device), "checkpoint_bytes": num_bytes, **seconds}
+    finish(settings, "checkpoint", rows, facts)
 
 
 def make_state(device: torch.device) -> CheckpointState:

@@ -39,7 +39,7 @@ from boxsup_dist.model.networks import SegmentationNetwork, build_network, netwo
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.training.optimizer import make_optimizer
 from boxsup_dist.training.step import DeviceBatch, Placer, compute_gradients, make_repeatable, placed_ahead
-from jobs.bench.rows import row, store_rows
+from jobs.bench.rows import finish, row
 from jobs.bench.settings import Gpu
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 512}
@@ -71,7 +71,6 @@ WAYS = (FP32, TF32, BF16, COMPILED)
 
 def main(settings: Gpu) -> None:
     """Measure all networks; write OUT/summary.json and OUT/profile-NETWORK.txt, and print them."""
-    settings.check()
     started = time.perf_counter()
     out, device = storage.absolute(settings.out), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     make_repeatable(device)
@@ -85,11 +84,8 @@ def main(settings: Gpu) -> None:
         table = bench.profile()
         storage.write_bytes(storage.join(out, f"profile-{name.replace(':', '-')}.txt"), table.encode())
         print(table, flush=True)
-    values = {"machine": machine, "torch": torch.__version__, "settings": asdict(settings), "rows": rows}
-    storage.write_json(storage.join(out, "summary.json"), values)
     print(f"{time.perf_counter() - started:.0f} s", flush=True)
-    if settings.bench_table is not None:
-        store_rows(settings.bench_table, "gpu", rows)
+    finish(settings, "gpu", rows, {"machine": machine, "torch": torch.__version__, "settings": asdict(settings)})
 
 
 class Trainee:

@@ -20,11 +20,10 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.networks import build_network
 from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.runs.recipes import demo
-from boxsup_dist.runs.summary import write_result
+from jobs.bench.rows import finish, row
 from jobs.bench.settings import Memory
 from jobs.bench.watch import MIB, private_bytes
 
@@ -91,14 +90,13 @@ def main(settings: Memory) -> None:
     small = _stages(str(Path(out, "small")), settings.num_images)
     large = _stages(str(Path(out, "large")), GROWTH * settings.num_images)
     rows = [
-        {
-            "stage": stage,
-            f"MiB at {settings.num_images} images": round(small[stage]),
-            f"MiB at {GROWTH * settings.num_images}": round(large[stage]),
-            "ratio": round(large[stage] / small[stage], 2),
-            "goal": f"<= {GOAL}",
-            "reached": "yes" if large[stage] <= GOAL * small[stage] else "no",
-        }
+        row(
+            f"{stage}, peak memory on {GROWTH * settings.num_images} images",
+            f"times that on {settings.num_images}",
+            [large[stage] / small[stage]],
+            GOAL,
+            at_most=True,
+        )
         for stage in small
     ]
-    write_result(out, {"rows": rows}, [format_table(rows)])
+    finish(settings, "memory", rows, {"peak_mib_small": small, "peak_mib_large": large})

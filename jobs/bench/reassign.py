@@ -52,8 +52,7 @@ from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.recipes import mini
-from boxsup_dist.runs.summary import write_result
-from jobs.bench.rows import row, store_rows
+from jobs.bench.rows import finish, row
 from jobs.bench.settings import Reassign
 
 EPOCH = 1  # the first after the warm-up
@@ -64,12 +63,11 @@ NEAR_TIE = 1e-6
 
 def main(settings: Reassign) -> None:
     """Measure all rows, write OUT/summary.json and print each with its goal."""
-    settings.check()
     session.start()
     mixture = prepare(settings, storage.absolute(settings.out))
     sleeping = measure_sleeping(mixture, settings)
     network = measure_network(mixture, settings)
-    differing = [count_differing(mixture)]
+    differing = [count_differing(mixture, settings)]
     oracle = compare_with_oracle(mixture, settings)
     dispatch = measure_dispatch(settings)
     rows = [
@@ -79,12 +77,11 @@ def main(settings: Reassign) -> None:
         row("labels, oracle", "boxes differ", [oracle["different"]], 0, at_most=True),
         row(f"dispatch, {settings.num_members} members", "CPU s", dispatch["cpu_s"], 2.0, at_most=True),
     ]
-    summary = {"rows": rows, "sleeping": sleeping, "network": network, "oracle": oracle, "dispatch": dispatch}
     parts = [{"process": name, "core ms per image": value} for name, value in network["core_ms"].items()]
+    print(format_table(parts))
     print(f"{oracle['near_ties']} of {oracle['boxes']} boxes are near ties whose choice differs from the oracle's")
-    write_result(settings.out, summary, [format_table(rows), format_table(parts)])
-    if settings.bench_table is not None:
-        store_rows(settings.bench_table, "reassign", rows)
+    facts = {"sleeping": sleeping, "network": network, "oracle": oracle, "dispatch": dispatch}
+    finish(settings, "reassign", rows, facts)
 
 
 def prepare(settings: Reassign, out: str) -> Mixture:
@@ -230,7 +227,7 @@ def _pool(build: Callable[[], torch.nn.Module], num_actors: int) -> NetworkPool:
 # -- the labels --------------------------------------------------------------------------------------------------------
 
 
-def count_differing(mixture: Mixture) -> int:
+def count_differing(mixture: Mixture, settings: Reassign) -> int:
     """Boxes whose labels are not the same for every number of actors, in tasks and in the members."""
     first, differing = None, 0
     for num_actors in ACTORS:

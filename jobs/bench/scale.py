@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,9 @@ from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.costs import FORWARDS_PER_STEP, Costs, on_gpus
 from boxsup_dist.runs.inputs import Inputs, open_inputs
 from boxsup_dist.runs.networks import make_pool
-from boxsup_dist.runs.summary import write_result
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.worker import TrainWorker
-from jobs.bench.rows import row, store_rows
+from jobs.bench.rows import finish, row
 from jobs.bench.scale_run import (
     check_positive,
     choose_all,
@@ -60,8 +59,6 @@ def main(settings: Scale) -> None:
     stages = measure_stages(folder, settings.num_images, settings.seed)
     costs = costs_of(stages, settings.num_images, settings.gpu_images_per_s)
     scaled = [on_gpus(costs, settings.num_images, gpus, settings.cpus_per_gpu) for gpus in GPUS]
-    summary = {"num_images": settings.num_images, "stages": stages, "costs_s": asdict(costs), "extrapolated": scaled}
-    write_result(folder, summary)
     _print(settings, stages, scaled)
     rows = [
         row(f"{GPUS[-1]} GPUs: share of an epoch that computes", "", [scaled[-1]["GPU busy"]], 0.7),
@@ -71,9 +68,8 @@ def main(settings: Scale) -> None:
             if name in ("reassign", "stream")
         ),
     ]
-    print(format_table(rows))
-    if settings.bench_table is not None:
-        store_rows(settings.bench_table, "scale", rows)
+    facts = {"num_images": settings.num_images, "stages": stages, "costs_s": asdict(costs), "extrapolated": scaled}
+    finish(replace(settings, out=folder), "scale", rows, facts)
 
 
 def growth_of_job(stage: dict[str, Any]) -> float:

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
+from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model.crf import MIN_PROB, SETTLED
 from boxsup_dist.runs.command_line import Checkpoint, RunDir
+from boxsup_dist.runs.kept_config import read_config
 
 COCO_2014_TRAINVAL_AND_TRAIN_AUG = 133_869
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """Settings that are checked before the imports of the measurement, which take seconds."""
+
+    def check(self) -> None:
+        """Raise InputError on a value that cannot work."""
+
+
 @dataclass(frozen=True)
-class Epoch:
-    """Size of the measurement, and where to write."""
+class Measurement:
+    """What all measurements share."""
+
+    bench_table: str | None = field(default=None, kw_only=True)
+    """JSON table to put the rows into, such as docs/results/bench.json. Not set: none."""
+
+
+@dataclass(frozen=True)
+class All(Measurement):
+    """What the measurements run on, and where they write."""
 
     out: str = "runs/bench"
+    """Folder of the measurements' folders and, without a bench_table, of bench.json."""
+    voc_root: str | None = None
+    """Year folder of a VOC devkit (VOCdevkit/VOC2012), for what measures on images. Not set: synthetic images."""
+    run_dir: str | None = None
+    """Run directory of a training, for `crf`. Not set: `crf` does not run."""
+    records: str | None = None
+    """Folder or URI of a records table, for `crf`."""
+
+    def check(self) -> None:
+        """Raise SettingError if only one of run_dir and records is set."""
+        if (self.run_dir is None) != (self.records is None):
+            missing, given = ("run_dir", "records") if self.run_dir is None else ("records", "run_dir")
+            raise SettingError(f"{given} needs {missing}: set both or neither", field=missing)
+
+
+@dataclass(frozen=True)
+class Epoch(Measurement):
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench_epoch"
     """Folder of summary.json and of synthetic tables, which the next call uses again."""
     num_images: int = 240
     """Images of an epoch. The first batch is not counted: in a short epoch, much is made while it is awaited."""
@@ -30,11 +69,11 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Actors:
+class Actors(Measurement):
     """Size of the measurement, and where to write."""
 
     out: str = "runs/bench_actors"
-    """Folder of actors.json and of synthetic tables, which the next call uses again."""
+    """Folder of summary.json and of synthetic tables, which the next call uses again."""
     units: int = 16
     """Row groups to reassign, of 16 images each."""
     rounds: int = 5
@@ -44,21 +83,7 @@ class Actors:
 
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """Size of the measurement, and where to write."""
-
-    out: str = "runs/bench_checkpoint"
-    """Folder of checkpoint.json; 350 MB while it runs."""
-    rounds: int = 5
-    """How often the ways take turns; the median counts."""
-    steps: int = 50
-    """Small training steps beside a save; they must take longer than the save."""
-    bench_table: str | None = None
-    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
-
-
-@dataclass(frozen=True)
-class Crf:
+class Crf(Measurement):
     """Which images and predictions, and what to compare."""
 
     run_dir: RunDir
@@ -79,7 +104,7 @@ class Crf:
     checkpoint: Checkpoint = None
 
     def check(self) -> None:
-        """Raise SettingError on a value that cannot work."""
+        """Raise InputError on a value that cannot work, an absent run or table."""
         for name in ("num_images", "num_rounds"):
             if getattr(self, name) < 1:
                 raise SettingError("a setting is out of range", field=name, value=getattr(self, name), expected=">= 1")
@@ -89,10 +114,12 @@ class Crf:
                 raise SettingError(
                     "a setting is out of range", field=name, value=values, expected="one or more, 0 <= value <= 1"
                 )
+        read_config(self.run_dir)
+        open_table(self.records, "records")
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Measurement):
     """Size of the measurement, and where to write."""
 
     out: str = "runs/bench_memory"
@@ -102,7 +129,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Measurement):
     """Size of the measurement, and the cluster to extrapolate to."""
 
     out: str = "runs/bench_scale"
@@ -115,12 +142,10 @@ class Scale:
     """Training images per second of one GPU, for the extrapolation; jobs.calibrate measures it."""
     cpus_per_gpu: int = 16
     """CPU cores per GPU, for the extrapolation."""
-    bench_table: str | None = None
-    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(Measurement):
     """Size of the measurement, what to read, and where to write."""
 
     out: str = "runs/bench_stream"
@@ -139,12 +164,10 @@ class Stream:
     """Side of the crops to train on."""
     rounds: int = 5
     """How often the two ways take turns; the median counts."""
-    bench_table: str | None = None
-    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
 
 @dataclass(frozen=True)
-class Reassign:
+class Reassign(Measurement):
     """Size of the measurement, what to read, and where to write."""
 
     out: str = "runs/bench_reassign"
@@ -167,8 +190,6 @@ class Reassign:
     """Logical members that they are dispatched to."""
     rounds: int = 5
     """How often the ways take turns; the median counts."""
-    bench_table: str | None = None
-    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
@@ -179,7 +200,7 @@ class Reassign:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Measurement):
     """Size of the measurement, and where to write."""
 
     out: str = "runs/bench_step"
@@ -194,8 +215,6 @@ class Step:
     """Steps of each turn."""
     rounds: int = 7
     """How often the two ways take turns; the median counts."""
-    bench_table: str | None = None
-    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
@@ -203,7 +222,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class Gpu(Measurement):
     """What to measure, and where to write. The defaults take under 8 minutes on a GPU; a CPU needs far smaller ones."""
 
     out: str = "runs/bench_gpu"
@@ -222,12 +241,22 @@ class Gpu:
     """Largest batch to try."""
     compile: bool = True
     """Measure the compiled network too. Compiling takes a minute or two per network."""
-    bench_table: str | None = None
-    """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
 
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
         _check_positive(self, "crop_px", "batch_images", "seconds", "rounds", "most_images")
+
+
+@dataclass(frozen=True)
+class Checkpoints(Measurement):
+    """Size of the measurement, and where to write."""
+
+    out: str = "runs/bench_checkpoint"
+    """Folder of checkpoint.json; 350 MB while it runs."""
+    rounds: int = 5
+    """How often the ways take turns; the median counts."""
+    steps: int = 50
+    """Small training steps beside a save; they must take longer than the save."""
 
 
 def _check_positive(settings: Step | Gpu, *names: str) -> None:
@@ -237,6 +266,7 @@ def _check_positive(settings: Step | Gpu, *names: str) -> None:
 
 
 MEASUREMENTS: dict[str, type] = {
+    "all": All,
     "epoch": Epoch,
     "stream": Stream,
     "reassign": Reassign,

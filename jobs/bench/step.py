@@ -36,14 +36,12 @@ from boxsup_dist.model.networks import parameter_groups
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.inputs import open_inputs
-from boxsup_dist.runs.summary import write_result
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.optimizer import make_optimizer
 from boxsup_dist.training.stream import Batch
 from boxsup_dist.training.worker import TrainWorker
-from jobs.bench.rows import row, store_rows
+from jobs.bench.rows import finish, row
 from jobs.bench.settings import Step
 
 GOAL = 0.98
@@ -52,7 +50,6 @@ NUM_IMAGES = 4  # of the table that names the classes; the batches are random
 
 def main(settings: Step) -> None:
     """Measure both rows, write OUT/summary.json and print them."""
-    settings.check()
     out = storage.absolute(settings.out)
     session.start()
     root = write_synthetic(storage.join(out, "devkit"), NUM_IMAGES, 1)
@@ -62,9 +59,7 @@ def main(settings: Step) -> None:
         row(f"step, {count} worker{'s' * (count > 1)}", "times a bare loop", ratios, GOAL)
         for count, ratios in found.items()
     ]
-    if settings.bench_table is not None:
-        store_rows(settings.bench_table, "step", rows)
-    write_result(out, {"rows": rows, "rounds": found}, [format_table(rows)])
+    finish(settings, "step", rows, {"rounds": found})
 
 
 def measure_parity(settings: Step, out: str, records: str, num_workers: int) -> list[float]:

@@ -40,11 +40,9 @@ from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.records import voc
 from boxsup_dist.records.build import build_records
 from boxsup_dist.records.synthetic import write_synthetic
-from boxsup_dist.reporting.text_table import format_table
-from boxsup_dist.runs.summary import write_result
 from boxsup_dist.training.order import EpochOrder, order_epoch
 from boxsup_dist.training.stream import Batch, max_slices, worker_batches
-from jobs.bench.rows import row, store_rows
+from jobs.bench.rows import finish, row
 from jobs.bench.settings import Stream
 from jobs.bench.stream_nodes import measure_nodes
 
@@ -76,17 +74,14 @@ def main(settings: Stream) -> None:
         row("images per core-second", "times DataLoader", headroom["ratios"], 1.5),
     ]
     crop_bytes = 4 * settings.crop_px**2
-    summary = {
-        "rows": rows,
+    facts = {
         "epochs": epochs,
         "first_batch_s": first,
         "nodes": nodes,
         "headroom": headroom,
         "object_store_mib_at_most": max_slices(BATCH_SIZE, MAX_TASKS) * max(map(len, feed.rows)) * crop_bytes / 2**20,
     }
-    write_result(out, summary, [format_table(rows)])
-    if settings.bench_table is not None:
-        store_rows(settings.bench_table, "stream", rows)
+    finish(settings, "stream", rows, facts)
 
 
 # -- the data ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Real Ray: evaluation with test-time options, trimap and CRF search are the same for any number of actors."""
 
+import functools
 from dataclasses import replace
 from functools import partial
 
@@ -54,19 +55,31 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def here(network, records):
+    """What this process counts, by the settings: once for all numbers of actors."""
+
+    @functools.cache
+    def counts(settings, *, of_boundaries=False):
+        if of_boundaries:
+            unit = partial(boundary_unit, num_classes=NUM_CLASSES, widths_px=WIDTHS)
+            return in_process(network, records, settings, unit, unit(None, records.read(records.row_groups()[0])[:0]))
+        unit = partial(units.evaluate_unit, num_classes=NUM_CLASSES)
+        return in_process(network, records, settings, unit, units.UnitResult.empty(NUM_CLASSES))
+
+    return counts
+
+
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network, num_actors):
+def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network, here, num_actors):
     pool = NetworkPool(tiny.build_network, num_actors=num_actors, num_cpus=0.25)
     common = {"weights": ray.put(network.state_dict()), "version": "a", "num_classes": NUM_CLASSES}
 
     plain = evaluate(pool, records, **common)
-    unit = partial(units.evaluate_unit, num_classes=NUM_CLASSES)
-    empty = units.UnitResult.empty(NUM_CLASSES)
-    assert_same(plain, in_process(network, records, PredictionSettings(), unit, empty))
+    assert_same(plain, here(PredictionSettings()))
     assert (plain.num_images, plain.num_skipped) == (8, 1)
 
     reports = []
-    expected = in_process(network, records, OPTIONS, unit, empty)
     for crf_in_tasks in (False, True):
         found = evaluate(
             pool,
@@ -76,24 +89,22 @@ def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network,
             on_progress=lambda done, total: reports.append((done, total)),
             **common,
         )
-        assert_same(found, expected)
+        assert_same(found, here(OPTIONS))
     assert reports == [(1, 3), (2, 3), (3, 3)] * 2
-    assert not np.array_equal(expected.confusion, plain.confusion)
+    assert not np.array_equal(here(OPTIONS).confusion, plain.confusion)
 
-    trimap = partial(boundary_unit, num_classes=NUM_CLASSES, widths_px=WIDTHS)
-    expected = in_process(network, records, OPTIONS, trimap, trimap(None, records.read(records.row_groups()[0])[:0]))
     for crf_in_tasks in (False, True):
         found = measure_boundaries(
             pool, records, settings=OPTIONS, widths_px=WIDTHS, crf_in_tasks=crf_in_tasks, **common
         )
-        assert_same(found, expected)
+        assert_same(found, here(OPTIONS, of_boundaries=True))
 
     candidates = [crf_settings("deeplab_vgg"), crf_settings("4,10,3,3,1")]
     everything = draw_slices(records, 100, seed=0)
     without, scored = score_crfs(pool, records, everything, candidates, **common)
     assert_same(without, plain)
     for crf, result in zip(("deeplab_vgg", "4,10,3,3,1"), scored, strict=True):
-        assert_same(result, in_process(network, records, PredictionSettings(crf=crf), unit, empty))
+        assert_same(result, here(PredictionSettings(crf=crf)))
     some = draw_slices(records, 4, seed=1)
     here, there = (
         score_crfs(pool, records, some, candidates, crf_in_tasks=in_tasks, **common) for in_tasks in (False, True)

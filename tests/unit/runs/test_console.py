@@ -12,7 +12,7 @@ from boxsup_dist.config import Node, TrainConfig
 from boxsup_dist.distributed.events import Stalled
 from boxsup_dist.errors import InputError
 from boxsup_dist.runs import console
-from boxsup_dist.runs.events import Begun, Failed, Lost, Measured, Progress, Spent, Warned
+from boxsup_dist.runs.events import Begun, Failed, Lost, Measured, Progress, Spent, Starting, Warned
 from boxsup_dist.runs.history import HistoryEntry, write_history
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.timeline import Timeline
@@ -141,7 +141,22 @@ def test_progress_now_and_then(
     now = iter([0.0, 1.0, 20.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
     handled(config, *(Progress(1, "train", done, 10, 5.0) for done in (1, 2, 4)))
-    assert capsys.readouterr().out == "  epoch 1, training: 4/10  5.0 images/s  left 30s\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "  epoch 1, training: the first step is done",
+        "  epoch 1, training: 4/10  5.0 images/s  left 30s",
+    ]
+
+
+def test_every_part_of_the_start_has_a_word(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    """Up to the first step; later stages are quiet unless they take long."""
+    stages = [Progress(1, "reassign", 1, 9), Progress(1, "reassign", 2, 9), Progress(1, "train", 1, 9)]
+    handled(config, Starting("building the network"), Begun(1, 0, 1), *stages, Progress(2, "reassign", 1, 9))
+    assert capsys.readouterr().out.splitlines() == [
+        "  building the network",
+        "training begins, workers: 1",
+        "  epoch 1, choosing segments",
+        "  epoch 1, training: the first step is done",
+    ]
 
 
 def test_progress_of_a_stage_beside_the_training(
@@ -153,6 +168,7 @@ def test_progress_of_a_stage_beside_the_training(
     beside, training = Progress(1, "evaluate", 1, 10), Progress(2, "train", 1, 10)
     handled(config, training, beside, replace(training, done=5), replace(beside, done=5))
     assert capsys.readouterr().out.splitlines() == [
+        "  epoch 2, training: the first step is done",
         "  epoch 2, training: 5/10  left 20s",
         "  epoch 1, evaluating: 5/10  left 20s",
     ]
@@ -168,6 +184,7 @@ def test_warnings_and_failures(
     assert capsys.readouterr().out.splitlines() == [
         "warning: a",
         "warning: no message for 61 s, since the start of the workers; nodes of the cluster: 1",
+        "  epoch 2, evaluating",
         "warning: no message for 121 s, since epoch 2, evaluating; nodes of the cluster: 1",
     ]
     with pytest.raises(TypeError, match="no event"):

@@ -85,7 +85,7 @@ def flip(path: Path, position: int) -> None:
 def test_what_is_whole_passes_with_one_line(whole, monkeypatch, capsys):
     found = call(monkeypatch, capsys, "--tables", whole / "records", whole / "proposals", "--run-dir", whole / "run")
     rows = 2 * tiny.NUM_TRAIN + tiny.NUM_VAL
-    assert found == (0, [f"whole: 3 tables with {rows} rows, 1 run directories"])
+    assert found == (0, [f"whole: 3 tables with {rows} rows, 1 run directory"])
 
 
 def test_a_partner_without_its_records_is_told(whole, monkeypatch, capsys):

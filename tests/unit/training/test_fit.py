@@ -1,4 +1,4 @@
-"""What becomes of a training that stopped before its last epoch, without Ray."""
+"""What becomes of a training that stopped before its last epoch, and what Ray Train starts besides the workers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train
+from ray.train.torch import TorchTrainer
 
 from boxsup_dist import interrupts
 from boxsup_dist.distributed.stopping import StopRequest
@@ -46,3 +48,16 @@ def test_a_training_that_sigterm_ended_is_not_started_again_and_says_where_it_co
     settings, reports = launch(monkeypatch, tmp_path, Stopped("terminated", 0, 14))
     assert len(settings) == 1 and not reports
     assert lines == ["interrupted by SIGTERM; the same command continues at epoch 1, after 14 steps"]
+
+
+def test_the_trainer_starts_no_process_that_serves_no_run(tmp_path):
+    """A callback that Ray renames would come back unseen: the names are those that Ray has."""
+
+    def names(kind: type) -> list[str]:
+        run = ray.train.RunConfig(storage_path=str(tmp_path))
+        return [type(each).__name__ for each in kind(print, run_config=run)._create_default_callbacks()]
+
+    theirs, ours = names(TorchTrainer), names(fit._Trainer)
+    assert set(fit.UNUSED_CALLBACKS) <= set(theirs)
+    assert ours == [name for name in theirs if name not in fit.UNUSED_CALLBACKS]
+    assert {"BackendSetupCallback", "UserCallbackHandler"} <= set(ours)
