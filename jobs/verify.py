@@ -59,8 +59,8 @@ def main(settings: Settings) -> None:
         print(f"not compared with its records, which are not among --tables: {table.uri}")
     num_rows = sum(table.num_rows for table in tables.values())
     runs = len(settings.run_dirs)
-    found = f"{counted(len(tables), 'table')} with {counted(num_rows, 'row')}"
-    print(f"whole: {found}, {runs} run {'directory' if runs == 1 else 'directories'}")
+    whole = f"{counted(len(tables), 'table')} with {counted(num_rows, 'row')}"
+    print(f"whole: {whole}, {runs} run {'directory' if runs == 1 else 'directories'}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def bright_colours(count: int) -> NDArray[np.uint8]:
     hues = (np.arange(count) * (np.sqrt(5) - 1) / 2) % 1
     strength = np.where(np.arange(count) % 2, 0.55, 0.95)  # of the colour: every second one is paler
     waves = np.abs((hues[:, None] * 6 + (0, 4, 2)) % 6 - 3) - 1
-    return np.round(255 * (1 - strength[:, None] * (1 - np.clip(waves, 0, 1)))).astype(np.uint8)
+    colours: NDArray[np.uint8] = np.round(255 * (1 - strength[:, None] * (1 - np.clip(waves, 0, 1)))).astype(np.uint8)
+    return colours
 
 
 def class_ids_of_colours(colours: NDArray[np.uint8]) -> NDArray[np.int16]:

@@ -298,8 +298,8 @@ def copy_of(value: Any, memory: Any = None) -> Any:
             memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
         return memory.copy_(value.detach(), non_blocking=True)
     if isinstance(value, dict):
-        before = memory if isinstance(memory, dict) else {}
-        return {key: copy_of(item, before.get(key)) for key, item in value.items()}
+        named = memory if isinstance(memory, dict) else {}
+        return {key: copy_of(item, named.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         before = memory if isinstance(memory, list | tuple) and len(memory) == len(value) else [None] * len(value)
         return type(value)(copy_of(item, old) for item, old in zip(value, before, strict=True))

@@ -101,7 +101,7 @@ def class_scores(
         for start in range(0, len(indices), count):
             together = indices[start : start + count]
             score_map = network.score_map(torch.cat([image_to_batch(images[i], device) for i in together]))
-            for row, index in zip(score_map.split(1), together, strict=True):
+            for row, index in zip(score_map.unsqueeze(1), together, strict=True):
                 chosen = list(classes[index])
                 if normalise:
                     yield index, F.log_softmax(network.upsample(row, height, width), dim=1)[0, chosen]

@@ -20,7 +20,7 @@ from boxsup_dist.proposals.methods import find_method
 from boxsup_dist.reporting.contact_sheet import Boxed
 from boxsup_dist.runs.calibration import measure_training
 from boxsup_dist.runs.costs import FORWARDS_PER_STEP
-from boxsup_dist.runs.recipes import RECIPES
+from boxsup_dist.runs.recipes import RECIPES, RecipeName
 
 TARGET_IMAGES = 6700  # that the recipe `mini` trains on, all epochs together, on 663 images
 MIN_EPOCHS, MAX_EPOCHS = 4, 40  # labels need some epochs to settle; more than 40 repeat the same images
@@ -36,7 +36,7 @@ BUSY_SHARE = 0.7  # of the cores' time that a training uses on a small machine, 
 class Choice:
     """The recipe and the options in which a run differs from it, as they are typed."""
 
-    recipe: str
+    recipe: RecipeName
     epochs: int
     batch: int
     crop_px: int

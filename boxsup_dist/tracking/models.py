@@ -181,7 +181,7 @@ def log_model(
         model = client.create_logged_model(experiment_id, "best", run_id, tags)
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, epoch)])
     name, digest = dataset_key(data)
-    of_model = {"model_id": model.model_id, "dataset_name": name, "dataset_digest": digest}
+    of_model: dict[str, Any] = {"model_id": model.model_id, "dataset_name": name, "dataset_digest": digest}
     with tempfile.TemporaryDirectory() as scratch:
         folder = os.path.join(scratch, MODEL)
         save(folder, checkpoint.load(uri), class_names)

@@ -52,7 +52,7 @@ class Saver:
         started = time.perf_counter()
         parts = {"model": dict(state.model), "training": dict(state.training)}
         self._copy = checkpoint.copy_of(parts, self._copy)
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # the copy is complete
         self._running = self._thread.submit(self._write, replace(state, **self._copy))
         self.held_s += time.perf_counter() - started

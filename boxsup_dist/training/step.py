@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -59,7 +59,7 @@ class Placer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def place(
         self, images: NDArray[np.uint8], label_maps: NDArray[np.uint8], is_em: NDArray[np.bool_] | None = None
@@ -80,7 +80,7 @@ class Placer:
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
                 tensors = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
-                copied = torch.cuda.Event()
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record()
         return DeviceBatch(tensors[0].permute(0, 3, 1, 2), tensors[1], tensors[2] if len(tensors) > 2 else None, copied)
 
@@ -92,7 +92,7 @@ class Placer:
 
 def placed_ahead(
     batches: Iterator[Host], place: Callable[[Host], Placed], *, ahead: bool
-) -> Iterator[tuple[Host, Placed]]:
+) -> Generator[tuple[Host, Placed], None, None]:
     """Each batch with what `place` makes of it.
 
     Args:
@@ -159,7 +159,7 @@ class Gradients:
         self._sums = sums.to("cpu", non_blocking=True)  # from a GPU into pinned memory
         self._copied: torch.cuda.Event | None = None
         if sums.is_cuda:
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def sums(self) -> StepSums:

@@ -61,7 +61,7 @@ class Way:
     def prepare(self) -> None:
         """Set torch's switches for products of float32 matrices."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if self.tf32 else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if self.tf32 else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if self.tf32 else "ieee"  # type: ignore[attr-defined]
 
 
 FP32, TF32, BF16 = Way("fp32"), Way("tf32", tf32=True), Way("bf16", torch.bfloat16)

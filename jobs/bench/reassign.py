@@ -290,7 +290,7 @@ def compare_with_oracle(mixture: Mixture, settings: Reassign) -> dict[str, int]:
 # -- the dispatch ------------------------------------------------------------------------------------------------------
 
 
-@ray.remote(num_cpus=0, max_concurrency=10_000)
+@ray.remote(num_cpus=0, max_concurrency=10_000)  # type: ignore[call-overload]  # an option of actors
 class _Crowd:
     """Answers for all logical members."""
 

@@ -74,7 +74,7 @@ def measure_parity(settings: Step, out: str, records: str, num_workers: int) -> 
         evaluate_every=0,
     )
     config = replace(config, resources=config.resources.resolve(session.nodes()))
-    loop = {"config": config, "mixture": open_inputs(config).mixture, "rounds": settings.rounds}
+    loop: dict[str, Any] = {"config": config, "mixture": open_inputs(config).mixture, "rounds": settings.rounds}
     loop |= {"num_steps": settings.num_steps, "out": storage.join(out, f"rounds-{num_workers}.json")}
     launch(config, alternate, loop)
     seconds = storage.read_json(loop["out"])

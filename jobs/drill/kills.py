@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -69,7 +69,9 @@ def kill_again_and_again(cluster: Raylets, command: Command, minutes: float, eve
     """
     ends = time.monotonic() + 60 * minutes
     num_killed = 0
-    for due in _every(every_s):
+    due = time.monotonic()
+    while True:
+        due += every_s
         while time.monotonic() < due:
             if command.process.poll() is not None:
                 return num_killed
@@ -83,13 +85,6 @@ def kill_again_and_again(cluster: Raylets, command: Command, minutes: float, eve
             continue
         num_killed += 1
         print(f"chaos: {num_killed} killed", flush=True)
-
-
-def _every(seconds: float) -> Iterator[float]:
-    began, count = time.monotonic(), 0
-    while True:
-        count += 1
-        yield began + count * seconds
 
 
 def _kill_worker(cluster: Raylets) -> bool:

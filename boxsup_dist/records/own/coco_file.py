@@ -35,7 +35,7 @@ def _image(image: coco.CocoImage, names: dict[int, str], file: str) -> Annotated
 def _box(annotation: dict[str, Any], names: dict[int, str]) -> Box:
     where = f"annotation {annotation.get('id', '(without id)')}"
     bbox, category, crowd = annotation.get("bbox"), annotation["category_id"], annotation.get("iscrowd", 0)
-    if not is_numbers(bbox, 4):
+    if bbox is None or not is_numbers(bbox, 4):
         expected = "[x, y, width, height]"
         raise RecordError("the box is not four numbers", field=f"{where}, bbox", value=bbox, expected=expected)
     if category not in names:

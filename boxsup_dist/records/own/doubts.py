@@ -44,8 +44,9 @@ def find_doubts(table: Table) -> list[Doubt]:
     doubts = []
     few = [f"{name} ({counts[k]})" for k, name in enumerate(table.classes) if k and counts[k] < FEW_BOXES]
     if few:
-        names = ", ".join(few[:NUM_CLASSES]) + (f" and {len(few) - NUM_CLASSES} more" if len(few) > NUM_CLASSES else "")
-        doubts.append(Doubt(f"classes with fewer than {FEW_BOXES} boxes are hardly learned: {names}", ()))
+        rest = f" and {len(few) - NUM_CLASSES} more" if len(few) > NUM_CLASSES else ""
+        listed = ", ".join(few[:NUM_CLASSES]) + rest
+        doubts.append(Doubt(f"classes with fewer than {FEW_BOXES} boxes are hardly learned: {listed}", ()))
     for names in _alike(table.classes):
         doubts.append(Doubt(f"class names that differ in upper and lower case or spaces alone: {', '.join(names)}", ()))
     total = sum(counts.values())

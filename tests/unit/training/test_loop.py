@@ -129,7 +129,7 @@ def test_a_store_that_fails_in_the_background_ends_the_run_at_the_next_step(tmp_
     rig = Rig(tmp_path, monkeypatch, checkpoint_every_steps=2)
     error = UnwritableFileError("no room", file="s3://bucket/run")
 
-    def fail(run_uri: str, state: CheckpointState, *, keep_last: int) -> str:
+    def fail(run_uri: str, state: CheckpointState, **_: Any) -> str:
         raise error
 
     monkeypatch.setattr(checkpoint, "save", fail)
