@@ -110,5 +110,6 @@ def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any],
             weights=weights,
             epoch=mixture.assignment.warmup_epochs,  # the first epoch that asks the network
             uri=uri,
+            choose_in_tasks=True,  # as beside members on GPUs, so that the costs of both are known apart
             on_progress=meter.advance_to(sizes),
         )

@@ -21,6 +21,6 @@ def test_every_stage_runs_once(ray_local, tmp_path):
     kinds = {name: {row["process"] for row in stage["peaks_mib"]} for name, stage in stages.items()}
     assert "actor" in kinds["reassign"] and "train worker" in kinds["stream"]
     costs = vars(costs_of(stages, NUM_IMAGES, 40.0))
-    assert all(value > 0 for name, value in costs.items() if name != "choose_tasks"), costs
+    assert all(value > 0 for value in costs.values()), costs
 
     assert measure_stages(folder, NUM_IMAGES, seed=0) == stages
