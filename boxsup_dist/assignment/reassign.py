@@ -41,8 +41,8 @@ Scored: TypeAlias = "list[list[BoxSums] | None] | pa.Table | None"
 """What a member makes of a unit: the sums of its images; its labels if the epoch refines; None in the warm-up."""
 
 
-def read_unit(index: int, *, mixture: Mixture, epoch: int) -> Read:
-    """Read and decode the images of one unit that the run trains on."""
+def read_unit(index: int, *, mixture: Mixture, epoch: int, **_: object) -> Read:
+    """Read and decode the images of one unit that the run trains on. Other arguments are for what follows."""
     unit, settings = mixture.units[index], mixture.assignment
     assert unit.source.proposals is not None
     if epoch < settings.warmup_epochs or refines(settings, epoch):
@@ -51,8 +51,8 @@ def read_unit(index: int, *, mixture: Mixture, epoch: int) -> Read:
     return index, decode_row_group(records, unit.trained(unit.source.proposals.read(unit.where, SCORED_COLUMNS)))
 
 
-def score_unit(network: SegmentationNetwork, read: Read, *, mixture: Mixture, epoch: int) -> Scored:
-    """Run the network on the images of one unit.
+def score_unit(network: SegmentationNetwork, read: Read, *, mixture: Mixture, epoch: int, **_: object) -> Scored:
+    """Run the network on the images of one unit. Other arguments are for what follows.
 
     In an epoch that refines, the labels are finished here: the refinement needs the scores of all pixels.
     """
