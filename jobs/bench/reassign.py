@@ -110,7 +110,7 @@ class SleepingNetwork(torch.nn.Module):
     def __init__(self, sleep_s: float) -> None:
         super().__init__()
         self.sleep_s = sleep_s
-        self.mixtures = torch.nn.Conv2d(3, len(VOC_CLASSES), 1).requires_grad_(False)
+        self.mixtures = torch.nn.Conv2d(3, len(VOC_CLASSES), 1, bias=False).requires_grad_(False)
         values = np.random.default_rng(0).normal(0, 0.02, self.mixtures.weight.shape)
         self.mixtures.weight.copy_(torch.from_numpy(values))
 
