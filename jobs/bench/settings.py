@@ -169,7 +169,7 @@ class Gpu:
     """How often ways that are compared take turns; the median counts."""
     most_images: int = 1024
     """Largest batch to try."""
-    compile: bool = True
+    compiled: bool = True
     """Measure the compiled network too. Compiling takes a minute or two per network."""
     bench_table: str | None = None
     """JSON table to put the rows into, docs/results/bench.json. Not set: none."""
