@@ -1,8 +1,9 @@
-"""Measure training steps on this machine's GPU, without Ray and MLflow: one command for a machine with PyTorch.
+r"""Measure training steps on this machine's GPU, without Ray and MLflow: one command for a machine with PyTorch.
 
 Without a GPU it measures the CPU, for which the defaults are too large:
 
-    python -m jobs.bench gpu --networks timm:test_resnet --crop-px 65 --batch-images 2 --seconds 0.2 --most-images 4
+    python -m jobs.bench gpu --networks timm:test_resnet --crop-px 65 --batch-images 2 --seconds 0.2 --most-images 4 \
+        --no-compiled
 
 For each network:
 
@@ -143,7 +144,7 @@ class Bench:
 
     def measure(self) -> list[dict[str, Any]]:
         """All rows."""
-        ways = WAYS if self.settings.compile else WAYS[:-1]
+        ways = WAYS if self.settings.compiled else WAYS[:-1]
         rows = [line for way in ways for line in self.speed(way)]
         torch.compiler.reset()  # frees what the compiled network holds on the device
         return [

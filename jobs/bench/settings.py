@@ -239,7 +239,7 @@ class Gpu(Measurement):
     """How often ways that are compared take turns; the median counts."""
     most_images: int = 1024
     """Largest batch to try."""
-    compile: bool = True
+    compiled: bool = True
     """Measure the compiled network too. Compiling takes a minute or two per network."""
 
     def check(self) -> None:

@@ -16,12 +16,12 @@ from jobs.bench.__main__ import main
 main()
 """
 SMALL = (
-    "--networks timm:test_resnet --crop-px 33 --batch-images 2 --seconds 0.01 --rounds 1 --most-images 3 --no-compile"
+    "--networks timm:test_resnet --crop-px 33 --batch-images 2 --seconds 0.01 --rounds 1 --most-images 3 --no-compiled"
 )
 
 
 def test_all_rows_are_measured_without_ray_and_mlflow(tmp_path: Path):
-    command = [sys.executable, "-c", CODE, "gpu", *SMALL.split(), "--no-compile", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", CODE, "gpu", *SMALL.split(), "--no-compiled", "--out", str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
