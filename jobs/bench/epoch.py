@@ -48,7 +48,7 @@ from boxsup_dist.records.synthetic import scene_of, write_synthetic
 from boxsup_dist.records.synthetic_scene import tight_box
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import open_inputs
-from boxsup_dist.runs.recipes import mini
+from boxsup_dist.runs.recipes import mini, with_epochs
 from boxsup_dist.runs.train import train
 from boxsup_dist.training.fit import launch
 from boxsup_dist.training.stream import Batch
@@ -171,7 +171,8 @@ def prepare_run(settings: Epoch, out: str) -> TrainConfig:
     root = write_synthetic(storage.join(folder, "devkit"), settings.num_images, 1)
     records = build_records(storage.join(folder, "records"), voc.open_splits(root, "train"))
     proposals = build_proposals(storage.join(folder, "proposals"), records.uri, "selective_search")
-    config = mini(storage.join(out, "run"), (SourceSettings(records.uri, "box", proposals.uri),), None)
+    recipe = mini(storage.join(out, "run"), (SourceSettings(records.uri, "box", proposals.uri),), None)
+    config = with_epochs(recipe, settings.num_epochs)
     resources = replace(config.resources, num_workers=2).resolve(session.nodes())
     return replace(
         config,

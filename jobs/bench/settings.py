@@ -67,6 +67,13 @@ class Epoch(Measurement):
     network: str = "timm:tf_efficientnet_lite0"
     """Network to train, from random weights."""
 
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        for name, least in (("num_images", 1), ("rounds", 1), ("num_epochs", 2)):
+            value = getattr(self, name)
+            if value < least:
+                raise SettingError("a setting is out of range", field=name, value=value, expected=f">= {least}")
+
 
 @dataclass(frozen=True)
 class Actors(Measurement):

@@ -152,7 +152,7 @@ def test_what_waits_for_room_is_named_with_what_it_waits_for(ray_local):
     try:
         arrived, _ = ray.wait(list(pool.starting), timeout=60)
         pool.welcome(arrived[0])
-        assert re.fullmatch(r"1 actors; waiting for 1.5 CPUs each, or starting: actors [12] of 2", pool.describe())
+        assert re.fullmatch(r"1 actor; waiting for 1.5 CPUs each, or starting: actors [12] of 2", pool.describe())
         shown = session.describe()
         assert re.match(r"nodes of the cluster: 1: \S+ has 0.5 of 2 CPUs free; train workers that wait", shown), shown
         assert "wait for 1.5 CPUs each: 1; " in shown and shown.endswith("wait for 0.75 CPU each: 1")

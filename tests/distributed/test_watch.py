@@ -44,7 +44,7 @@ def test_a_pool_without_a_result_says_what_it_waits_for(ray_local, monkeypatch):
     members.wait_ready()
     assert list(members.map(rest, [1])) == [1]
     members.close()
-    assert warnings and "no unit of work finished for 0 s: 1 running on 1 actors; nodes" in warnings[0]
+    assert warnings and "no unit of work finished for 0 s: 1 running on 1 actor; nodes" in warnings[0]
     assert "nodes of the cluster: 1" in warnings[0] and "CPUs free" in warnings[0]
 
 
