@@ -213,7 +213,6 @@ SHARED = {
     "coco-images": "folders of COCO's images",
     "context-root": "folder of PASCAL-Context",
     "sbd-root": "folder of SBD",
-    "bench-table": "JSON table of all measurements",
     "checkpoint": "URI of a checkpoint, None: the run's newest",
     "box-format": "format of own boxes, None: found out",
     "boxes": "annotations of own images, a file or folder",
