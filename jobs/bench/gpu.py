@@ -13,7 +13,8 @@ For each network:
     waits in a step      operations that let the host wait for all that the device has to do
     same bits twice      whether a few steps from the same state give the same weights twice
     class as on the CPU  pixels with the same likeliest class, of a forward pass in float32
-    forward              images/s of what an actor computes of an image before it chooses segments: log-probabilities
+    forward and sums     images/s of what an actor computes of images of one size: forward passes, sums of their boxes
+    sums as on the CPU   whether the sums of one score map are those of the CPU, bit by bit
     largest batch        images, found by trying
 """
 
@@ -24,6 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,10 +34,12 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from boxsup_dist.config import NetworkSettings, OptimizerSettings
+from boxsup_dist.assignment.assign import Decoded, score_row_group
+from boxsup_dist.assignment.sums import reduce_scores, scored_classes
+from boxsup_dist.config import AssignmentSettings, NetworkSettings, OptimizerSettings
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.io import storage
-from boxsup_dist.model.inference import predict_log_probs
+from boxsup_dist.model.inference import class_scores, predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork, build_network, network_spec, parameter_groups
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.training.optimizer import make_optimizer
@@ -45,6 +49,8 @@ from jobs.bench.settings import Gpu
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 512}
 FORWARD_PX = (375, 500)  # height and width of a VOC photograph
+UNIT_IMAGES, NUM_BOXES, SUPERPIXEL_PX = 16, 3, 12  # an actor's unit of work; boxes of an image, side of a superpixel
+CENTRED = AssignmentSettings(form="centred", logit_limit=3.0)  # as in the recipe mini
 PROFILED_STEPS, REPEATED_STEPS = 3, 3
 HostBatch = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images (n, h, w, 3), label maps (n, h, w)
 GOAL_SHARE, GOAL_READS, GOAL_LABELS = 0.45, 0.98, 0.999
@@ -153,7 +159,7 @@ class Bench:
             self.waits(),
             self.same_bits(),
             *self.labels(),
-            self.forward(),
+            *self.actor(),
             self.largest_batch(),
         ]
 
@@ -215,17 +221,30 @@ class Bench:
         name, unit = f"{self.name}, class as on the CPU", "of the pixels"
         return [row(name, unit, [shares[FP32]], GOAL_LABELS), reading(f"{name}, tf32", unit, [shares[TF32]])]
 
-    def forward(self) -> dict[str, Any]:
-        """Images/s of an actor's forward pass, with the copy of the scores to the host."""
+    def actor(self) -> list[dict[str, Any]]:
+        """Images/s of an actor: forward passes of images that share one, and the sums of their boxes on the device.
+
+        The second row is 1 if the sums of one score map are those of the CPU, bit by bit.
+        """
         network = deepcopy(self.network).eval().to(self.device)
         height, width = (min(side, 2 * self.settings.crop_px) for side in FORWARD_PX)
-        image = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+        decoded = [random_boxed(height, width, seed) for seed in range(UNIT_IMAGES)]
+        scores_of = partial(class_scores, network, normalise=False)
 
-        def predict() -> None:
-            predict_log_probs(network, image, self.device)
+        def score() -> None:
+            score_row_group(scores_of, decoded, CENTRED)
 
-        rates = [1 / seconds_per_call(predict, self.settings.seconds, self.device) for _ in range(self.settings.rounds)]
-        return reading(f"{self.name}, forward of {height} x {width} px", "images/s", rates)
+        rates = [UNIT_IMAGES / seconds_per_call(score, self.settings.seconds, self.device)
+                 for _ in range(self.settings.rounds)]  # fmt: skip
+        one = decoded[0]
+        (_, scores), *_ = scores_of([one.image], [scored_classes(one.class_ids)])
+        maps = one.superpixels, one.num_superpixels, one.boxes_xyxy, one.class_ids, CENTRED
+        pairs = zip(reduce_scores(scores, *maps), reduce_scores(scores.cpu(), *maps), strict=True)
+        same = all(np.array_equal(ours.regression, theirs.regression) for ours, theirs in pairs)
+        return [
+            reading(f"{self.name}, forward and sums of {height} x {width} px", "images/s", rates),
+            row(f"{self.name}, sums as on the CPU", "(1: yes)", [float(same)], 1.0),
+        ]
 
     def largest_batch(self) -> dict[str, Any]:
         """Largest batch that fits, at most `most_images`: doubled until one fails, then halved to within a tenth."""
@@ -280,6 +299,19 @@ def random_batch(num_images: int, crop_px: int) -> HostBatch:
     squares = rng.integers(0, len(VOC_CLASSES), (num_images, crop_px // 32 + 1, crop_px // 32 + 1), np.uint8)
     label_maps = squares.repeat(32, 1).repeat(32, 2)[:, :crop_px, :crop_px]
     return rng.integers(0, 256, (num_images, crop_px, crop_px, 3), np.uint8), np.ascontiguousarray(label_maps)
+
+
+def random_boxed(height: int, width: int, seed: int) -> Decoded:
+    """Noise with NUM_BOXES boxes, and superpixels of SUPERPIXEL_PX a side."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.arange(height) // SUPERPIXEL_PX, np.arange(width) // SUPERPIXEL_PX
+    superpixels = (rows[:, None] * (columns[-1] + 1) + columns).astype(np.uint16)
+    half = np.array([width, height]) / 2
+    low = rng.uniform(0, 1, (NUM_BOXES, 2)) * half
+    boxes = np.concatenate([low, low + half], axis=1).astype(np.float32)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    class_ids = rng.integers(1, len(VOC_CLASSES), NUM_BOXES).astype(np.int32)
+    return Decoded(boxes, class_ids, image, superpixels, int(superpixels.max()) + 1)
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -29,7 +29,13 @@ def test_all_rows_are_measured_without_ray_and_mlflow(tmp_path: Path):
     rows = {name.removeprefix("timm:test_resnet, "): line for name, line in found.items()}
     ways = ("fp32", "tf32", "bf16")
     assert all(rows[way]["measured"] > 0 and rows[f"{way}, of the matrix rate"]["measured"] > 0 for way in ways)
-    exact = {"waits in a step": 0, "same bits twice": 1, "class as on the CPU": 1, "largest batch": 3}
+    exact = {
+        "waits in a step": 0,
+        "same bits twice": 1,
+        "class as on the CPU": 1,
+        "sums as on the CPU": 1,
+        "largest batch": 3,
+    }
     assert {name: rows[name]["measured"] for name in exact} == exact
     assert rows["against no reads"]["goal"] == ">= 0.98"
     profile = (tmp_path / "profile-timm-test_resnet.txt").read_text()
