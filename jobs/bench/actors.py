@@ -44,11 +44,11 @@ def main(settings: Actors) -> None:
     found: dict[int, list[float]] = {count: [] for count in pools}
     for pool in pools.values():
         pool.wait_ready()
-        choose_all(pool, mixture, weights, labels)
+        choose_all(pool, mixture, weights, labels, in_tasks=False)
     for turn in range(settings.rounds):
         for count in (1, 2) if turn % 2 == 0 else (2, 1):
             started = time.perf_counter()
-            choose_all(pools[count], mixture, weights, labels)
+            choose_all(pools[count], mixture, weights, labels, in_tasks=False)
             found[count].append(num_images / (time.perf_counter() - started))
     for pool in pools.values():
         pool.close()

@@ -169,7 +169,7 @@ def open_all(config: TrainConfig) -> dict[str, Any]:
 def reassign_all(pool: NetworkPool, inputs: Inputs, out: str) -> dict[str, Any]:
     """Reassign the labels of every box; the members store them."""
     weights, started = random_weights(inputs.network), time.thread_time()
-    shards = choose_all(pool, inputs.mixture, weights, out)
+    shards = choose_all(pool, inputs.mixture, weights, out, in_tasks=True)
     dispatch_s = time.thread_time() - started
     labels = publish(out, shards, len(inputs.mixture.units))
     facts = {"boxes": labels.num_rows, "shards": len(labels.shards), "actors": len(pool.actors)}

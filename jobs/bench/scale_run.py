@@ -100,8 +100,13 @@ def random_weights(spec: NetworkSpec) -> ray.ObjectRef[Any]:
     return ray.put(weights)
 
 
-def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any], uri: str) -> list[LabelsShard | None]:
-    """Reassign the labels of every box with these weights; writes the shards of the labels table `uri`."""
+def choose_all(
+    pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any], uri: str, *, in_tasks: bool
+) -> list[LabelsShard | None]:
+    """Reassign the labels of every box with these weights; writes the shards of the labels table `uri`.
+
+    `in_tasks`: choose in tasks beside the members, as where these are on GPUs.
+    """
     sizes = [len(unit.rows) for unit in mixture.units]
     with ProgressMeter("reassign", len(sizes)) as meter:
         return reassign(
@@ -110,6 +115,6 @@ def choose_all(pool: NetworkPool, mixture: Mixture, weights: ray.ObjectRef[Any],
             weights=weights,
             epoch=mixture.assignment.warmup_epochs,  # the first epoch that asks the network
             uri=uri,
-            choose_in_tasks=True,  # as beside members on GPUs, so that the costs of both are known apart
+            choose_in_tasks=in_tasks,
             on_progress=meter.advance_to(sizes),
         )
