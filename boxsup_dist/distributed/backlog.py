@@ -35,15 +35,20 @@ class Backlog:
         """Whether the process of the next unit was lost before, so that no other unit may share one with it."""
         return self.first in self._suspects
 
-    def chunk_size(self, num_places: int) -> int:
-        """How many consecutive units should go out together.
+    @property
+    def knows_time(self) -> bool:
+        """Whether a chunk has come back, so that the time of a unit is known."""
+        return bool(self._unit_s)
+
+    def chunk_size(self, num_sharing: int) -> int:
+        """How many consecutive units should go out together: a worker's share of all that wait, CHUNK_S at most.
 
         Args:
-            num_places: Chunks that the workers hold at once, those that wait in a worker's queue included.
+            num_sharing: Number of workers.
         """
         if self._again or not self._unit_s:
             return 1
-        fair = -(-self.num_waiting // num_places)
+        fair = -(-self.num_waiting // num_sharing)
         unit_s = statistics.median(self._unit_s)
         return fair if fair * unit_s <= CHUNK_S else max(int(CHUNK_S / unit_s), 1)
 

@@ -56,7 +56,7 @@ class Workers(ABC):
     """The processes that run the units of one `run_in_order`."""
 
     max_running: int  # units at once, or chunks
-    num_places = 0  # chunks that the workers hold at once; 0: they take single units
+    num_sharing = 0  # workers among which the units are divided in chunks; 0: they take single units
     fetches = True  # False: what a step makes stays where it is until `run_in_order` yields it
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Workers(ABC):
         """Start a unit; None, and nothing is started, while no worker is free.
 
         Args:
-            unit: The unit. A list of units with `num_places`; its last step then gives the list of their results.
+            unit: The unit. A list of units with `num_sharing`; its last step then gives the list of their results.
             alone: No other unit may share its process: the unit lost one, and must not take others with it.
         """
 
@@ -201,12 +201,14 @@ class _Work:
     def start(self, num_yielded: int) -> None:
         """Start units while workers are free and the window has room."""
         workers, backlog = self._workers, self._backlog
-        end = num_yielded + WINDOW * workers.max_running
-        while backlog.num_waiting and len(self.running) < workers.max_running and backlog.first < end:
+        end, most = num_yielded + WINDOW * workers.max_running, workers.max_running
+        if workers.num_sharing and not backlog.knows_time:  # a worker's second chunk would be a single unit too
+            most = min(most, workers.num_sharing)
+        while backlog.num_waiting and len(self.running) < most and backlog.first < end:
             first, alone = backlog.first, backlog.is_suspect
-            size = backlog.chunk_size(workers.num_places) if workers.num_places else 1
+            size = backlog.chunk_size(workers.num_sharing) if workers.num_sharing else 1
             indices = range(first, min(first + size, first + backlog.num_waiting, end))
-            unit = [self._units[i] for i in indices] if workers.num_places else self._units[first]
+            unit = [self._units[i] for i in indices] if workers.num_sharing else self._units[first]
             step = workers.start(unit, alone=alone)
             if step is None:
                 return
@@ -227,7 +229,7 @@ class _Work:
             self._workers.lose(step, error)
             self._give_back(indices, error)
             return
-        self._finish(indices, result if self._workers.num_places else [result])
+        self._finish(indices, result if self._workers.num_sharing else [result])
 
     def _give_back(self, indices: range, error: Exception) -> None:
         with_node = lost_its_node(error)

@@ -275,7 +275,7 @@ class NetworkPool:
         loaded = [] if weights is None else [weights]
         members = _Members(self, function, read, then, loaded, version, in_tasks, kwargs)
         if not in_chunks:
-            members.num_places = max(len(units), 1)  # the fair share of each place is one unit
+            members.num_sharing = max(len(units), 1)  # the share of each is one unit
         yield from run_in_order(
             members, units, on_progress=on_progress, on_lost=on_lost, max_retries=max_retries, warn=self.warn
         )
@@ -303,8 +303,9 @@ class _Members(Workers):
         kwargs: dict[str, Any],
     ) -> None:
         in_tasks = in_tasks and then is not None
-        self.num_places = len(pool.actors) * UNITS_PER_MEMBER
-        self.max_running = self.num_places + (session.total_cpus() * THEN_TASKS_PER_CPU if in_tasks else 0)
+        self.num_sharing = len(pool.actors)
+        num_tasks = session.total_cpus() * THEN_TASKS_PER_CPU if in_tasks else 0
+        self.max_running = self.num_sharing * UNITS_PER_MEMBER + num_tasks
         self.fetches = not in_tasks
         self._pool = pool
         self._functions = (function, read, None if in_tasks else then)

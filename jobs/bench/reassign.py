@@ -338,7 +338,7 @@ def measure_dispatch(settings: Reassign) -> dict[str, Any]:
     def dispatch(in_chunks: bool) -> tuple[float, float]:
         members = _Members(pool, pass_images, None, choose_nothing, [], "", True, {})
         if not in_chunks:
-            members.num_places = settings.num_units
+            members.num_sharing = settings.num_units
         cpu, wall = time.process_time(), time.perf_counter()
         count = sum(1 for _ in run_in_order(members, range(settings.num_units)))
         assert count == settings.num_units

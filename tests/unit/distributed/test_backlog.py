@@ -13,15 +13,15 @@ from boxsup_dist.distributed.backlog import CHUNK_S, Backlog
 
 @given(
     num_units=st.integers(0, 3000),
-    num_places=st.integers(1, 200),
+    num_sharing=st.integers(1, 200),
     unit_s=st.floats(0, 3),
     limits=st.lists(st.integers(1, 50), min_size=1),
 )
-def test_chunks_cover_every_unit_once_and_in_order(num_units, num_places, unit_s, limits):
+def test_chunks_cover_every_unit_once_and_in_order(num_units, num_sharing, unit_s, limits):
     work, taken, sizes = Backlog(num_units), [], []
     while work.num_waiting:
         assert work.first == len(taken) and not work.is_suspect
-        size = work.chunk_size(num_places)
+        size = work.chunk_size(num_sharing)
         assert size == 1 or size * unit_s <= CHUNK_S
         sizes.append(size)
         taken += work.take(min(size, limits[len(sizes) % len(limits)]))
@@ -31,13 +31,13 @@ def test_chunks_cover_every_unit_once_and_in_order(num_units, num_places, unit_s
     assert sizes[1:] == sorted(sizes[1:], reverse=True)
 
 
-@given(num_units=st.integers(1, 300), num_places=st.integers(1, 20), seed=st.integers(0, 2**31))
-def test_every_unit_finishes_once_whatever_is_lost(num_units, num_places, seed):
+@given(num_units=st.integers(1, 300), num_sharing=st.integers(1, 20), seed=st.integers(0, 2**31))
+def test_every_unit_finishes_once_whatever_is_lost(num_units, num_sharing, seed):
     rng, work, running, finished, lost = random.Random(seed), Backlog(num_units), [], [], set()
     while work.num_waiting or running:
         if work.num_waiting and (not running or rng.random() < 0.5):
             first, alone = work.first, work.is_suspect
-            chunk = work.take(work.chunk_size(num_places))
+            chunk = work.take(work.chunk_size(num_sharing))
             assert chunk[0] == first and list(chunk) == list(range(first, chunk.stop))
             assert not set(chunk) & lost or len(chunk) == 1
             assert alone == (first in lost)

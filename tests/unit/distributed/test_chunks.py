@@ -27,7 +27,7 @@ class Members(Workers):
     """Members with two places each; the process of one that gets a unit of `killers` dies with its whole queue."""
 
     def __init__(self, num_members: int, killers: set[int], node_losses: int = 0) -> None:
-        self.num_places = self.max_running = 2 * num_members
+        self.num_sharing, self.max_running = num_members, 2 * num_members
         self.killers, self.node_losses = killers, node_losses
         self.tries: list[tuple[list[int], bool]] = []
 
