@@ -32,11 +32,16 @@ def row(name: str, unit: str, rounds: Sequence[float], goal: float, *, at_most: 
     return {
         "measurement": name,
         "measured": measured,
-        "spread": f"{min(rounds):.3g} to {max(rounds):.3g}",
+        "spread": f"{shown(min(rounds))} to {shown(max(rounds))}",
         "unit": unit,
         "goal": f"{'<=' if at_most else '>='} {goal:g}",
         "reached": "yes" if (measured <= goal if at_most else measured >= goal) else "no",
     }
+
+
+def shown(value: float) -> str:
+    """A number with three digits, or all digits before its point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def finish(settings: Settings, bench: str, rows: Sequence[dict[str, Any]], facts: Mapping[str, Any]) -> None:
@@ -53,7 +58,7 @@ def store_rows(table: str, bench: str, rows: Sequence[dict[str, Any]]) -> None:
         {
             "bench": bench,
             "measurement": line["measurement"],
-            "measured": f"{line['measured']:.3g} {line['unit']} ({line['spread']})",
+            "measured": " ".join(f"{shown(line['measured'])} {line['unit']} ({line['spread']})".split()),
             "goal": line["goal"],
             "reached": line["reached"],
         }
