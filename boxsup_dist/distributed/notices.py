@@ -20,6 +20,8 @@ from boxsup_dist.io.waiting import Notice
 
 POLL_EVERY_S = 2.0
 _listener: threading.Thread | None = None
+_looking = threading.Lock()
+_seen: dict[str, str] = {}  # key -> newest value that was shown; keys differ from session to session
 
 
 def forward() -> None:
@@ -48,13 +50,20 @@ def _send(notice: Notice) -> None:
 
 
 def _listen() -> None:
-    seen: dict[str, str] = {}
     while ray.is_initialized():
+        show_newest()
+        time.sleep(POLL_EVERY_S)
+
+
+def show_newest() -> None:
+    """Show what workers have said since the last look. At the end of a stage it shows what the thread would miss."""
+    if not ray.is_initialized():
+        return
+    with _looking:
         values: dict[str, str] = {}
         with suppress(Exception):  # as above; or the session ends just now
             values = ray_internals.values_below(_prefix())
         for key, value in values.items():
-            if seen.get(key) != value:
-                seen[key] = value
+            if _seen.get(key) != value:
+                _seen[key] = value
                 waiting.announce(Notice(**json.loads(value)["notice"]))
-        time.sleep(POLL_EVERY_S)

@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from boxsup_dist import interrupts
 from boxsup_dist.config import Resources, TrainConfig
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.distributed import session
+from boxsup_dist.distributed import notices, session
 from boxsup_dist.distributed.faults import A_LOSS, LOST, cause_of, describe_loss, fault_of
 from boxsup_dist.distributed.ray_internals import before_resize
 from boxsup_dist.distributed.stopping import StopRequest
@@ -127,6 +127,7 @@ def launch(
                     report(f"a node is being taken away: a checkpoint is saved {where}, other nodes continue")
     finally:
         stop.withdraw()
+        notices.show_newest()
 
 
 def _launch(

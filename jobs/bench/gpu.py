@@ -50,7 +50,6 @@ from jobs.bench.settings import Gpu
 MATRIX_SIDE = {"cuda": 8192, "cpu": 512}
 FORWARD_PX = (375, 500)  # height and width of a VOC photograph
 UNIT_IMAGES, NUM_BOXES, SUPERPIXEL_PX = 16, 3, 12  # an actor's unit of work; boxes of an image, side of a superpixel
-CENTRED = AssignmentSettings(form="centred", logit_limit=3.0)  # as in the recipe mini
 PROFILED_STEPS, REPEATED_STEPS = 3, 3
 HostBatch = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images (n, h, w, 3), label maps (n, h, w)
 GOAL_SHARE, GOAL_READS, GOAL_LABELS = 0.45, 0.98, 0.999
@@ -228,17 +227,18 @@ class Bench:
         """
         network = deepcopy(self.network).eval().to(self.device)
         height, width = (min(side, 2 * self.settings.crop_px) for side in FORWARD_PX)
+        centred = AssignmentSettings(form="centred", logit_limit=3.0)  # as in the recipe mini
         decoded = [random_boxed(height, width, seed) for seed in range(UNIT_IMAGES)]
         scores_of = partial(class_scores, network, normalise=False)
 
         def score() -> None:
-            score_row_group(scores_of, decoded, CENTRED)
+            score_row_group(scores_of, decoded, centred)
 
         rates = [UNIT_IMAGES / seconds_per_call(score, self.settings.seconds, self.device)
                  for _ in range(self.settings.rounds)]  # fmt: skip
         one = decoded[0]
         (_, scores), *_ = scores_of([one.image], [scored_classes(one.class_ids)])
-        maps = one.superpixels, one.num_superpixels, one.boxes_xyxy, one.class_ids, CENTRED
+        maps = one.superpixels, one.num_superpixels, one.boxes_xyxy, one.class_ids, centred
         pairs = zip(reduce_scores(scores, *maps), reduce_scores(scores.cpu(), *maps), strict=True)
         same = all(np.array_equal(ours.regression, theirs.regression) for ours, theirs in pairs)
         return [

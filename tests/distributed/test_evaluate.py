@@ -90,7 +90,7 @@ def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network,
             **common,
         )
         assert_same(found, here(OPTIONS))
-    assert reports == [(1, 3), (2, 3), (3, 3)] * 2
+    assert reports.count((3, 3)) == 2 and all(total == 3 and done >= 1 for done, total in reports)
     assert not np.array_equal(here(OPTIONS).confusion, plain.confusion)
 
     for crf_in_tasks in (False, True):

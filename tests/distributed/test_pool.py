@@ -147,6 +147,8 @@ def test_a_unit_that_kills_its_members_takes_no_other_unit_with_it(ray_local, mo
 
 
 def test_what_waits_for_room_is_named_with_what_it_waits_for(ray_local):
+    while ray.available_resources().get("CPU") != 2:  # the actors of the test before are gone
+        time.sleep(0.1)
     pool = NetworkPool(CountingNetwork, num_actors=2, num_cpus=1.5)  # the session has 2 CPUs
     group = placement_group([{"CPU": 1.5}, {"CPU": 0.75}])  # as Ray Train asks for two workers
     try:

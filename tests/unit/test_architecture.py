@@ -60,7 +60,7 @@ RAY_FILES = {
 # wrapped functions, and have no effect.
 PURE_CALLS = {
     "arg", "array", "bool_", "Ge", "compile", "dataclass", "field", "float", "float32", "frozenset", "get_args",
-    "getLogger", "Path",
+    "getLogger", "Lock", "Path",
     "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "no_grad", "remote", "schema",
     "string", "Struct", "tuple", "TypeVar", "uint16", "_voc",
 }  # fmt: skip
