@@ -83,7 +83,8 @@ def main(settings: Settings) -> None:
     read_config(settings.run_dir)
     records = open_table(settings.records, "records")
     from boxsup_dist.distributed import session
-    from boxsup_dist.evaluation.evaluate import draw_slices, score_crfs
+    from boxsup_dist.evaluation.evaluate import score_crfs
+    from boxsup_dist.evaluation.slices import draw_slices
     from boxsup_dist.runs.networks import predictor
 
     started = time.monotonic()

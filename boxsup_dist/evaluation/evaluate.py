@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,30 +20,23 @@ from boxsup_dist.data.labels import LabelsTable
 from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.data.tables import RowGroup, Table
+from boxsup_dist.data.tables import Table
 from boxsup_dist.distributed.crashes import name_rows
 from boxsup_dist.distributed.ordered import Progress
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.shared import Reference
-from boxsup_dist.errors import SettingError, TableError
+from boxsup_dist.errors import TableError
 from boxsup_dist.evaluation import units
 from boxsup_dist.evaluation.confusion import iou_per_class, mean_iou
+from boxsup_dist.evaluation.slices import Slice
 from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, BoundaryResult, boundary_unit, check_widths
 from boxsup_dist.evaluation.units import LabelMapOf, ScoresOf, UnitResult
 from boxsup_dist.model.crf import CrfSettings, LikelyScores, crf_settings
 from boxsup_dist.model.inference import average_log_probs, predict_label_map
 from boxsup_dist.model.networks import SegmentationNetwork
-from boxsup_dist.randomness import generator
 
 R = TypeVar("R")
 _Judge = Callable[..., Any]
-
-
-class Slice(NamedTuple):
-    """A unit of work: rows of one row group."""
-
-    where: RowGroup
-    rows: tuple[int, ...] | None = None  # numbers in the row group; None: all
 
 
 def evaluate(
@@ -185,30 +178,6 @@ def score_crfs(
         totals = [total + result for total, result in zip(totals, results, strict=True)]
     _check_any(totals[0].num_images, records)
     return totals[0], totals[1:]
-
-
-def draw_slices(records: Table, num_images: int, seed: int) -> list[Slice]:
-    """Draw images at random, as slices in the order of the table.
-
-    Args:
-        records: The table.
-        num_images: How many; the whole table if it has no more.
-        seed: Seed of the draw.
-
-    Raises:
-        SettingError: `num_images` is below 1.
-    """
-    if num_images < 1:
-        raise SettingError("a setting is out of range", field="num_images", value=num_images, expected=">= 1")
-    order = generator("draw_slices", seed).permutation(records.num_rows)[:num_images]
-    chosen = np.sort(order)
-    slices, first = [], 0
-    for where in records.row_groups():
-        rows = chosen[(chosen >= first) & (chosen < first + where.num_rows)] - first
-        if len(rows):
-            slices.append(Slice(where, tuple(rows.tolist())))
-        first += where.num_rows
-    return slices
 
 
 def measure_labels(

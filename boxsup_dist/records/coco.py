@@ -306,13 +306,13 @@ def read_record(
     masks: list[NDArray[np.bool_] | None] = []
     for annotation in image.annotations:
         try:
-            class_ids.append(_class_id(annotation, class_of))
+            class_ids.append(class_id_of(annotation, class_of))
             box, box_is_clipped = _box(annotation.get("bbox"), height, width, outside)
             mask, mask_is_clipped = read_mask(annotation.get("segmentation"), height, width, outside)
             boxes.append(box)
             masks.append(mask)
             num_clipped += box_is_clipped or mask_is_clipped
-            crowd.append(_is_crowd(annotation))
+            crowd.append(is_crowd(annotation))
         except RecordError as error:
             raise error.at(file=file, field=f"{_name(annotation)}, {error.field}") from None
     try:
@@ -339,14 +339,16 @@ def read_record(
     )
 
 
-def _class_id(annotation: Mapping[str, Any], class_of: Mapping[int, int]) -> int:
+def class_id_of(annotation: Mapping[str, Any], class_of: Mapping[int, int]) -> int:
+    """The class id of an annotation's category; RecordError if the file does not list the category."""
     category = annotation["category_id"]
     if category not in class_of:
         raise RecordError("unknown category", field="category_id", value=category, expected="an id of categories")
     return class_of[category]
 
 
-def _is_crowd(annotation: Mapping[str, Any]) -> bool:
+def is_crowd(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is of a group of objects; RecordError if `iscrowd` is neither 0 nor 1."""
     value = annotation.get("iscrowd", 0)
     if value not in (0, 1):
         raise RecordError("neither an object nor a crowd", field="iscrowd", value=value, expected="0 or 1")

@@ -6,6 +6,7 @@ A file that can't be used raises RecordError, which names the file.
 from __future__ import annotations
 
 import io
+import xml.etree.ElementTree as ET
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,18 @@ def read_file(file: str, expected: str | None = None) -> bytes:
         raise RecordError("missing file", file=file, expected=expected) from None
     except UnreadableFileError as error:
         raise error.at(kind=RecordError) from None
+
+
+def parse_xml(data: bytes) -> ET.Element:
+    """The root of an XML file.
+
+    Raises:
+        RecordError: It is no XML.
+    """
+    try:
+        return ET.fromstring(data)
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that Python does not know
+        raise RecordError("the annotation is not XML", value=str(error)) from None
 
 
 def read_image(file: str) -> tuple[bytes, int, int]:

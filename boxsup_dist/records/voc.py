@@ -30,7 +30,7 @@ from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.io.typed_json import fingerprint
 from boxsup_dist.records.boxes import reaches_outside, refuse_relative
-from boxsup_dist.records.files import read_file, read_image, read_mask, refuse_turned
+from boxsup_dist.records.files import parse_xml, read_file, read_image, read_mask, refuse_turned
 from boxsup_dist.records.instances import find_objects, masks_of_boxes
 from boxsup_dist.records.reader import Annotation, ListEntry, Reader, make_record, published_images
 from boxsup_dist.records.settings import Outside
@@ -296,9 +296,9 @@ def read_annotation(
 
 def _parse(data: bytes, file: str) -> ET.Element:
     try:
-        root = ET.fromstring(data)
-    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that Python does not know
-        raise RecordError("the annotation is not XML", file=file, value=str(error)) from None
+        root = parse_xml(data)
+    except RecordError as error:
+        raise error.at(file=file) from None
     if root.tag != "annotation" and root.find("object") is None:  # <annotation> without objects: nothing is there
         raise RecordError("not an annotation of VOC", file=file, value=root.tag, expected="annotation")
     return root

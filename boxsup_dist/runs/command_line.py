@@ -48,7 +48,10 @@ NumCpus = Annotated[
 ]
 Epochs = Annotated[
     int | None,
-    tyro.conf.arg(name="optimizer.epochs", help="Passes over the training images. Default: as many as the recipe has."),
+    tyro.conf.arg(
+        name="optimizer.epochs",
+        help="Passes over the training images. Default: the recipe's; `start` fits it to their number.",
+    ),
 ]
 Prediction = Annotated[PredictionSettings, tyro.conf.arg(name="")]
 T = TypeVar("T")
@@ -199,24 +202,29 @@ def front_door(package: str, groups: Mapping[str, Sequence[str]], default: str |
     return name, arguments[1:]
 
 
-def call(package: str, name: str, arguments: Sequence[str]) -> None:
-    """Run a module of the package as the command that it is; its help shows how this program was called."""
+def call(package: str, name: str, arguments: Sequence[str], *, shown: str | None = None) -> None:
+    """Run a module of the package as the command that it is.
+
+    Args:
+        package: Name of the package.
+        name: Name of the module.
+        arguments: Its arguments.
+        shown: How its help and errors name it; None: as this program was called, and the name.
+    """
     global _called_as
-    _called_as = f"{program()} {name}"
-    sys.argv = [name, *arguments]
-    runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
+    outer = _called_as, sys.argv
+    _called_as, sys.argv = shown or f"{program()} {name}", [name, *arguments]
+    try:
+        runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
+    finally:
+        _called_as, sys.argv = outer
 
 
 def run_step(name: str, arguments: Sequence[str]) -> None:
-    """Run another command as a step of this one, and show it as a person would type it."""
-    global _called_as
-    outer, _called_as = (_called_as, sys.argv), f"python -m jobs.{name}"
-    print(f"\n$ {_called_as} {shlex.join(arguments)}", flush=True)
-    try:
-        sys.argv = [name, *arguments]
-        runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
-    finally:
-        _called_as, sys.argv = outer
+    """Run another job as a step of this one, and show it as a person would type it."""
+    shown = f"python -m jobs.{name}"
+    print(f"\n$ {shown} {shlex.join(arguments)}", flush=True)
+    call("jobs", name, arguments, shown=shown)
 
 
 def docstring_of(module: str) -> str:

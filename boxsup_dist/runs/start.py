@@ -29,7 +29,7 @@ CROPS = ((240, 161), (400, 257), (math.inf, 321))  # a crop for images whose lon
 NUM_SHOWN, NUM_TIMED = 12, 2
 MEASURED_S = 3.0  # of training steps
 STARTING_S = 20.0  # of Ray and its workers, on two cores
-BUSY_SHARE = 0.7  # of the cores' time that a training uses on a small machine, measured on jobs.demo
+BUSY_SHARE = 0.7  # of the time that a training takes its steps: the goodput that jobs.demo prints on two cores
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ in the thread is raised in the next call here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -35,7 +34,6 @@ class Saver:
         check_writer: Callable[[], None],
         epochs_to_keep: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        self.held_s = 0.0  # total seconds in which the training waited for `save` and `finish`
         self._run_dir, self._keep_last = run_dir, keep_last
         self._check_writer, self._epochs_to_keep = check_writer, epochs_to_keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -49,13 +47,11 @@ class Saver:
             InputError: The save before failed.
         """
         self.finish()
-        started = time.perf_counter()
         parts = {"model": dict(state.model), "training": dict(state.training)}
         self._copy = checkpoint.copy_of(parts, self._copy)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # the copy is complete
         self._running = self._thread.submit(self._write, replace(state, **self._copy))
-        self.held_s += time.perf_counter() - started
 
     def _write(self, state: CheckpointState) -> None:
         self._check_writer()
@@ -71,11 +67,7 @@ class Saver:
         """Wait until the newest save is complete; raise what it raised."""
         running, self._running = self._running, None
         if running is not None:
-            started = time.perf_counter()
-            try:
-                running.result()
-            finally:
-                self.held_s += time.perf_counter() - started
+            running.result()
 
     def close(self) -> None:
         """Wait for the thread, whatever becomes of its save."""

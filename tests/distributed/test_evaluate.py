@@ -13,7 +13,8 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError, TableError
 from boxsup_dist.evaluation import units
-from boxsup_dist.evaluation.evaluate import draw_slices, evaluate, measure_boundaries, score_crfs
+from boxsup_dist.evaluation.evaluate import evaluate, measure_boundaries, score_crfs
+from boxsup_dist.evaluation.slices import draw_slices
 from boxsup_dist.evaluation.trimap import boundary_unit
 from boxsup_dist.model.crf import crf_settings
 from boxsup_dist.model.inference import predict_label_map, predict_log_probs

@@ -17,14 +17,13 @@ def read(uri: str) -> Annotations:
         InputError: It is not such a file.
     """
     index = coco.read_index(uri, "all")
-    names = {category: index.classes[class_id] for category, class_id in index.class_of.items()}
-    return Annotations("coco", [_image(image, names, uri) for image in index.images], index.classes[1:])
+    return Annotations("coco", [_image(image, index, uri) for image in index.images], index.classes[1:])
 
 
-def _image(image: coco.CocoImage, names: dict[int, str], file: str) -> AnnotatedImage:
+def _image(image: coco.CocoImage, index: coco.CocoIndex, file: str) -> AnnotatedImage:
     size = (image.width, image.height)
     try:
-        boxes = [_box(annotation, names) for annotation in image.annotations]
+        boxes = [_box(annotation, index) for annotation in image.annotations]
     except RecordError as error:
         problem = error.at(file=file)
         assert isinstance(problem, RecordError)
@@ -32,17 +31,15 @@ def _image(image: coco.CocoImage, names: dict[int, str], file: str) -> Annotated
     return AnnotatedImage(image.file_name, file, boxes, size, left_out=image.left_out)
 
 
-def _box(annotation: dict[str, Any], names: dict[int, str]) -> Box:
-    where = f"annotation {annotation.get('id', '(without id)')}"
-    bbox, category, crowd = annotation.get("bbox"), annotation["category_id"], annotation.get("iscrowd", 0)
-    if bbox is None or not is_numbers(bbox, 4):
-        expected = "[x, y, width, height]"
-        raise RecordError("the box is not four numbers", field=f"{where}, bbox", value=bbox, expected=expected)
-    if category not in names:
-        expected = "an id of categories"
-        raise RecordError("unknown category", field=f"{where}, category_id", value=category, expected=expected)
-    if crowd not in (0, 1):
-        raise RecordError("neither an object nor a crowd", field=f"{where}, iscrowd", value=crowd, expected="0 or 1")
+def _box(annotation: dict[str, Any], index: coco.CocoIndex) -> Box:
+    where, bbox = f"annotation {annotation.get('id', '(without id)')}", annotation.get("bbox")
+    try:
+        class_name, crowd = index.classes[coco.class_id_of(annotation, index.class_of)], coco.is_crowd(annotation)
+        if bbox is None or not is_numbers(bbox, 4):
+            expected = "[x, y, width, height]"
+            raise RecordError("the box is not four numbers", field="bbox", value=bbox, expected=expected)
+    except RecordError as error:
+        raise error.at(field=f"{where}, {error.field}") from None
     x, y, width, height = (float(value) for value in bbox)
     corners = (x, y, x + width, y + height)
-    return Box(names[category], corners, where, crowd=bool(crowd), mask=annotation.get("segmentation") or None)
+    return Box(class_name, corners, where, crowd=crowd, mask=annotation.get("segmentation") or None)

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from boxsup_dist.errors import RecordError
 from boxsup_dist.io import storage
 from boxsup_dist.records.own.annotations import AnnotatedImage, Annotations, Box, corners_around, number
-from boxsup_dist.records.own.voc import parse_xml
+from boxsup_dist.records.own.voc import parse_root
 
 _SHAPES = ("box", "polygon")
 _NO_SHAPES = ("tag",)  # of the whole image
@@ -21,7 +21,7 @@ def read(uri: str) -> Annotations:
         RecordError: It is not such a file, or a value in it is missing or no number.
     """
     try:
-        root = parse_xml(storage.read_bytes(uri), "annotations")
+        root = parse_root(storage.read_bytes(uri), "annotations")
         images = [_image(item, uri) for item in root.findall("image")]
         if not images:
             problem = "the file has no image: export the task as CVAT for images 1.1"

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 from boxsup_dist.errors import RecordError
+from boxsup_dist.records.files import parse_xml
 from boxsup_dist.records.own.annotations import AnnotatedImage, Annotations, Box, files_of, number, read_each
 
 _KEYS = ("xmin", "ymin", "xmax", "ymax")
@@ -30,16 +31,9 @@ def _from_1(image: AnnotatedImage) -> AnnotatedImage:
     return replace(image, boxes=[shifted(box) for box in image.boxes])
 
 
-def parse_xml(data: bytes, tag: str) -> ET.Element:
-    """The root of an XML file.
-
-    Raises:
-        RecordError: It is no XML, or its root has another tag.
-    """
-    try:
-        root = ET.fromstring(data)
-    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that Python does not know
-        raise RecordError("the annotation is not XML", value=str(error)) from None
+def parse_root(data: bytes, tag: str) -> ET.Element:
+    """The root of an XML file; RecordError if it is none, or has another tag."""
+    root = parse_xml(data)
     if root.tag != tag:
         raise RecordError("another kind of XML", field="root", value=root.tag, expected=f"<{tag}>")
     return root
@@ -47,7 +41,7 @@ def parse_xml(data: bytes, tag: str) -> ET.Element:
 
 def read_image(data: bytes, file: str, name: str) -> AnnotatedImage:
     """Read one file, with the numbers as they stand."""
-    root = parse_xml(data, "annotation")
+    root = parse_root(data, "annotation")
     boxes = [_box(item, place) for place, item in enumerate(root.findall("object"), start=1)]
     width, height = (root.findtext(f"size/{key}") for key in ("width", "height"))
     size = None
