@@ -1,7 +1,8 @@
 """Brings what worker processes say while they wait for a store to the user's console.
 
-A worker leaves its newest notice in Ray's key-value store, one key per store; a thread of the driver looks there. No
-actor is needed, so this works in every stage, and costs one small request each POLL_EVERY_S.
+A worker leaves its newest notices in Ray's key-value store, two keys per store: that it is away, that it answers again.
+So no worker's late "away" hides that another one heard from the store. A thread of the driver looks there. No actor is
+needed, so this works in every stage, and costs one small request each POLL_EVERY_S.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _send(notice: Notice) -> None:
     # The time makes each value another one, so that the same notice is seen again.
     value = json.dumps({"notice": asdict(notice), "time": time.time()})
     with suppress(Exception):  # the head node is away, too: a notice is no reason to fail
-        ray_internals.put_value(_prefix() + notice.store, value)
+        ray_internals.put_value(f"{_prefix()}{'over' if notice.over else 'away'}/{notice.store}", value)
 
 
 def _listen() -> None:
@@ -63,7 +64,7 @@ def show_newest() -> None:
         values: dict[str, str] = {}
         with suppress(Exception):  # as above; or the session ends just now
             values = ray_internals.values_below(_prefix())
-        for key, value in values.items():
-            if _seen.get(key) != value:
-                _seen[key] = value
-                waiting.announce(Notice(**json.loads(value)["notice"]))
+        new = {key: json.loads(value) for key, value in values.items() if _seen.get(key) != value}
+        _seen.update(values)
+        for said in sorted(new.values(), key=lambda said: float(said["time"])):
+            waiting.announce(Notice(**said["notice"]))

@@ -123,15 +123,24 @@ def attempt(uri: str, operation: Callable[[], T], clock: Clock = time, most_s: f
         try:
             result = operation()
         except Exception as error:
-            _raise_unless_passing(uri, error)
+            try:
+                _raise_unless_passing(uri, error)
+            except FileNotFoundError:
+                _note_answer(uri, wait)
+                raise
             wait = wait or _Wait(uri, clock, most_s)
             wait.sleep(error)
         else:
-            if _answered is not None:
-                _answered.add(_store_of(uri))
-            if wait is not None:
-                wait.end()
+            _note_answer(uri, wait)
             return result
+
+
+def _note_answer(uri: str, wait: _Wait | None) -> None:
+    """Note that a store has answered, be it that there is no such file; whoever waited for it is told."""
+    if _answered is not None:
+        _answered.add(_store_of(uri))
+    if wait is not None:
+        wait.end()
 
 
 class _Wait:

@@ -189,6 +189,21 @@ def test_the_wait_is_announced_ever_more_rarely_and_its_end_once(monkeypatch):
     )
 
 
+def test_that_a_file_is_absent_is_an_answer_too(monkeypatch):
+    notices: list[Notice] = []
+    monkeypatch.setattr(waiting, "_receive", notices.append)
+    clock = FakeClock()
+
+    def find() -> None:
+        if clock.now < 20:
+            raise AWAY
+        raise FileNotFoundError(URI)
+
+    with pytest.raises(FileNotFoundError):
+        remote.attempt(URI, find, clock)
+    assert [notice.over for notice in notices][-2:] == [False, True]
+
+
 def test_a_short_failure_is_not_announced(monkeypatch):
     notices: list[Notice] = []
     monkeypatch.setattr(waiting, "_receive", notices.append)
