@@ -21,6 +21,7 @@ WITH_RAY = (  # the longest first
     "tests/distributed/",
     "tests/integration/test_coco_mini.py",
     "tests/integration/test_mlflow_ui.py",
+    "tests/integration/test_own_voc_mini.py",
     "tests/integration/test_voc_mini.py",
 )
 
