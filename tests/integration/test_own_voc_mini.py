@@ -1,4 +1,4 @@
-"""jobs.start on real photos with YOLO boxes: how good the network becomes that never saw a mask. Takes a quarter hour."""
+"""jobs.start on real photos with YOLO boxes: the mean IoU of a network that never saw a mask. Takes a quarter hour."""
 
 from __future__ import annotations
 
