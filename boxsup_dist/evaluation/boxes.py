@@ -9,7 +9,8 @@ Where no mask is known, mean IoU cannot be measured. This can, per class c, as c
 
 The **box score** of a class joins both, in the form of an IoU: the areas of the tight boxes, over the areas of the
 given boxes plus the pixels outside. The score of a network is the mean over classes, as for mean IoU: a class that has
-neither box nor prediction is left out, a class that is only predicted has score 0. docs/box-score.md compares it with mean IoU.
+neither box nor prediction is left out, a class that is only predicted has score 0. docs/box-score.md compares it with
+mean IoU.
 
 A box that is `difficult` or of a crowd need not be filled, and what is predicted in it is not outside.
 """
