@@ -74,6 +74,8 @@ class Settings:
     source: str | None = None
     """Name of the data set in the image ids. Default: VOC's year folder in lower case, or own, sbd,
     context or coco."""
+    draw: int | None = None
+    """Take only this many of the images, drawn by a hash of their names: the same ones every time."""
     expect_images: int | Literal["published"] | None = None
     """Refuse the table unless it holds exactly this many images. `published`: as many as the published split."""
     strict: bool = False
@@ -156,6 +158,10 @@ def open_reader(settings: Settings) -> Reader:
 def build(settings: Settings) -> tuple[Table, int | None]:
     """The table, built or opened, and how many images its split has as published, None where that is not known."""
     reader = open_reader(settings)
+    if settings.draw is not None:
+        from boxsup_dist.records.reader import draw
+
+        reader = draw(reader, settings.draw)
     expected = reader.published if settings.expect_images == "published" else settings.expect_images
     if settings.expect_images == "published" and expected is None:
         raise SettingError(

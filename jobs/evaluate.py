@@ -1,16 +1,19 @@
-"""Evaluate a trained network on records with ground truth: mean IoU.
+"""Evaluate a trained network: mean IoU on records with masks, the box score on records with boxes only.
 
     python -m jobs.evaluate --run-dir R --records T --out DIR
     python -m jobs.evaluate --run-dir R --records T --out DIR --scales 0.8 1 1.2 --flip --crf deeplab_vgg
 
 It measures by the VOC protocol: every image counts once at its own size, void pixels are ignored, and IoU is
-accumulated over all images. The result does not depend on the number of processes.
+accumulated over all images. The result does not depend on the number of processes. Records of which none has a mask
+give the box score instead, which is not a mean IoU: see docs/box-score.md.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.tables import Table, open_table
@@ -60,43 +63,56 @@ def _build_records(settings: Settings) -> Table:
 
 
 def main(settings: Settings) -> None:
-    """Evaluate, write OUT/summary.json and print the IoU of every class."""
+    """Evaluate, write OUT/summary.json and print the IoU or box score of every class."""
     settings.prediction.check()
     read_config(settings.run_dir)
     records = _open_records(settings)
     from boxsup_dist.distributed import session
-    from boxsup_dist.evaluation.evaluate import evaluate, to_summary
+    from boxsup_dist.evaluation.boxes import BoxResult, box_lines, box_summary
+    from boxsup_dist.evaluation.evaluate import evaluate, evaluate_boxes, to_summary
+    from boxsup_dist.evaluation.units import UnitResult
+    from boxsup_dist.runs.inputs import evaluates_boxes
     from boxsup_dist.runs.networks import predictor
 
     started = time.monotonic()
     session.start()
     records = records or _build_records(settings)
+    has_boxes_only = evaluates_boxes(records)
     groups = records.row_groups()
     opened = predictor(settings.run_dir, settings.checkpoint, settings.num_actors, records)
     with opened as found, ProgressMeter("evaluate", len(groups)) as meter:
-        result = evaluate(
-            found.pool,
-            records,
-            weights=found.weights,
-            version=found.version,
-            num_classes=len(records.classes),
-            settings=settings.prediction,
-            on_progress=meter.advance_to([group.num_rows for group in groups]),
-        )
+        common: dict[str, Any] = {
+            "weights": found.weights,
+            "version": found.version,
+            "num_classes": len(records.classes),
+            "settings": settings.prediction,
+            "on_progress": meter.advance_to([group.num_rows for group in groups]),
+        }
+        result: BoxResult | UnitResult
+        if has_boxes_only:
+            result = evaluate_boxes(found.pool, records, **common)
+            measured, lines = box_summary(result, records.classes), box_lines(result, records.classes)
+        else:
+            result = evaluate(found.pool, records, **common)
+            measured = to_summary(result, records.classes)
+            lines = _iou_lines(measured)
     summary = {
-        **to_summary(result, records.classes),
+        **measured,
         "checkpoint": found.version,
         "records": records.uri,
         "prediction": asdict(settings.prediction),
         "seconds": time.monotonic() - started,
     }
-    lines = [f"{name:<12} {value:6.2f}" for name, value in summary["iou"].items() if value is not None]
-    images = f"{counted(summary['num_images'], 'image')} with ground truth"
-    lines.append(f"{'mean IoU':<12} {summary['mean_iou']:6.2f}   {images}")
     if result.is_all_background:
         summary["warnings"] = ["every pixel is predicted as background: is the network trained to its end?"]
         lines += [f"warning: {text}" for text in summary["warnings"]]
     write_result(settings.out, summary, lines)
+
+
+def _iou_lines(measured: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name:<12} {value:6.2f}" for name, value in measured["iou"].items() if value is not None]
+    images = f"{counted(measured['num_images'], 'image')} with ground truth"
+    return [*lines, f"{'mean IoU':<12} {measured['mean_iou']:6.2f}   {images}"]
 
 
 if __name__ == "__main__":

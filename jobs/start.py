@@ -34,7 +34,8 @@ class Settings:
     boxes: str
     """File or folder of the annotations."""
     out: str
-    """Folder or URI to write: records, proposals, run (the training), masks, contact_sheet.jpg."""
+    """Folder or URI to write: records, held_out (images to evaluate on), proposals, run (the training), masks,
+    masks_held_out, contact_sheet.jpg."""
     look_only: bool = False
     """Read and check the boxes, draw the contact sheet, and stop."""
     box_format: BoxFormat | None = None
@@ -46,6 +47,9 @@ class Settings:
     """Read coordinates as shares of width and height (0 to 1) in a format that has pixels."""
     method: MethodName = "selective_search"
     """Proposal method."""
+    held_out_share: float = 0.1
+    """Share of the images that are evaluated and not trained on, drawn by their names; at least 10 images. None of
+    fewer than 40 images. 0: train on all."""
     epochs: Epochs = None
     seed: int = 0
     """Seed of the training."""
@@ -54,6 +58,9 @@ class Settings:
         """Raise SettingError on a value that cannot work."""
         if self.epochs is not None and self.epochs < 1:
             raise SettingError("a setting is out of range", field="epochs", value=self.epochs, expected=">= 1")
+        share = self.held_out_share
+        if not 0 <= share <= 0.5:
+            raise SettingError("a setting is out of range", field="held_out_share", value=share, expected="0 to 0.5")
 
 
 def main(settings: Settings) -> None:
@@ -61,6 +68,7 @@ def main(settings: Settings) -> None:
     settings.check()
     out = storage.absolute(settings.out)
     records, proposals, run_dir, masks = (storage.join(out, n) for n in ("records", "proposals", "run", "masks"))
+    held_out_masks = storage.join(out, "masks_held_out")
     run_step("build_records", _records_arguments(settings, records))
     from boxsup_dist.data.tables import open_table
     from boxsup_dist.runs import start
@@ -69,20 +77,29 @@ def main(settings: Settings) -> None:
     _look(table, out)
     if settings.look_only:
         return
-    choice = start.choose(table.num_rows, start.long_side_px(table), settings.epochs)
+    held_out = _hold_out(settings, table, storage.join(out, "held_out"))
+    num_trained = table.num_rows - (held_out.num_rows if held_out else 0)
+    choice = start.choose(num_trained, start.long_side_px(table), settings.epochs)
     seconds = start.estimate(table, choice, settings.method)
     minutes = (seconds.proposals + seconds.training) / 60
-    steps = choice.steps(table.num_rows)
-    print(
-        f"{table.num_rows} images, {choice.epochs} epochs, {steps} steps: about {minutes:.0f} minutes on this machine"
-    )
+    steps = choice.steps(num_trained)
+    kept = f" ({num_trained} to train on, {held_out.num_rows} held out to evaluate on)" if held_out else ""
+    length = f"{choice.epochs} epochs, {steps} steps: about {minutes:.0f} minutes on this machine"
+    print(f"{table.num_rows} images{kept}, {length}")
     started = time.monotonic()
     run_step("build_proposals", ["--records", records, "--method", settings.method, "--out", proposals])
     tables = ["--records", records, "--proposals", proposals]
+    if held_out:
+        tables += ["--val-records", held_out.uri, "--duplicates", "drop", "--evaluate-every", "1"]
     run_step("train", [*choice.arguments(), "--run-dir", run_dir, *tables, "--seed", str(settings.seed)])
     run_step("export_labels", ["--run-dir", run_dir, "--out", masks, "--undecided", "decided"])
+    if held_out:
+        network = ["--run-dir", run_dir, "--checkpoint", "best"]
+        run_step("predict", [*network, "--images", held_out.uri, "--out", held_out_masks, "--coco-json"])
     taken = (time.monotonic() - started) / 60
     print(f"\nmasks of your images: {masks}/label_maps and {masks}/coco.json ({taken:.0f} minutes)")
+    if held_out:
+        print(f"masks of the {held_out.num_rows} held-out images, predicted: {held_out_masks}/label_maps and coco.json")
     print(f"report of the training: {RunFiles(run_dir).report}")
     print(f"masks of other images: python -m jobs.predict --run-dir {run_dir} --images FOLDER --out masks --overlays")
 
@@ -94,6 +111,21 @@ def _records_arguments(settings: Settings, out: str) -> list[str]:
     if settings.outside != "refuse":
         arguments += ["--outside", settings.outside]
     return [*arguments, "--relative"] if settings.relative else arguments
+
+
+def _hold_out(settings: Settings, table: Table, uri: str) -> Table | None:
+    """Records of the images to evaluate on; None if there are none, or if they have no box."""
+    from boxsup_dist.data.tables import open_table
+    from boxsup_dist.runs import start
+
+    count = start.num_held_out(table.num_rows, settings.held_out_share)
+    if count == 0:
+        return None
+    # A few unusable images are a large share of few; the table of all images has passed that check.
+    some = ["--draw", str(count), "--max-skipped-share", "0.9"]
+    run_step("build_records", [*_records_arguments(settings, uri), *some])
+    found = open_table(uri, "records")
+    return found if found.counts.get("boxes", 0) else None
 
 
 def _look(table: Table, out: str) -> None:

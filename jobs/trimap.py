@@ -90,7 +90,8 @@ def _names(run_dirs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _measure(run_dir: str, records: Table, settings: Settings) -> dict[str, Any]:
-    from boxsup_dist.evaluation.evaluate import boundary_summary, measure_boundaries
+    from boxsup_dist.evaluation.evaluate import measure_boundaries
+    from boxsup_dist.evaluation.trimap import boundary_summary
     from boxsup_dist.runs.networks import predictor
 
     groups = records.row_groups()

@@ -27,6 +27,7 @@ from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.errors import TableError
 from boxsup_dist.evaluation import units
+from boxsup_dist.evaluation.boxes import BOX_COLUMNS, BoxResult, box_unit
 from boxsup_dist.evaluation.confusion import iou_per_class, mean_iou
 from boxsup_dist.evaluation.slices import Slice
 from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, BoundaryResult, boundary_unit, check_widths
@@ -78,6 +79,42 @@ def evaluate(
         on_progress=on_progress,
     )
     return _total(results, records, num_classes)
+
+
+def evaluate_boxes(
+    pool: NetworkPool,
+    records: Table,
+    *,
+    weights: Reference | None,
+    version: str,
+    num_classes: int,
+    settings: PredictionSettings | None = None,
+    crf_in_tasks: bool | None = None,
+    on_progress: Progress | None = None,
+) -> BoxResult:
+    """Compare the network's predictions with the boxes of the records; masks are not read. See evaluation/boxes.py.
+
+    The arguments are those of `evaluate`.
+
+    Raises:
+        TableError: No record has a box.
+        SettingError: `settings` are out of range.
+    """
+    results = _map_label_maps(
+        pool,
+        records,
+        partial(box_unit, num_classes=num_classes),
+        columns=BOX_COLUMNS,
+        settings=settings or PredictionSettings(),
+        crf_in_tasks=crf_in_tasks,
+        weights=weights,
+        version=version,
+        on_progress=on_progress,
+    )
+    total = sum(results, BoxResult.empty(num_classes))
+    if not total.num_boxes.any():
+        raise TableError("no record has a box to compare with", file=records.uri, field="boxes_xyxy")
+    return total
 
 
 def measure_boundaries(
@@ -169,6 +206,7 @@ def score_crfs(
         partial(units.crf_unit, candidates=tuple(candidates), num_classes=num_classes),
         settings=settings or PredictionSettings(),
         in_tasks=pool.has_gpus if crf_in_tasks is None else crf_in_tasks,
+        columns=units.EVALUATION_COLUMNS,
         weights=weights,
         version=version,
         on_progress=on_progress,
@@ -227,30 +265,6 @@ def to_summary(result: UnitResult, class_names: tuple[str, ...]) -> dict[str, An
     }
 
 
-def boundary_summary(result: BoundaryResult, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The metrics as JSON values in percent: mean IoU inside and outside the band of each width, and Boundary IoU.
-
-    A value is None if no pixel, or no pixel of the class, occurs.
-    """
-
-    def percent(share: float) -> float | None:
-        return None if np.isnan(share) else 100 * float(share)
-
-    boundary_iou = result.boundary_iou
-    whole = result.inside[0] + result.outside[0]
-    present = boundary_iou[~np.isnan(boundary_iou)]
-    return {
-        "mean_iou": percent(mean_iou(whole)),
-        "inside": [percent(mean_iou(confusion)) for confusion in result.inside],
-        "outside": [percent(mean_iou(confusion)) for confusion in result.outside],
-        "band_share": [percent(confusion.sum() / max(whole.sum(), 1)) for confusion in result.inside],
-        "mean_boundary_iou": percent(present.mean() if len(present) else np.nan),
-        "boundary_iou": {name: percent(value) for name, value in zip(class_names, boundary_iou, strict=True)},
-        "num_images": result.num_images,
-        "num_without_ground_truth": result.num_skipped,
-    }
-
-
 def _total(results: Iterable[UnitResult], records: Table, num_classes: int) -> UnitResult:
     total = sum(results, UnitResult.empty(num_classes))
     _check_any(total.num_images, records)
@@ -269,17 +283,19 @@ def _map_label_maps(
     *,
     settings: PredictionSettings,
     crf_in_tasks: bool | None,
+    columns: Sequence[str] = units.EVALUATION_COLUMNS,
     **options: Any,
 ) -> Iterator[R]:
     """judge(label map of an image, rows) of every row group, in their order."""
     settings.check()
+    options |= {"columns": columns}
     slices = [Slice(where) for where in records.row_groups()]
     if settings.crf is None or not (pool.has_gpus if crf_in_tasks is None else crf_in_tasks):
         if settings.crf is not None:
             crf_settings(settings.crf)  # refuses bad ones before the work begins
         options |= {"on_lost": name_rows(lambda unit: (records, unit.where))}
         return pool.map(_judge_label_maps, slices, records=records, settings=settings, judge=judge, **options)
-    judge_scores = partial(_with_crf, judge=judge, crf=crf_settings(settings.crf))
+    judge_scores = partial(units.with_crf, judge=judge, crf=crf_settings(settings.crf))
     return _map_scores(pool, records, slices, judge_scores, settings=settings, in_tasks=True, **options)
 
 
@@ -302,28 +318,47 @@ def _map_scores(
     return pool.map(_scores, slices, then=_judge_given, then_in_tasks=True, in_chunks=False, judge=judge, **options)
 
 
-def _read(records: Table, unit: Slice) -> pa.Table:
-    rows = records.read(unit.where, units.EVALUATION_COLUMNS)
+def _read(records: Table, unit: Slice, columns: Sequence[str]) -> pa.Table:
+    rows = records.read(unit.where, columns)
     return rows if unit.rows is None else rows.take(list(unit.rows))
 
 
 def _judge_label_maps(
-    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
+    network: SegmentationNetwork,
+    unit: Slice,
+    *,
+    records: Table,
+    settings: PredictionSettings,
+    judge: _Judge,
+    columns: Sequence[str],
 ) -> Any:
-    return judge(lambda image: predict_label_map(network, image, settings), _read(records, unit))
+    return judge(lambda image: predict_label_map(network, image, settings), _read(records, unit, columns))
 
 
 def _judge_scores(
-    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
+    network: SegmentationNetwork,
+    unit: Slice,
+    *,
+    records: Table,
+    settings: PredictionSettings,
+    judge: _Judge,
+    columns: Sequence[str],
 ) -> Any:
-    return judge(lambda image: _likely_scores(network, image, settings), _read(records, unit))
+    return judge(lambda image: _likely_scores(network, image, settings), _read(records, unit, columns))
 
 
 def _scores(
-    network: SegmentationNetwork, unit: Slice, *, records: Table, settings: PredictionSettings, judge: _Judge
+    network: SegmentationNetwork,
+    unit: Slice,
+    *,
+    records: Table,
+    settings: PredictionSettings,
+    judge: _Judge,
+    columns: Sequence[str],
 ) -> list[LikelyScores]:
-    """The scores of a slice's images with ground truth."""
-    given = [record for record in iter_records(_read(records, unit)) if record.gt_label_map is not None]
+    """The scores of a slice's images; of those with ground truth if it is read."""
+    found = iter_records(_read(records, unit, columns))
+    given = [record for record in found if "gt_label_map" not in columns or record.gt_label_map is not None]
     return [_likely_scores(network, units.image_of(record), settings) for record in given]
 
 
@@ -334,20 +369,12 @@ def _judge_given(
     records: Table,
     settings: PredictionSettings,
     judge: Callable[[ScoresOf, pa.Table], R],
+    columns: Sequence[str],
 ) -> list[R]:
     """In a task: read the rows again, which moves fewer bytes than sending their images."""
-    return [judge(_in_turn(found), _read(records, unit)) for unit, found in zip(slices, scores, strict=True)]
-
-
-def _in_turn(scores: list[LikelyScores]) -> ScoresOf:
-    rest = iter(scores)
-    return lambda image: next(rest)
-
-
-def _with_crf(
-    scores_of: ScoresOf, rows: pa.Table, *, judge: Callable[[LabelMapOf, pa.Table], R], crf: CrfSettings
-) -> R:
-    return judge(lambda image: scores_of(image).label_map(image, crf), rows)
+    return [
+        judge(units.in_turn(found), _read(records, unit, columns)) for unit, found in zip(slices, scores, strict=True)
+    ]
 
 
 def _likely_scores(

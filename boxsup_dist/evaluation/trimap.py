@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
 from boxsup_dist.errors import SettingError
-from boxsup_dist.evaluation.confusion import confusion_matrix
+from boxsup_dist.evaluation.confusion import confusion_matrix, mean_iou
 from boxsup_dist.evaluation.units import LabelMapOf, compared, image_of
 
 BOUNDARY_SHARE = 0.02  # depth of the boundary region, as a share of the image's diagonal
@@ -223,3 +224,27 @@ def measure(
     )
     counts = boundary_counts(ground_truth, prediction, num_classes, boundary_share)
     return BoundaryResult(inside, whole - inside, *counts, 1, 0)
+
+
+def boundary_summary(result: BoundaryResult, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The metrics as JSON values in percent: mean IoU inside and outside the band of each width, and Boundary IoU.
+
+    A value is None if no pixel, or no pixel of the class, occurs.
+    """
+
+    def percent(share: float) -> float | None:
+        return None if np.isnan(share) else 100 * float(share)
+
+    boundary_iou = result.boundary_iou
+    whole = result.inside[0] + result.outside[0]
+    present = boundary_iou[~np.isnan(boundary_iou)]
+    return {
+        "mean_iou": percent(mean_iou(whole)),
+        "inside": [percent(mean_iou(confusion)) for confusion in result.inside],
+        "outside": [percent(mean_iou(confusion)) for confusion in result.outside],
+        "band_share": [percent(confusion.sum() / max(whole.sum(), 1)) for confusion in result.inside],
+        "mean_boundary_iou": percent(present.mean() if len(present) else np.nan),
+        "boundary_iou": {name: percent(value) for name, value in zip(class_names, boundary_iou, strict=True)},
+        "num_images": result.num_images,
+        "num_without_ground_truth": result.num_skipped,
+    }

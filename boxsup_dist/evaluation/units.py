@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.model.crf import CrfSettings, LikelyScores
 
+R = TypeVar("R")
 LabelMapOf = Callable[[NDArray[np.uint8]], NDArray[Any]]  # image (H, W, 3) -> label map of integers (H, W)
 ScoresOf = Callable[[NDArray[np.uint8]], LikelyScores]  # image (H, W, 3) -> its scores
 EVALUATION_COLUMNS = ("image_id", "image", "gt_label_map")
@@ -158,3 +159,14 @@ def image_of(record: Record) -> NDArray[np.uint8]:
         raise InputError("the row has no image", field="image", expected="the columns " + ", ".join(EVALUATION_COLUMNS))
     with decoding(record.image_id):
         return decode_image(record.image)
+
+
+def in_turn(scores: list[LikelyScores]) -> ScoresOf:
+    """Give the scores of images that are asked for in the order of these scores."""
+    rest = iter(scores)
+    return lambda image: next(rest)
+
+
+def with_crf(scores_of: ScoresOf, rows: pa.Table, *, judge: Callable[[LabelMapOf, pa.Table], R], crf: CrfSettings) -> R:
+    """Judge the label maps that a CRF makes of the scores."""
+    return judge(lambda image: scores_of(image).label_map(image, crf), rows)

@@ -8,14 +8,16 @@ tests/unit/records/test_NAME.py.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from boxsup_dist.data.schema import VOC_CLASSES, Record
+from boxsup_dist.errors import SettingError
 
 # Number of images in each list, as published. COCO's lists are its files instances_*.json.
 PUBLISHED = {
@@ -138,3 +140,24 @@ class Reader:
     read: Callable[[Any], Record]
     classes: tuple[str, ...] = field(default=VOC_CLASSES)  # background first
     published: int | None = None  # number of images of the split, as published; None: unknown
+
+
+def draw(reader: Reader, num_images: int) -> Reader:
+    """The reader of some of the images, drawn by a hash of their names: the same ones in every call.
+
+    Args:
+        reader: The reader of all images.
+        num_images: How many; all if the reader has no more.
+
+    Raises:
+        SettingError: `num_images` is below 1.
+    """
+    if num_images < 1:
+        raise SettingError("a setting is out of range", field="draw", value=num_images, expected=">= 1")
+
+    def place(index: int) -> tuple[str, int]:
+        return hashlib.sha256(reader.entries[index].name.encode()).hexdigest(), index
+
+    chosen = sorted(sorted(range(len(reader.entries)), key=place)[:num_images])
+    entries = [reader.entries[index] for index in chosen]
+    return replace(reader, entries=entries, identity={**reader.identity, "draw": num_images}, published=None)

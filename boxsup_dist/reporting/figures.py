@@ -32,6 +32,8 @@ LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
     ("Training loss", {"train_loss": "loss"}, 1.0),
     ("Mean IoU (%)", {"mean_iou": "validation", "label_mean_iou": "label maps"}, 1.0),
+    ("Box score (%)", {"box_score": "box score", "box_iou": "IoU of boxes", "box_recall": "boxes found"}, 1.0),
+    ("Predicted outside every box (%)", {"outside_share": "pixels"}, 100.0),
     ("Foreground pixels (%)", {"foreground_share": "predicted", "label_foreground_share": "label maps"}, 100.0),
     ("Boxes whose segment changed (%)", {"share_changed": "changed"}, 100.0),
     ("Mean costs of the chosen segments", {"mean_overlap_cost": "overlap", "mean_regression_cost": "regression"}, 1.0),

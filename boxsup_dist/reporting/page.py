@@ -76,6 +76,8 @@ def render_report(
 def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[Card]:
     for part, value in _numbers(summary.get("mean_iou", last.get("mean_iou"))):
         yield f"{value:.1f} %", f"mean IoU: {part}" if part else "mean IoU on the validation images"
+    for _, value in _numbers(summary.get("box_score", last.get("box_score"))):
+        yield f"{value:.1f} %", "box score on the validation images, which have no masks"
     for part, value in _numbers(summary.get("label_mean_iou", last.get("label_mean_iou"))):
         words = {"first": "first epoch", "last": "last epoch"}.get(part, part)
         yield f"{value:.1f} %", f"mean IoU of the label maps: {words}" if part else "mean IoU of the label maps"

@@ -25,7 +25,7 @@ def find_checkpoint(run_dir: str, choice: str | None) -> str:
 
 
 def best_checkpoint(run_dir: str) -> str:
-    """URI of the checkpoint at the end of the epoch with the best mean IoU on the validation records.
+    """URI of the checkpoint at the end of the epoch that is the best on the validation records: see `best_epoch`.
 
     Raises:
         CheckpointError: No epoch was evaluated, or the checkpoint is not there.
@@ -36,7 +36,7 @@ def best_checkpoint(run_dir: str) -> str:
         raise CheckpointError(
             "no checkpoint is the best: no epoch of the run was evaluated",
             file=files.history,
-            field="mean_iou",
+            field="mean_iou or box_score",
             expected="a run with validation records (--val-records); without --checkpoint its newest one is used",
         )
     uri = storage.join(files.checkpoints, checkpoint.checkpoint_name(number, 0))

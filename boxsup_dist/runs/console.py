@@ -107,6 +107,7 @@ def epoch_line(entry: HistoryEntry, num_epochs: int) -> str:
         (entry.share_changed, "changed segments {:.1%}"),
         (entry.label_mean_iou, "label maps' mean IoU {:.1f}"),
         (entry.mean_iou, "validation mean IoU {:.1f}"),
+        (entry.box_score, "validation box score {:.1f}"),
     ):
         if value is not None:
             parts.append(text.format(value))
@@ -184,6 +185,8 @@ def print_result(run_dir: str, summary: Summary) -> None:
     result = [f"supervision {summary['supervision']}"]
     if summary["mean_iou"] is not None:
         result.append(f"validation mean IoU {summary['mean_iou']:.2f}")
+    if summary.get("box_score") is not None:
+        result.append(f"validation box score {summary['box_score']:.2f} (no masks: mean IoU is unknown)")
     label = summary["label_mean_iou"]
     if label is not None:
         result.append(f"label maps' mean IoU {label['first']:.2f} -> {label['last']:.2f}")

@@ -31,8 +31,10 @@ from boxsup_dist.data.labels import LabelsTable, open_labels, publish, publish_a
 from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.rates import StageRates
 from boxsup_dist.errors import InputError
+from boxsup_dist.evaluation.boxes import BoxResult, box_summary
 from boxsup_dist.evaluation.confusion import write_confusion
-from boxsup_dist.evaluation.evaluate import evaluate, measure_labels, to_summary
+from boxsup_dist.evaluation.evaluate import evaluate, evaluate_boxes, measure_labels, to_summary
+from boxsup_dist.evaluation.units import UnitResult
 from boxsup_dist.io import storage
 from boxsup_dist.io.lease import Claim
 from boxsup_dist.model import checkpoint
@@ -40,7 +42,7 @@ from boxsup_dist.runs.beside import Beside
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Spent, Starting, Warned
 from boxsup_dist.runs.examples import draw_examples, store_figures
 from boxsup_dist.runs.history import HistoryEntry, best_epoch, read_history, write_history
-from boxsup_dist.runs.inputs import Inputs
+from boxsup_dist.runs.inputs import Inputs, evaluates_boxes
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.networks import make_pool
 from boxsup_dist.runs.timeline import REST, STEPS, Clock
@@ -200,7 +202,7 @@ class Coordinator:
     def _lacks_evaluation(self, number: int) -> bool:
         entry = self.history.get(number)
         return self._is_due(number) and (
-            entry is None or (entry.mean_iou is None and NOT_EVALUATED not in entry.warnings)
+            entry is None or (entry.quality is None and NOT_EVALUATED not in entry.warnings)
         )
 
     def epochs_to_keep(self) -> set[int]:
@@ -256,19 +258,20 @@ class Coordinator:
         self._post_spent()
 
     def _evaluate(self, number: int, weights: ray.ObjectRef[dict[str, torch.Tensor]]) -> None:
-        """Mean IoU on the validation records."""
-        assert self.inputs.val_records is not None
+        """Mean IoU on the validation records; their box score if none has a mask."""
+        records, names = self.inputs.val_records, self.inputs.class_names
+        assert records is not None
+        common: dict[str, Any] = {"weights": weights, "version": f"after-epoch-{number}", "num_classes": len(names)}
+        result: BoxResult | UnitResult
         with self._stage(number, "evaluate", self.inputs.num_val_images) as on_progress:
-            result = evaluate(
-                self.pool,
-                self.inputs.val_records,
-                weights=weights,
-                version=f"after-epoch-{number}",
-                num_classes=len(self.inputs.class_names),
-                on_progress=on_progress,
-            )
-        write_confusion(self.files.confusion, result.confusion, self.inputs.class_names)
-        self._note(number, **to_summary(result, self.inputs.class_names))
+            if evaluates_boxes(records):
+                result = evaluate_boxes(self.pool, records, on_progress=on_progress, **common)
+                found = box_summary(result, names)
+            else:
+                result = evaluate(self.pool, records, on_progress=on_progress, **common)
+                found = to_summary(result, names)
+                write_confusion(self.files.confusion, result.confusion, names)
+        self._note(number, **found)
         if result.is_all_background:
             self._warn(number, ALL_BACKGROUND_EVALUATION)
         self._report(number)

@@ -58,6 +58,16 @@ class HistoryEntry:
     """Mean IoU on the validation records."""
     iou: dict[str, float | None] | None = None
     """IoU by class; None for a class that does not occur."""
+    box_score: float | None = None
+    """Box score on the validation records, in percent, where none of them has a mask; see evaluation/boxes.py."""
+    box_scores: dict[str, float | None] | None = None
+    """Box score by class; None for a class that does not occur."""
+    box_iou: float | None = None
+    """Mean IoU over the classes, in percent, of the tight boxes of the prediction with the given boxes."""
+    box_recall: float | None = None
+    """Boxes whose tight box has an IoU of at least 0.5, in percent; mean over the classes."""
+    outside_share: float | None = None
+    """Share of a class's predicted pixels outside every box of it; mean over the classes."""
     num_images: int | None = None
     """Validation images."""
     num_without_ground_truth: int | None = None
@@ -66,6 +76,11 @@ class HistoryEntry:
     bad_records: dict[str, str] = field(default_factory=dict)
     """image_id -> problem of the records that the run has left out so far."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def quality(self) -> float | None:
+        """What the best epoch has most of: mean IoU, or the box score of a run without validation masks."""
+        return self.box_score if self.mean_iou is None else self.mean_iou
 
     def to_dict(self) -> dict[str, Any]:
         """What is known, as JSON keeps it."""
@@ -113,6 +128,9 @@ def write_history(run_dir: str, history: Mapping[int, HistoryEntry]) -> None:
 
 
 def best_epoch(history: Mapping[int, HistoryEntry]) -> int | None:
-    """The epoch with the best mean IoU on the validation records, the first of equals; None if none was evaluated."""
-    measured = {number: entry.mean_iou for number, entry in sorted(history.items()) if entry.mean_iou is not None}
+    """The epoch with the best mean IoU on the validation records, the first of equals; None if none was evaluated.
+
+    Without validation masks, the epoch with the best box score.
+    """
+    measured = {number: entry.quality for number, entry in sorted(history.items()) if entry.quality is not None}
     return max(measured, key=lambda number: measured[number]) if measured else None

@@ -41,8 +41,10 @@ class Inputs:
 
     @property
     def num_val_images(self) -> int:
-        """Images that an evaluation counts: the validation records that have ground truth."""
-        return 0 if self.val_records is None else self.val_records.counts.get("with_mask", 0)
+        """Images that an evaluation counts: the validation records with a mask; without any mask, all of them."""
+        if self.val_records is None:
+            return 0
+        return self.val_records.counts.get("with_mask", 0) or self.val_records.num_rows
 
     @property
     def num_left_out(self) -> int:
@@ -84,8 +86,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
     """
     sources = [_open_source(settings) for settings in config.sources]
     val_records = open_table(config.val_records, "records") if config.val_records else None
-    if val_records is not None and val_records.counts.get("with_mask", 0) == 0:
-        raise SettingError("no record has a mask to evaluate with", file=val_records.uri, field="val_records")
+    if val_records is not None:
+        evaluates_boxes(val_records)  # refuses a table without both
     classes = sources[0].records.classes
     for source in sources:
         if source.records.classes != classes:
@@ -121,6 +123,19 @@ def open_inputs(config: TrainConfig) -> Inputs:
             expected="sources with images that val_records and the other sources lack",
         )
     return inputs
+
+
+def evaluates_boxes(records: Table) -> bool:
+    """True if records can only be evaluated with their boxes, because none has a mask.
+
+    Raises:
+        SettingError: They have no boxes either.
+    """
+    if records.counts.get("with_mask", 0):
+        return False
+    if not records.counts.get("boxes", 0):
+        raise SettingError("no record has a mask or a box to evaluate with", file=records.uri, field="records")
+    return True
 
 
 def _open_source(settings: SourceSettings) -> Source:

@@ -26,10 +26,19 @@ TARGET_IMAGES = 6700  # that the recipe `mini` trains on, all epochs together, o
 MIN_EPOCHS, MAX_EPOCHS = 4, 40  # labels need some epochs to settle; more than 40 repeat the same images
 SMALL_SET, SMALL_BATCH = 100, 5  # with fewer images, smaller batches give more steps from the same images
 CROPS = ((240, 161), (400, 257), (math.inf, 321))  # a crop for images whose longer side is up to so many pixels
+FEW_IMAGES, MIN_HELD_OUT = 40, 10  # fewer images are all trained on; fewer held-out images say little
 NUM_SHOWN, NUM_TIMED = 12, 2
 MEASURED_S = 3.0  # of training steps
 STARTING_S = 20.0  # of Ray and its workers, on two cores
 BUSY_SHARE = 0.7  # of the time that a training takes its steps: the goodput that jobs.demo prints on two cores
+
+
+def num_held_out(num_images: int, share: float) -> int:
+    """How many images to evaluate on instead of training on them: `share` of them, at least MIN_HELD_OUT.
+
+    Below FEW_IMAGES there are none: training needs all of them.
+    """
+    return 0 if share == 0 or num_images < FEW_IMAGES else max(MIN_HELD_OUT, round(share * num_images))
 
 
 @dataclass(frozen=True)

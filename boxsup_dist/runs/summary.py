@@ -60,7 +60,12 @@ class Summary(TypedDict):
     num_left_out: int  # because another table of the run has them
     mlflow: MlflowRun
     time: NotRequired[Account]  # over all starts of the run; earlier versions kept none
-    best_epoch: NotRequired[int | None]  # with the best mean_iou; None without validation
+    best_epoch: NotRequired[int | None]  # with the best mean_iou or box_score; None without validation
+    box_score: NotRequired[float | None]  # on validation records without any mask, which have no mean_iou
+    box_scores: NotRequired[dict[str, float | None] | None]  # by class
+    box_iou: NotRequired[float | None]
+    box_recall: NotRequired[float | None]
+    outside_share: NotRequired[float | None]  # in 0..1
 
 
 def make_summary(
@@ -103,6 +108,11 @@ def make_summary(
         "mlflow": mlflow,
         "time": time,
         "best_epoch": best_epoch(known),
+        "box_score": last.box_score,
+        "box_scores": last.box_scores,
+        "box_iou": last.box_iou,
+        "box_recall": last.box_recall,
+        "outside_share": last.outside_share,
     }
 
 

@@ -204,16 +204,19 @@ def _publish(run_dir: str, summary: Summary, tracker: RunTracker, inputs: Inputs
 
 
 def _publish_best(run_dir: str, tracker: RunTracker, inputs: Inputs) -> None:
-    """Leave the best network in MLflow, with its mean IoU on the validation records; nothing without such records."""
+    """Leave the best network in MLflow, with its mean IoU or box score; nothing without validation records."""
     history = read_history(run_dir)
     number = best_epoch(history)
     if number is None or inputs.val_records is None:
         return
-    mean_iou = history[number].mean_iou
-    assert mean_iou is not None
+    entry = history[number]
+    metric = "box_score" if entry.mean_iou is None else "mean_iou"
+    assert entry.quality is not None
     try:
         uri = best_checkpoint(run_dir)
     except CheckpointError as error:
         print(f"warning: MLflow does not get the best network: {error}", flush=True)
         return
-    tracker.log_best_model(uri, inputs.class_names, epoch=number, mean_iou=mean_iou, data=inputs.val_records)
+    tracker.log_best_model(
+        uri, inputs.class_names, epoch=number, metrics={metric: entry.quality}, data=inputs.val_records
+    )

@@ -154,9 +154,16 @@ def predict(folder: str, images: Sequence[bytes]) -> list[NDArray[np.uint8]]:
 
 
 def log_model(
-    client: MlflowClient, run_id: str, uri: str, class_names: Sequence[str], *, epoch: int, mean_iou: float, data: Table
+    client: MlflowClient,
+    run_id: str,
+    uri: str,
+    class_names: Sequence[str],
+    *,
+    epoch: int,
+    metrics: Mapping[str, float],
+    data: Table,
 ) -> None:
-    """Log the network of a checkpoint as the logged model of a run, with its mean IoU on a data set.
+    """Log the network of a checkpoint as the logged model of a run, with what was measured of it on a data set.
 
     A checkpoint that the run has logged before is not logged again.
 
@@ -166,8 +173,8 @@ def log_model(
         uri: The checkpoint.
         class_names: Names of the C classes; class 0 is the background.
         epoch: The epoch that ended with the checkpoint.
-        mean_iou: In percent.
-        data: The records that it was measured on.
+        metrics: Name -> value; each is logged as best_NAME.
+        data: The records that they were measured on.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
@@ -186,7 +193,8 @@ def log_model(
         folder = os.path.join(scratch, MODEL)
         save(folder, checkpoint.load(uri), class_names)
         client.log_model_artifacts(model.model_id, folder)
-    client.log_metric(run_id, "best_mean_iou", mean_iou, step=epoch, **of_model)
+    for metric, value in metrics.items():
+        client.log_metric(run_id, f"best_{metric}", value, step=epoch, **of_model)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 

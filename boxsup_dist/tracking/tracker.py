@@ -186,13 +186,15 @@ class RunTracker:
         data = json.dumps(summary, indent=2, default=str).encode()
         self.log_artifact(f"data/{context}_{table.kind}.json", data)
 
-    def log_best_model(self, uri: str, class_names: Sequence[str], *, epoch: int, mean_iou: float, data: Table) -> None:
+    def log_best_model(
+        self, uri: str, class_names: Sequence[str], *, epoch: int, metrics: Mapping[str, float], data: Table
+    ) -> None:
         """Log the run's best network as its model, unless that was done; see models.log_model."""
         from boxsup_dist.tracking.models import log_model  # here, because it imports torch
 
         self._put(
             "the best model",
-            lambda client, run: log_model(client, run, uri, class_names, epoch=epoch, mean_iou=mean_iou, data=data),
+            lambda client, run: log_model(client, run, uri, class_names, epoch=epoch, metrics=metrics, data=data),
         )
 
     @contextmanager

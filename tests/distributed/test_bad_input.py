@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from boxsup_dist.data.schema import SCHEMA_VERSION, VOC_CLASSES
@@ -24,6 +26,10 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     tiny.write_tables(folder)
     tiny.write_records(folder / "unmasked", [tiny.make_record(i, "other", None) for i in range(4)])
+    bare = {"boxes_xyxy": np.empty((0, 4), np.float32), "class_ids": np.empty(0, np.int32)}
+    flags = {"difficult": np.empty(0, bool), "crowd": np.empty(0, bool)}
+    without = [replace(tiny.make_record(i, "bare", None), **bare, **flags) for i in range(4)]
+    tiny.write_records(folder / "without_boxes", without)
     tiny.write_records(folder / "of_three", [tiny.make_record(i, "three") for i in range(4)], VOC_CLASSES[:3])
     tiny.write_records(folder / "unfinished", [tiny.make_record(i, "other") for i in range(4)])
     (folder / "unfinished" / "manifest.json").unlink()
@@ -65,7 +71,7 @@ def error_line(call, capsys) -> str:
         ({"records": "old"}, ["schema of another version", "found: 0", f"expected: {SCHEMA_VERSION}"]),
         ({"records": "proposals"}, ["another kind of table", "found: 'proposals'", "expected: records"]),
         ({"records": "val"}, ["made from other records", "settings.records"]),
-        ({"val_records": "unmasked"}, ["no record has a mask to evaluate with", "unmasked"]),
+        ({"val_records": "without_boxes"}, ["no record has a mask or a box to evaluate with", "without_boxes"]),
         (
             {"proposals": None},
             ["box supervision needs a proposals", "field: proposals", "jobs.build_proposals makes"],

@@ -13,7 +13,8 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.distributed.pool import NetworkPool
 from boxsup_dist.errors import SettingError, TableError
 from boxsup_dist.evaluation import units
-from boxsup_dist.evaluation.evaluate import evaluate, measure_boundaries, score_crfs
+from boxsup_dist.evaluation.boxes import BOX_COLUMNS, BoxResult, box_unit
+from boxsup_dist.evaluation.evaluate import evaluate, evaluate_boxes, measure_boundaries, score_crfs
 from boxsup_dist.evaluation.slices import draw_slices
 from boxsup_dist.evaluation.trimap import boundary_unit
 from boxsup_dist.model.crf import crf_settings
@@ -41,12 +42,12 @@ def network():
     return network
 
 
-def in_process(network, records, settings, unit, total):
+def in_process(network, records, settings, unit, total, columns=units.EVALUATION_COLUMNS):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the members have
     for where in records.row_groups():
         predict = partial(predict_label_map, network, settings=settings)
-        total += unit(predict, records.read(where, units.EVALUATION_COLUMNS))
+        total += unit(predict, records.read(where, columns))
     torch.set_num_threads(threads)
     return total
 
@@ -61,7 +62,10 @@ def here(network, records):
     """What this process counts, by the settings: once for all numbers of actors."""
 
     @functools.cache
-    def counts(settings, *, of_boundaries=False):
+    def counts(settings, *, of_boundaries=False, of_boxes=False):
+        if of_boxes:
+            unit = partial(box_unit, num_classes=NUM_CLASSES)
+            return in_process(network, records, settings, unit, BoxResult.empty(NUM_CLASSES), BOX_COLUMNS)
         if of_boundaries:
             unit = partial(boundary_unit, num_classes=NUM_CLASSES, widths_px=WIDTHS)
             return in_process(network, records, settings, unit, unit(None, records.read(records.row_groups()[0])[:0]))
@@ -99,6 +103,11 @@ def test_any_number_of_actors_gives_the_same_counts(ray_local, records, network,
             pool, records, settings=OPTIONS, widths_px=WIDTHS, crf_in_tasks=crf_in_tasks, **common
         )
         assert_same(found, here(OPTIONS, of_boundaries=True))
+
+    for crf_in_tasks in (False, True):  # of all images: the one without ground truth has boxes, too
+        found = evaluate_boxes(pool, records, settings=OPTIONS, crf_in_tasks=crf_in_tasks, **common)
+        assert_same(found, here(OPTIONS, of_boxes=True))
+        assert found.num_images == 9 and found.predicted_px.any()
 
     candidates = [crf_settings("deeplab_vgg"), crf_settings("4,10,3,3,1")]
     everything = draw_slices(records, 100, seed=0)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from boxsup_dist.records.synthetic import scene_of
 from boxsup_dist.records.synthetic_scene import tight_box
+from boxsup_dist.runs import start as choices
+from boxsup_dist.runs.history import read_history
 from jobs import start
 from tests.own_formats import WRITERS
 
@@ -31,18 +33,27 @@ def write_photos(root: Path) -> tuple[Path, Path]:
     return root / "images", WRITERS["yolo"](root / "boxes", images)
 
 
-def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys):
+def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys, monkeypatch):
     images, boxes = write_photos(tmp_path)
     out = tmp_path / "out"
     settings = start.Settings(str(images), str(boxes), str(out), epochs=1)
+    monkeypatch.setattr(choices, "FEW_IMAGES", NUM_IMAGES)  # two of six images are enough to evaluate on
+    monkeypatch.setattr(choices, "MIN_HELD_OUT", 2)
     start.main(settings)
     shown = capsys.readouterr().out
-    assert "6 images, 1 epochs, 2 steps: about" in shown and "fewer than 10 boxes" in shown
+    assert "6 images (4 to train on, 2 held out to evaluate on), 1 epochs, 1 steps: about" in shown
+    assert "validation box score" in shown and "validation mean IoU" not in shown and "fewer than 10 boxes" in shown
     label_maps = sorted(str(path.relative_to(out / "masks" / "label_maps")) for path in out.glob("masks/**/*.png"))
-    assert label_maps == [f"own/{folder}/{n}.png" for folder in "ab" for n in range(3)]
+    held_out = sorted(
+        str(path.relative_to(out / "masks_held_out" / "label_maps")) for path in out.glob("masks_held_out/**/*.png")
+    )
+    assert sorted(label_maps + held_out) == [f"own/{folder}/{n}.png" for folder in "ab" for n in range(3)]
+    assert len(held_out) == 2
+    entry = read_history(str(out / "run"))[1]
+    assert entry.mean_iou is None and entry.box_score is not None and entry.num_images == 2
     coco = json.loads((out / "masks" / "coco.json").read_text())
     assert all(category["name"].startswith("my ") for category in coco["categories"]) and coco["annotations"]
-    label_map = np.asarray(Image.open(out / "masks" / "label_maps" / "own" / "a" / "0.png"))
+    label_map = np.asarray(Image.open(out / "masks" / "label_maps" / label_maps[0]))
     assert label_map.any() and (out / "contact_sheet.jpg").exists() and (out / "run" / "report.html").exists()
     start.main(settings)
     assert "this run is finished" in capsys.readouterr().out

@@ -17,10 +17,12 @@ from boxsup_dist.config import OptimizerSettings, Resources, SourceSettings, Tra
 from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.errors import InputError
+from boxsup_dist.evaluation.boxes import BoxResult
 from boxsup_dist.evaluation.units import UnitResult
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.runs import coordinator as module
+from boxsup_dist.runs.checkpoints import best_checkpoint
 from boxsup_dist.runs.coordinator import (
     ALL_BACKGROUND_WARNING,
     COLLAPSE_WARNING,
@@ -63,10 +65,12 @@ class Bench:
         self.run_dir, self.go, self.evaluated = str(run_dir), threading.Event(), list[float]()
         self.go.set()
         self.error: InputError | None = None
+        self.num_masks = 2  # of the validation records
         self.posted: list[Any] = []
         monkeypatch.setattr(module, "make_pool", lambda *_, **__: SimpleNamespace(close=lambda: None))
         monkeypatch.setattr(module, "StageRates", lambda: SimpleNamespace(set=lambda *_: None))
         monkeypatch.setattr(module, "evaluate", self.evaluate)
+        monkeypatch.setattr(module, "evaluate_boxes", self.evaluate_boxes)
         monkeypatch.setattr(module.ray, "put", lambda weights: {name: value.clone() for name, value in weights.items()})
 
     def evaluate(self, pool: object, records: object, *, weights: dict[str, torch.Tensor], **_: Any) -> UnitResult:
@@ -77,6 +81,10 @@ class Bench:
         self.evaluated.append(value)
         confusion = np.array([[100 - int(value), int(value)], [0, 100]], np.int64)
         return replace(UnitResult.empty(2), confusion=confusion, num_images=2)
+
+    def evaluate_boxes(self, *args: Any, **options: Any) -> BoxResult:
+        value = np.array([0, 100 - self.evaluate(*args, **options).confusion[0, 0]], np.int64)
+        return replace(BoxResult.empty(2), tight_px=value, box_px=np.array([0, 100], np.int64), num_images=2)
 
     def start(self, *, beside: bool = True, val: bool = True) -> Coordinator:
         """The coordinator of the next start of the workers."""
@@ -100,7 +108,7 @@ class Bench:
             network=SPEC,
             mixture=mixture,
             can_measure_labels=False,
-            val_records="val" if val else None,
+            val_records=SimpleNamespace(counts={"boxes": 3, "with_mask": self.num_masks}) if val else None,
             num_val_images=2,
             class_names=("background", "cat"),
         )
@@ -181,6 +189,21 @@ def test_an_error_beside_the_training_comes_out_when_the_ranks_meet(bench: Bench
         pass
     with pytest.raises(InputError, match="damaged"):
         meet(coordinator)
+
+
+def test_without_validation_masks_the_box_score_is_kept_and_chooses_the_checkpoint(bench: Bench):
+    bench.num_masks = 0
+    coordinator = bench.start(beside=False)
+    for epoch, value in ((1, 1.0), (2, 1.0)):
+        bench.train(coordinator, epoch)
+        coordinator.start_stages(epoch, {"w": torch.tensor(30.0 * (epoch == 1) + value)})
+    entry = read_history(bench.run_dir)[1]
+    assert (entry.mean_iou, entry.iou, entry.box_score, entry.box_iou) == (None, None, 31, 31)
+    assert entry.box_scores == {"cat": 31} and bench.complete() == [1, 2]
+    assert not Path(RunFiles(bench.run_dir).confusion).exists()
+    assert best_checkpoint(bench.run_dir).endswith("epoch-001-step-00000")
+    bench.train(coordinator, 3)
+    assert bench.kept() == ["epoch-001-step-00000", "epoch-003-step-00000"]
 
 
 @pytest.mark.parametrize("at", ["in the next epoch", "after the next epoch", "before the next epoch"])

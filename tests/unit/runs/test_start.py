@@ -2,7 +2,7 @@
 
 import pytest
 
-from boxsup_dist.runs.start import MAX_EPOCHS, MIN_EPOCHS, choose
+from boxsup_dist.runs.start import MAX_EPOCHS, MIN_EPOCHS, choose, num_held_out
 from jobs.train import read_arguments
 
 MISSING = ["--run-dir", "r", "--records", "t"]
@@ -25,3 +25,10 @@ def test_as_many_images_are_trained_on_as_in_the_measured_recipe():
 @pytest.mark.parametrize("side, crop", [(200, 161), (320, 257), (500, 321), (4000, 321)])
 def test_the_crop_follows_the_size_of_the_images(side, crop):
     assert choose(100, side).crop_px == crop
+
+
+@pytest.mark.parametrize(
+    "images, share, held", [(39, 0.1, 0), (40, 0.1, 10), (200, 0.1, 20), (663, 0.1, 66), (663, 0, 0)]
+)
+def test_a_share_of_the_images_is_held_out_but_never_of_few(images, share, held):
+    assert num_held_out(images, share) == held

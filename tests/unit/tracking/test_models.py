@@ -221,7 +221,7 @@ def test_the_best_network_is_logged_once_with_its_data_set(run_dir: str) -> None
     data = open_table(str(Path(run_dir).parent / "records"), "records")
     uri = checkpoint.newest(run_dir)
     for _ in range(2):
-        models.log_model(client, run_id, uri, VOC_CLASSES, epoch=2, mean_iou=41.5, data=data)
+        models.log_model(client, run_id, uri, VOC_CLASSES, epoch=2, metrics={"mean_iou": 41.5}, data=data)
     (found,) = client.search_logged_models([client.get_run(run_id).info.experiment_id])
     assert found.source_run_id == run_id and found.tags["checkpoint"] == uri
     (metric,) = found.metrics

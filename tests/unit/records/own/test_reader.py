@@ -16,6 +16,7 @@ from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records.own.formats import read_annotations
 from boxsup_dist.records.own.reader import open_own, read_record
+from boxsup_dist.records.reader import draw
 from tests import devkit
 from tests.own_formats import WRITERS, classes_of
 
@@ -297,3 +298,15 @@ def test_read_record_needs_no_reader(tmp_path):
     reader = open_own(str(images), str(WRITERS["csv"](tmp_path / "boxes", IMAGES)), "train", source="shop")
     record = read_record(reader.entries[0], {"cat": 4, "traffic light": 9, "zebra": 1}, source="shop")
     assert record.image_id == "shop/a/1" and record.class_ids.tolist() == [9, 4]
+
+
+def test_some_images_are_drawn_by_their_names_alone(tmp_path):
+    names = {f"{n}.png": IMAGES[next(iter(IMAGES))] for n in range(20)}
+    images = put_images(tmp_path, names)
+    reader = open_own(str(images), str(WRITERS["csv"](tmp_path / "boxes", names)), "train")
+    drawn = [[entry.name for entry in draw(reader, count).entries] for count in (5, 5, 9, 99)]
+    assert drawn[0] == drawn[1] and set(drawn[0]) < set(drawn[2]) and [len(each) for each in drawn] == [5, 5, 9, 20]
+    assert drawn[0] == sorted(drawn[0]) != [entry.name for entry in reader.entries[:5]]
+    assert draw(reader, 5).identity == {**reader.identity, "draw": 5}
+    with pytest.raises(InputError, match="field: draw; found: 0"):
+        draw(reader, 0)
