@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from boxsup_dist.data.input_names import join_input_names, read_input_names
 from boxsup_dist.data.labels import open_labels
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import write_coco
@@ -39,8 +40,9 @@ class Settings:
     epoch: int | None = None
     """Epoch whose labels to export; the first is 1. Default: the last that has labels."""
     coco_annotations: tuple[str, ...] = ()
-    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
-    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
+    """COCO annotation files of the same images: the outputs take their image ids, file names and category ids. Not
+    set: those of the annotations that the records were built from. Where these have none: the numbers in COCO's file
+    names, for other images 1, 2, 3, ...; class ids."""
     undecided: Undecided = "ignore"
     """ignore: label maps as trained on, with 255 for undecided pixels. decided: these pixels get the chosen class."""
 
@@ -70,7 +72,9 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     mixture = inputs.mixture
     indices = _units_of_boxes(mixture)
     ids = _image_ids(mixture, indices)
-    names = coco_names(ids, inputs.class_names, settings.coco_annotations, have_source=True)
+    tables = dict.fromkeys(mixture.units[index].source.records.uri for index in indices)
+    kept = join_input_names([read_input_names(table) for table in tables])
+    names = coco_names(ids, inputs.class_names, settings.coco_annotations, have_source=True, kept=kept)
     labels = open_labels(files.labels(epoch))
     keep_identity(out, {"labels": files.labels(epoch), "undecided": settings.undecided})
     session.start()

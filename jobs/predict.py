@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ import tyro
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_needs
+from boxsup_dist.data.input_names import InputNames, read_input_names
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
@@ -66,8 +68,9 @@ class Settings:
     coco_json: bool = False
     """Also write coco.json: a COCO annotation file with the region of every class as run lengths."""
     coco_annotations: tuple[str, ...] = ()
-    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
-    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
+    """COCO annotation files of the same images: the outputs take their image ids, file names and category ids. Not
+    set: category ids are those of the annotations that the network was trained on, and so are the image ids of a
+    records table. Other images have the number in COCO's file names, or 1, 2, 3, ..."""
     turn_by_exif: bool = True
     """Rotate image files by their EXIF tag. Images of a records table stay as their annotations refer to them."""
     max_megapixels: float = 25.0
@@ -208,7 +211,10 @@ def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) 
         from boxsup_dist.runs.coco_names import coco_names
 
         items, is_table = [item.name for item in images.items], images.records is not None
-        names = coco_names(items, _class_names(trained), settings.coco_annotations, have_source=is_table)
+        class_names, category_ids = _class_names(trained)
+        known = read_input_names(images.records.uri).images if images.records is not None else {}
+        kept = InputNames(known, category_ids)
+        names = coco_names(items, class_names, settings.coco_annotations, have_source=is_table, kept=kept)
     if settings.submission is not None:
         check_distinct(images.items, lambda item: member_name(item.name), "would have the same name in the submission")
         if trained.spec.num_classes != len(VOC_CLASSES):
@@ -274,18 +280,25 @@ def _place(item: Item) -> str:
     return item.uri if item.where is None else f"{item.uri}: {item.name}"
 
 
-def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
-    """Names from the records that the network was trained on; if these are missing, VOC's names or numbers."""
+def _class_names(trained: TrainedNetwork) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    """Names of the classes, and category ids by name, from the records that the network was trained on.
+
+    If the records are missing: VOC's names or numbers, and no category ids.
+    """
     num_classes = trained.spec.num_classes
+    category_ids: Mapping[str, int] = {}
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
     try:
         config = read_config(run_dir)
-        names = open_table(config.sources[0].records, "records").classes
+        table = open_table(config.sources[0].records, "records")
+        names, category_ids = table.classes, read_input_names(table.uri).category_ids
     except UNREADABLE_NOW:
         raise
     except InputError:
         names = VOC_CLASSES
-    return names if len(names) == num_classes else tuple(f"class {i}" for i in range(num_classes))
+    if len(names) != num_classes:
+        names = tuple(f"class {i}" for i in range(num_classes))
+    return names, category_ids
 
 
 def main(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from boxsup_dist.data.input_names import InputNames
 from boxsup_dist.data.schema import VOC_CLASSES, Record
 
 # Number of images in each list, as published. COCO's lists are its files instances_*.json.
@@ -138,3 +139,4 @@ class Reader:
     read: Callable[[Any], Record]
     classes: tuple[str, ...] = field(default=VOC_CLASSES)  # background first
     published: int | None = None  # number of images of the split, as published; None: unknown
+    input_names: InputNames | None = None  # what the annotations call images and classes; None: as the records do
