@@ -19,7 +19,7 @@ from boxsup_dist.data.input_names import (
 )
 from boxsup_dist.data.schema import VOC_CLASSES, Record
 from boxsup_dist.errors import InputError, TableError
-from boxsup_dist.export.coco import CocoImage, class_regions, region, write_coco
+from boxsup_dist.export.coco import CocoImage, connected_regions, region, write_coco
 from boxsup_dist.export.images import ending_of
 from boxsup_dist.records import coco
 from boxsup_dist.runs.coco_names import coco_names
@@ -72,7 +72,7 @@ def test_pycocotools_loads_predictions_against_the_annotation_file(annotations: 
     images = []
     for record in records:
         assert record.gt_label_map is not None
-        regions = class_regions(decode_png(record.gt_label_map))
+        regions = connected_regions(decode_png(record.gt_label_map))
         images.append(CocoImage(record.image_id, ".jpg", record.height, record.width, regions))
     exported = str(tmp_path / "coco.json")
     write_coco(exported, images, names)
@@ -121,5 +121,5 @@ def test_names_of_several_tables_are_joined_and_a_damaged_file_is_one_line(tmp_p
     keep_input_names(str(tmp_path), first)
     assert read_input_names(str(tmp_path)) == first
     (tmp_path / "input_names.json").write_text('{"images": []}')
-    with pytest.raises(TableError, match="input_names.json"):
+    with pytest.raises(TableError, match="input_names"):
         read_input_names(str(tmp_path))
