@@ -1,8 +1,10 @@
-"""Export the label maps that an epoch trained on, as PNGs and COCO annotations.
+"""Export the masks that an epoch trained on: as PNGs with a legend, and in the formats of annotation tools.
 
-    python -m jobs.export_labels --run-dir R --out DIR --epoch 10
+    python -m jobs.export_labels --run-dir R --out DIR
+    python -m jobs.export_labels --run-dir R --out DIR --formats coco yolo labelme cvat
 
-It covers the images with box supervision. coco.json has the segment of every box, and why it was chosen.
+It covers the images with box supervision. Every box gives one object, with the ids and file names of the annotations
+that the boxes came from. coco.json also has why each segment was chosen.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from boxsup_dist.data.input_names import join_input_names, read_input_names
 from boxsup_dist.data.labels import open_labels
 from boxsup_dist.errors import InputError, SettingError
-from boxsup_dist.export.coco import write_coco
 from boxsup_dist.export.files import keep_identity
+from boxsup_dist.export.formats import Format, check_file_names, check_formats, write_formats
 from boxsup_dist.export.labels import Undecided
+from boxsup_dist.export.legend import write_legend
 from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import RunDir, run
@@ -35,14 +39,22 @@ class Settings:
 
     run_dir: RunDir
     out: str
-    """Folder or URI of label_maps/IMAGE_ID.png, coco.json and summary.json."""
+    """Folder or URI of label_maps/IMAGE_ID.png, legend.png, the formats and summary.json."""
     epoch: int | None = None
     """Epoch whose labels to export; the first is 1. Default: the last that has labels."""
+    formats: tuple[Format, ...] = ("coco",)
+    """Formats to write. coco: coco.json with run lengths. coco_polygons: coco_polygons.json. yolo: a folder yolo.
+    labelme: a folder labelme. cvat: cvat.xml, CVAT for images 1.1."""
     coco_annotations: tuple[str, ...] = ()
-    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
-    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
+    """COCO annotation files of the same images: the outputs take their image ids, file names and category ids. Not
+    set: those of the annotations that the records were built from. Where these have none: the numbers in COCO's file
+    names, for other images 1, 2, 3, ...; class ids."""
     undecided: Undecided = "ignore"
     """ignore: label maps as trained on, with 255 for undecided pixels. decided: these pixels get the chosen class."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        check_formats(self.formats)
 
 
 def export_labels(settings: Settings) -> dict[str, Any]:
@@ -54,6 +66,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     Raises:
         InputError: There is no such run or epoch, or two images would be written to one file.
     """
+    settings.check()
     config = read_config(settings.run_dir)
     from boxsup_dist.distributed import session
     from boxsup_dist.distributed.crashes import name_rows
@@ -70,7 +83,10 @@ def export_labels(settings: Settings) -> dict[str, Any]:
     mixture = inputs.mixture
     indices = _units_of_boxes(mixture)
     ids = _image_ids(mixture, indices)
-    names = coco_names(ids, inputs.class_names, settings.coco_annotations, have_source=True)
+    tables = dict.fromkeys(mixture.units[index].source.records.uri for index in indices)
+    kept = join_input_names([read_input_names(table) for table in tables])
+    names = coco_names(ids, inputs.class_names, settings.coco_annotations, have_source=True, kept=kept)
+    check_file_names(settings.formats, names)
     labels = open_labels(files.labels(epoch))
     keep_identity(out, {"labels": files.labels(epoch), "undecided": settings.undecided})
     session.start()
@@ -93,7 +109,8 @@ def export_labels(settings: Settings) -> dict[str, Any]:
                 meter.advance(len(part))
                 yield from part
 
-    num_boxes = write_coco(storage.join(out, "coco.json"), images(), names)
+    num_boxes = write_formats(out, settings.formats, images(), names)
+    write_legend(out, inputs.class_names)
     summary = {
         "run_dir": run_dir,
         "epoch": epoch,

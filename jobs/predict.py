@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +20,15 @@ import tyro
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_needs
+from boxsup_dist.data.input_names import InputNames, read_input_names
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
-from boxsup_dist.export.coco import CocoNames, write_coco
+from boxsup_dist.export.coco import CocoNames
 from boxsup_dist.export.files import Kind, finished_names, keep_identity
+from boxsup_dist.export.formats import OUTPUT_OF, Format, check_file_names, check_formats, write_formats
 from boxsup_dist.export.images import Images, Item, check_distinct, find_images
+from boxsup_dist.export.legend import write_legend
 from boxsup_dist.export.submission import Competition, member_name, write_submission
 from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
@@ -46,7 +50,7 @@ class Settings:
     images: str
     """Path or URI of a folder, a quoted pattern, an image, a text file with one path per line, or a records table."""
     out: str
-    """Folder or URI of label_maps/NAME.png, summary.json and the other outputs."""
+    """Folder or URI of label_maps/NAME.png, legend.png, summary.json and the other outputs."""
     run_dir: str | None = None
     """Run directory of a training: a folder or URI. Or set --checkpoint."""
     checkpoint: Annotated[
@@ -64,10 +68,14 @@ class Settings:
     submission: Competition | None = None
     """Also write comp5.tar.gz or comp6.tar.gz: the label maps in the layout of VOC's evaluation server."""
     coco_json: bool = False
-    """Also write coco.json: a COCO annotation file with the region of every class as run lengths."""
+    """Also write coco.json: as --formats coco."""
+    formats: tuple[Format, ...] = ()
+    """Also write the connected regions of every class as annotations. coco: coco.json with run lengths. coco_polygons:
+    coco_polygons.json. yolo: a folder yolo. labelme: a folder labelme. cvat: cvat.xml, CVAT for images 1.1."""
     coco_annotations: tuple[str, ...] = ()
-    """COCO annotation files of the same images: coco.json takes their image ids, file names and category ids. Not set:
-    the numbers in COCO's file names, for other images 1, 2, 3, ...; class ids."""
+    """COCO annotation files of the same images: the outputs take their image ids, file names and category ids. Not
+    set: category ids are those of the annotations that the network was trained on, and so are the image ids of a
+    records table. Other images have the number in COCO's file names, or 1, 2, 3, ..."""
     turn_by_exif: bool = True
     """Rotate image files by their EXIF tag. Images of a records table stay as their annotations refer to them."""
     max_megapixels: float = 25.0
@@ -83,10 +91,15 @@ class Settings:
             kinds.append("probabilities")
         return tuple(kinds)
 
+    def all_formats(self) -> tuple[Format, ...]:
+        """The formats, with that of `coco_json`."""
+        return tuple(dict.fromkeys((*(("coco",) if self.coco_json else ()), *self.formats)))
+
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
         self.prediction.check()
-        check_needs(self.coco_annotations or None, "coco_annotations", "coco_json", self.coco_json)
+        check_formats(self.formats)
+        check_needs(self.coco_annotations or None, "coco_annotations", "formats", bool(self.all_formats()))
         if self.run_dir is None and self.checkpoint is None:
             expected = "a run directory or a checkpoint: python -m jobs.train makes both"
             raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
@@ -134,7 +147,8 @@ def predict(settings: Settings) -> dict[str, Any]:
     failed = [outcome for outcome in outcomes if outcome.problem is not None]
     bad = {outcome.item.name for outcome in failed}
     if names is not None:
-        _write_coco(images, bad, names, out)
+        _write_formats(settings.all_formats(), images, bad, names, out)
+    write_legend(out, _class_names(trained)[0])
     good = [item.name for item in images.items if item.name not in bad]
     if settings.submission is not None:
         write_submission(out, settings.submission, good)
@@ -144,8 +158,8 @@ def predict(settings: Settings) -> dict[str, Any]:
     return summary
 
 
-def _write_coco(images: Images, bad: set[str], names: CocoNames, out: str) -> None:
-    """Write coco.json from the label maps of the images that are not bad."""
+def _write_formats(formats: Sequence[Format], images: Images, bad: set[str], names: CocoNames, out: str) -> None:
+    """Write annotations from the label maps of the images that are not bad."""
     from boxsup_dist.distributed import session
     from boxsup_dist.distributed.ordered import map_units
     from boxsup_dist.export.prediction import regions_unit
@@ -153,7 +167,7 @@ def _write_coco(images: Images, bad: set[str], names: CocoNames, out: str) -> No
     session.start()
     units = images.units(skipped=lambda item: item.name in bad)
     parts = map_units(regions_unit, units, out=out, records=images.records)
-    write_coco(storage.join(out, "coco.json"), (image for part in parts for image in part), names)
+    write_formats(out, formats, (image for part in parts for image in part), names)
 
 
 def _summary(
@@ -164,7 +178,7 @@ def _summary(
     outcomes: list[Outcome],
     failed: list[Outcome],
 ) -> dict[str, Any]:
-    outputs = [*settings.kinds(), *(["coco.json"] if settings.coco_json else [])]
+    outputs: list[str] = [*settings.kinds(), *(OUTPUT_OF[name] for name in settings.all_formats())]
     if settings.submission is not None:
         outputs.append(f"{settings.submission}.tar.gz")
     return {
@@ -198,17 +212,21 @@ def _find_network(settings: Settings) -> TrainedNetwork:
 
 
 def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> CocoNames | None:
-    """What images and classes are called in coco.json; None if it is not wanted.
+    """What images and classes are called in annotations; None if none are wanted.
 
     Raises:
         InputError: Some output cannot be made of these images; nothing is predicted yet.
     """
     names = None
-    if settings.coco_json:
+    if settings.all_formats():
         from boxsup_dist.runs.coco_names import coco_names
 
         items, is_table = [item.name for item in images.items], images.records is not None
-        names = coco_names(items, _class_names(trained), settings.coco_annotations, have_source=is_table)
+        class_names, category_ids = _class_names(trained)
+        known = read_input_names(images.records.uri).images if images.records is not None else {}
+        kept = InputNames(known, category_ids)
+        names = coco_names(items, class_names, settings.coco_annotations, have_source=is_table, kept=kept)
+        check_file_names(settings.all_formats(), names)
     if settings.submission is not None:
         check_distinct(images.items, lambda item: member_name(item.name), "would have the same name in the submission")
         if trained.spec.num_classes != len(VOC_CLASSES):
@@ -274,18 +292,25 @@ def _place(item: Item) -> str:
     return item.uri if item.where is None else f"{item.uri}: {item.name}"
 
 
-def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
-    """Names from the records that the network was trained on; if these are missing, VOC's names or numbers."""
+def _class_names(trained: TrainedNetwork) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    """Names of the classes, and category ids by name, from the records that the network was trained on.
+
+    If the records are missing: VOC's names or numbers, and no category ids.
+    """
     num_classes = trained.spec.num_classes
+    category_ids: Mapping[str, int] = {}
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
     try:
         config = read_config(run_dir)
-        names = open_table(config.sources[0].records, "records").classes
+        table = open_table(config.sources[0].records, "records")
+        names, category_ids = table.classes, read_input_names(table.uri).category_ids
     except UNREADABLE_NOW:
         raise
     except InputError:
         names = VOC_CLASSES
-    return names if len(names) == num_classes else tuple(f"class {i}" for i in range(num_classes))
+    if len(names) != num_classes:
+        names = tuple(f"class {i}" for i in range(num_classes))
+    return names, category_ids
 
 
 def main(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import InputError, MachineError, StorageError, decoding
-from boxsup_dist.export.coco import CocoImage, class_regions
+from boxsup_dist.export.coco import CocoImage, connected_regions
 from boxsup_dist.export.files import Kind, output_uri, write_outputs
 from boxsup_dist.export.images import Item, ending_of, read_image
 from boxsup_dist.io import storage
@@ -111,5 +111,5 @@ def regions_unit(unit: Sequence[Item], *, out: str, records: Table | None) -> li
         with decoding(item.name, uri):
             label_map = decode_png(storage.read_bytes(uri))
         height, width = label_map.shape
-        found.append(CocoImage(item.name, endings[item.name], height, width, class_regions(label_map)))
+        found.append(CocoImage(item.name, endings[item.name], height, width, connected_regions(label_map)))
     return found

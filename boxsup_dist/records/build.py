@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from boxsup_dist.data.input_names import keep_input_names
 from boxsup_dist.data.schema import VOC_CLASSES, Record, records_to_table
 from boxsup_dist.data.tables import MANIFEST, ShardInfo, Table
 from boxsup_dist.distributed import session
@@ -73,7 +74,7 @@ def build_records(
         return [entry.name for entry in _entries(reader, index, rows_per_shard)]
 
     exact = strict or expect_images is not None
-    return build_table(
+    table = build_table(
         out,
         "records",
         _identity(reader, rows_per_shard),
@@ -85,6 +86,9 @@ def build_records(
         num_cpus=num_cpus,
         check=lambda shards: check_skipped(shards, 0.0 if exact else max_skipped_share),
     )
+    if reader.input_names is not None:
+        keep_input_names(table.uri, reader.input_names)
+    return table
 
 
 def _identity(reader: Reader, rows_per_shard: int) -> dict[str, Any]:

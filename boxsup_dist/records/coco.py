@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import encode_png
+from boxsup_dist.data.input_names import InputImage, InputNames
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, VOC_NAME_OF_COCO, Record
 from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.io import storage
@@ -142,7 +143,16 @@ def open_splits(
         read=functools.partial(_read_entry, indexes[0].class_of, source, outside),
         classes=indexes[0].classes,
         published=None if only_with_objects else published_images([f"coco/{name}" for name in splits]),
+        input_names=InputNames(
+            {f"{source}/{entry.name}": InputImage(entry.image.id, entry.image.file_name) for entry in entries},
+            category_ids(indexes[0]),
+        ),
     )
+
+
+def category_ids(index: CocoIndex) -> dict[str, int]:
+    """The category id of each chosen class, by its name in the records."""
+    return {index.classes[class_id]: category for category, class_id in index.class_of.items() if class_id}
 
 
 def _read_entry(class_of: Mapping[int, int], source: str, outside: Outside, entry: CocoEntry) -> Record:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from boxsup_dist.data.input_names import InputNames
 from boxsup_dist.data.schema import VOC_CLASSES, Record
 from boxsup_dist.errors import SettingError
 
@@ -140,6 +141,7 @@ class Reader:
     read: Callable[[Any], Record]
     classes: tuple[str, ...] = field(default=VOC_CLASSES)  # background first
     published: int | None = None  # number of images of the split, as published; None: unknown
+    input_names: InputNames | None = None  # what the annotations call images and classes; None: as the records do
 
 
 def draw(reader: Reader, num_images: int) -> Reader:

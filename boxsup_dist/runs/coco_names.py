@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
+from boxsup_dist.data.input_names import InputNames
 from boxsup_dist.data.schema import BACKGROUND, VOC_NAME_OF_COCO
 from boxsup_dist.errors import InputError
 from boxsup_dist.export.coco import Category, CocoNames, ImagePlace
@@ -12,22 +13,30 @@ from boxsup_dist.records.coco import CocoIndex, read_index
 
 
 def coco_names(
-    names: Sequence[str], class_names: Sequence[str], annotations: Sequence[str], *, have_source: bool
+    names: Sequence[str],
+    class_names: Sequence[str],
+    annotations: Sequence[str],
+    *,
+    have_source: bool,
+    kept: InputNames | None = None,
 ) -> CocoNames:
     """What images and classes are called in an exported file.
 
     Args:
         names: The images: paths without ending, or image ids.
         class_names: Names of the C classes.
-        annotations: Annotation files whose ids and file names to use; the categories are those of the first. Empty: our
-            own.
+        annotations: Annotation files whose ids and file names to use; the categories are those of the first. Empty:
+            those in `kept`.
         have_source: As in `CocoNames.own`.
+        kept: What the input of the records calls images and classes. Where it does not name all of them, or two alike,
+            ids or file names are our own.
 
     Raises:
         InputError: An annotation file is bad, they lack an image or a class, or two images have the same id.
     """
     if not annotations:
-        return CocoNames.own(names, class_names, have_source=have_source)
+        own = CocoNames.own(names, class_names, have_source=have_source)
+        return own if kept is None else _with_input_names(own, kept)
     indexes = [read_index(file, "all") for file in annotations]
     image_of = {image.name: image for index in indexes for image in index.images}
     places = {}
@@ -45,6 +54,21 @@ def coco_names(
     if len({place.id for place in places.values()}) < len(places):
         raise InputError("two exported images have the same id", file=" + ".join(annotations), field="images.id")
     return CocoNames(places, _categories(class_names, indexes[0], annotations[0]))
+
+
+def _with_input_names(own: CocoNames, kept: InputNames) -> CocoNames:
+    """Our own names, replaced by those of the input where these are complete and distinct."""
+    places, categories = dict(own.images), dict(own.categories)
+    if all(name in kept.images for name in places):
+        images = {name: kept.images[name] for name in places}
+        if len({image.file_name for image in images.values()}) == len(places):
+            places = {name: ImagePlace(place.id, images[name].file_name, True) for name, place in places.items()}
+        ids = {name: image.id for name, image in images.items() if image.id is not None}
+        if len(set(ids.values())) == len(places):
+            places = {name: place._replace(id=ids[name]) for name, place in places.items()}
+    if all(category.name in kept.category_ids for category in categories.values()):
+        categories = {k: Category(kept.category_ids[c.name], c.name) for k, c in categories.items()}
+    return CocoNames(places, categories)
 
 
 def _categories(class_names: Sequence[str], index: CocoIndex, file: str) -> dict[int, Category]:

@@ -8,7 +8,7 @@ tests/unit/records/own/.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -44,6 +44,7 @@ class AnnotatedImage:
     left_out: Sequence[str] = ()  # one sentence per annotation that is no box
     problem: RecordError | None = None  # why the image cannot be used
     other_name: str = ""  # a second name to look for, where the first is that of the annotation file itself
+    id: int | None = None  # of the image in a file that lists images by ids, with `name` as that file has it
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Annotations:
     images: Sequence[AnnotatedImage]
     classes: tuple[str, ...] = field(default=())  # in the order of the format's own list; empty: it has none
     others_are_empty: bool = False  # the format means an image without an annotation as one without objects
+    category_ids: Mapping[str, int] = field(default_factory=dict)  # by class name; empty: the format has none
 
 
 def number(value: object, field_name: str) -> float:

@@ -17,7 +17,8 @@ def read(uri: str) -> Annotations:
         InputError: It is not such a file.
     """
     index = coco.read_index(uri, "all")
-    return Annotations("coco", [_image(image, index, uri) for image in index.images], index.classes[1:])
+    images = [_image(image, index, uri) for image in index.images]
+    return Annotations("coco", images, index.classes[1:], category_ids=coco.category_ids(index))
 
 
 def _image(image: coco.CocoImage, index: coco.CocoIndex, file: str) -> AnnotatedImage:
@@ -27,8 +28,8 @@ def _image(image: coco.CocoImage, index: coco.CocoIndex, file: str) -> Annotated
     except RecordError as error:
         problem = error.at(file=file)
         assert isinstance(problem, RecordError)
-        return AnnotatedImage(image.file_name, file, size=size, problem=problem)
-    return AnnotatedImage(image.file_name, file, boxes, size, left_out=image.left_out)
+        return AnnotatedImage(image.file_name, file, size=size, problem=problem, id=image.id)
+    return AnnotatedImage(image.file_name, file, boxes, size, left_out=image.left_out, id=image.id)
 
 
 def _box(annotation: dict[str, Any], index: coco.CocoIndex) -> Box:

@@ -40,7 +40,9 @@ def _image(item: ET.Element, file: str) -> AnnotatedImage:
     left_out = [f"a {tag} of the image is left out: only boxes and polygons are read" for tag in others]
     width, height = (item.get(key) for key in ("width", "height"))
     size = None if width is None or height is None else (int(number(width, place)), int(number(height, place)))
-    return AnnotatedImage(name, file, boxes, size, left_out=left_out)
+    number_of_image = item.get("id", "")
+    image_id = int(number_of_image) if number_of_image.isdecimal() else None
+    return AnnotatedImage(name, file, boxes, size, left_out=left_out, id=image_id)
 
 
 def _box(shape: ET.Element, where: str) -> Box:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.images import encode_png, exif_orientation, turned_by_exif
+from boxsup_dist.data.input_names import InputImage, InputNames
 from boxsup_dist.data.schema import IGNORE_INDEX, Record
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
@@ -43,6 +44,7 @@ class OwnEntry:
     file: str  # URI; "" if the image was not found
     annotation: AnnotatedImage
     split: str
+    path: str = ""  # of the file below the folder of images
 
     @property
     def left_out(self) -> Sequence[str]:
@@ -86,6 +88,7 @@ def open_own(
     entries = match(annotations, ImageFiles(images), split)
     classes = _classes(annotations)
     class_of = {name: class_id for class_id, name in enumerate(classes)}
+    category_ids = annotations.category_ids
     facts = [[e.name, [[b.class_name, b.corners] for b in e.annotation.boxes]] for e in entries]
     options: dict[str, Any] = {"outside": outside} if outside != "refuse" else {}
     return Reader(
@@ -97,7 +100,13 @@ def open_own(
         entries=entries,
         read=functools.partial(_read_entry, class_of, source, outside, relative),
         classes=classes,
+        input_names=InputNames({f"{source}/{e.name}": _input_image(e) for e in entries if e.file}, category_ids),
     )
+
+
+def _input_image(entry: OwnEntry) -> InputImage:
+    listed = entry.annotation.id is not None
+    return InputImage(entry.annotation.id, entry.annotation.name if listed else entry.path)
 
 
 def _classes(annotations: Annotations) -> tuple[str, ...]:
@@ -164,14 +173,14 @@ def match(annotations: Annotations, files: ImageFiles, split: str) -> list[OwnEn
             expected="one: join their boxes, or give each file of the same name its folder",
         )
     entries = [
-        OwnEntry(names[file], storage.join(files.folder, file), found[file][0], split)
+        OwnEntry(names[file], storage.join(files.folder, file), found[file][0], split, file)
         for file in files.names
         if file in found
     ]
     if annotations.others_are_empty:
         others = [file for file in files.names if file not in found]
         empty = [AnnotatedImage(file, storage.join(files.folder, file)) for file in others]
-        entries += [OwnEntry(names[e.name], e.file, e, split) for e in empty]
+        entries += [OwnEntry(names[e.name], e.file, e, split, e.name) for e in empty]
     entries += [OwnEntry(each.name or each.file, "", each, split) for each in lost]
     return sorted(entries, key=lambda entry: entry.name)
 

@@ -10,9 +10,16 @@ import pytest
 from pycocotools.coco import COCO
 
 from boxsup_dist.data.images import decode_png
+from boxsup_dist.data.input_names import (
+    InputImage,
+    InputNames,
+    join_input_names,
+    keep_input_names,
+    read_input_names,
+)
 from boxsup_dist.data.schema import VOC_CLASSES, Record
-from boxsup_dist.errors import InputError
-from boxsup_dist.export.coco import CocoImage, class_regions, region, write_coco
+from boxsup_dist.errors import InputError, TableError
+from boxsup_dist.export.coco import CocoImage, connected_regions, region, write_coco
 from boxsup_dist.export.images import ending_of
 from boxsup_dist.records import coco
 from boxsup_dist.runs.coco_names import coco_names
@@ -65,7 +72,7 @@ def test_pycocotools_loads_predictions_against_the_annotation_file(annotations: 
     images = []
     for record in records:
         assert record.gt_label_map is not None
-        regions = class_regions(decode_png(record.gt_label_map))
+        regions = connected_regions(decode_png(record.gt_label_map))
         images.append(CocoImage(record.image_id, ".jpg", record.height, record.width, regions))
     exported = str(tmp_path / "coco.json")
     write_coco(exported, images, names)
@@ -89,3 +96,30 @@ def test_an_annotation_file_of_other_images_or_classes_is_refused(annotations: s
         coco_names(["coco/other"], VOC_CLASSES, (annotations,), have_source=True)
     with pytest.raises(InputError, match="no category for the class dragon"):
         coco_names(["coco/000000000001"], ("background", "dragon"), (annotations,), have_source=True)
+
+
+def test_the_names_of_the_input_are_kept_where_they_are_complete_and_distinct():
+    kept = InputNames({"own/a": InputImage(40, "x/a.jpg"), "own/b": InputImage(7, "b.png")}, {"cat": 13, "kite": 10})
+    own, classes = ["own/a", "own/b"], ("background", "cat", "kite")
+    names = coco_names(own, classes, (), have_source=True, kept=kept)
+    assert [names.images[name] for name in own] == [(40, "x/a.jpg", True), (7, "b.png", True)]
+    assert names.categories == {1: (13, "cat"), 2: (10, "kite")}
+    other = coco_names([*own, "own/c"], (*classes, "new"), (), have_source=True, kept=kept)
+    assert other.images["own/b"] == (2, "b", False) and other.categories[1] == (1, "cat")
+    twice = InputNames(kept.images | {"own/b": InputImage(40, "b.png")})
+    assert coco_names(own, classes, (), have_source=True, kept=twice).images["own/b"] == (2, "b.png", True)
+
+
+def test_names_of_several_tables_are_joined_and_a_damaged_file_is_one_line(tmp_path):
+    first, second = (
+        InputNames({"a/1": InputImage(1, "1.jpg")}, {"cat": 3}),
+        InputNames({"b/1": InputImage(None, "1.png")}),
+    )
+    assert join_input_names([first, first]) == first
+    assert join_input_names([first, second]) == InputNames({**first.images, **second.images})
+    assert read_input_names(str(tmp_path)) == InputNames()
+    keep_input_names(str(tmp_path), first)
+    assert read_input_names(str(tmp_path)) == first
+    (tmp_path / "input_names.json").write_text('{"images": []}')
+    with pytest.raises(TableError, match="input_names"):
+        read_input_names(str(tmp_path))

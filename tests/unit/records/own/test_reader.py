@@ -49,6 +49,13 @@ def test_every_format_gives_the_same_boxes_and_classes(tmp_path, name):
     reader, found = records(images, WRITERS[name](tmp_path / "boxes", IMAGES))
     assert reader.classes == ("background", *classes_of(IMAGES))
     assert [record.image_id for record in found] == ["own/a/1", "own/b/1", "own/c", "own/d"]
+    kept = reader.input_names
+    assert [kept.images[record.image_id].file_name for record in found] == list(IMAGES)
+    first_id = {"coco": 10, "cvat": 0}.get(name)
+    assert [image.id for image in kept.images.values()] == [
+        None if first_id is None else first_id + n for n in range(4)
+    ]
+    assert kept.category_ids == ({"cat": 7, "traffic light": 10, "zebra": 13} if name == "coco" else {})
     for record, (_, boxes) in zip(found, IMAGES.values(), strict=True):
         assert [reader.classes[c] for c in record.class_ids] == [each for each, _ in boxes]
         expected = np.reshape([corners for _, corners in boxes], (-1, 4))
