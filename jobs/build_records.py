@@ -52,6 +52,8 @@ class Settings:
     """Own boxes: format of the annotations. Default: found out from the files."""
     relative: bool = False
     """Own boxes: read coordinates as shares of width and height (0 to 1) in a format that has pixels."""
+    masks: str | None = None
+    """Own boxes: masks of some or all images, as a folder of PNG label maps or a COCO file with segmentations."""
     voc_root: str | None = None
     """VOC: year folder (VOCdevkit/VOC2012), or a folder that holds only that. All roots may be paths or URIs."""
     sbd_root: str | None = None
@@ -92,7 +94,7 @@ class Settings:
 _ROOTS = ("images", "boxes", "voc_root", "sbd_root", "context_root", "coco_annotations", "coco_images")
 # The settings that name a data set, and the settings that only it has.
 _DATA_SETS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("images", "boxes"): ("box_format", "relative", "outside"),
+    ("images", "boxes"): ("box_format", "relative", "outside", "masks"),
     ("voc_root",): ("images_only", "outside"),
     ("sbd_root",): (),
     ("voc_root", "sbd_root"): (),
@@ -117,7 +119,7 @@ def open_reader(settings: Settings) -> Reader:
         raise SettingError(
             "no data set to read: name one by its roots", field="roots", value=", ".join(given) or None, expected=sets
         )
-    for name in ("box_format", "relative", "images_only", "outside", "classes", "only_with_objects"):
+    for name in ("box_format", "relative", "masks", "images_only", "outside", "classes", "only_with_objects"):
         if getattr(settings, name) != getattr(Settings, name) and name not in _DATA_SETS[given]:
             raise SettingError("has no effect on this data set", field=name, value=getattr(settings, name))
     if settings.images is not None and settings.boxes is not None:
@@ -129,6 +131,7 @@ def open_reader(settings: Settings) -> Reader:
             source=settings.source or "own",
             outside=settings.outside,
             relative=settings.relative,
+            masks=settings.masks,
         )
     if settings.coco_annotations is not None and settings.coco_images is not None:
         return coco.open_splits(

@@ -45,6 +45,9 @@ class Settings:
     box off and counts it."""
     relative: bool = False
     """Read coordinates as shares of width and height (0 to 1) in a format that has pixels."""
+    masks: str | None = None
+    """Masks of some of the images, as a folder of PNG label maps or a COCO file with segmentations. Training learns
+    from the masks where there are some, and from the boxes of all other images."""
     method: MethodName = "selective_search"
     """Proposal method."""
     held_out_share: float = 0.1
@@ -74,6 +77,8 @@ def main(settings: Settings) -> None:
     from boxsup_dist.runs import start
 
     table = open_table(records, "records")
+    if settings.masks is not None:
+        _check_masks(table)
     _look(table, out)
     if settings.look_only:
         return
@@ -88,7 +93,7 @@ def main(settings: Settings) -> None:
     print(f"{table.num_rows} images{kept}, {length}")
     started = time.monotonic()
     run_step("build_proposals", ["--records", records, "--method", settings.method, "--out", proposals])
-    tables = ["--records", records, "--proposals", proposals]
+    tables = _tables(settings, records, proposals)
     if held_out:
         tables += ["--val-records", held_out.uri, "--duplicates", "drop", "--evaluate-every", "1"]
     run_step("train", [*choice.arguments(), "--run-dir", run_dir, *tables, "--seed", str(settings.seed)])
@@ -104,10 +109,20 @@ def main(settings: Settings) -> None:
     print(f"masks of other images: python -m jobs.predict --run-dir {run_dir} --images FOLDER --out masks --overlays")
 
 
+def _tables(settings: Settings, records: str, proposals: str) -> list[str]:
+    """The arguments of jobs.train that name the tables."""
+    if settings.masks is None:
+        return ["--records", records, "--proposals", proposals]
+    others = f"records={records},supervision=box,proposals={proposals}"
+    return ["--records", records, "--supervision", "mask", "--also", others]
+
+
 def _records_arguments(settings: Settings, out: str) -> list[str]:
     arguments = ["--images", settings.images, "--boxes", settings.boxes, "--split", "train", "--out", out]
     if settings.box_format is not None:
         arguments += ["--box-format", settings.box_format]
+    if settings.masks is not None:
+        arguments += ["--masks", settings.masks]
     if settings.outside != "refuse":
         arguments += ["--outside", settings.outside]
     return [*arguments, "--relative"] if settings.relative else arguments
@@ -126,6 +141,17 @@ def _hold_out(settings: Settings, table: Table, uri: str) -> Table | None:
     run_step("build_records", [*_records_arguments(settings, uri), *some])
     found = open_table(uri, "records")
     return found if found.counts.get("boxes", 0) else None
+
+
+def _check_masks(table: Table) -> None:
+    """Say how many images have a mask; SettingError if all do, because nothing is left to learn from boxes."""
+    with_mask = table.counts.get("with_mask", 0)
+    print(f"training learns from the masks of {with_mask} images, and from the boxes of {table.num_rows - with_mask}")
+    if with_mask == table.num_rows:
+        command = f"python -m jobs.train mini --records {table.uri} --supervision mask --run-dir RUN"
+        raise SettingError(
+            "every image has a mask, no box is needed", field="masks", expected=f"leave it out, or {command}"
+        )
 
 
 def _look(table: Table, out: str) -> None:

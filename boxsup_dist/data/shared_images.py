@@ -14,7 +14,10 @@ from boxsup_dist.errors import InputError
 
 
 def find_duplicates(
-    records: Sequence[Table], val_records: Table | None, duplicates: Duplicates
+    records: Sequence[Table],
+    val_records: Table | None,
+    duplicates: Duplicates,
+    not_trained: Sequence[frozenset[int]] = (),
 ) -> list[frozenset[int]]:
     """Find the rows of each records table whose image an earlier table or the validation records also have.
 
@@ -22,9 +25,11 @@ def find_duplicates(
         records: Records tables of the training sources, in the order of the run.
         val_records: Records that the run evaluates on; None without an evaluation.
         duplicates: The setting `duplicates`: "drop" returns the rows, "refuse" raises if there are any.
+        not_trained: For each table the rows that its source does not train on; they count as absent. Empty: none.
 
     Returns:
-        For each table of `records` the row numbers to leave out of training, counted over the whole table.
+        For each table of `records` the row numbers to leave out of training, `not_trained` included, counted over the
+        whole table.
 
     Raises:
         InputError: If `duplicates` is "refuse" and two tables share an image; the message names up to five.
@@ -33,9 +38,12 @@ def find_duplicates(
     if val_records is not None:
         owner = {key: "val_records" for _, keys in _image_keys(val_records) for key in keys}
     left_out, shown = [], []
-    for table in records:
-        rows = set()
+    for index, table in enumerate(records):
+        absent = not_trained[index] if not_trained else frozenset()
+        rows = set(absent)
         for row, (image_id, keys) in enumerate(_image_keys(table)):
+            if row in absent:
+                continue
             others = [owner[key] for key in keys if key in owner]
             if others:
                 rows.add(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from boxsup_dist.config import SourceSettings, TrainConfig
@@ -107,12 +107,17 @@ def open_inputs(config: TrainConfig) -> Inputs:
             expected=f"the {len(classes)} of {sources[0].records.uri}",
         )
     network = network_spec(config.network, len(classes))
-    left_out = find_duplicates([source.records for source in sources], val_records, config.duplicates)
+    not_trained = _split_by_mask(sources)
+    left_out = find_duplicates([source.records for source in sources], val_records, config.duplicates, not_trained)
     power = config.optimizer.class_balance
     weights = balanced_weights(sources, power) if power else None
     mixture = Mixture(make_units(sources, left_out), config.assignment, config.augment, config.seed, weights)
-    measurable = (mixture.units[i].source.records for i in mixture.with_measurable_labels())
-    can_measure = any(records.counts.get("with_mask", 0) > 0 for records in measurable)
+    measurable = [mixture.units[i].source for i in mixture.with_measurable_labels()]
+    with_mask_source = _with_mask_source(sources)
+    can_measure = any(
+        source.records.counts.get("with_mask", 0) > 0 and source.records.uri not in with_mask_source
+        for source in measurable
+    )
     can_measure = config.measure_labels and can_measure
     inputs = Inputs(network, mixture, val_records, classes, can_measure, config.optimizer.global_batch_size)
     if inputs.num_images == 0:
@@ -138,20 +143,49 @@ def evaluates_boxes(records: Table) -> bool:
     return True
 
 
+def _with_mask_source(sources: Sequence[Source]) -> set[str]:
+    return {source.records.uri for source in sources if source.supervision == "mask"}
+
+
+def _split_by_mask(sources: Sequence[Source]) -> list[frozenset[int]]:
+    """Rows of each source that another source of the same records trains on.
+
+    Of two sources of one table, the one with the supervision mask has the records with a mask, the other one the rest.
+
+    Raises:
+        SettingError: A record has no mask, and mask is the only supervision of its table.
+    """
+    uris, with_mask_source = [source.records.uri for source in sources], _with_mask_source(sources)
+    rows: list[frozenset[int]] = []
+    for source in sources:
+        records, is_mask = source.records, source.supervision == "mask"
+        with_mask = records.counts.get("with_mask", 0)
+        is_shared = uris.count(records.uri) > 1 and records.uri in with_mask_source
+        if is_mask and with_mask < records.num_rows and not is_shared:
+            raise SettingError(
+                "mask supervision needs a ground-truth mask in every record",
+                file=records.uri,
+                field="supervision",
+                value=f"{with_mask} of {records.num_rows} records have one",
+                expected="all, or another supervision; or for the other records a second source of the same table: "
+                f"--also records={records.uri},supervision=box,proposals=URI",
+            )
+        has_mask = _rows_with_mask(records) if is_shared else frozenset()
+        rows.append(frozenset(range(records.num_rows)) - has_mask if is_shared and is_mask else has_mask)
+    return rows
+
+
+def _rows_with_mask(records: Table) -> frozenset[int]:
+    shards = records.read_shards(("gt_label_map",))
+    has_mask = [valid for shard in shards for valid in shard.column("gt_label_map").is_valid().to_pylist()]
+    return frozenset(row for row, valid in enumerate(has_mask) if valid)
+
+
 def _open_source(settings: SourceSettings) -> Source:
     records = open_table(settings.records, "records")
     partners = {}
     for name, uri in (("proposals", settings.proposals), ("label_maps", settings.label_maps)):
         partners[name] = open_table(uri, name) if uri is not None else None
-    with_mask = records.counts.get("with_mask", 0)
-    if settings.supervision == "mask" and with_mask < records.num_rows:
-        raise SettingError(
-            "mask supervision needs a ground-truth mask in every record",
-            file=records.uri,
-            field="supervision",
-            value=f"{with_mask} of {records.num_rows} records have one",
-            expected="all, or another supervision",
-        )
     found = partners["label_maps"]
     if found is not None and settings.supervision not in ("box", found.settings["method"]):
         raise SettingError(

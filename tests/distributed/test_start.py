@@ -57,3 +57,16 @@ def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys,
     assert label_map.any() and (out / "contact_sheet.jpg").exists() and (out / "run" / "report.html").exists()
     start.main(settings)
     assert "this run is finished" in capsys.readouterr().out
+
+
+def test_masks_of_some_images_train_with_the_boxes_of_the_others(tmp_path, ray_local, capsys):
+    images, boxes = write_photos(tmp_path)
+    for number in (1, 3):
+        instances = scene_of(0, "start", number).instances
+        (tmp_path / "masks" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray((instances > 0).astype(np.uint8)).save(tmp_path / "masks" / "a" / f"{number // 2}.png")
+    out = tmp_path / "out"
+    start.main(start.Settings(str(images), str(boxes), str(out), masks=str(tmp_path / "masks"), epochs=1))
+    assert "learns from the masks of 2 images, and from the boxes of 4" in capsys.readouterr().out
+    label_maps = sorted(str(path.relative_to(out / "masks" / "label_maps")) for path in out.glob("masks/**/*.png"))
+    assert label_maps == ["own/a/2.png", "own/b/0.png", "own/b/1.png", "own/b/2.png"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from boxsup_dist.records.coco_masks import paint_masks, read_mask
 from boxsup_dist.records.files import read_image
 from boxsup_dist.records.own.annotations import AnnotatedImage, Annotations, Box
 from boxsup_dist.records.own.formats import read_annotations
+from boxsup_dist.records.own.masks import DrawnMask, find_masks
 from boxsup_dist.records.own.matching import ImageFiles, image_names
 from boxsup_dist.records.reader import Reader
 from boxsup_dist.records.settings import BoxFormat, Outside
@@ -45,6 +46,7 @@ class OwnEntry:
     annotation: AnnotatedImage
     split: str
     path: str = ""  # of the file below the folder of images
+    mask: DrawnMask | None = None  # of the whole image, beside the boxes
 
     @property
     def left_out(self) -> Sequence[str]:
@@ -67,6 +69,7 @@ def open_own(
     source: str = "own",
     outside: Outside = "refuse",
     relative: bool = False,
+    masks: str | None = None,
 ) -> Reader:
     """Return the reader of a folder of images and their annotations.
 
@@ -79,18 +82,26 @@ def open_own(
         outside: What to do with a box or polygon that reaches more than 1 px beyond its image: "refuse" leaves the
             image out, "clip" cuts it off.
         relative: Read coordinates as shares of width and height (0 to 1) in a format that has pixels.
+        masks: Path or URI of the masks of some images, see masks.py; they are the ground truth of these images.
 
     Raises:
         InputError: The annotations cannot be read, none of their images is in the folder, a path means several images,
             two annotations mean one image, or a class has no name.
     """
     annotations = read_annotations(boxes, box_format)
-    entries = match(annotations, ImageFiles(images), split)
+    files = ImageFiles(images)
+    entries = match(annotations, files, split)
+    if masks is not None:
+        drawn = {storage.join(files.folder, name): mask for name, mask in find_masks(masks, files).items()}
+        entries = [replace(entry, mask=drawn.get(entry.file)) for entry in entries]
     classes = _classes(annotations)
     class_of = {name: class_id for class_id, name in enumerate(classes)}
     category_ids = annotations.category_ids
     facts = [[e.name, [[b.class_name, b.corners] for b in e.annotation.boxes]] for e in entries]
     options: dict[str, Any] = {"outside": outside} if outside != "refuse" else {}
+    if masks is not None:
+        facts_of_masks = [[e.name, e.mask.identity] for e in entries if e.mask is not None]
+        options["masks"] = fingerprint(facts_of_masks)
     return Reader(
         source=source,
         split=split,
@@ -230,6 +241,9 @@ def read_record(
     class_ids, crowd = [class_of[box.class_name] for box in kept], [box.crowd for box in kept]
     masks = [mask for _, mask, _ in read if mask is not None]
     has_masks = bool(masks) and len(masks) == len(kept)
+    label_map = encode_png(paint_masks((height, width), masks, class_ids, crowd)) if has_masks else None
+    if entry.mask is not None:
+        label_map = entry.mask.read(height, width, class_of)
     return Record(
         image_id=f"{source}/{entry.name}",
         source=source,
@@ -241,7 +255,7 @@ def read_record(
         class_ids=np.array(class_ids, np.int32),
         difficult=np.array([box.difficult for box in kept], bool),
         crowd=np.array(crowd, bool),
-        gt_label_map=encode_png(paint_masks((height, width), masks, class_ids, crowd)) if has_masks else None,
+        gt_label_map=label_map,
         instance_masks=[rle.encode(mask) for mask in masks] if has_masks else None,
         num_clipped=sum(is_clipped for _, _, is_clipped in read),
     )

@@ -1,13 +1,15 @@
 """A run continues only on the tables that it began with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from boxsup_dist.errors import InputError, TableError
+from boxsup_dist.config import SourceSettings
+from boxsup_dist.errors import InputError, SettingError, TableError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.runs.inputs import check_tables, keep_tables
+from boxsup_dist.runs.inputs import check_tables, keep_tables, open_inputs
 from boxsup_dist.runs.layout import RunFiles
 from tests.distributed import tiny
 
@@ -48,3 +50,23 @@ def test_a_damaged_file_is_named(tmp_path, run_dir, text):
     Path(RunFiles(run_dir).tables).write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"file: .*tables\.json"):
         check_tables(run_dir, {})
+
+
+def test_of_one_table_masks_train_where_there_are_some_and_boxes_elsewhere(tmp_path):
+    records = [tiny.make_record(i, "train", b"" if i % 3 == 0 else None) for i in range(8)]
+    table = tiny.write_records(tmp_path / "records", records)
+    proposals = tiny.write_proposals(tmp_path / "proposals", table, records)
+    masks, boxes = SourceSettings(table.uri, "mask"), SourceSettings(table.uri, "box", proposals.uri)
+    config = tiny.make_config(tmp_path, tmp_path / "run", sources=(masks, boxes), val_records=None, evaluate_every=0)
+    inputs = open_inputs(config)
+    trained = {"mask": [], "box": []}
+    for unit in inputs.mixture.units:
+        ids = unit.trained(unit.source.records.read(unit.where, ("image_id",))).column("image_id").to_pylist()
+        trained[unit.source.supervision] += ids
+    assert trained["mask"] == [records[i].image_id for i in (0, 3, 6)]
+    assert trained["box"] == [records[i].image_id for i in (1, 2, 4, 5, 7)]
+    assert not inputs.can_measure_labels, "no image with boxes is left whose mask is known"
+    with pytest.raises(SettingError, match=r"3 of 8 records have one.*--also records=.*,supervision=box,proposals=URI"):
+        open_inputs(replace(config, sources=(masks,)))
+    with pytest.raises(InputError, match="8 images are in two tables"):
+        open_inputs(replace(config, sources=(boxes, boxes)))
