@@ -10,9 +10,8 @@ then 1. It is 2 where a setting is wrong and nothing was done.
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -20,8 +19,7 @@ import tyro
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_needs
 from boxsup_dist.data.schema import VOC_CLASSES
-from boxsup_dist.data.tables import open_table
-from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
+from boxsup_dist.errors import SettingError
 from boxsup_dist.export.coco import CocoNames, write_coco
 from boxsup_dist.export.files import Kind, finished_names, keep_identity
 from boxsup_dist.export.images import Images, Item, check_distinct, find_images
@@ -30,7 +28,6 @@ from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import NumActors, Prediction, run
-from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import write_result
 
 if TYPE_CHECKING:
@@ -113,8 +110,10 @@ def predict(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     out = storage.absolute(settings.out)
     images = find_images(settings.images, out)
-    trained = _find_network(settings)
-    names = _check_outputs(settings, images, trained)
+    from boxsup_dist.runs.trained import find_network
+
+    trained, class_names = find_network(settings.run_dir, settings.checkpoint)
+    names = _check_outputs(settings, images, trained, class_names)
     identity = {
         "network": trained.fingerprint,
         "images": images.identity,
@@ -181,23 +180,9 @@ def _summary(
     }
 
 
-def _find_network(settings: Settings) -> TrainedNetwork:
-    """The network of a run directory, a checkpoint or an MLflow model."""
-    from boxsup_dist.model.trained import load_trained
-    from boxsup_dist.runs.checkpoints import BEST, best_checkpoint
-    from boxsup_dist.tracking import models
-
-    if settings.run_dir is not None and settings.checkpoint == BEST:
-        return load_trained(best_checkpoint(settings.run_dir))
-    uri = settings.checkpoint or settings.run_dir
-    assert uri is not None, "`check` has found one"
-    if not models.is_model_uri(uri):
-        return load_trained(uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        return replace(load_trained(models.fetch_checkpoint(uri, scratch)), uri=uri)
-
-
-def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> CocoNames | None:
+def _check_outputs(
+    settings: Settings, images: Images, trained: TrainedNetwork, class_names: tuple[str, ...]
+) -> CocoNames | None:
     """What images and classes are called in coco.json; None if it is not wanted.
 
     Raises:
@@ -208,7 +193,7 @@ def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) 
         from boxsup_dist.runs.coco_names import coco_names
 
         items, is_table = [item.name for item in images.items], images.records is not None
-        names = coco_names(items, _class_names(trained), settings.coco_annotations, have_source=is_table)
+        names = coco_names(items, class_names, settings.coco_annotations, have_source=is_table)
     if settings.submission is not None:
         check_distinct(images.items, lambda item: member_name(item.name), "would have the same name in the submission")
         if trained.spec.num_classes != len(VOC_CLASSES):
@@ -272,20 +257,6 @@ def _predict(
 
 def _place(item: Item) -> str:
     return item.uri if item.where is None else f"{item.uri}: {item.name}"
-
-
-def _class_names(trained: TrainedNetwork) -> tuple[str, ...]:
-    """Names from the records that the network was trained on; if these are missing, VOC's names or numbers."""
-    num_classes = trained.spec.num_classes
-    run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
-    try:
-        config = read_config(run_dir)
-        names = open_table(config.sources[0].records, "records").classes
-    except UNREADABLE_NOW:
-        raise
-    except InputError:
-        names = VOC_CLASSES
-    return names if len(names) == num_classes else tuple(f"class {i}" for i in range(num_classes))
 
 
 def main(settings: Settings) -> None:
