@@ -18,7 +18,16 @@ COMMANDS = {
         "verify",
     ),
     "train": ("demo", "train", "reproduce", "reassign"),
-    "use a trained network": ("evaluate", "tune_crf", "trimap", "figures", "predict", "export_labels", "export_model"),
+    "use a trained network": (
+        "evaluate",
+        "tune_crf",
+        "trimap",
+        "figures",
+        "predict",
+        "serve",
+        "export_labels",
+        "export_model",
+    ),
     "use a cluster": ("calibrate", "plan", "submit"),
     "maintain": ("bench", "drill", "results_page"),
 }

@@ -14,8 +14,10 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.errors import CheckpointError, InputError, SettingError
 from boxsup_dist.model import checkpoint
-from boxsup_dist.model.inference import predict_probs
+from boxsup_dist.model.inference import predict_log_probs, predict_probs
 from tests.networks import build_network
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     network = build_network("timm:test_resnet", 3, "none", output_stride=16)
     torch.nn.init.normal_(network.score.weight, std=1.0)
+    log_probs = predict_log_probs(network.eval(), IMAGE)
+    network.score.bias.data -= torch.from_numpy(np.median(log_probs, axis=(1, 2)))  # so that several win
     folder = str(tmp_path_factory.mktemp("run"))
     checkpoint.save(folder, checkpoint.CheckpointState(1, 0, 0, network.spec, network.state_dict()))
     return folder
@@ -32,9 +36,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def network(saved: str) -> api.Network:
     return api.load_network(saved)
-
-
-IMAGE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
 
 
 def test_a_network_predicts_what_the_stage_predicts(network: api.Network) -> None:

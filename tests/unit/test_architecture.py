@@ -55,6 +55,7 @@ RAY_FILES = {
     "boxsup_dist.runs.console",
     "boxsup_dist.runs.events",
     "boxsup_dist.runs.networks",
+    "boxsup_dist.runs.serving",
     "boxsup_dist.runs.start",
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and
