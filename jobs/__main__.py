@@ -25,6 +25,7 @@ COMMANDS = {
         "compare_measures",
         "figures",
         "predict",
+        "serve",
         "export_labels",
         "export_model",
     ),

@@ -10,10 +10,9 @@ then 1. It is 2 where a setting is wrong and nothing was done.
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -22,8 +21,7 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_needs
 from boxsup_dist.data.input_names import InputNames, read_input_names
 from boxsup_dist.data.schema import VOC_CLASSES
-from boxsup_dist.data.tables import open_table
-from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
+from boxsup_dist.errors import SettingError
 from boxsup_dist.export.coco import CocoNames
 from boxsup_dist.export.files import Kind, finished_names, keep_identity
 from boxsup_dist.export.formats import OUTPUT_OF, Format, check_file_names, check_formats, write_formats
@@ -34,13 +32,13 @@ from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import NumActors, Prediction, run
-from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import write_result
 
 if TYPE_CHECKING:
     from boxsup_dist.distributed.pool import NetworkPool
     from boxsup_dist.export.prediction import Outcome
     from boxsup_dist.model.trained import TrainedNetwork
+    from boxsup_dist.runs.trained import NamedNetwork
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,11 @@ def predict(settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     out = storage.absolute(settings.out)
     images = find_images(settings.images, out)
-    trained = _find_network(settings)
-    names = _check_outputs(settings, images, trained)
+    from boxsup_dist.runs.trained import find_network
+
+    network = find_network(settings.run_dir, settings.checkpoint)
+    trained = network.trained
+    names = _check_outputs(settings, images, network)
     identity = {
         "network": trained.fingerprint,
         "images": images.identity,
@@ -148,7 +149,7 @@ def predict(settings: Settings) -> dict[str, Any]:
     bad = {outcome.item.name for outcome in failed}
     if names is not None:
         _write_formats(settings.all_formats(), images, bad, names, out)
-    write_legend(out, _class_names(trained)[0])
+    write_legend(out, network.class_names)
     good = [item.name for item in images.items if item.name not in bad]
     if settings.submission is not None:
         write_submission(out, settings.submission, good)
@@ -195,23 +196,7 @@ def _summary(
     }
 
 
-def _find_network(settings: Settings) -> TrainedNetwork:
-    """The network of a run directory, a checkpoint or an MLflow model."""
-    from boxsup_dist.model.trained import load_trained
-    from boxsup_dist.runs.checkpoints import BEST, best_checkpoint
-    from boxsup_dist.tracking import models
-
-    if settings.run_dir is not None and settings.checkpoint == BEST:
-        return load_trained(best_checkpoint(settings.run_dir))
-    uri = settings.checkpoint or settings.run_dir
-    assert uri is not None, "`check` has found one"
-    if not models.is_model_uri(uri):
-        return load_trained(uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        return replace(load_trained(models.fetch_checkpoint(uri, scratch)), uri=uri)
-
-
-def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) -> CocoNames | None:
+def _check_outputs(settings: Settings, images: Images, network: NamedNetwork) -> CocoNames | None:
     """What images and classes are called in annotations; None if none are wanted.
 
     Raises:
@@ -222,19 +207,18 @@ def _check_outputs(settings: Settings, images: Images, trained: TrainedNetwork) 
         from boxsup_dist.runs.coco_names import coco_names
 
         items, is_table = [item.name for item in images.items], images.records is not None
-        class_names, category_ids = _class_names(trained)
         known = read_input_names(images.records.uri).images if images.records is not None else {}
-        kept = InputNames(known, category_ids)
-        names = coco_names(items, class_names, settings.coco_annotations, have_source=is_table, kept=kept)
+        kept = InputNames(known, network.category_ids)
+        names = coco_names(items, network.class_names, settings.coco_annotations, have_source=is_table, kept=kept)
         check_file_names(settings.all_formats(), names)
     if settings.submission is not None:
         check_distinct(images.items, lambda item: member_name(item.name), "would have the same name in the submission")
-        if trained.spec.num_classes != len(VOC_CLASSES):
+        if network.trained.spec.num_classes != len(VOC_CLASSES):
             raise SettingError(
                 "the evaluation server knows only VOC's classes",
-                file=trained.uri,
+                file=network.trained.uri,
                 field="submission",
-                value=f"{trained.spec.num_classes} classes",
+                value=f"{network.trained.spec.num_classes} classes",
                 expected=str(len(VOC_CLASSES)),
             )
     return names
@@ -290,27 +274,6 @@ def _predict(
 
 def _place(item: Item) -> str:
     return item.uri if item.where is None else f"{item.uri}: {item.name}"
-
-
-def _class_names(trained: TrainedNetwork) -> tuple[tuple[str, ...], Mapping[str, int]]:
-    """Names of the classes, and category ids by name, from the records that the network was trained on.
-
-    If the records are missing: VOC's names or numbers, and no category ids.
-    """
-    num_classes = trained.spec.num_classes
-    category_ids: Mapping[str, int] = {}
-    run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
-    try:
-        config = read_config(run_dir)
-        table = open_table(config.sources[0].records, "records")
-        names, category_ids = table.classes, read_input_names(table.uri).category_ids
-    except UNREADABLE_NOW:
-        raise
-    except InputError:
-        names = VOC_CLASSES
-    if len(names) != num_classes:
-        names = tuple(f"class {i}" for i in range(num_classes))
-    return names, category_ids
 
 
 def main(settings: Settings) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from boxsup_dist import api
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data import tables
@@ -223,6 +224,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
     chosen = {(row["image_id"], row["box_index"]): row for row in labels.read_all().to_pylist()}
     assert (summary["epoch"], summary["num_images"], summary["num_boxes"]) == (2, tiny.NUM_TRAIN, len(chosen))
     assert len(label_maps(tmp_path)) == tiny.NUM_TRAIN
+    of_library = dict(api.read_labels(run_dir, 2))
     num_undecided = 0
     for index in mixture.with_supervision("box"):
         unit = mixture.units[index]
@@ -231,6 +233,7 @@ def test_exported_labels_are_what_the_epoch_trained_on(ray_local, run_dir, tmp_p
             expected = paint(record)
             stored = (tmp_path / "label_maps" / f"{record.image_id}.png").read_bytes()
             assert np.array_equal(decode_png(stored), expected)
+            assert undecided == "decided" or np.array_equal(of_library[record.image_id], expected)
             annotations = coco.loadAnns(coco.getAnnIds([id_of[f"{record.image_id.removeprefix('tiny/')}.jpg"]]))
             assert len(annotations) == len(record.boxes_xyxy)
             for k, annotation in enumerate(annotations):

@@ -23,6 +23,7 @@ MAY_IMPORT["model"] = MAY_IMPORT["distributed"] = MAY_IMPORT["reporting"] = {"da
 MAY_IMPORT |= {part: {"model", "distributed", *MAY_IMPORT["model"]} for part in {*STAGES, "tracking"}}
 MAY_IMPORT["mlflow_model"] = {"tracking"}  # the old name of tracking.models, which published models hold
 MAY_IMPORT["runs"] = {*STAGES, "tracking", "reporting", *MAY_IMPORT["tracking"]}
+MAY_IMPORT["api"] = {"runs", *MAY_IMPORT["runs"]}
 # Third-party packages of the parts that everybody imports.
 FEW_PACKAGES: dict[str, set[str]] = {
     "errors": set(),
@@ -54,6 +55,7 @@ RAY_FILES = {
     "boxsup_dist.runs.console",
     "boxsup_dist.runs.events",
     "boxsup_dist.runs.networks",
+    "boxsup_dist.runs.serving",
     "boxsup_dist.runs.start",
 }
 # Calls that a module may make when it is imported, besides those of its own classes: they make constants, types and

@@ -13,6 +13,7 @@ from boxsup_dist.model.checkpoint import CheckpointState
 from boxsup_dist.model.networks import build_network
 from boxsup_dist.runs.checkpoints import find_checkpoint
 from boxsup_dist.runs.history import HistoryEntry, best_epoch, write_history
+from boxsup_dist.runs.trained import find_network
 from jobs import predict, submit
 from tests import networks
 
@@ -73,9 +74,7 @@ def test_predict_needs_the_run_whose_best_it_shall_use(tmp_path: Path) -> None:
     best = checkpoint.save(str(tmp_path), state)
     save(tmp_path, 2)
     write(tmp_path, 41.0, 40.0)
-    assert (
-        predict._find_network(predict.Settings("photos", "out", run_dir=str(tmp_path), checkpoint="best")).uri == best
-    )
+    assert find_network(str(tmp_path), "best").trained.uri == best
 
 
 def test_a_cluster_is_not_asked_for_the_path_of_the_best() -> None:

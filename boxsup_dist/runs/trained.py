@@ -1,0 +1,73 @@
+"""A trained network and the names of its classes, by run directory, checkpoint or MLflow model; without Ray."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from boxsup_dist.data.input_names import read_input_names
+from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.tables import open_table
+from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
+from boxsup_dist.model import checkpoint
+from boxsup_dist.model.trained import TrainedNetwork, load_trained
+from boxsup_dist.runs.checkpoints import BEST, best_checkpoint
+from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.tracking import models
+
+
+class NamedNetwork(NamedTuple):
+    """A trained network, and the name of each of its classes; class 0 is the background."""
+
+    trained: TrainedNetwork
+    class_names: tuple[str, ...]
+    category_ids: Mapping[str, int]
+    """Category ids of the classes in the annotations that it was trained on, by name; {} if they are not known."""
+
+
+def find_network(run_dir: str | None, choice: str | None) -> NamedNetwork:
+    """The network that a command uses.
+
+    Args:
+        run_dir: Run directory of a training, or None.
+        choice: "best" (of `run_dir`), a checkpoint, a run directory for its newest one, or an MLflow model. None: the
+            newest checkpoint of `run_dir`.
+
+    Raises:
+        SettingError: Neither is set, or "best" without a run directory.
+        InputError: There is no such model or no whole checkpoint.
+    """
+    uri = choice or run_dir
+    if uri is None:
+        expected = "a run directory or a checkpoint: python -m jobs.train makes both"
+        raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
+    if uri == BEST:
+        if run_dir is None:
+            raise SettingError("the best checkpoint of which run?", field="run_dir", expected="set it, too")
+        uri = best_checkpoint(run_dir)
+    if not models.is_model_uri(uri):
+        trained = load_trained(uri)
+        return _named(trained)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = models.fetch_checkpoint(uri, scratch)
+        trained = replace(load_trained(folder), uri=uri)
+        return NamedNetwork(trained, tuple(checkpoint.load(folder).extra[models.CLASS_NAMES]), {})
+
+
+def _named(trained: TrainedNetwork) -> NamedNetwork:
+    """With the names of the records that a run's network was trained on; if these are missing, VOC's or numbers."""
+    num_classes = trained.spec.num_classes
+    run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
+    category_ids: Mapping[str, int] = {}
+    try:
+        table = open_table(read_config(run_dir).sources[0].records, "records")
+        names, category_ids = table.classes, read_input_names(table.uri).category_ids
+    except UNREADABLE_NOW:
+        raise
+    except InputError:
+        names = VOC_CLASSES
+    if len(names) != num_classes:
+        names = tuple(f"class {i}" for i in range(num_classes))
+    return NamedNetwork(trained, names, category_ids)
