@@ -75,6 +75,7 @@ def label_evolution_figure(
     prediction: NDArray[np.uint8] | None,
     gt_label_map: NDArray[np.uint8] | None = None,
     class_names: Sequence[str] = (),
+    headline: str = "",
 ) -> bytes:
     """One image: with its boxes, its label map at several epochs, the prediction, the ground truth.
 
@@ -88,6 +89,7 @@ def label_evolution_figure(
         prediction: Label map (H, W); None leaves the panel out.
         gt_label_map: Label map (H, W); None leaves the panel out.
         class_names: Names for the legend; a class without a name is shown by its number.
+        headline: Text above all panels.
 
     Returns:
         The PNG file.
@@ -100,6 +102,8 @@ def label_evolution_figure(
     down, across = _rows_and_columns(len(panels), PHOTOS_ACROSS)
     height = PHOTO_INCHES * min(max(image.shape[0] / image.shape[1], 0.4), 1.6)
     figure = new_figure(PHOTO_INCHES * across, (height + 0.25) * down + 0.3)
+    if headline:
+        figure.suptitle(headline, fontsize=9, x=0.01, ha="left")
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()

@@ -104,7 +104,7 @@ def run_url(server: Server, run_id: str) -> str:
     [
         ("", ["seen-in-the-browser", "Finished", "mean_iou", "train_loss", "optimizer.lr", "0.01", "run_dir"]),
         ("/artifacts", ["report.html", "figures", "config.json", "summary.json"]),
-        ("/artifacts/figures", ["example-tiny"]),
+        ("/artifacts/figures", ["worst-1-tiny"]),
     ],
     ids=["overview", "artifacts", "figures"],
 )
