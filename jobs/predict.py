@@ -23,7 +23,7 @@ from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
 from boxsup_dist.export.coco import CocoNames, write_coco
-from boxsup_dist.export.files import Kind, finished_names, keep_identity
+from boxsup_dist.export.files import Kind, finished_names, keep_identity, write_legend
 from boxsup_dist.export.images import Images, Item, check_distinct, find_images
 from boxsup_dist.export.submission import Competition, member_name, write_submission
 from boxsup_dist.io import storage
@@ -58,7 +58,7 @@ class Settings:
     ] = None
     prediction: Prediction = field(default_factory=PredictionSettings)
     overlays: bool = False
-    """Also write overlays/NAME.jpg: the image, half covered by its label map."""
+    """Also write overlays/NAME.jpg: the image under its label map, with the colours in overlays/legend.png."""
     probabilities: bool = False
     """Also write probabilities/NAME.npz: probs, float16 (C, H, W), compressed."""
     submission: Competition | None = None
@@ -122,6 +122,8 @@ def predict(settings: Settings) -> dict[str, Any]:
         "turn_by_exif": settings.turn_by_exif,
     }
     keep_identity(out, identity)
+    if settings.overlays:
+        write_legend(out, _class_names(trained))
     finished = finished_names(out, settings.kinds())
     units = images.units(skipped=lambda item: item.name in finished)
     outcomes: list[Outcome] = []
@@ -246,6 +248,7 @@ def _predict(
         settings=settings.prediction,
         turn_by_exif=settings.turn_by_exif,
         max_pixels=round(settings.max_megapixels * 1e6),
+        class_names=_class_names(trained),
     )
     alone: list[list[Item]] = []  # the images of units that ended their process, each a unit now
 

@@ -2,27 +2,31 @@
 
 OUT/export.json              what the outputs were made from, written first; a call that differs is refused
 OUT/label_maps/NAME.png      class ids as a palette PNG in VOC's colours
-OUT/overlays/NAME.jpg        the image, blended with the colours of its label map
+OUT/overlays/NAME.jpg        the image under the colours and contours of its label map
+OUT/overlays/legend.png      the colour of every class, with its name
+OUT/overlays/legend.json     the same for programs: class name -> "#rrggbb"
 OUT/probabilities/NAME.npz   probs, float16 (C, H, W)
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from boxsup_dist.data.palette import encode_palette_png, voc_palette
-from boxsup_dist.data.schema import BACKGROUND
+from boxsup_dist.data.palette import class_palette, encode_palette_png
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.reporting.overlay import overlay
 
 Kind = Literal["label_maps", "overlays", "probabilities"]
 ENDING_OF: dict[Kind, str] = {"label_maps": ".png", "overlays": ".jpg", "probabilities": ".npz"}
+LEGEND = "legend"  # names no image's overlay: that is a .jpg
+_LINE_PX, _NARROWEST_PX = 26, 120
 _IDENTITY = "export.json"
 
 
@@ -80,7 +84,12 @@ def finished_names(out: str, kinds: tuple[Kind, ...]) -> set[str]:
 
 
 def write_outputs(
-    out: str, name: str, kinds: tuple[Kind, ...], image: NDArray[np.uint8], probs: NDArray[np.float32]
+    out: str,
+    name: str,
+    kinds: tuple[Kind, ...],
+    image: NDArray[np.uint8],
+    probs: NDArray[np.float32],
+    class_names: Sequence[str] = (),
 ) -> NDArray[np.uint8]:
     """Write the outputs of one image.
 
@@ -90,6 +99,7 @@ def write_outputs(
         kinds: The outputs to write.
         image: RGB (H, W, 3).
         probs: The network's probabilities (C, H, W).
+        class_names: Names of the classes, for the colours of overlays; () takes VOC's colours.
 
     Returns:
         The label map (H, W).
@@ -97,7 +107,7 @@ def write_outputs(
     label_map: NDArray[np.uint8] = probs.argmax(0).astype(np.uint8)
     encode = {
         "label_maps": lambda: encode_palette_png(label_map),
-        "overlays": lambda: encode_overlay(image, label_map),
+        "overlays": lambda: encode_overlay(image, label_map, class_names),
         "probabilities": lambda: encode_probs(probs),
     }
     for kind in kinds:
@@ -105,17 +115,30 @@ def write_outputs(
     return label_map
 
 
-def encode_overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> bytes:
-    """JPEG of an image (H, W, 3), blended half and half with the colours of its label map (H, W).
-
-    Background pixels show the image alone.
-    """
-    colours = voc_palette()[label_map]
-    blended = ((image.astype(np.uint16) + colours) // 2).astype(np.uint8)
+def encode_overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8], class_names: Sequence[str] = ()) -> bytes:
+    """JPEG of an image (H, W, 3) under its label map (H, W), in the colours of the classes."""
     buffer = io.BytesIO()
-    shown = np.where((label_map == BACKGROUND)[..., None], image, blended)
-    Image.fromarray(shown).save(buffer, format="JPEG", quality=90)
+    drawn = overlay(image, label_map, class_palette(class_names))
+    Image.fromarray(drawn).save(buffer, format="JPEG", quality=90)
     return buffer.getvalue()
+
+
+def write_legend(out: str, class_names: Sequence[str]) -> None:
+    """Write the colours of the overlays in a folder of outputs, as a picture and as JSON."""
+    colours = class_palette(class_names)[: len(class_names)].tolist()
+    codes = {name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in zip(class_names, colours, strict=True)}
+    storage.write_json(storage.join(out, "overlays", f"{LEGEND}.json"), codes)
+    font = ImageFont.load_default(14)
+    width = max([_NARROWEST_PX, *(int(font.getlength(name)) + 50 for name in class_names)])
+    picture = Image.new("RGB", (width, _LINE_PX * len(class_names) + 8), "white")
+    pen = ImageDraw.Draw(picture)
+    for row, (name, colour) in enumerate(zip(class_names, colours, strict=True)):
+        top = 4 + row * _LINE_PX
+        pen.rectangle((8, top + 4, 30, top + 20), fill=tuple(colour), outline="#808080")
+        pen.text((40, top + 3), name, fill="black", font=font)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    storage.write_bytes(storage.join(out, "overlays", f"{LEGEND}.png"), buffer.getvalue())
 
 
 def encode_probs(probs: NDArray[np.float32]) -> bytes:

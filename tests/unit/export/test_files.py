@@ -1,6 +1,7 @@
 """Output files: what they hold, which images are done, the submission's layout, the COCO annotation file."""
 
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from boxsup_dist.data.images import decode_png
-from boxsup_dist.data.palette import encode_palette_png, voc_palette
+from boxsup_dist.data.palette import class_palette, encode_palette_png, voc_palette
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export import coco, files, submission
 from boxsup_dist.io import storage
@@ -52,7 +53,21 @@ def test_an_overlay_leaves_the_background_as_it_is():
     label_map[:, 16:] = 15
     overlay = np.asarray(Image.open(io.BytesIO(files.encode_overlay(np.full((16, 32, 3), 100, np.uint8), label_map))))
     assert np.abs(overlay[:, :8].astype(int) - 100).max() < 5
-    assert np.abs(overlay[:, 24:].astype(int) - (146, 114, 114)).max() < 5
+    assert np.abs(overlay[:, 24:].astype(int) - (141, 113, 113)).max() < 5
+    own = files.encode_overlay(np.full((16, 32, 3), 100, np.uint8), label_map, ["background", *"abcdefghijklmnop"])
+    expected = 0.55 * 100 + 0.45 * class_palette(["background", "a"])[15]
+    assert np.abs(np.asarray(Image.open(io.BytesIO(own)))[:, 26:] - expected).max() < 12
+
+
+def test_the_legend_names_every_class_in_its_colour(tmp_path):
+    names = ("background", "mug", "a <long> name that needs room")
+    files.write_legend(str(tmp_path), names)
+    codes = json.loads((tmp_path / "overlays/legend.json").read_text())
+    assert list(codes) == list(names) and codes["background"] == "#000000"
+    picture = np.asarray(Image.open(tmp_path / "overlays/legend.png"))
+    for name, colour in zip(names, class_palette(names), strict=False):
+        assert (picture == colour).all(2).any(), name
+        assert codes[name] == "#" + bytes(colour.tolist()).hex()
 
 
 def test_a_folder_keeps_to_one_kind_of_outputs(tmp_path):
