@@ -20,6 +20,7 @@ import tyro
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_needs
 from boxsup_dist.data.input_names import InputNames, read_input_names
+from boxsup_dist.data.palette import class_palette, voc_palette
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export.coco import CocoNames
@@ -60,7 +61,7 @@ class Settings:
     ] = None
     prediction: Prediction = field(default_factory=PredictionSettings)
     overlays: bool = False
-    """Also write overlays/NAME.jpg: the image, half covered by its label map."""
+    """Also write overlays/NAME.jpg: the image under its label map, with the colours in overlays/legend.png."""
     probabilities: bool = False
     """Also write probabilities/NAME.npz: probs, float16 (C, H, W), compressed."""
     submission: Competition | None = None
@@ -136,6 +137,9 @@ def predict(settings: Settings) -> dict[str, Any]:
         "turn_by_exif": settings.turn_by_exif,
     }
     keep_identity(out, identity)
+    write_legend(out, network.class_names, voc_palette())
+    if settings.overlays:
+        write_legend(storage.join(out, "overlays"), network.class_names, class_palette(network.class_names))
     finished = finished_names(out, settings.kinds())
     units = images.units(skipped=lambda item: item.name in finished)
     outcomes: list[Outcome] = []
@@ -149,7 +153,6 @@ def predict(settings: Settings) -> dict[str, Any]:
     bad = {outcome.item.name for outcome in failed}
     if names is not None:
         _write_formats(settings.all_formats(), images, bad, names, out)
-    write_legend(out, network.class_names)
     good = [item.name for item in images.items if item.name not in bad]
     if settings.submission is not None:
         write_submission(out, settings.submission, good)
@@ -248,6 +251,7 @@ def _predict(
         settings=settings.prediction,
         turn_by_exif=settings.turn_by_exif,
         max_pixels=round(settings.max_megapixels * 1e6),
+        class_names=_class_names(trained),
     )
     alone: list[list[Item]] = []  # the images of units that ended their process, each a unit now
 

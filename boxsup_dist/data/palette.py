@@ -1,12 +1,15 @@
-"""The VOC colour map: the colours in which label maps are shown, and the palette of a VOC devkit's mask PNGs."""
+"""Colours of the classes: VOC's colour map, which is also the palette of a devkit's mask PNGs, and those of others."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, VOC_CLASSES
 
 
 def voc_palette() -> NDArray[np.uint8]:
@@ -34,6 +37,21 @@ def bright_colours(count: int) -> NDArray[np.uint8]:
     strength = np.where(np.arange(count) % 2, 0.55, 0.95)  # of the colour: every second one is paler
     waves = np.abs((hues[:, None] * 6 + (0, 4, 2)) % 6 - 3) - 1
     colours: NDArray[np.uint8] = np.round(255 * (1 - strength[:, None] * (1 - np.clip(waves, 0, 1)))).astype(np.uint8)
+    return colours
+
+
+def class_palette(class_names: Sequence[str] = ()) -> NDArray[np.uint8]:
+    """Return the RGB colour in which each class id is shown, (256, 3): background black, ignored pixels white.
+
+    Args:
+        class_names: Names by class id, background first. VOC's 21 classes, or () for unknown ones, have VOC's colours;
+            all others have `bright_colours`, as on the contact sheet.
+    """
+    if not class_names or tuple(class_names) == VOC_CLASSES:
+        colours = voc_palette()
+    else:
+        colours = bright_colours(256)
+    colours[[BACKGROUND, IGNORE_INDEX]] = [[0], [255]]
     return colours
 
 

@@ -2,24 +2,26 @@
 
 OUT/export.json              what the outputs were made from, written first; a call that differs is refused
 OUT/label_maps/NAME.png      class ids as a palette PNG in VOC's colours
-OUT/overlays/NAME.jpg        the image, blended with the colours of its label map
+OUT/overlays/NAME.jpg        the image under the colours and contours of its label map
+OUT/overlays/legend.png      the colour of every class, with its name
+OUT/overlays/legend.json     the same for programs; OUT/legend.png and .json have the colours of the label maps
 OUT/probabilities/NAME.npz   probs, float16 (C, H, W)
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxsup_dist.data.palette import encode_palette_png, voc_palette
-from boxsup_dist.data.schema import BACKGROUND
+from boxsup_dist.data.palette import class_palette, encode_palette_png
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
+from boxsup_dist.reporting.overlay import overlay
 
 Kind = Literal["label_maps", "overlays", "probabilities"]
 ENDING_OF: dict[Kind, str] = {"label_maps": ".png", "overlays": ".jpg", "probabilities": ".npz"}
@@ -80,7 +82,12 @@ def finished_names(out: str, kinds: tuple[Kind, ...]) -> set[str]:
 
 
 def write_outputs(
-    out: str, name: str, kinds: tuple[Kind, ...], image: NDArray[np.uint8], probs: NDArray[np.float32]
+    out: str,
+    name: str,
+    kinds: tuple[Kind, ...],
+    image: NDArray[np.uint8],
+    probs: NDArray[np.float32],
+    class_names: Sequence[str] = (),
 ) -> NDArray[np.uint8]:
     """Write the outputs of one image.
 
@@ -90,6 +97,7 @@ def write_outputs(
         kinds: The outputs to write.
         image: RGB (H, W, 3).
         probs: The network's probabilities (C, H, W).
+        class_names: Names of the classes, for the colours of overlays; () takes VOC's colours.
 
     Returns:
         The label map (H, W).
@@ -97,7 +105,7 @@ def write_outputs(
     label_map: NDArray[np.uint8] = probs.argmax(0).astype(np.uint8)
     encode = {
         "label_maps": lambda: encode_palette_png(label_map),
-        "overlays": lambda: encode_overlay(image, label_map),
+        "overlays": lambda: encode_overlay(image, label_map, class_names),
         "probabilities": lambda: encode_probs(probs),
     }
     for kind in kinds:
@@ -105,16 +113,11 @@ def write_outputs(
     return label_map
 
 
-def encode_overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> bytes:
-    """JPEG of an image (H, W, 3), blended half and half with the colours of its label map (H, W).
-
-    Background pixels show the image alone.
-    """
-    colours = voc_palette()[label_map]
-    blended = ((image.astype(np.uint16) + colours) // 2).astype(np.uint8)
+def encode_overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8], class_names: Sequence[str] = ()) -> bytes:
+    """JPEG of an image (H, W, 3) under its label map (H, W), in the colours of the classes."""
     buffer = io.BytesIO()
-    shown = np.where((label_map == BACKGROUND)[..., None], image, blended)
-    Image.fromarray(shown).save(buffer, format="JPEG", quality=90)
+    drawn = overlay(image, label_map, class_palette(class_names))
+    Image.fromarray(drawn).save(buffer, format="JPEG", quality=90)
     return buffer.getvalue()
 
 

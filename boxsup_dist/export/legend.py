@@ -1,31 +1,37 @@
-"""The legend of a folder of label maps: OUT/legend.json for programs, OUT/legend.png for people."""
+"""The legend of a folder of label maps or overlays: legend.json for programs, legend.png for people."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from boxsup_dist.data.palette import voc_palette
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.io import storage
 
 _ROW_PX, _SWATCH_PX, _FONT_PX, _ROWS = 28, 44, 16, 25  # a column has at most 25 classes
 
 
-def write_legend(out: str, class_names: Sequence[str]) -> None:
-    """Write value, name and colour of every class, and of ignored pixels, as the PNGs of label maps have them.
+def write_legend(out: str, class_names: Sequence[str], palette: NDArray[np.uint8]) -> None:
+    """Write value, name and colour of every class, and of ignored pixels.
 
     Args:
-        out: Folder or URI of the label maps' folder.
+        out: Folder or URI to write to.
         class_names: Names of the C classes; class 0 is the background.
+        palette: RGB colour of every class id, (256, 3).
     """
-    colours = voc_palette().tolist()
+    import matplotlib
+
+    colours = palette.tolist()
     named = [*enumerate(class_names), (IGNORE_INDEX, "ignored")]
     entries = [{"value": value, "name": name, "colour": colours[value]} for value, name in named]
     storage.write_json(storage.join(out, "legend.json"), entries)
-    font = ImageFont.load_default(_FONT_PX)
+    # Pillow's own font has ASCII only; class names are the user's.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _FONT_PX)
     texts = [f"{value}  {name}" for value, name in named]
     column_px = _SWATCH_PX + 24 + int(max(font.getlength(text) for text in texts))
     columns, rows = -(-len(texts) // _ROWS), min(len(texts), _ROWS)

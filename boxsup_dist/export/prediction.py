@@ -27,6 +27,7 @@ class PredictionJob:
     settings: PredictionSettings
     turn_by_exif: bool  # rotate files by their EXIF tag; never images of a table, whose annotation fits them as stored
     max_pixels: int  # larger images are skipped
+    class_names: tuple[str, ...] = ()  # for the colours of overlays
 
 
 class Outcome(NamedTuple):
@@ -66,7 +67,7 @@ def predict_unit(
             outcomes.append(Outcome(item, str(error)))
             continue
         probs = predict_probs(network, image, job.settings)
-        label_map = write_outputs(job.out, item.name, job.kinds, image, probs)
+        label_map = write_outputs(job.out, item.name, job.kinds, image, probs, job.class_names)
         outcomes.append(Outcome(item, is_background=not label_map.any()))
     return outcomes
 

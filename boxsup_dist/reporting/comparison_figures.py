@@ -1,7 +1,7 @@
 """Pictures that compare runs, as PNG bytes: grids of label maps, IoU by class, confusion, curves.
 
-Runs differ by colour (Okabe and Ito's palette, safe for colour-blind readers) and by hatch or marker. Label maps have
-VOC's colours, which colour-blind readers confuse: the names of the classes are written on the regions.
+Runs differ by colour (Okabe and Ito's palette, safe for colour-blind readers) and by hatch or marker. Colour-blind
+readers confuse the colours of label maps: the names of the classes are written on the regions.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def image_grid_figure(
             axes.set_axis_off()
             if panel is None:
                 continue
-            axes.imshow(panel if panel.ndim == 3 else colour(panel), interpolation="nearest")
+            axes.imshow(panel if panel.ndim == 3 else colour(panel, class_names), interpolation="nearest")
             if panel.ndim == 2:
                 present |= set(np.unique(panel).tolist())
                 _name_regions(axes, panel, class_names)

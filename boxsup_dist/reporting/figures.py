@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxsup_dist.data.palette import voc_palette
+from boxsup_dist.data.palette import class_palette
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
-from boxsup_dist.reporting.words import STAGES
+from boxsup_dist.reporting.overlay import overlay
+from boxsup_dist.reporting.words import METRICS, STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,21 +28,30 @@ DPI = 110
 CURVES_ACROSS = 3
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")  # Okabe, Ito
 
-# Panels of the curves figure: title, {key of the history: legend}, factor. The history has IoUs in percent, shares in
-# 0..1.
-CURVES: tuple[tuple[str, dict[str, str], float], ...] = (
-    ("Training loss", {"train_loss": "loss"}, 1.0),
-    ("Mean IoU (%)", {"mean_iou": "validation", "label_mean_iou": "label maps"}, 1.0),
+PHOTO_INCHES = 3.4  # side of a panel of an example: three fill the page of a report
+PHOTOS_ACROSS = 3
+
+Panel = tuple[str, dict[str, str], float]
+"""Title, {key of the history: legend}, factor. The history has IoUs in percent, shares in 0..1."""
+
+QUALITY: tuple[Panel, ...] = (
+    ("Mean IoU (%)", {"mean_iou": "validation images", "label_mean_iou": "label maps"}, 1.0),
     ("Box score (%)", {"box_score": "box score", "box_iou": "IoU of boxes", "box_recall": "boxes found"}, 1.0),
     ("Predicted outside every box (%)", {"outside_share": "pixels"}, 100.0),
     ("Foreground pixels (%)", {"foreground_share": "predicted", "label_foreground_share": "label maps"}, 100.0),
     ("Boxes whose segment changed (%)", {"share_changed": "changed"}, 100.0),
-    ("Mean costs of the chosen segments", {"mean_overlap_cost": "overlap", "mean_regression_cost": "regression"}, 1.0),
-    ("Boxes without a candidate (%)", {"share_without_candidate": "boxes"}, 100.0),
+    ("Training loss", {"train_loss": "loss"}, 1.0),
+)
+SPEED: tuple[Panel, ...] = (
     ("Images per second", {"images_per_s": "rate"}, 1.0),
-    ("Training (s)", {"train_s": "steps", "first_batch_s": "first batch", "gap_s": "pause before it"}, 1.0),
     ("Wait for later batches (% of the steps)", {"wait_share": "wait"}, 100.0),
 )
+INTERNALS: tuple[Panel, ...] = (
+    ("Mean costs of the chosen segments", {"mean_overlap_cost": "overlap", "mean_regression_cost": "regression"}, 1.0),
+    ("Boxes without a candidate (%)", {"share_without_candidate": "boxes"}, 100.0),
+    ("Training (s)", {"train_s": "steps", "first_batch_s": "first batch", "gap_s": "pause before it"}, 1.0),
+)
+CURVES = (*QUALITY, *SPEED, *INTERNALS)
 NOT_DRAWN = {"epoch", "num_images", "num_without_ground_truth"}  # the same in every epoch
 STACKED = "seconds"  # a mapping of stages to their duration
 
@@ -53,34 +63,10 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
     return Figure(figsize=(width_inches, height_inches), dpi=DPI, layout="constrained")
 
 
-def shown_palette() -> NDArray[np.uint8]:
-    """VOC's colour of every class id, RGB (256, 3), with white for IGNORE_INDEX."""
-    palette = voc_palette()
-    palette[IGNORE_INDEX] = 255
-    return palette
-
-
-def colour(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A label map (H, W) as RGB (H, W, 3)."""
-    colours: NDArray[np.uint8] = shown_palette()[label_map]
+def colour(label_map: NDArray[np.uint8], class_names: Sequence[str] = ()) -> NDArray[np.uint8]:
+    """A label map (H, W) as RGB (H, W, 3), in the colours of its classes."""
+    colours: NDArray[np.uint8] = class_palette(class_names)[label_map]
     return colours
-
-
-def outline_boxes(
-    image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32]
-) -> NDArray[np.uint8]:
-    """A copy of the image, uint8 (H, W, 3), with a frame in its class's colour along the inside of every box."""
-    outlined, palette = image.copy(), shown_palette()
-    height, width = image.shape[:2]
-    for box, class_id in zip(boxes_xyxy, class_ids, strict=True):
-        x0, y0 = np.clip(np.floor(box[:2]), 0, (width, height)).astype(int).tolist()
-        x1, y1 = np.clip(np.ceil(box[2:]), 0, (width, height)).astype(int).tolist()
-        for frame_px, frame_colour in ((3, 255), (2, palette[class_id])):  # a white rim separates dark from dark
-            inner = np.s_[y0 + frame_px : max(y1 - frame_px, 0), x0 + frame_px : max(x1 - frame_px, 0)]
-            content = outlined[inner].copy()
-            outlined[y0:y1, x0:x1] = frame_colour
-            outlined[inner] = content
-    return outlined
 
 
 def label_evolution_figure(
@@ -91,8 +77,11 @@ def label_evolution_figure(
     prediction: NDArray[np.uint8] | None,
     gt_label_map: NDArray[np.uint8] | None = None,
     class_names: Sequence[str] = (),
+    headline: str = "",
 ) -> bytes:
-    """One image in a row: with its boxes, its label map at several epochs, the prediction, the ground truth.
+    """One image: with its boxes, its label map at several epochs, the prediction, the ground truth.
+
+    Label maps lie over the photo with contours, three panels in a row.
 
     Args:
         image: RGB (H, W, 3).
@@ -102,47 +91,43 @@ def label_evolution_figure(
         prediction: Label map (H, W); None leaves the panel out.
         gt_label_map: Label map (H, W); None leaves the panel out.
         class_names: Names for the legend; a class without a name is shown by its number.
+        headline: Text above all panels.
 
     Returns:
         The PNG file.
     """
-    panels = [("image and boxes", image), *((title, colour(label_map)) for title, label_map in label_maps)]
-    panels += [
-        (title, colour(label_map))
-        for title, label_map in (("prediction", prediction), ("ground truth", gt_label_map))
-        if label_map is not None
-    ]
-    height = PANEL_INCHES * min(max(image.shape[0] / image.shape[1], 0.4), 1.6)
-    figure = new_figure(PANEL_INCHES * len(panels), height + 0.55)
-    grid = np.atleast_1d(figure.subplots(1, len(panels)))
-    for axes, (title, picture) in zip(grid, panels, strict=True):
+    colours = class_palette(class_names)
+    maps = [*label_maps, ("prediction", prediction), ("ground truth", gt_label_map)]
+    shown = [(title, label_map) for title, label_map in maps if label_map is not None]
+    panels = [("image and boxes", overlay(image, None, colours, boxes=boxes_xyxy, box_classes=class_ids))]
+    panels += [(title, overlay(image, label_map, colours)) for title, label_map in shown]
+    down, across = _rows_and_columns(len(panels), PHOTOS_ACROSS)
+    height = PHOTO_INCHES * min(max(image.shape[0] / image.shape[1], 0.4), 1.6)
+    figure = new_figure(PHOTO_INCHES * across, (height + 0.25) * down + 0.3)
+    if headline:
+        figure.suptitle(headline, fontsize=9, x=0.01, ha="left")
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (title, picture) in zip(grid, panels, strict=False):
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(title, fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    _draw_boxes(grid[0], boxes_xyxy, class_ids)
-    maps = [label_map for _, label_map in label_maps] + [m for m in (prediction, gt_label_map) if m is not None]
-    present = {int(c) for label_map in maps for c in np.unique(label_map)} | {int(c) for c in class_ids}
+    present = {int(c) for _, label_map in shown for c in np.unique(label_map)} | {int(c) for c in class_ids}
     draw_legend(figure, sorted(present - {BACKGROUND}), class_names)
     return png(figure)
 
 
-def _draw_boxes(axes: Axes, boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32]) -> None:
-    from matplotlib.patches import Rectangle
-
-    palette = shown_palette() / 255.0
-    for (x0, y0, x1, y1), class_id in zip(boxes_xyxy, class_ids, strict=True):
-        # Pixel i covers i-0.5..i+0.5 in imshow. A white rim keeps dark colours visible on dark images.
-        corner, width, height = (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0
-        for line_width, edge in ((3.0, (1.0, 1.0, 1.0)), (1.6, tuple(palette[class_id]))):
-            axes.add_patch(Rectangle(corner, width, height, fill=False, linewidth=line_width, edgecolor=edge))
+def _rows_and_columns(count: int, most_across: int) -> tuple[int, int]:
+    """The grid of `count` panels; four of them are two rows of two, not a row of three and one alone."""
+    across = 2 if count == 4 else min(count, most_across)
+    return math.ceil(count / across), across
 
 
 def draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
     """Patches below all panels; a class without a name is shown by its number."""
     from matplotlib.patches import Patch
 
-    palette = shown_palette() / 255.0
+    palette = class_palette(class_names) / 255.0
     names = [
         "ignored" if c == IGNORE_INDEX else class_names[c] if c < len(class_names) else f"class {c}" for c in class_ids
     ]
@@ -154,43 +139,65 @@ def draw_legend(figure: Figure, class_ids: Sequence[int], class_names: Sequence[
         figure.legend(handles=patches, loc="outside lower left", ncols=8, fontsize=8, frameon=False)
 
 
-def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
+def curves_figure(history: Sequence[Mapping[str, Any]], panels: Sequence[Panel]) -> bytes | None:
     """Curves of the numbers in a run's history over its epochs.
 
     Args:
-        history: The metrics of each epoch, with the key `epoch`. Known keys share panels (CURVES); another number gets
-            a panel of its own; the mapping `seconds` becomes stacked bars. A value that is missing or not finite has no
-            point, and the line continues at the next one. [] gives an empty picture.
+        history: The metrics of each epoch, with the key `epoch`. A value that is missing or not finite has no point,
+            and the line continues at the next one.
+        panels: What to draw. A panel is left out unless one of its metrics has two epochs of different value.
 
     Returns:
-        The PNG file.
+        The PNG file; None if no metric has a curve.
     """
-    panels = _curve_panels(history)
-    has_stack = any(isinstance(row.get(STACKED), Mapping) for row in history)
-    count = max(len(panels) + has_stack, 1)
-    across = min(count, CURVES_ACROSS)
-    figure = new_figure(3.9 * across, 2.7 * math.ceil(count / across))
-    grid = list(np.atleast_1d(figure.subplots(math.ceil(count / across), across)).ravel())
+    shown = [(title, _drawn(history, keys), factor) for title, keys, factor in panels]
+    shown = [panel for panel in shown if any(_is_curve(history, key) for key in panel[1])]
+    if not shown:
+        return None
+    down, across = _rows_and_columns(len(shown), CURVES_ACROSS)
+    figure = new_figure(3.9 * across, 2.7 * down)
+    grid = list(figure.subplots(down, across, squeeze=False).ravel())
     epochs = [row.get("epoch", i) for i, row in enumerate(history, 1)]
-    for axes, (title, keys, factor) in zip(grid, panels, strict=False):
+    for axes, (title, keys, factor) in zip(grid, shown, strict=False):
         _draw_curves(axes, epochs, history, keys, factor)
         finish_axes(axes, title, epochs)
-    if has_stack:
-        _draw_stack(grid[len(panels)], epochs, [row.get(STACKED) or {} for row in history])
-        finish_axes(grid[len(panels)], "Stages around the training (s)", epochs)
-    for axes in grid[len(panels) + has_stack :]:
+    for axes in grid[len(shown) :]:
         axes.set_axis_off()
     return png(figure)
 
 
-def _curve_panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str], float]]:
-    present = {
-        key: None for row in history for key, value in row.items() if key not in NOT_DRAWN and number(value) is not None
-    }
-    panels = [(t, {k: name for k, name in keys.items() if k in present}, factor) for t, keys, factor in CURVES]
-    known = {key for _, keys, _ in CURVES for key in keys}
-    others = [(key.replace("_", " "), {key: key}, 1.0) for key in present if key not in known]
-    return [panel for panel in panels if panel[1]] + others
+def stages_figure(history: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Stacked bars of the seconds of the stages around the training; None for fewer than two epochs that have them."""
+    rows = [row[STACKED] if isinstance(row.get(STACKED), Mapping) else {} for row in history]
+    if sum(bool(row) for row in rows) < 2:
+        return None
+    figure = new_figure(5.2, 3.0)
+    axes = figure.subplots()
+    epochs = [row.get("epoch", i) for i, row in enumerate(history, 1)]
+    _draw_stack(axes, epochs, rows)
+    finish_axes(axes, "Stages around the training (s)", epochs)
+    return png(figure)
+
+
+def other_panels(history: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], list[Panel]]:
+    """Panels of the numbers that CURVES lacks: measures of quality, which words.py knows, and the rest."""
+    known = NOT_DRAWN | {key for _, keys, _ in CURVES for key in keys}
+    found = [k for k in dict.fromkeys(k for row in history for k in row) if k not in known]
+    numbers = [key for key in found if any(number(row.get(key)) is not None for row in history)]
+    named: list[Panel] = [(_titled(METRICS[k][0]), {k: k}, METRICS[k][1]) for k in numbers if k in METRICS]
+    return named, [(_titled(k.replace("_", " ")), {k: k}, 1.0) for k in numbers if k not in METRICS]
+
+
+def _titled(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _drawn(history: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> dict[str, str]:
+    return {key: name for key, name in keys.items() if any(number(row.get(key)) is not None for row in history)}
+
+
+def _is_curve(history: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return len({value for row in history if (value := number(row.get(key))) is not None}) > 1
 
 
 def number(value: Any) -> float | None:
@@ -227,7 +234,7 @@ def finish_axes(axes: Axes, title: str, epochs: Sequence[int]) -> None:
 
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel("epoch", fontsize=8)
-    axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
+    axes.set_xlim(min(epochs, default=1) - 0.5, max(epochs, default=1) + 0.5)
     axes.tick_params(labelsize=7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_axisbelow(True)

@@ -1,6 +1,7 @@
 """One self-contained HTML page of a run: no scripts, no links to the outside, readable in light and dark.
 
-Known metrics are named in words (words.py), others by their keys. IoUs are in percent in the values, shares 0..1.
+Quality comes first, then pictures, then speed; what only a developer asks is folded away. Known metrics are named in
+words (words.py), others by their keys. IoUs are in percent in the values, shares 0..1.
 """
 
 from __future__ import annotations
@@ -14,14 +15,29 @@ from typing import Any
 from urllib.parse import quote
 
 from boxsup_dist.progress import format_duration
-from boxsup_dist.reporting.figures import curves_figure, iou_bars_figure, number
+from boxsup_dist.reporting.figures import (
+    INTERNALS,
+    QUALITY,
+    SPEED,
+    curves_figure,
+    iou_bars_figure,
+    number,
+    other_panels,
+    stages_figure,
+)
 from boxsup_dist.reporting.html import render
 from boxsup_dist.reporting.text_table import format_value
 from boxsup_dist.reporting.words import ACTIVITIES, METRICS, RESULTS
 
 MAX_FIGURES = 24  # embedded; the others are named
+MAX_SIMILAR = 6  # warnings in one box; the others are counted
+LEFT_OUT = "left out: "  # how the warning of a record begins
+GROUPS = {"worst": "Worst images", "best": "Best images", "": "Example images"}
+"""First part of the name of a picture -> the headline above it; see runs/examples."""
 Card = tuple[str, str]
 """What it shows, and the caption below."""
+Warned = tuple[list[str], str]
+"""What happened, and what to do about it."""
 Cell = tuple[str, bool]
 """Text, and whether it is a number."""
 
@@ -49,48 +65,81 @@ def render_report(
         parts: Links to the reports of the runs below this directory, relative to it.
         confusion: Picture of the confusion matrix, PNG bytes.
     """
-    last = history[-1] if history else {}
     columns = _columns(history)
+    named, unknown = other_panels(history)
     results = {key: value for key, value in summary.items() if key not in ("iou", "data", "warnings", "config", "time")}
     return render(
         "page",
         title=title,
         name=title.rstrip("/").rpartition("/")[2],
-        cards=list(_cards(summary, last)),
-        warnings=list(_warnings(summary, history)),
+        cards=list(_cards(summary, history)),
+        facts=list(_facts(summary, history)),
+        warnings=_warnings(summary, history),
         parts=[(part.rpartition("/")[0], quote(part)) for part in parts],
-        curves=_base64(curves_figure(history)) if history else None,
-        figures=[(_caption(name), _base64(png)) for name, png in figures],
+        curves=_picture(curves_figure(history, [*QUALITY, *named])),
+        figures=_grouped(figures),
         left_out=list(left_out),
-        iou_bars=_iou_bars(summary.get("iou") or last.get("iou")),
-        confusion=_base64(confusion) if confusion else None,
+        iou_bars=_iou_bars(summary.get("iou") or _newest(history, "iou")),
+        confusion=_picture(confusion),
+        time=list(_time_rows(summary.get("time"))),
+        speed=_picture(curves_figure(history, SPEED)),
+        internals=_picture(curves_figure(history, [*INTERNALS, *unknown])),
+        stages=_picture(stages_figure(history)),
         epoch_columns=[METRICS[key][0] if key in METRICS else key.replace("_", " ") for key in columns],
         epochs=[[_cell(_in_unit(key, row.get(key))) for key in columns] for row in history],
-        time=list(_time_rows(summary.get("time"))),
         results=_leaves({RESULTS.get(key, key): value for key, value in results.items()}),
         data=_leaves(summary.get("data") or {}),
         config=_leaves(config),
     )
 
 
-def _cards(summary: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[Card]:
-    for part, value in _numbers(summary.get("mean_iou", last.get("mean_iou"))):
+def _cards(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[Card]:
+    """Measures of quality, the most important first."""
+    for part, value in _numbers(summary.get("mean_iou", _newest(history, "mean_iou"))):
         yield f"{value:.1f} %", f"mean IoU: {part}" if part else "mean IoU on the validation images"
-    for _, value in _numbers(summary.get("box_score", last.get("box_score"))):
+    for _, value in _numbers(summary.get("box_score", _newest(history, "box_score"))):
         yield f"{value:.1f} %", "box score on the validation images, which have no masks"
-    for part, value in _numbers(summary.get("label_mean_iou", last.get("label_mean_iou"))):
+    for key in (key for _, keys, _ in other_panels(history)[0] for key in keys):
+        words, factor = METRICS[key]
+        for _, value in _numbers(_newest(history, key)):
+            percent = words.endswith(" (%)")
+            yield f"{factor * value:.1f} %" if percent else format_value(factor * value), words.removesuffix(" (%)")
+    for part, value in _numbers(summary.get("label_mean_iou", _newest(history, "label_mean_iou"))):
         words = {"first": "first epoch", "last": "last epoch"}.get(part, part)
         yield f"{value:.1f} %", f"mean IoU of the label maps: {words}" if part else "mean IoU of the label maps"
-    for key, caption in (("foreground_share", "predicted"), ("label_foreground_share", "of the label maps")):
-        for _, value in _numbers(last.get(key)):
-            yield f"{100 * value:.1f} %", f"foreground {caption} in the last epoch"
-    for key, caption in (("num_images", "training images"), ("epochs", "epochs")):
-        for _, value in _numbers(summary.get(key)):
-            yield format_value(value if value % 1 else int(value)), caption
+    for key, caption in (("foreground_share", "as predicted"), ("label_foreground_share", "in the label maps")):
+        for _, value in _numbers(_newest(history, key)):
+            yield f"{100 * value:.1f} %", f"foreground pixels {caption}"
+
+
+def _facts(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the run was, in one line: images, epochs, time."""
+    for value, caption in (
+        (summary.get("num_images"), "training images"),
+        (_newest(history, "num_images"), "validation images"),
+        (summary.get("epochs"), "epochs"),
+    ):
+        for _, found in _numbers(value):
+            yield f"{format_value(found if found % 1 else int(found))} {caption}"
     for part, value in _numbers(summary.get("seconds")):
         if part == "all":
             since = "continued" if summary.get("resumed_from") else "started"
-            yield format_duration(value), f"since the run was {since}"
+            yield f"{format_duration(value)} since the run was {since}"
+
+
+def _newest(history: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """The value of the last epoch that has one; an interrupted run has not measured all of its last epoch."""
+    return next((row[key] for row in reversed(history) if row.get(key) is not None), None)
+
+
+def _grouped(figures: Sequence[tuple[str, bytes]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Headline, and caption and picture of each of its figures."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, png in figures:
+        place = re.match(r"(worst|best)-\d+-", name)
+        caption = _caption(name[place.end() :] if place else name)
+        groups.setdefault(place[1] if place else "", []).append((caption, base64.b64encode(png).decode()))
+    return [(headline, groups[group]) for group, headline in GROUPS.items() if group in groups]
 
 
 def _time_rows(account: Any) -> Iterator[tuple[str, str, bool]]:
@@ -117,15 +166,25 @@ def _numbers(value: Any) -> Iterator[tuple[str, float]]:
             yield name.replace("_", " "), found
 
 
-def _warnings(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Every warning once, with the epochs that gave it."""
-    yield from dict.fromkeys(_texts(summary.get("warnings")))
-    epochs: dict[str, list[int]] = {}
+def _warnings(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Warned]:
+    """Every warning once, with the epochs that gave it; those with the same advice together."""
+    epochs: dict[str, list[int]] = {text: [] for text in _texts(summary.get("warnings"))}
     for row in history:
         for text in dict.fromkeys(_texts(row.get("warnings"))):
             epochs.setdefault(text, []).append(row["epoch"])
+    groups: dict[str, list[str]] = {}
     for text, found in epochs.items():
-        yield f"{_ranges(found)}: {text}"
+        where = f"{_ranges(found)}: " if found else ""
+        happened, _, advice = text.partition(": ")
+        if text.startswith(LEFT_OUT):
+            happened, advice = text, LEFT_OUT
+        groups.setdefault(advice, []).append(where + happened)
+    return [(_some(lines), "" if advice == LEFT_OUT else advice) for advice, lines in groups.items()]
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = len(lines) - MAX_SIMILAR
+    return [*lines[:MAX_SIMILAR], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _ranges(epochs: Sequence[int]) -> str:
@@ -142,15 +201,15 @@ def _texts(value: Any) -> Iterable[str]:
 def _iou_bars(iou: Any) -> str | None:
     if not isinstance(iou, Mapping) or not iou:
         return None
-    return _base64(iou_bars_figure([number(value) for value in iou.values()], [str(name) for name in iou]))
+    return _picture(iou_bars_figure([number(value) for value in iou.values()], [str(name) for name in iou]))
 
 
 def _caption(file_name: str) -> str:
     return re.sub(r"[_/]+", " ", file_name.removesuffix(".png"))
 
 
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()
+def _picture(png: bytes | None) -> str | None:
+    return base64.b64encode(png).decode() if png else None
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from boxsup_dist.config import TrainConfig
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.painting import painter
+from boxsup_dist.data.palette import class_palette
 from boxsup_dist.data.schema import Record, iter_records
 from boxsup_dist.data.sources import Unit
 from boxsup_dist.data.tables import RowGroup, Table
@@ -26,7 +27,7 @@ from boxsup_dist.evaluation.confusion import read_confusion
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_log_probs
-from boxsup_dist.reporting.figures import outline_boxes
+from boxsup_dist.reporting.overlay import overlay
 from boxsup_dist.runs.examples import epochs_to_show
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.inputs import Inputs, open_inputs
@@ -124,12 +125,14 @@ def labels_and_prediction(run: FinishedRun, image_ids: Sequence[str], epochs: Se
         return None
     shown = list(epochs) or epochs_to_show(run.config.optimizer.epochs)
     network = checkpoint.load_network(checkpoint.newest(run.run_dir))
+    colours = class_palette(run.inputs.class_names)
     rows: list[Panels] = []
     for unit, record in _find_training_images(run, image_ids).values():
         image = _picture(record)
         prediction = predict_log_probs(network, image).argmax(0).astype(np.uint8)
         maps = [_label_map(run, unit, record, epoch) for epoch in shown]
-        rows.append([outline_boxes(image, record.boxes_xyxy, record.class_ids), *maps, prediction])
+        boxed = overlay(image, None, colours, boxes=record.boxes_xyxy, box_classes=record.class_ids)
+        rows.append([boxed, *maps, prediction])
     return ["image and boxes", *(f"labels, epoch {epoch}" for epoch in shown), "prediction"], rows
 
 

@@ -196,9 +196,20 @@ def print_result(run_dir: str, summary: Summary) -> None:
     history = read_history(run_dir)
     for text in history[max(history)].warnings if history else ():
         print(f"warning        last epoch: {text}")
-    print(f"report         {files.report}")
-    print(f"MLflow         {_how_to_open(summary['mlflow'])}")
-    print(f"next           python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER", flush=True)
+    print_where(files.run_dir, summary["mlflow"])
+
+
+def print_where(run_dir: str, mlflow: MlflowRun) -> None:
+    """Four lines for the end of a command that trained: report, MLflow, and the next two commands."""
+    files = RunFiles(run_dir)
+    lines = {
+        "report": files.report,
+        "MLflow": _how_to_open(mlflow),
+        "look closer": f"python -m jobs.gallery --run-dir {files.run_dir}",
+        "other images": f"python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER --overlays",
+    }
+    for name, text in lines.items():
+        print(f"{name:<14} {text}", flush=True)
 
 
 def _describe_time(account: Account) -> str:

@@ -40,14 +40,19 @@ from boxsup_dist.io.lease import Claim
 from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.beside import Beside
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Spent, Starting, Warned
-from boxsup_dist.runs.examples import draw_examples, store_figures
+from boxsup_dist.runs.examples import (
+    choose_examples,
+    draw_examples,
+    score_examples,
+    store_figures,
+    units_to_score,
+)
 from boxsup_dist.runs.history import HistoryEntry, best_epoch, read_history, write_history
 from boxsup_dist.runs.inputs import Inputs, evaluates_boxes
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.networks import make_pool
 from boxsup_dist.runs.timeline import REST, STEPS, Clock
 
-NUM_EXAMPLE_GROUPS = 2
 POST_EVERY_S = 0.2  # between two posts of the account of time: what a failure leaves unknown of the newest steps
 COLLAPSE_RATIO = 0.25  # predicted foreground below this share of the labels' gives a warning
 _MORE = "train for more epochs, or with a larger optimizer.lr"
@@ -277,22 +282,21 @@ class Coordinator:
         self._report(number)
 
     def _draw(self, number: int, weights: ray.ObjectRef[dict[str, torch.Tensor]]) -> None:
-        """Example figures of the first units."""
-        units = range(min(NUM_EXAMPLE_GROUPS, len(self.inputs.mixture.units)))
+        """Figures of the worst and the best of some training images."""
+        options: dict[str, Any] = {
+            "weights": weights,
+            "version": f"after-epoch-{number}",
+            "mixture": self.inputs.mixture,
+            "run_dir": self.config.run_dir,
+            "num_epochs": self.config.optimizer.epochs,
+            "class_names": self.inputs.class_names,
+            "show_ground_truth": self.config.measure_labels,
+        }
         with self._stage(number, "figures") as on_progress:
-            drawn = self.pool.map(
-                draw_examples,
-                units,
-                weights=weights,
-                version=f"after-epoch-{number}",
-                on_progress=on_progress,
-                mixture=self.inputs.mixture,
-                run_dir=self.config.run_dir,
-                num_epochs=self.config.optimizer.epochs,
-                class_names=self.inputs.class_names,
-                show_ground_truth=self.config.measure_labels,
-            )
-            for figures in drawn:
+            units = units_to_score(len(self.inputs.mixture.units))
+            scored = [example for part in self.pool.map(score_examples, units, **options) for example in part]
+            chosen = choose_examples(scored)
+            for figures in self.pool.map(draw_examples, chosen, on_progress=on_progress, **options):
                 store_figures(self.config.run_dir, figures)
 
     # -- time --------------------------------------------------------------------------------------------------------

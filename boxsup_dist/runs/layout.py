@@ -7,7 +7,7 @@
     RUN/labels/epoch-001/                    the segment of every box that epoch 1 was trained on (data/labels)
     RUN/checkpoints/epoch-003-step-00000/    the state after 3 whole epochs and 0 steps of the next (model/checkpoint)
     RUN/confusion.json                       confusion matrix of the last evaluation
-    RUN/figures/example-IMAGE.png            training images with their labels over the epochs and the prediction
+    RUN/figures/worst-1-IMAGE.png, best-1-... training images with their labels over the epochs and the prediction
     RUN/report.html                          all of it on one page
     RUN/summary.json                         the result; it exists once the run is finished
     RUN/mlflow_run_id                        id of the run in MLflow

@@ -49,15 +49,15 @@ def find_network(run_dir: str | None, choice: str | None) -> NamedNetwork:
         uri = best_checkpoint(run_dir)
     if not models.is_model_uri(uri):
         trained = load_trained(uri)
-        return _named(trained)
+        return with_names(trained)
     with tempfile.TemporaryDirectory() as scratch:
         folder = models.fetch_checkpoint(uri, scratch)
         trained = replace(load_trained(folder), uri=uri)
         return NamedNetwork(trained, tuple(checkpoint.load(folder).extra[models.CLASS_NAMES]), {})
 
 
-def _named(trained: TrainedNetwork) -> NamedNetwork:
-    """With the names of the records that a run's network was trained on; if these are missing, VOC's or numbers."""
+def with_names(trained: TrainedNetwork) -> NamedNetwork:
+    """The network with the names of the records that a run's network was trained on; if these are missing, VOC's or numbers."""
     num_classes = trained.spec.num_classes
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
     category_ids: Mapping[str, int] = {}

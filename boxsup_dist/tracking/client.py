@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# MLflow 3's pages open an experiment without a kind as one of language models, whose runs are "evaluations". The
+# name and the values are those of the pages' own sources; MLflow's Python has no constant for them.
+EXPERIMENT_KIND, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"
+
 # The timeout is short because one such call may be under way when the run ends. Retries are the outbox's work.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -119,7 +123,9 @@ def _experiment_id(client: MlflowClient, name: str, artifact_root: str | None) -
     if found is None:
         folder = re.sub(r"[^\w\-.]", "_", name)
         location = None if artifact_root is None else Path(artifact_root, folder).as_uri()
-        return client.create_experiment(name, artifact_location=location)
+        return client.create_experiment(name, artifact_location=location, tags={EXPERIMENT_KIND: MODEL_TRAINING})
+    if EXPERIMENT_KIND not in found.tags:  # what a person has chosen there stands
+        client.set_experiment_tag(found.experiment_id, EXPERIMENT_KIND, MODEL_TRAINING)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)

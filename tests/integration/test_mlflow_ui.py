@@ -104,7 +104,7 @@ def run_url(server: Server, run_id: str) -> str:
     [
         ("", ["seen-in-the-browser", "Finished", "mean_iou", "train_loss", "optimizer.lr", "0.01", "run_dir"]),
         ("/artifacts", ["report.html", "figures", "config.json", "summary.json"]),
-        ("/artifacts/figures", ["example-tiny"]),
+        ("/artifacts/figures", ["worst-1-tiny"]),
     ],
     ids=["overview", "artifacts", "figures"],
 )
@@ -118,7 +118,7 @@ def test_a_finished_run_is_all_there(
 
 def test_the_report_is_a_page_by_itself(finished: dict[str, Any], browser: Browser) -> None:
     report = Path(finished["checkpoint"]).parents[1] / "report.html"
-    wanted = ["seen-in-the-browser", "mean IoU", "Curves", "IoU by class", "Confusion", "Data", "Configuration"]
+    wanted = ["seen-in-the-browser", "mean IoU", "IoU by class", "Which classes are confused", "Data", "Configuration"]
     text = browser.text(report.as_uri(), wanted)
     assert [part for part in wanted if part not in text] == [], text[:3000]
     assert_drawn(browser.shot)

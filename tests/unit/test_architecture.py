@@ -22,6 +22,7 @@ MAY_IMPORT["data"] = {"io", "config", *BASE}
 MAY_IMPORT["model"] = MAY_IMPORT["distributed"] = MAY_IMPORT["reporting"] = {"data", *MAY_IMPORT["data"]}
 MAY_IMPORT |= {part: {"model", "distributed", *MAY_IMPORT["model"]} for part in {*STAGES, "tracking"}}
 MAY_IMPORT["mlflow_model"] = {"tracking"}  # the old name of tracking.models, which published models hold
+MAY_IMPORT["export"] = {*MAY_IMPORT["export"], "reporting"}  # overlays are drawn once
 MAY_IMPORT["runs"] = {*STAGES, "tracking", "reporting", *MAY_IMPORT["tracking"]}
 MAY_IMPORT["api"] = {"runs", *MAY_IMPORT["runs"]}
 # Third-party packages of the parts that everybody imports.

@@ -46,7 +46,7 @@ from boxsup_dist.records import archives, coco, files, voc
 from boxsup_dist.records.archives import Archive
 from boxsup_dist.reporting.page import render_report
 from boxsup_dist.reporting.text_table import to_html
-from boxsup_dist.runs.examples import draw_examples
+from boxsup_dist.runs.examples import Example, draw_examples
 from boxsup_dist.runs.report import write_report
 from boxsup_dist.tracking import models
 from tests import devkit
@@ -292,7 +292,7 @@ def test_no_image_id_becomes_a_figure_elsewhere(tmp_path):
     mixture = Mixture(make_units([Source(table, "mask")]), tiny.ASSIGNMENT, tiny.AUGMENT, 0)
     shown = {"run_dir": str(tmp_path), "num_epochs": 1, "class_names": VOC_CLASSES, "show_ground_truth": False}
     with pytest.raises(InputError, match=r"leaves its folder; file: .*; field: image_id; found: "):
-        draw_examples(tiny.build_network().eval(), 0, mixture=mixture, **shown)
+        draw_examples(tiny.build_network().eval(), Example(0, "tiny/a\0b"), mixture=mixture, **shown)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\0b", "..", "a/b"])

@@ -18,7 +18,7 @@ from boxsup_dist.proposals import hed_weights, mcg
 from boxsup_dist.proposals.settings import McgSettings
 from boxsup_dist.runs.kept_config import keep_config, write_config
 from boxsup_dist.runs.layout import RunFiles
-from boxsup_dist.runs.trained import class_names
+from boxsup_dist.runs.trained import with_names
 
 WEIGHTS = "s3://bucket/weights.pth"
 TRAINED = SimpleNamespace(uri="s3://b/run/checkpoints/x", spec=SimpleNamespace(num_classes=2))
@@ -55,7 +55,7 @@ def away(monkeypatch):
         lambda: read_state_dict(WEIGHTS),
         lambda: hed_weights.weights_of_wheel(WEIGHTS),
         lambda: mcg.identity(McgSettings(edges="hed", hed_weights=WEIGHTS)),
-        lambda: class_names(TRAINED),
+        lambda: with_names(TRAINED),
     ],
     ids=["network weights", "HED's weights", "settings of MCG", "names of classes"],
 )

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from boxsup_dist.data.images import decode_png
-from boxsup_dist.data.palette import encode_palette_png, voc_palette
+from boxsup_dist.data.palette import class_palette, encode_palette_png, voc_palette
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export import coco, files, submission
 from boxsup_dist.io import storage
@@ -52,7 +52,10 @@ def test_an_overlay_leaves_the_background_as_it_is():
     label_map[:, 16:] = 15
     overlay = np.asarray(Image.open(io.BytesIO(files.encode_overlay(np.full((16, 32, 3), 100, np.uint8), label_map))))
     assert np.abs(overlay[:, :8].astype(int) - 100).max() < 5
-    assert np.abs(overlay[:, 24:].astype(int) - (146, 114, 114)).max() < 5
+    assert np.abs(overlay[:, 24:].astype(int) - (141, 113, 113)).max() < 5
+    own = files.encode_overlay(np.full((16, 32, 3), 100, np.uint8), label_map, ["background", *"abcdefghijklmnop"])
+    expected = 0.55 * 100 + 0.45 * class_palette(["background", "a"])[15]
+    assert np.abs(np.asarray(Image.open(io.BytesIO(own)))[:, 26:] - expected).max() < 12
 
 
 def test_a_folder_keeps_to_one_kind_of_outputs(tmp_path):

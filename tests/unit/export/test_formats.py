@@ -129,7 +129,7 @@ def test_wrong_formats_and_file_names_that_a_format_cannot_keep_are_one_line():
 
 
 def test_the_legend_has_the_colours_of_the_label_maps(tmp_path):
-    write_legend(str(tmp_path), [*CLASSES, *(f"class {n}" for n in range(40))])
+    write_legend(str(tmp_path), [*CLASSES, *(f"class {n}" for n in range(40))], voc_palette())
     entries = json.loads((tmp_path / "legend.json").read_text())
     assert [entry["name"] for entry in entries[:3]] == list(CLASSES) and entries[-1]["value"] == 255
     assert all(entry["colour"] == voc_palette()[entry["value"]].tolist() for entry in entries)

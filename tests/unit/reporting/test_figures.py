@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxsup_dist.data.palette import bright_colours, class_palette
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.reporting import figures
+from boxsup_dist.reporting.overlay import overlay
+
+LINE = (0x00, 0x72, 0xB2)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -26,7 +30,7 @@ def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
 
 
 def test_palette_is_vocs() -> None:
-    palette = figures.shown_palette()
+    palette = class_palette(VOC_CLASSES)
     # As the devkit's own PNG files carry it.
     assert palette[[0, 1, 2, 3, 8, 15, 20]].tolist() == [
         [0, 0, 0],
@@ -39,13 +43,24 @@ def test_palette_is_vocs() -> None:
     ]
     assert palette[255].tolist() == [255, 255, 255]
     assert len({tuple(row) for row in palette[:255].tolist()}) == 255
+    np.testing.assert_array_equal(palette, class_palette())
+
+
+@pytest.mark.parametrize("count", [2, 5, 21, 81, 200])
+def test_other_classes_have_colours_of_their_own(count: int) -> None:
+    palette = class_palette(("background", *(f"thing {i}" for i in range(1, count))))
+    assert palette[0].tolist() == [0, 0, 0] and palette[255].tolist() == [255, 255, 255]
+    used = palette[:count].astype(int)
+    apart = np.abs(used[:, None] - used[None]).sum(2) + 999 * np.eye(count, dtype=int)
+    assert apart.min() >= (40 if count <= 21 else 1)
+    np.testing.assert_array_equal(used[1:], bright_colours(count)[1:])  # those of the contact sheet
 
 
 def test_palette_equals_that_of_a_devkit_file(shared: Path) -> None:
     folder = shared / "voc-mini/VOCdevkit/VOC2012/SegmentationClass"
     stored = Image.open(next(iter(sorted(folder.glob("*.png"))))).getpalette()
     assert stored is not None
-    np.testing.assert_array_equal(np.reshape(stored, (-1, 3))[:21], figures.shown_palette()[:21])
+    np.testing.assert_array_equal(np.reshape(stored, (-1, 3))[:21], class_palette(VOC_CLASSES)[:21])
 
 
 @pytest.mark.parametrize("num_maps", [0, 1, 4])
@@ -60,40 +75,55 @@ def test_every_panel_is_drawn(num_maps: int, num_boxes: int, size: tuple[int, in
     class_ids = np.full(num_boxes, 20)
     png = figures.label_evolution_figure(image, boxes, class_ids, label_maps, prediction, ground_truth, VOC_CLASSES)
     picture = pixels(png)
-    palette = figures.shown_palette()
-    assert has_colour(picture, (77, 77, 77))
+    palette = class_palette(VOC_CLASSES)
     for class_id in [*range(1, num_maps + 1), 9, 12]:
-        assert has_colour(picture, tuple(palette[class_id]))
-    without = figures.label_evolution_figure(image, boxes, class_ids, label_maps, prediction)
-    assert pixels(without).shape[1] < picture.shape[1]
+        assert has_colour(picture, tuple(palette[class_id])), "in the legend"
+        over_photo = np.round(0.55 * 77 + 0.45 * palette[class_id]).astype(int)
+        assert has_colour(picture, tuple(over_photo))
+    without = figures.label_evolution_figure(image, boxes, class_ids, [], None)
+    assert pixels(without).size < picture.size
 
 
 HISTORIES: dict[str, list[dict[str, Any]]] = {
-    "nothing": [],
-    "one epoch": [{"epoch": 0, "train_loss": 1.0}],
-    "no number at all": [{"epoch": 0, "mean_iou": None, "note": "x"}],
-    "gaps": [{"epoch": e, "train_loss": 1.0, "mean_iou": None if e % 2 else 50.0} for e in range(5)],
-    "not finite": [{"epoch": 0, "train_loss": math.nan, "lr": math.inf}, {"epoch": 1, "train_loss": 1.0}],
+    "gaps": [{"epoch": e, "train_loss": 1.0 / e, "mean_iou": None if e % 2 else 50.0} for e in range(1, 6)],
+    "not finite": [{"epoch": 1, "train_loss": math.nan}, {"epoch": 2, "train_loss": 2}, {"epoch": 3, "train_loss": 1}],
     "resumed in the middle": [{"epoch": e, "label_mean_iou": 10.0 * e} for e in (7, 8)],
-    "unknown keys": [{"epoch": e, "surprise": e, "flag": True, "text": "a"} for e in range(3)],
-    "seconds": [{"epoch": 0, "seconds": {"train": 3.0}}, {"epoch": 1, "seconds": {"train": 3, "evaluate": 1.0}}],
-    "seconds now and then": [{"epoch": 0, "seconds": None}, {"epoch": 1, "seconds": {"a b_c": 1}}],
     "no epoch key": [{"train_loss": 1.0}, {"train_loss": 0.5}],
 }
 
 
 @pytest.mark.parametrize("name", HISTORIES)
 def test_curves_of_any_history(name: str) -> None:
-    assert pixels(figures.curves_figure(HISTORIES[name])).size > 0
+    picture = figures.curves_figure(HISTORIES[name], figures.CURVES)
+    assert picture is not None and has_colour(pixels(picture), LINE)
 
 
-def test_curves_draw_what_exists() -> None:
-    few = pixels(figures.curves_figure([{"epoch": 0, "train_loss": 1.0}]))
-    many = pixels(
-        figures.curves_figure([{"epoch": 0, "train_loss": 1.0, "lr": 0.1, "a": 1, "b": 2, "seconds": {"t": 1}}])
-    )
-    assert many.shape[0] > few.shape[0]
-    assert many.shape[1] > few.shape[1]
+@pytest.mark.parametrize(
+    "history",
+    [[], [{"epoch": 1, "train_loss": 1.0}], [{"epoch": e, "train_loss": 1.0} for e in (1, 2)],
+     [{"epoch": e, "mean_iou": None, "note": "x"} for e in (1, 2)]],
+)  # fmt: skip
+def test_what_has_no_curve_is_not_drawn(history: list[dict[str, Any]]) -> None:
+    assert figures.curves_figure(history, figures.CURVES) is None
+
+
+def test_a_panel_for_each_curve() -> None:
+    loss = [{"epoch": e, "train_loss": 1.0 / e} for e in (1, 2)]
+    few = figures.curves_figure(loss, figures.CURVES)
+    many = figures.curves_figure([{**row, "mean_iou": 9.0 * row["epoch"]} for row in loss], figures.CURVES)
+    assert few is not None and many is not None
+    assert pixels(many).shape[1] > pixels(few).shape[1]
+
+
+def test_numbers_that_no_panel_has_get_one() -> None:
+    named, unknown = figures.other_panels([{"epoch": e, "surprise_s": e, "flag": True, "text": "a"} for e in (1, 2)])
+    assert (named, unknown) == ([], [("Surprise s", {"surprise_s": "surprise_s"}, 1.0)])
+
+
+def test_stages_of_several_epochs_are_bars() -> None:
+    rows: list[dict[str, Any]] = [{"epoch": 1, "seconds": None}, {"epoch": 2, "seconds": {"a b_c": 1}}]
+    assert figures.stages_figure(rows) is None
+    assert figures.stages_figure([*rows, {"epoch": 3, "seconds": {"train": 3, "evaluate": 1.0}}]) is not None
 
 
 @pytest.mark.parametrize("iou", [[50.0, 100.0, 0.0], [math.nan, 0.5, None], [math.nan] * 3])
@@ -112,7 +142,7 @@ def test_trimap_curves_of_several_runs_and_gaps() -> None:
 def test_no_global_state_of_matplotlib_is_touched() -> None:
     code = (
         "import sys; import numpy as np; from boxsup_dist.reporting import figures;"
-        "figures.curves_figure([{'epoch': 0, 'train_loss': 1.0}]);"
+        "assert figures.curves_figure([{'train_loss': 1.0}, {'train_loss': 2.0}], figures.CURVES);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
@@ -121,13 +151,11 @@ def test_no_global_state_of_matplotlib_is_touched() -> None:
 def test_boxes_are_outlined_in_their_colour_and_the_rest_stays() -> None:
     image = np.full((40, 60, 3), 7, np.uint8)
     boxes = np.array([[10, 5, 30, 25], [50, 30, 70, 45], [0, 0, 2, 2]], np.float32)  # whole, over the border, tiny
-    outlined = figures.outline_boxes(image, boxes, np.array([1, 2, 3], np.int32))
-    palette = figures.shown_palette()
+    palette = class_palette(VOC_CLASSES)
+    outlined = overlay(image, None, palette, boxes=boxes, box_classes=np.array([1, 2, 3], np.int32))
     assert (image == 7).all()
     assert (outlined[5:7, 10:30] == palette[1]).all() and (outlined[23:25, 10:30] == palette[1]).all()
-    assert (outlined[7, 12:28] == 255).all()
     assert (outlined[8:22, 13:27] == 7).all()
     assert (outlined[30:32, 50:60] == palette[2]).all() and (outlined[33:37, 53:57] == 7).all()
     assert (outlined[0:2, 0:2] == palette[3]).all()
     assert (outlined[0:5, 2:50] == 7).all()
-    assert figures.outline_boxes(image, np.empty((0, 4), np.float32), np.empty(0, np.int32)).tolist() == image.tolist()

@@ -13,8 +13,9 @@ import pytest
 from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.reporting.figures import iou_bars_figure
-from boxsup_dist.reporting.page import MAX_FIGURES, render_report
+from boxsup_dist.reporting.page import MAX_FIGURES, MAX_SIMILAR, render_report
 from boxsup_dist.reporting.text_table import format_table, format_value
+from boxsup_dist.reporting.words import METRICS
 from boxsup_dist.runs.report import write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
@@ -27,6 +28,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.attributes: list[str] = []
         self.text = ""
         self._open: list[str] = []
         self.feed(text)
@@ -34,6 +36,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
         if tag not in ("meta", "img"):
             self._open.append(tag)
@@ -99,15 +102,15 @@ def test_the_page_holds_all_and_needs_nothing(run: Path) -> None:
         "seconds.train",
     ):
         assert text in page.text
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
 
 
 def test_the_confusion_matrix_is_drawn_where_the_run_kept_it(run: Path) -> None:
     write_confusion(str(run / "confusion.json"), np.array([[5, 1], [0, 3]]), ("background", "cat"))
     page = Page(Path(write_report(str(run))).read_text())
-    assert "Confusion" in page.text
-    assert page.tags.count("img") == 4
+    assert "Which classes are confused" in page.text
+    assert page.tags.count("img") == 5
 
 
 def test_words_not_keys(run: Path) -> None:
@@ -124,8 +127,7 @@ def render(**values: Any) -> Page:
 
 def test_training_images_are_not_called_evaluated() -> None:
     page = render(summary={"num_images": 420}, history=[{"epoch": 1, "num_images": 60}])
-    assert "420training images" in page.text and "evaluated" not in page.text
-    assert "validation images" in page.text
+    assert "420 training images · 60 validation images" in page.text and "evaluated" not in page.text
 
 
 def test_a_warning_is_shown_once_with_its_epochs() -> None:
@@ -133,6 +135,49 @@ def test_a_warning_is_shown_once_with_its_epochs() -> None:
     page = render(history=rows)
     assert "epochs 2-4, 6: same" in page.text and "epoch 4: only 4" in page.text
     assert page.text.count("same") == 1
+
+
+def test_warnings_with_the_same_advice_share_a_box() -> None:
+    rows = [{"epoch": 1, "warnings": ["no objects: train longer", "all background: train longer", "other: look"]}]
+    page = render(history=rows)
+    assert page.text.count("What to do:") == 2 and page.text.count("train longer") == 1
+    assert page.text.index("no objects") < page.text.index("all background") < page.text.index("train longer")
+
+
+def test_many_records_left_out_are_counted() -> None:
+    page = render(history=[{"epoch": 1, "warnings": [f"left out: image {i}: damaged" for i in range(MAX_SIMILAR + 3)]}])
+    assert page.text.count("damaged") == MAX_SIMILAR and "and 3 more" in page.text
+    assert "What to do" not in page.text
+
+
+def test_quality_comes_first_and_internals_are_folded() -> None:
+    rows = [{"epoch": e, "mean_iou": 10.0 * e, "images_per_s": 5.0 + e, "mean_overlap_cost": 1.0 / e} for e in (1, 2)]
+    page = render(summary={"time": {"wall_s": 9.0, "seconds": {"steps": 9.0}}}, history=rows, config={"lr": 1})
+    titles = ("Quality over", "Speed and goodput", "All metrics", "Costs and times", "Configuration: 1 value")
+    assert [page.text.index(text) for text in titles] == sorted(page.text.index(text) for text in titles)
+    assert page.tags.count("details") == 3 and "open" not in page.attributes
+
+
+def test_no_chart_without_a_curve() -> None:
+    """One epoch is a point, and equal values are a line that says nothing: their numbers are in cards and tables."""
+    point = [{"epoch": 1, "train_loss": 1.0, "mean_iou": 50.0}]
+    for rows in (point, [{**point[0], "epoch": e, "images_per_s": 5.0} for e in (1, 2, 3)]):
+        page = render(history=rows)
+        assert "img" not in page.tags and "50.0 %mean IoU on the validation images" in page.text
+
+
+def test_measures_that_only_words_knows_are_shown_as_quality(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "box_recall", ("recall of the given boxes (%)", 100))
+    page = render(history=[{"epoch": e, "box_recall": 0.2 * e} for e in (1, 2)])
+    assert "40.0 %recall of the given boxes" in page.text
+    assert "Quality over the epochs" in page.text and "Costs and times" not in page.text
+
+
+def test_worst_images_come_before_the_best() -> None:
+    png = iou_bars_figure([0.5], ["x"])
+    page = render(figures=[("best-1-a_b.png", png), ("other.png", png), ("worst-1-c.png", png)])
+    places = [page.text.index(text) for text in ("Worst images", "Best images", "a b", "Example images", "other")]
+    assert places == sorted(places)
 
 
 def test_text_is_escaped(run: Path) -> None:
@@ -162,7 +207,7 @@ def test_many_figures_are_named_not_embedded(run: Path) -> None:
     for index in range(MAX_FIGURES + 3):
         (run / "figures" / f"x_{index:03d}.png").write_bytes(png)
     page = Page(Path(write_report(str(run))).read_text())
-    assert page.tags.count("img") == MAX_FIGURES + 2
+    assert page.tags.count("img") == MAX_FIGURES + 3
     assert "4 more in figures/" in page.text
 
 
