@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from boxsup_dist.data.palette import voc_palette
@@ -25,7 +27,8 @@ def write_legend(out: str, class_names: Sequence[str]) -> None:
     named = [*enumerate(class_names), (IGNORE_INDEX, "ignored")]
     entries = [{"value": value, "name": name, "colour": colours[value]} for value, name in named]
     storage.write_json(storage.join(out, "legend.json"), entries)
-    font = ImageFont.load_default(_FONT_PX)
+    # Pillow's own font has ASCII only; class names are the user's.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _FONT_PX)
     texts = [f"{value}  {name}" for value, name in named]
     column_px = _SWATCH_PX + 24 + int(max(font.getlength(text) for text in texts))
     columns, rows = -(-len(texts) // _ROWS), min(len(texts), _ROWS)
