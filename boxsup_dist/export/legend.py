@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from boxsup_dist.data.palette import voc_palette
@@ -23,6 +22,8 @@ def write_legend(out: str, class_names: Sequence[str]) -> None:
         out: Folder or URI of the label maps' folder.
         class_names: Names of the C classes; class 0 is the background.
     """
+    import matplotlib
+
     colours = voc_palette().tolist()
     named = [*enumerate(class_names), (IGNORE_INDEX, "ignored")]
     entries = [{"value": value, "name": name, "colour": colours[value]} for value, name in named]
