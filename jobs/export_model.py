@@ -2,7 +2,8 @@
 
 python -m jobs.export_model --run-dir R --out O --formats mlflow onnx torch
 
-O/model/         MLflow model: image bytes in, label maps out (mlflow.pyfunc.load_model, mlflow models serve)
+O/model/         MLflow model: image bytes in, label maps out (mlflow.pyfunc.load_model,
+                 or over HTTP: mlflow models serve -m O/model --env-manager local)
 O/model.onnx     images (N, 3, H, W) of RGB 0..255 in, logits (N, C, H, W) out, for any N, H, W
 O/model.pt2      the same for torch.export.load
 O/summary.json   how far each agrees with the network; a format that does not agree is not published

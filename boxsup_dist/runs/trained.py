@@ -57,7 +57,7 @@ def find_network(run_dir: str | None, choice: str | None) -> NamedNetwork:
 
 
 def with_names(trained: TrainedNetwork) -> NamedNetwork:
-    """The network with the names of the records that a run's network was trained on; if these are missing, VOC's or numbers."""
+    """A run's network with the names of the records that it was trained on; without these, VOC's names or numbers."""
     num_classes = trained.spec.num_classes
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
     category_ids: Mapping[str, int] = {}

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from boxsup_dist.export.formats import OUTPUT_OF
+from boxsup_dist.records.own.reader import open_own
 from boxsup_dist.records.synthetic import scene_of
 from boxsup_dist.records.synthetic_scene import tight_box
 from boxsup_dist.runs import start as choices
 from boxsup_dist.runs.history import read_history
-from jobs import start
+from jobs import export_labels, start
 from tests.own_formats import WRITERS
 
 NUM_IMAGES = 6
@@ -33,6 +35,10 @@ def write_photos(root: Path) -> tuple[Path, Path]:
     return root / "images", WRITERS["yolo"](root / "boxes", images)
 
 
+def names_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+
+
 def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys, monkeypatch):
     images, boxes = write_photos(tmp_path)
     out = tmp_path / "out"
@@ -43,17 +49,23 @@ def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys,
     shown = capsys.readouterr().out
     assert "6 images (4 to train on, 2 held out to evaluate on), 1 epochs, 1 steps: about" in shown
     assert "validation box score" in shown and "validation mean IoU" not in shown and "fewer than 10 boxes" in shown
-    label_maps = sorted(str(path.relative_to(out / "masks" / "label_maps")) for path in out.glob("masks/**/*.png"))
-    held_out = sorted(
-        str(path.relative_to(out / "masks_held_out" / "label_maps")) for path in out.glob("masks_held_out/**/*.png")
-    )
+    label_maps = names_below(out / "masks" / "label_maps")
+    held_out = names_below(out / "masks_held_out" / "label_maps")
     assert sorted(label_maps + held_out) == [f"own/{folder}/{n}.png" for folder in "ab" for n in range(3)]
     assert len(held_out) == 2
     entry = read_history(str(out / "run"))[1]
     assert entry.mean_iou is None and entry.box_score is not None and entry.num_images == 2
     coco = json.loads((out / "masks" / "coco.json").read_text())
     assert all(category["name"].startswith("my ") for category in coco["categories"]) and coco["annotations"]
+    assert sorted(f"own/{image['file_name']}" for image in coco["images"]) == label_maps
     label_map = np.asarray(Image.open(out / "masks" / "label_maps" / label_maps[0]))
+    formats = ("coco_polygons", "yolo", "labelme", "cvat")
+    export_labels.main(export_labels.Settings(str(out / "run"), str(tmp_path / "tools"), formats=formats))
+    for name in formats:
+        reader = open_own(str(images), str(tmp_path / "tools" / OUTPUT_OF[name]), "train")
+        assert all(each.startswith("my ") for each in reader.classes[1:])
+        found = [record for record in map(reader.read, reader.entries) if record.gt_label_map is not None]
+        assert len(found) == len(label_maps)
     assert label_map.any() and (out / "contact_sheet.jpg").exists() and (out / "run" / "report.html").exists()
     start.main(settings)
     assert "this run is finished" in capsys.readouterr().out

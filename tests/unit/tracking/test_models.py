@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import mlflow.pyfunc
 import numpy as np
 import pytest
+import requests
 import torch
+import uvicorn
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 
 from boxsup_dist.config import NetworkSettings, SourceSettings, TrainConfig
@@ -107,6 +115,34 @@ def test_signature_class_names_and_requirements(saved: str) -> None:
 def test_the_row_that_is_not_an_image_is_named(saved: str) -> None:
     with pytest.raises(RecordError, match="image of row 1"):
         models.predict(saved, [image_file(), b"not an image"])
+
+
+def test_the_model_server_answers_images_over_http(saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("__IS_IN_MLFLOW_SERVING_ENVIRONMENT", "true")  # `init` sets it
+    app = scoring_server.init(mlflow.pyfunc.load_model(saved))  # what `mlflow models serve` runs
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/invocations"
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+        try:
+            images = [image_file(), image_file(30, 20)]
+            rows = [{"image": base64.b64encode(data).decode()} for data in images]
+            answer = requests.post(url, json={"dataframe_records": rows}, timeout=30)
+            assert answer.status_code == 200, answer.text
+            maps = [decode_png(base64.b64decode(row["label_map"])) for row in answer.json()["predictions"]]
+            for found, expected in zip(maps, models.predict(saved, images), strict=True):
+                assert np.array_equal(found, expected)
+            bad = {"dataframe_records": [{"image": base64.b64encode(b"no image").decode()}]}
+            answer = requests.post(url, json=bad, timeout=30)
+            assert answer.status_code >= 400 and "not an image file" in answer.text
+        finally:
+            server.should_exit = True
+            thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_it_needs_neither_this_checkout_nor_ray(saved: str, tmp_path: Path) -> None:
