@@ -27,7 +27,7 @@ from boxsup_dist.export.submission import Competition, member_name, write_submis
 from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.runs.command_line import NumActors, Prediction, run
+from boxsup_dist.runs.command_line import NumActors, Prediction, check_network, run
 from boxsup_dist.runs.summary import write_result
 
 if TYPE_CHECKING:
@@ -84,11 +84,7 @@ class Settings:
         """Raise SettingError on a value that cannot work."""
         self.prediction.check()
         check_needs(self.coco_annotations or None, "coco_annotations", "coco_json", self.coco_json)
-        if self.run_dir is None and self.checkpoint is None:
-            expected = "a run directory or a checkpoint: python -m jobs.train makes both"
-            raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
-        if self.run_dir is None and self.checkpoint == "best":
-            raise SettingError("the best checkpoint of which run?", field="run_dir", expected="set it, too")
+        check_network(self.run_dir, self.checkpoint)
         if self.prediction.crf is not None:
             crf_settings(self.prediction.crf)
         if not self.max_megapixels > 0:
