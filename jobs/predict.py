@@ -32,7 +32,7 @@ from boxsup_dist.export.submission import Competition, member_name, write_submis
 from boxsup_dist.io import storage
 from boxsup_dist.model.crf import crf_settings
 from boxsup_dist.progress import ProgressMeter
-from boxsup_dist.runs.command_line import NumActors, Prediction, run
+from boxsup_dist.runs.command_line import NumActors, Prediction, check_network, run
 from boxsup_dist.runs.summary import write_result
 
 if TYPE_CHECKING:
@@ -99,11 +99,7 @@ class Settings:
         self.prediction.check()
         check_formats(self.formats)
         check_needs(self.coco_annotations or None, "coco_annotations", "formats", bool(self.all_formats()))
-        if self.run_dir is None and self.checkpoint is None:
-            expected = "a run directory or a checkpoint: python -m jobs.train makes both"
-            raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
-        if self.run_dir is None and self.checkpoint == "best":
-            raise SettingError("the best checkpoint of which run?", field="run_dir", expected="set it, too")
+        check_network(self.run_dir, self.checkpoint)
         if self.prediction.crf is not None:
             crf_settings(self.prediction.crf)
         if not self.max_megapixels > 0:
@@ -146,7 +142,7 @@ def predict(settings: Settings) -> dict[str, Any]:
     if units:
         pool = _make_pool(settings, trained)
         try:
-            outcomes = _predict(pool, units, settings, images, trained)
+            outcomes = _predict(pool, units, settings, images, network)
         finally:
             pool.close()
     failed = [outcome for outcome in outcomes if outcome.problem is not None]
@@ -236,7 +232,7 @@ def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:
 
 
 def _predict(
-    pool: NetworkPool, units: list[list[Item]], settings: Settings, images: Images, trained: TrainedNetwork
+    pool: NetworkPool, units: list[list[Item]], settings: Settings, images: Images, network: NamedNetwork
 ) -> list[Outcome]:
     """Predict all units; report each image that cannot be read, or that ends its process. Returns every outcome."""
     import ray
@@ -251,7 +247,7 @@ def _predict(
         settings=settings.prediction,
         turn_by_exif=settings.turn_by_exif,
         max_pixels=round(settings.max_megapixels * 1e6),
-        class_names=_class_names(trained),
+        class_names=network.class_names,
     )
     alone: list[list[Item]] = []  # the images of units that ended their process, each a unit now
 
@@ -262,7 +258,10 @@ def _predict(
     def skip(unit: list[Item], error: Exception) -> list[Outcome]:
         return [Outcome(unit[0], f"ended its process {MAX_RETRIES + 1} times: {describe_loss(error)}")]
 
-    options: dict[str, Any] = {"weights": ray.put(dict(trained.weights)), "version": trained.fingerprint}
+    options: dict[str, Any] = {
+        "weights": ray.put(dict(network.trained.weights)),
+        "version": network.trained.fingerprint,
+    }
     options |= {"job": job, "records": images.records}
     found: list[Outcome] = []
     with ProgressMeter("predict", len(units)) as meter:

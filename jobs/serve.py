@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import socket
 import time
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_range
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.runs.command_line import Prediction, run
+from boxsup_dist.runs.command_line import Prediction, check_network, run
 
 _NEEDED = ("fastapi", "starlette", "uvicorn")  # what ray[serve] adds to ray
 
@@ -57,6 +58,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
+        check_network(self.run_dir, self.checkpoint)
         self.prediction.check()
         check_range(0 <= self.port < 2**16, "port", self.port, "0 to 65535")
         for name in ("max_upload_mb", "max_megapixels"):
@@ -114,7 +116,8 @@ def main(settings: Settings) -> None:
         while True:
             time.sleep(3600)
     finally:
-        serve.shutdown()
+        if os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local"):
+            serve.shutdown()  # a session of our own ends with this process, and Ray would report the end of Serve
 
 
 def _check_free(host: str, port: int) -> None:

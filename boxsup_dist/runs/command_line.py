@@ -173,6 +173,15 @@ def check_choice(value: str, choices: Iterable[str], field: str) -> None:
     raise SettingError(problem, field=field, value=value, expected=f"one of {', '.join(choices)}")
 
 
+def check_network(run_dir: str | None, checkpoint: str | None) -> None:
+    """Raise SettingError unless a run directory or a checkpoint is set; the best checkpoint needs its run."""
+    if run_dir is None and checkpoint is None:
+        expected = "a run directory or a checkpoint: python -m jobs.train makes both"
+        raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
+    if run_dir is None and checkpoint == "best":
+        raise SettingError("the best checkpoint of which run?", field="run_dir", expected="set it, too")
+
+
 # -- commands by name --------------------------------------------------------------------------------------------------
 
 

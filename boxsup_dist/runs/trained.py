@@ -10,7 +10,7 @@ from typing import NamedTuple
 from boxsup_dist.data.input_names import read_input_names
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
-from boxsup_dist.errors import UNREADABLE_NOW, InputError, SettingError
+from boxsup_dist.errors import UNREADABLE_NOW, InputError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.trained import TrainedNetwork, load_trained
 from boxsup_dist.runs.checkpoints import BEST, best_checkpoint
@@ -36,16 +36,12 @@ def find_network(run_dir: str | None, choice: str | None) -> NamedNetwork:
             newest checkpoint of `run_dir`.
 
     Raises:
-        SettingError: Neither is set, or "best" without a run directory.
         InputError: There is no such model or no whole checkpoint.
     """
     uri = choice or run_dir
-    if uri is None:
-        expected = "a run directory or a checkpoint: python -m jobs.train makes both"
-        raise SettingError("no network to predict with", field="run_dir, checkpoint", expected=expected)
-    if uri == BEST:
-        if run_dir is None:
-            raise SettingError("the best checkpoint of which run?", field="run_dir", expected="set it, too")
+    assert uri is not None, "command_line.check_network has found one"
+    if choice == BEST:
+        assert run_dir is not None, "as above"
         uri = best_checkpoint(run_dir)
     if not models.is_model_uri(uri):
         trained = load_trained(uri)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import re
+import socket
 import sys
 import tarfile
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +19,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from ray import serve
 
 from boxsup_dist import api
 from boxsup_dist.assignment.assign import assign_row_group
@@ -23,7 +30,7 @@ from boxsup_dist.data import tables
 from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.labels import open_labels, store_labels
 from boxsup_dist.data.painting import front_order, painter
-from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
+from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, iter_records
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export import prediction
 from boxsup_dist.export.labels import export_unit
@@ -32,6 +39,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_probs
 from boxsup_dist.progress import ProgressMeter
+from boxsup_dist.runs import serving
 from boxsup_dist.runs.command_line import clear_errors
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import read_config, write_config
@@ -210,6 +218,56 @@ def test_a_records_table_is_predicted_as_its_images_are_stored(ray_local, run_di
     with pytest.raises(SystemExit) as exit_, clear_errors():
         predict.main(settings(newest, table.uri, out))
     assert exit_.value.code == 2
+
+
+def test_the_service_answers_as_predict_writes_and_refuses_in_one_line(ray_local, run_dir, images, tmp_path):
+    predict.predict(settings(run_dir, images, tmp_path / "out"))
+    expected = label_maps(tmp_path / "out")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = serving.ServedNetwork(run_dir, VOC_CLASSES, PredictionSettings(), 1, 8, 10**5, 10**6)
+    try:
+        serving.start(served, host="127.0.0.1", port=port, num_replicas=1, cpus=1.0, gpus=0.0)
+
+        def ask(path: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return answer.status, answer.read()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read()
+
+        def label_map(name: str) -> np.ndarray:
+            file = next(images.rglob(f"{Path(name).name}.*"))
+            return decode_png(ask("/predict", file.read_bytes(), Accept="image/png")[1])
+
+        with ThreadPoolExecutor(6) as threads:  # they wait together, so they share batches of several sizes
+            for name, found in zip(SHAPES, threads.map(label_map, SHAPES), strict=True):
+                assert np.array_equal(found, expected[f"{name}.png"]), name
+        photo = (images / "plain.jpg").read_bytes()
+        answer = json.loads(ask("/predict", photo)[1])
+        for found in answer["classes"]:
+            assert found["name"] == VOC_CLASSES[found["class_id"]]
+            mask = coco_mask.decode(found["segmentation"])
+            assert np.array_equal(mask, expected["plain.png"] == found["class_id"])
+        assert decode_image(ask("/predict?as=overlay", photo)[1]).shape == (64, 48, 3)
+        assert b"Drop an image" in ask("/")[1] and json.loads(ask("/health")[1])["classes"] == list(VOC_CLASSES)
+        form = {"Content-Type": "multipart/form-data; boundary=x"}
+        refused = [
+            (ask("/predict", b"no image"), 422, b"not an image"),
+            (ask("/predict", (images / "cut.jpg").read_bytes()), 422, b"damaged"),
+            (ask("/predict", b""), 400, b"no file"),
+            (ask("/predict", bytes(10**5 + 1)), 413, b"larger than 0.1 MB"),
+            (ask("/predict", photo, **form), 415, b"--data-binary"),
+            (ask("/predict?as=gif", photo), 400, b"choose one of json"),
+            (ask("/predict"), 405, b"POST an image"),
+            (ask("/nothing"), 404, b"POST an image"),
+        ]
+        for (status, text), wanted, words in refused:
+            assert status == wanted and words in text and text.count(b"\n") == 1, text
+    finally:
+        serve.shutdown()
 
 
 @pytest.mark.parametrize("undecided", ["ignore", "decided"])

@@ -224,6 +224,7 @@ SHARED = {
     "images": "images on disk: a folder, and in predict also a file or pattern",
     "log": "store in the MLflow run of the training",
     "max-failed-share": "share of failed images from which a table is refused",
+    "max-megapixels": "larger images are refused",
     "method": "one method that makes a table",
     "network": "name of a network with random weights, for a measurement",
     "num-cpus": "CPUs of the local Ray session",
