@@ -18,16 +18,7 @@ COMMANDS = {
         "verify",
     ),
     "train": ("demo", "train", "reproduce", "reassign"),
-    "use a trained network": (
-        "evaluate",
-        "tune_crf",
-        "trimap",
-        "compare_measures",
-        "figures",
-        "predict",
-        "export_labels",
-        "export_model",
-    ),
+    "use a trained network": ("evaluate", "tune_crf", "trimap", "figures", "predict", "export_labels", "export_model"),
     "use a cluster": ("calibrate", "plan", "submit"),
     "maintain": ("bench", "drill", "compare_measures", "results_page"),
 }
