@@ -104,6 +104,8 @@ def measure(run_dir: str, settings: Settings) -> list[dict[str, Any]]:
                     "recall_x_inside": (boxes["box_recall"] or 0.0) * (1 - (boxes["outside_share"] or 0.0)),
                 }
             )
+            values = "  ".join(f"{key} {value:.2f}" for key, value in rows[-1].items() if isinstance(value, float))
+            print(f"{uri}  {values}", flush=True)
             meter.advance(1)
     return rows
 
