@@ -22,7 +22,6 @@ COMMANDS = {
         "evaluate",
         "tune_crf",
         "trimap",
-        "compare_measures",
         "figures",
         "predict",
         "serve",

@@ -10,17 +10,26 @@ checkpoints and as the mean within a run. docs/box-score.md has a result.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.progress import ProgressMeter
 from boxsup_dist.runs.command_line import NumActors, run
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import write_result
+
+if TYPE_CHECKING:
+    from boxsup_dist.evaluation.boxes import BoxResult
+    from boxsup_dist.evaluation.units import UnitResult
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,29 @@ class Settings:
     num_actors: NumActors = None
 
 
+def judge(predict: Callable[[Any], Any], rows: pa.Table, num_classes: int) -> tuple[UnitResult, BoxResult]:
+    """Counts of both kinds of a row group, from one prediction of each image."""
+    from boxsup_dist.evaluation.boxes import box_unit
+    from boxsup_dist.evaluation.units import evaluate_unit
+
+    known: dict[bytes, Any] = {}
+
+    def once(image: NDArray[np.uint8]) -> Any:
+        key = image.tobytes()
+        if key not in known:
+            known[key] = predict(image)
+        return known[key]
+
+    return evaluate_unit(once, rows, num_classes), box_unit(once, rows, num_classes)
+
+
 def measure(run_dir: str, settings: Settings) -> list[dict[str, Any]]:
     """One row per epoch with a checkpoint: the measures in percent, higher is better."""
     import ray
 
-    from boxsup_dist.evaluation.boxes import box_summary
-    from boxsup_dist.evaluation.evaluate import evaluate, evaluate_boxes, to_summary
+    from boxsup_dist.evaluation.boxes import BOX_COLUMNS, BoxResult, box_summary
+    from boxsup_dist.evaluation.evaluate import map_label_maps, to_summary
+    from boxsup_dist.evaluation.units import UnitResult
     from boxsup_dist.model import checkpoint
     from boxsup_dist.runs.networks import predictor
 
@@ -52,9 +78,20 @@ def measure(run_dir: str, settings: Settings) -> list[dict[str, Any]]:
     with predictor(run_dir, None, settings.num_actors, records) as found, ProgressMeter(run_dir, len(ends)) as meter:
         for uri in sorted(ends):
             weights = ray.put(checkpoint.load_weights(uri)[1])
-            common: dict[str, Any] = {"weights": weights, "version": uri, "num_classes": len(names)}
-            mean_iou = to_summary(evaluate(found.pool, records, **common), names)["mean_iou"]
-            boxes = box_summary(evaluate_boxes(found.pool, records, **common), names)
+            results = list(
+                map_label_maps(
+                    found.pool,
+                    records,
+                    partial(judge, num_classes=len(names)),
+                    settings=PredictionSettings(),
+                    crf_in_tasks=None,
+                    columns=(*BOX_COLUMNS, "gt_label_map"),
+                    weights=weights,
+                    version=uri,
+                )
+            )
+            mean_iou = to_summary(sum((each for each, _ in results), UnitResult.empty(len(names))), names)["mean_iou"]
+            boxes = box_summary(sum((each for _, each in results), BoxResult.empty(len(names))), names)
             rows.append(
                 {
                     "run": run_dir,
@@ -67,6 +104,8 @@ def measure(run_dir: str, settings: Settings) -> list[dict[str, Any]]:
                     "recall_x_inside": (boxes["box_recall"] or 0.0) * (1 - (boxes["outside_share"] or 0.0)),
                 }
             )
+            values = "  ".join(f"{key} {value:.2f}" for key, value in rows[-1].items() if isinstance(value, float))
+            print(f"{uri}  {values}", flush=True)
             meter.advance(1)
     return rows
 

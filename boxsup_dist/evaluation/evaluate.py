@@ -68,7 +68,7 @@ def evaluate(
         TableError: No record has ground truth.
         SettingError: `settings` are out of range.
     """
-    results = _map_label_maps(
+    results = map_label_maps(
         pool,
         records,
         partial(units.evaluate_unit, num_classes=num_classes),
@@ -100,7 +100,7 @@ def evaluate_boxes(
         TableError: No record has a box.
         SettingError: `settings` are out of range.
     """
-    results = _map_label_maps(
+    results = map_label_maps(
         pool,
         records,
         partial(box_unit, num_classes=num_classes),
@@ -150,7 +150,7 @@ def measure_boundaries(
     """
     check_widths(widths_px, boundary_share)
     judge = partial(boundary_unit, num_classes=num_classes, widths_px=tuple(widths_px), boundary_share=boundary_share)
-    results = _map_label_maps(
+    results = map_label_maps(
         pool,
         records,
         judge,
@@ -276,7 +276,7 @@ def _check_any(num_images: int, records: Table) -> None:
         raise TableError("no record has ground truth to compare with", file=records.uri, field="gt_label_map")
 
 
-def _map_label_maps(
+def map_label_maps(
     pool: NetworkPool,
     records: Table,
     judge: Callable[[LabelMapOf, pa.Table], R],
@@ -286,7 +286,7 @@ def _map_label_maps(
     columns: Sequence[str] = units.EVALUATION_COLUMNS,
     **options: Any,
 ) -> Iterator[R]:
-    """judge(label map of an image, rows) of every row group, in their order."""
+    """judge(predictor of label maps, rows) of every row group, in their order; `options` are those of `pool.map`."""
     settings.check()
     options |= {"columns": columns}
     slices = [Slice(where) for where in records.row_groups()]
