@@ -191,7 +191,7 @@ def test_warnings_and_failures(
         made.handle("rubbish")
 
 
-PAGES = "#/experiments?workflowType=machine_learning"
+LOCAL, PAGES = "http://127.0.0.1:5000", "#/experiments?workflowType=machine_learning"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ PAGES = "#/experiments?workflowType=machine_learning"
         (
             "sqlite:////r/mlflow.db",
             "7",
-            f"mlflow ui --backend-store-uri sqlite:////r/mlflow.db, then open http://127.0.0.1:5000/{PAGES} (run 7)",
+            f"mlflow ui --backend-store-uri sqlite:////r/mlflow.db, then open {LOCAL}/{PAGES} (run 7)",
         ),
         ("https://host", "7", f"open https://host/{PAGES} (run 7)"),
         ("https://host", None, f"open https://host/{PAGES} (MLflow does not have this run yet)"),
