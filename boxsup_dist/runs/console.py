@@ -23,6 +23,7 @@ from boxsup_dist.tracking.tracker import RunTracker
 
 PROGRESS_EVERY_S = 10.0
 MAX_CLASSES_NAMED = 8
+TRAINING_PAGES = "#/experiments?workflowType=machine_learning"  # else MLflow 3 opens runs in pages of language models
 
 
 class Console:
@@ -224,5 +225,8 @@ def _describe_time(account: Account) -> str:
 
 def _how_to_open(mlflow: MlflowRun) -> str:
     uri = mlflow["tracking_uri"]
-    how = f"open {uri}" if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
+    if uri.startswith(("http://", "https://")):
+        how = f"open {uri.rstrip('/')}/{TRAINING_PAGES}"
+    else:
+        how = f"mlflow ui --backend-store-uri {uri}, then open http://127.0.0.1:5000/{TRAINING_PAGES}"
     return f"{how} (run {mlflow['run_id']})" if mlflow["run_id"] else f"{how} (MLflow does not have this run yet)"

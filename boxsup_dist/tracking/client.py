@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# MLflow 3's pages open an experiment without a kind as one of language models, whose runs are "evaluations". The
-# name and the values are those of the pages' own sources; MLflow's Python has no constant for them.
+# The kind of an experiment, by the name and value in the sources of MLflow 3's pages. Pages with a switch between GenAI
+# and training (3.17) follow the switch instead: runs/console prints the address that sets it.
 EXPERIMENT_KIND, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"
 
 # The timeout is short because one such call may be under way when the run ends. Retries are the outbox's work.

@@ -191,12 +191,19 @@ def test_warnings_and_failures(
         made.handle("rubbish")
 
 
+LOCAL, PAGES = "http://127.0.0.1:5000", "#/experiments?workflowType=machine_learning"
+
+
 @pytest.mark.parametrize(
     ("uri", "run_id", "expected"),
     [
-        ("sqlite:////r/mlflow.db", "7", "mlflow ui --backend-store-uri sqlite:////r/mlflow.db (run 7)"),
-        ("https://host", "7", "open https://host (run 7)"),
-        ("https://host", None, "open https://host (MLflow does not have this run yet)"),
+        (
+            "sqlite:////r/mlflow.db",
+            "7",
+            f"mlflow ui --backend-store-uri sqlite:////r/mlflow.db, then open {LOCAL}/{PAGES} (run 7)",
+        ),
+        ("https://host", "7", f"open https://host/{PAGES} (run 7)"),
+        ("https://host", None, f"open https://host/{PAGES} (MLflow does not have this run yet)"),
     ],
 )
 def test_the_end_says_what_to_do(
