@@ -117,7 +117,7 @@ def main(settings: Settings) -> None:
             time.sleep(3600)
     finally:
         if os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local"):
-            serve.shutdown()  # a session of our own ends with this process, and Ray would report the end of Serve
+            serve.shutdown()  # type: ignore[no-untyped-call]  # a session of our own ends with this process, and Ray would report the end of Serve
 
 
 def _check_free(host: str, port: int) -> None:

@@ -18,7 +18,7 @@ A box that is `difficult` or of a crowd need not be filled, and what is predicte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ class BoxResult:
     @classmethod
     def empty(cls, num_classes: int) -> BoxResult:
         """The result of no image."""
-        return cls(*(np.zeros(num_classes, np.int64) for _ in range(len(fields(cls)) - 1)), num_images=0)
+        counts: list[Any] = [np.zeros(num_classes, np.int64) for _ in fields(cls)[:-1]]
+        return cls(*counts, 0)
 
     @property
     def score(self) -> NDArray[np.float64]:
@@ -133,7 +134,7 @@ def count_boxes(record: Record, prediction: NDArray[np.integer[Any]], num_classe
             found.box_px[class_id] += box_px
             found.tight_px[class_id] += tight_px
         found.outside_px[class_id] = np.count_nonzero(is_outside)
-    return BoxResult(*(getattr(found, field.name) for field in fields(found)[:-1]), num_images=1)
+    return replace(found, num_images=1)
 
 
 def tight_area(mask: NDArray[np.bool_]) -> int:

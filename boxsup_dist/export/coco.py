@@ -117,6 +117,17 @@ def connected_regions(label_map: NDArray[np.uint8]) -> list[Annotation]:
     return regions
 
 
+def class_regions(label_map: NDArray[np.uint8]) -> list[Annotation]:
+    """Annotations of a predicted label map (H, W): one per class that occurs, with its tight bbox."""
+    regions = []
+    for class_id in np.unique(label_map).tolist():
+        if class_id not in (BACKGROUND, IGNORE_INDEX):
+            annotation = region(label_map == class_id, class_id)
+            bbox = coco_mask.toBbox(annotation["segmentation"]).tolist()
+            regions.append({**annotation, "bbox": bbox, "score": 1.0})
+    return regions
+
+
 def outlines(annotation: Annotation) -> list[Ring]:
     """The polygons of an annotation of `region`; [] if it has no pixel."""
     height, width = annotation["segmentation"]["size"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from boxsup_dist.export.coco import CocoImage, CocoNames, objects
 from boxsup_dist.io import storage
@@ -29,7 +30,7 @@ def pass_labelme(out: str, images: Iterable[CocoImage], names: CocoNames) -> Ite
             for number, (class_id, rings) in enumerate(objects(image), start=1)
             for ring in rings
         ]
-        content = {
+        content: dict[str, Any] = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,

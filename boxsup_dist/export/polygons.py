@@ -7,6 +7,8 @@ with its holes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,7 @@ def polygons(mask: NDArray[np.bool_], tolerance_px: float = TOLERANCE_PX) -> lis
     return parts
 
 
-def _simple(contour: NDArray[np.int32], tolerance: float) -> Ring:
+def _simple(contour: NDArray[Any], tolerance: float) -> Ring:
     fewer = cv2.approxPolyDP(contour, tolerance, closed=True)
     kept = fewer if len(fewer) >= 3 else contour
     return kept.reshape(-1, 2).astype(np.float64)

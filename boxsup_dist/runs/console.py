@@ -201,13 +201,12 @@ def print_result(run_dir: str, summary: Summary) -> None:
 
 
 def print_where(run_dir: str, mlflow: MlflowRun) -> None:
-    """Four lines for the end of a command that trained: report, MLflow, and the next two commands."""
+    """Lines for the end of a command that trained: report, MLflow, and the next command."""
     files = RunFiles(run_dir)
     lines = {
         "report": files.report,
         "MLflow": _how_to_open(mlflow),
-        "look closer": f"python -m jobs.gallery --run-dir {files.run_dir}",
-        "other images": f"python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER --overlays",
+        "next": f"python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER --overlays",
     }
     for name, text in lines.items():
         print(f"{name:<14} {text}", flush=True)

@@ -52,7 +52,7 @@ def epochs_to_show(num_epochs: int, most: int = NUM_SHOWN) -> list[int]:
 
 def units_to_score(num_units: int) -> list[int]:
     """Indices of at most MAX_UNITS units, evenly spaced."""
-    return np.unique(np.linspace(0, num_units - 1, min(num_units, MAX_UNITS)).astype(int)).tolist()
+    return sorted({int(index) for index in np.linspace(0, num_units - 1, min(num_units, MAX_UNITS))})
 
 
 def score_examples(
