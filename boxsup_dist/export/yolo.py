@@ -24,9 +24,8 @@ def pass_yolo(out: str, images: Iterable[CocoImage], names: CocoNames) -> Iterat
     folder = storage.join(out, "yolo")
     classes = {class_id - 1: category.name for class_id, category in sorted(names.categories.items())}
     content = {"path": ".", "train": "images", "val": "images", "names": classes}
-    storage.write_bytes(
-        storage.join(folder, "data.yaml"), yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
-    )
+    listed = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(folder, "data.yaml"), listed.encode())
     for image in images:
         lines = []
         for class_id, rings in objects(image):

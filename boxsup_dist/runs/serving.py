@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.data.palette import encode_palette_png, voc_palette
+from boxsup_dist.data.palette import class_palette, encode_palette_png
 from boxsup_dist.errors import InputError
 from boxsup_dist.export.coco import class_regions
 from boxsup_dist.export.files import encode_overlay
@@ -132,12 +132,14 @@ class Replica:
             return JSONResponse({"height": height, "width": width, "classes": classes})
         shown = [{key: found[key] for key in ("name", "color", "area")} for found in classes]
         headers = {CLASSES_HEADER: json.dumps(shown)}
-        return Response(encode_overlay(image, label_map), media_type=ANSWERS[kind], headers=headers)
+        return Response(
+            encode_overlay(image, label_map, self._served.class_names), media_type=ANSWERS[kind], headers=headers
+        )
 
 
 def regions(label_map: NDArray[np.uint8], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """JSON of each class in a label map (H, W): id, name, colour, area, bbox, and COCO's compressed run lengths."""
-    colours = voc_palette()
+    colours = class_palette(class_names)
     return [
         {
             "class_id": found["category_id"],

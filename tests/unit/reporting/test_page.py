@@ -167,8 +167,8 @@ def test_no_chart_without_a_curve() -> None:
 
 
 def test_measures_that_only_words_knows_are_shown_as_quality(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "box_recall", ("recall of the given boxes (%)", 100))
-    page = render(history=[{"epoch": e, "box_recall": 0.2 * e} for e in (1, 2)])
+    monkeypatch.setitem(METRICS, "corner_recall", ("recall of the given boxes (%)", 100))
+    page = render(history=[{"epoch": e, "corner_recall": 0.2 * e} for e in (1, 2)])
     assert "40.0 %recall of the given boxes" in page.text
     assert "Quality over the epochs" in page.text and "Costs and times" not in page.text
 
