@@ -52,8 +52,8 @@ class BoxResult:
     @classmethod
     def empty(cls, num_classes: int) -> BoxResult:
         """The result of no image."""
-        counts: list[Any] = [np.zeros(num_classes, np.int64) for _ in fields(cls)[:-1]]
-        return cls(*counts, 0)
+        counts = (np.zeros(num_classes, np.int64) for _ in range(6))
+        return cls(*counts, num_images=0)  # type: ignore[misc, arg-type]  # six arrays, which mypy cannot count
 
     @property
     def score(self) -> NDArray[np.float64]:

@@ -262,6 +262,8 @@ def test_a_name_has_one_type_and_one_meaning() -> None:
             assert kinds == {str(str), str(tuple[str, ...])}
         elif name == "method":
             assert all(get_origin(hint) is typing.Literal for hint in by_command.values())
+        elif name == "formats":
+            assert all(get_origin(get_args(hint)[0]) is typing.Literal for hint in by_command.values())
         else:
             assert len(kinds) == 1, (name, by_command)
 
