@@ -80,5 +80,5 @@ def test_masks_of_some_images_train_with_the_boxes_of_the_others(tmp_path, ray_l
     out = tmp_path / "out"
     start.main(start.Settings(str(images), str(boxes), str(out), masks=str(tmp_path / "masks"), epochs=1))
     assert "learns from the masks of 2 images, and from the boxes of 4" in capsys.readouterr().out
-    label_maps = sorted(str(path.relative_to(out / "masks" / "label_maps")) for path in out.glob("masks/**/*.png"))
+    label_maps = names_below(out / "masks" / "label_maps")
     assert label_maps == ["own/a/2.png", "own/b/0.png", "own/b/1.png", "own/b/2.png"]
