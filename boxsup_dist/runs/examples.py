@@ -20,7 +20,7 @@ from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.painting import Painter, painter
 from boxsup_dist.data.schema import Record, iter_records
 from boxsup_dist.data.sources import Mixture
-from boxsup_dist.errors import RecordError, decoding
+from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.evaluation.confusion import confusion_matrix, mean_iou
 from boxsup_dist.io import storage
 from boxsup_dist.model.inference import predict_log_probs
@@ -77,7 +77,7 @@ def score_examples(
         show_ground_truth: Score by the ground truth of records that have one.
 
     Returns:
-        The first MAX_SCORED images with a box; [] if the unit has none.
+        The first MAX_SCORED images with a box, without those whose image or ground truth is damaged.
     """
     costs = _costs(index, mixture, run_dir, num_epochs)
     scored = []
@@ -87,8 +87,12 @@ def score_examples(
             image = _decoded(record)
             if image is None:
                 continue
-            truth = decode_png(record.gt_label_map)
-            iou = mean_iou(confusion_matrix(truth, _predict(network, image), len(class_names)))
+            try:
+                with decoding(record.image_id):
+                    truth = decode_png(record.gt_label_map)
+                iou = mean_iou(confusion_matrix(truth, _predict(network, image), len(class_names)))
+            except InputError:  # measuring the labels names the record; a picture is no reason to end a trained run
+                continue
             if np.isfinite(iou):
                 example = example._replace(score=iou, text=f"mean IoU of the prediction {100 * iou:.1f} %")
         elif record.image_id in costs and not show_ground_truth:

@@ -58,3 +58,12 @@ def test_ground_truth_is_scored_by_only_where_the_run_may_see_it(tmp_path: Path,
     assert all((e.score is not None and "IoU" in e.text) == seen for e in scored)
     ((name, png),) = draw_examples(network, scored[0]._replace(kind="best-1"), **options, show_ground_truth=seen)
     assert name.startswith("best-1-tiny") and png.startswith(b"\x89PNG")
+
+
+def test_an_image_with_damaged_ground_truth_is_no_example(tmp_path) -> None:
+    records = [tiny.make_record(0, "train", b"poison"), tiny.make_record(1, "train")]
+    mixture = Mixture(make_units([Source(tiny.write_records(tmp_path / "r", records), "rectangles")]),
+                      tiny.ASSIGNMENT, tiny.AUGMENT, 0)  # fmt: skip
+    options = {"mixture": mixture, "run_dir": str(tmp_path), "num_epochs": 1, "class_names": VOC_CLASSES}
+    scored = score_examples(tiny.build_network().eval(), 0, **options, show_ground_truth=True)
+    assert [e.image_id for e in scored] == [records[1].image_id]
