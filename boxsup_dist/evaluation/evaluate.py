@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Required, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import TypedDict, Unpack
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.labels import LabelsTable
@@ -40,57 +41,45 @@ R = TypeVar("R")
 _Judge = Callable[..., Any]
 
 
-def evaluate(
-    pool: NetworkPool,
-    records: Table,
-    *,
-    weights: Reference | None,
-    version: str,
-    num_classes: int,
-    settings: PredictionSettings | None = None,
-    crf_in_tasks: bool | None = None,
-    on_progress: Progress | None = None,
-) -> UnitResult:
+class Prediction(TypedDict, total=False):
+    """Named arguments of every measure of a network: which weights predict, and how."""
+
+    weights: Required[Reference | None]
+    """Reference to the network's state dict; None keeps the network of the pool as it is."""
+
+    version: Required[str]
+    """Name of `weights`."""
+
+    settings: PredictionSettings
+    """Test-time options: scales, mirroring, CRF. Without it: none of them."""
+
+    crf_in_tasks: bool | None
+    """Whether the CRF runs in tasks beside the members. None, the default: if the members have GPUs. The result is
+    the same."""
+
+    on_progress: Progress | None
+    """Called after each row group."""
+
+
+def evaluate(pool: NetworkPool, records: Table, *, num_classes: int, **prediction: Unpack[Prediction]) -> UnitResult:
     """Confusion matrix of the network's predictions on the records that have ground truth.
 
     Args:
         pool: Actors that predict.
         records: What to predict; records without ground truth are counted as skipped.
-        weights: Reference to the network's state dict; None keeps the network of the pool as it is.
-        version: Name of `weights`.
         num_classes: C, with the background.
-        settings: Test-time options: scales, mirroring, CRF. None: none of them.
-        crf_in_tasks: Whether the CRF runs in tasks beside the members; None: if the members have GPUs. The result is
-            the same.
-        on_progress: Called after each row group.
+        prediction: See `Prediction`.
 
     Raises:
         TableError: No record has ground truth.
-        SettingError: `settings` are out of range.
+        SettingError: `prediction["settings"]` are out of range.
     """
-    results = map_label_maps(
-        pool,
-        records,
-        partial(units.evaluate_unit, num_classes=num_classes),
-        settings=settings or PredictionSettings(),
-        crf_in_tasks=crf_in_tasks,
-        weights=weights,
-        version=version,
-        on_progress=on_progress,
-    )
-    return _total(results, records, num_classes)
+    judge = partial(units.evaluate_unit, num_classes=num_classes)
+    return _total(map_label_maps(pool, records, judge, **prediction), records, num_classes)
 
 
 def evaluate_boxes(
-    pool: NetworkPool,
-    records: Table,
-    *,
-    weights: Reference | None,
-    version: str,
-    num_classes: int,
-    settings: PredictionSettings | None = None,
-    crf_in_tasks: bool | None = None,
-    on_progress: Progress | None = None,
+    pool: NetworkPool, records: Table, *, num_classes: int, **prediction: Unpack[Prediction]
 ) -> BoxResult:
     """Compare the network's predictions with the boxes of the records; masks are not read. See evaluation/boxes.py.
 
@@ -98,19 +87,10 @@ def evaluate_boxes(
 
     Raises:
         TableError: No record has a box.
-        SettingError: `settings` are out of range.
+        SettingError: `prediction["settings"]` are out of range.
     """
-    results = map_label_maps(
-        pool,
-        records,
-        partial(box_unit, num_classes=num_classes),
-        columns=BOX_COLUMNS,
-        settings=settings or PredictionSettings(),
-        crf_in_tasks=crf_in_tasks,
-        weights=weights,
-        version=version,
-        on_progress=on_progress,
-    )
+    judge = partial(box_unit, num_classes=num_classes)
+    results = map_label_maps(pool, records, judge, columns=BOX_COLUMNS, **prediction)
     total = sum(results, BoxResult.empty(num_classes))
     if not total.num_boxes.any():
         raise TableError("no record has a box to compare with", file=records.uri, field="boxes_xyxy")
@@ -121,45 +101,28 @@ def measure_boundaries(
     pool: NetworkPool,
     records: Table,
     *,
-    weights: Reference | None,
-    version: str,
     num_classes: int,
     widths_px: Sequence[int],
     boundary_share: float = BOUNDARY_SHARE,
-    settings: PredictionSettings | None = None,
-    crf_in_tasks: bool | None = None,
-    on_progress: Progress | None = None,
+    **prediction: Unpack[Prediction],
 ) -> BoundaryResult:
     """Trimap matrices and Boundary IoU counts of the network's predictions; see evaluation/trimap.py.
 
     Args:
         pool: Actors that predict.
         records: What to predict, as in `evaluate`.
-        weights: As in `evaluate`.
-        version: As in `evaluate`.
         num_classes: C, with the background.
         widths_px: Widths of the band around ground-truth boundaries. Each width has its own result.
         boundary_share: Width of Boundary IoU's band, as a share of the image's diagonal.
-        settings: As in `evaluate`.
-        crf_in_tasks: As in `evaluate`.
-        on_progress: Called after each row group.
+        prediction: See `Prediction`.
 
     Raises:
         TableError: No record has ground truth.
-        SettingError: `settings`, `widths_px` or `boundary_share` are out of range.
+        SettingError: `prediction["settings"]`, `widths_px` or `boundary_share` are out of range.
     """
     check_widths(widths_px, boundary_share)
     judge = partial(boundary_unit, num_classes=num_classes, widths_px=tuple(widths_px), boundary_share=boundary_share)
-    results = map_label_maps(
-        pool,
-        records,
-        judge,
-        settings=settings or PredictionSettings(),
-        crf_in_tasks=crf_in_tasks,
-        weights=weights,
-        version=version,
-        on_progress=on_progress,
-    )
+    results = map_label_maps(pool, records, judge, **prediction)
     total = sum(results, BoundaryResult.empty(num_classes, len(widths_px)))
     _check_any(total.num_images, records)
     return total
@@ -171,12 +134,8 @@ def score_crfs(
     slices: Sequence[Slice],
     candidates: Sequence[CrfSettings],
     *,
-    weights: Reference | None,
-    version: str,
     num_classes: int,
-    settings: PredictionSettings | None = None,
-    crf_in_tasks: bool | None = None,
-    on_progress: Progress | None = None,
+    **prediction: Unpack[Prediction],
 ) -> tuple[UnitResult, list[UnitResult]]:
     """Confusion matrices without a CRF and with each candidate CRF, from one prediction of each image.
 
@@ -185,32 +144,18 @@ def score_crfs(
         records: The table of the slices.
         slices: What to predict.
         candidates: Settings of the CRFs to compare.
-        weights: As in `evaluate`.
-        version: As in `evaluate`.
         num_classes: C, with the background.
-        settings: As in `evaluate`; `settings.crf` is not used.
-        crf_in_tasks: As in `evaluate`.
-        on_progress: Called after each slice.
+        prediction: See `Prediction`; the CRF of its settings is not used.
 
     Returns:
         The result without a CRF, and that of each candidate.
 
     Raises:
         TableError: No record has ground truth.
-        SettingError: `settings` are out of range.
+        SettingError: `prediction["settings"]` are out of range.
     """
-    found = _map_scores(
-        pool,
-        records,
-        slices,
-        partial(units.crf_unit, candidates=tuple(candidates), num_classes=num_classes),
-        settings=settings or PredictionSettings(),
-        in_tasks=pool.has_gpus if crf_in_tasks is None else crf_in_tasks,
-        columns=units.EVALUATION_COLUMNS,
-        weights=weights,
-        version=version,
-        on_progress=on_progress,
-    )
+    judge = partial(units.crf_unit, candidates=tuple(candidates), num_classes=num_classes)
+    found = _map_scores(pool, records, slices, judge, columns=units.EVALUATION_COLUMNS, **prediction)
     totals = [UnitResult.empty(num_classes) for _ in range(len(candidates) + 1)]
     for results in found:
         totals = [total + result for total, result in zip(totals, results, strict=True)]
@@ -281,22 +226,19 @@ def map_label_maps(
     records: Table,
     judge: Callable[[LabelMapOf, pa.Table], R],
     *,
-    settings: PredictionSettings,
-    crf_in_tasks: bool | None,
     columns: Sequence[str] = units.EVALUATION_COLUMNS,
-    **options: Any,
+    **prediction: Unpack[Prediction],
 ) -> Iterator[R]:
-    """judge(predictor of label maps, rows) of every row group, in their order; `options` are those of `pool.map`."""
+    """judge(predictor of label maps, rows with `columns`) of every row group, in their order."""
+    settings = prediction.get("settings", PredictionSettings())
     settings.check()
-    options |= {"columns": columns}
     slices = [Slice(where) for where in records.row_groups()]
-    if settings.crf is None or not (pool.has_gpus if crf_in_tasks is None else crf_in_tasks):
-        if settings.crf is not None:
-            crf_settings(settings.crf)  # refuses bad ones before the work begins
-        options |= {"on_lost": name_rows(lambda unit: (records, unit.where))}
-        return pool.map(_judge_label_maps, slices, records=records, settings=settings, judge=judge, **options)
-    judge_scores = partial(units.with_crf, judge=judge, crf=crf_settings(settings.crf))
-    return _map_scores(pool, records, slices, judge_scores, settings=settings, in_tasks=True, **options)
+    crf = None if settings.crf is None else crf_settings(settings.crf)  # refuses bad ones before the work begins
+    if crf is not None and _in_tasks(pool, prediction):
+        return _map_scores(
+            pool, records, slices, partial(units.with_crf, judge=judge, crf=crf), columns=columns, **prediction
+        )
+    return _map(pool, records, slices, _judge_label_maps, prediction, judge=judge, columns=columns)
 
 
 def _map_scores(
@@ -305,17 +247,44 @@ def _map_scores(
     slices: Sequence[Slice],
     judge: Callable[[ScoresOf, pa.Table], R],
     *,
-    settings: PredictionSettings,
-    in_tasks: bool,
-    **options: Any,
+    columns: Sequence[str],
+    **prediction: Unpack[Prediction],
 ) -> Iterator[R]:
     """judge(scores of an image, rows) of every slice, in their order; by the members, or in tasks after them."""
-    settings.check()
-    options |= {"records": records, "settings": settings, "on_lost": name_rows(lambda unit: (records, unit.where))}
-    if not in_tasks:
-        return pool.map(_judge_scores, slices, judge=judge, **options)
+    prediction.get("settings", PredictionSettings()).check()
+    given = {"judge": judge, "columns": columns}
+    if not _in_tasks(pool, prediction):
+        return _map(pool, records, slices, _judge_scores, prediction, **given)
     # One row group at a time: its scores are large.
-    return pool.map(_scores, slices, then=_judge_given, then_in_tasks=True, in_chunks=False, judge=judge, **options)
+    in_tasks = {"then": _judge_given, "then_in_tasks": True, "in_chunks": False}
+    return _map(pool, records, slices, _scores, prediction, **given, **in_tasks)
+
+
+def _in_tasks(pool: NetworkPool, prediction: Prediction) -> bool:
+    chosen = prediction.get("crf_in_tasks")
+    return pool.has_gpus if chosen is None else chosen
+
+
+def _map(
+    pool: NetworkPool,
+    records: Table,
+    slices: Sequence[Slice],
+    function: _Judge,
+    prediction: Prediction,
+    **options: Any,
+) -> Iterator[Any]:
+    """`pool.map` of a function of this module; a row group that ends its process is named by its images."""
+    return pool.map(
+        function,
+        slices,
+        records=records,
+        weights=prediction["weights"],
+        version=prediction["version"],
+        settings=prediction.get("settings", PredictionSettings()),
+        on_progress=prediction.get("on_progress"),
+        on_lost=name_rows(lambda unit: (records, unit.where)),
+        **options,
+    )
 
 
 def _read(records: Table, unit: Slice, columns: Sequence[str]) -> pa.Table:
