@@ -238,7 +238,9 @@ def map_label_maps(
         return _map_scores(
             pool, records, slices, partial(units.with_crf, judge=judge, crf=crf), columns=columns, **prediction
         )
-    return _map(pool, records, slices, _judge_label_maps, prediction, judge=judge, columns=columns)
+    return _map(
+        pool, records, slices, partial(_judge_rows, predict_label_map), prediction, judge=judge, columns=columns
+    )
 
 
 def _map_scores(
@@ -252,11 +254,11 @@ def _map_scores(
 ) -> Iterator[R]:
     """judge(scores of an image, rows) of every slice, in their order; by the members, or in tasks after them."""
     prediction.get("settings", PredictionSettings()).check()
-    given = {"judge": judge, "columns": columns}
+    given: dict[str, Any] = {"judge": judge, "columns": columns}
     if not _in_tasks(pool, prediction):
-        return _map(pool, records, slices, _judge_scores, prediction, **given)
+        return _map(pool, records, slices, partial(_judge_rows, _likely_scores), prediction, **given)
     # One row group at a time: its scores are large.
-    in_tasks = {"then": _judge_given, "then_in_tasks": True, "in_chunks": False}
+    in_tasks: dict[str, Any] = {"then": _judge_given, "then_in_tasks": True, "in_chunks": False}
     return _map(pool, records, slices, _scores, prediction, **given, **in_tasks)
 
 
@@ -292,7 +294,8 @@ def _read(records: Table, unit: Slice, columns: Sequence[str]) -> pa.Table:
     return rows if unit.rows is None else rows.take(list(unit.rows))
 
 
-def _judge_label_maps(
+def _judge_rows(
+    predict: Callable[[SegmentationNetwork, NDArray[np.uint8], PredictionSettings], Any],
     network: SegmentationNetwork,
     unit: Slice,
     *,
@@ -301,19 +304,7 @@ def _judge_label_maps(
     judge: _Judge,
     columns: Sequence[str],
 ) -> Any:
-    return judge(lambda image: predict_label_map(network, image, settings), _read(records, unit, columns))
-
-
-def _judge_scores(
-    network: SegmentationNetwork,
-    unit: Slice,
-    *,
-    records: Table,
-    settings: PredictionSettings,
-    judge: _Judge,
-    columns: Sequence[str],
-) -> Any:
-    return judge(lambda image: _likely_scores(network, image, settings), _read(records, unit, columns))
+    return judge(lambda image: predict(network, image, settings), _read(records, unit, columns))
 
 
 def _scores(
