@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from tests import s3_server
+from tests import forked_workers, s3_server
 
 WITH_RAY = (  # the longest first
     "tests/distributed/test_train.py",
@@ -82,6 +82,7 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # A local session has no nodes that are taken away; its watcher is a process of 2 CPU seconds in each training.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    forked_workers.use()
     s3_server.choose_address()  # its workers keep the environment that it starts with
     session.start(2)
     yield
