@@ -40,25 +40,19 @@ def names_below(folder: Path) -> list[str]:
 
 
 def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys, monkeypatch):
-    """Two images have a mask, and are trained with the boxes of the others."""
     images, boxes = write_photos(tmp_path)
-    for number in (1, 3):
-        instances = scene_of(0, "start", number).instances
-        (tmp_path / "drawn" / "a").mkdir(parents=True, exist_ok=True)
-        Image.fromarray((instances > 0).astype(np.uint8)).save(tmp_path / "drawn" / "a" / f"{number // 2}.png")
     out = tmp_path / "out"
-    settings = start.Settings(str(images), str(boxes), str(out), masks=str(tmp_path / "drawn"), epochs=1)
+    settings = start.Settings(str(images), str(boxes), str(out), epochs=1)
     monkeypatch.setattr(choices, "FEW_IMAGES", NUM_IMAGES)  # two of six images are enough to evaluate on
     monkeypatch.setattr(choices, "MIN_HELD_OUT", 2)
     start.main(settings)
     shown = capsys.readouterr().out
-    assert "learns from the masks of 2 images, and from the boxes of 4" in shown
     assert "6 images (4 to train on, 2 held out to evaluate on), 1 epochs, 1 steps: about" in shown
     assert "validation box score" in shown and "validation mean IoU" not in shown and "fewer than 10 boxes" in shown
     label_maps = names_below(out / "masks" / "label_maps")
     held_out = names_below(out / "masks_held_out" / "label_maps")
-    assert label_maps == ["own/b/0.png", "own/b/1.png"], "those that have no mask"
-    assert held_out == ["own/a/2.png", "own/b/2.png"]
+    assert sorted(label_maps + held_out) == [f"own/{folder}/{n}.png" for folder in "ab" for n in range(3)]
+    assert len(held_out) == 2
     entry = read_history(str(out / "run"))[1]
     assert entry.mean_iou is None and entry.box_score is not None and entry.num_images == 2
     coco = json.loads((out / "masks" / "coco.json").read_text())
@@ -75,3 +69,16 @@ def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys,
     assert label_map.any() and (out / "contact_sheet.jpg").exists() and (out / "run" / "report.html").exists()
     start.main(settings)
     assert "this run is finished" in capsys.readouterr().out
+
+
+def test_masks_of_some_images_train_with_the_boxes_of_the_others(tmp_path, ray_local, capsys):
+    images, boxes = write_photos(tmp_path)
+    for number in (1, 3):
+        instances = scene_of(0, "start", number).instances
+        (tmp_path / "masks" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray((instances > 0).astype(np.uint8)).save(tmp_path / "masks" / "a" / f"{number // 2}.png")
+    out = tmp_path / "out"
+    start.main(start.Settings(str(images), str(boxes), str(out), masks=str(tmp_path / "masks"), epochs=1))
+    assert "learns from the masks of 2 images, and from the boxes of 4" in capsys.readouterr().out
+    label_maps = names_below(out / "masks" / "label_maps")
+    assert label_maps == ["own/a/2.png", "own/b/0.png", "own/b/1.png", "own/b/2.png"]
