@@ -5,7 +5,7 @@
     network = api.load_network("runs/box")
     image = api.read_image("photo.jpg")
     label_map = api.predict(network, image)
-    api.save_image("overlay.jpg", api.draw(image, label_map))
+    api.save_image("overlay.jpg", api.draw(image, label_map, network.class_names))
 
 Images are RGB, uint8 (H, W, 3). Label maps are uint8 (H, W) of class ids: 0 is the background, 255 is void. Paths may
 be URIs of any store, such as s3://BUCKET/KEY. Bad input raises errors.InputError, which says what to do. Only
@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.data.images import MAX_PIXELS, decode_image, encode_png
+from boxsup_dist.data.images import MAX_PIXELS, encode_png
 from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
-from boxsup_dist.data.palette import encode_palette_png
+from boxsup_dist.data.palette import class_palette, encode_palette_png
 from boxsup_dist.data.schema import Record, iter_records
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import class_regions
-from boxsup_dist.export.files import encode_overlay
 from boxsup_dist.export.images import read_image as _read_image
 from boxsup_dist.io import storage
 from boxsup_dist.model import inference
 from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
+from boxsup_dist.reporting.overlay import overlay
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.layout import RunFiles
@@ -132,8 +132,14 @@ def predict_probs(network: Network, image: NDArray[np.uint8], **options: Any) ->
     return inference.predict_probs(network.module, image, settings.check())
 
 
-def draw(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def draw(image: NDArray[np.uint8], label_map: NDArray[np.uint8], class_names: Sequence[str] = ()) -> NDArray[np.uint8]:
     """The image (H, W, 3) with its label map (H, W) laid over it; the background shows the image alone.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        label_map: Class ids, uint8 (H, W).
+        class_names: Names by class id, which choose the colours as in all other pictures: `network.class_names`, or
+            `classes` of a records table. (): VOC's colours.
 
     Raises:
         SettingError: The sizes differ.
@@ -145,7 +151,7 @@ def draw(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.u
             value=label_map.shape,
             expected=f"{image.shape[:2]}",
         )
-    return decode_image(encode_overlay(image, label_map))
+    return overlay(image, label_map, class_palette(class_names))
 
 
 def regions(label_map: NDArray[np.uint8], class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -165,9 +171,9 @@ def regions(label_map: NDArray[np.uint8], class_names: Sequence[str]) -> list[di
     ]
 
 
-def save_label_map(uri: str, label_map: NDArray[np.uint8]) -> None:
-    """Write a label map (H, W) as a PNG of class ids, with a palette that shows them in colours."""
-    storage.write_bytes(uri, encode_palette_png(label_map))
+def save_label_map(uri: str, label_map: NDArray[np.uint8], class_names: Sequence[str] = ()) -> None:
+    """Write a label map (H, W) as a PNG of class ids, with a palette that shows them in the colours of `draw`."""
+    storage.write_bytes(uri, encode_palette_png(label_map, class_names))
 
 
 def save_image(uri: str, image: NDArray[np.uint8]) -> None:

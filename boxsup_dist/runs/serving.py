@@ -125,7 +125,7 @@ class Replica:
         from starlette.responses import JSONResponse, Response
 
         if kind == "label_map":
-            return Response(encode_palette_png(label_map), media_type=ANSWERS[kind])
+            return Response(encode_palette_png(label_map, self._served.class_names), media_type=ANSWERS[kind])
         classes = regions(label_map, self._served.class_names)
         if kind == "json":
             height, width = label_map.shape
