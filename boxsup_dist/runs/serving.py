@@ -130,7 +130,8 @@ class Replica:
         if kind == "json":
             height, width = label_map.shape
             return JSONResponse({"height": height, "width": width, "classes": classes})
-        shown = [{key: found[key] for key in ("name", "color", "area")} for found in classes]
+        size = label_map.size
+        shown = [{**{key: found[key] for key in ("name", "color")}, "share": found["area"] / size} for found in classes]
         headers = {CLASSES_HEADER: json.dumps(shown)}
         return Response(
             encode_overlay(image, label_map, self._served.class_names), media_type=ANSWERS[kind], headers=headers
