@@ -79,7 +79,7 @@ def image_errors() -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # each format's decoder raises errors of its own
-        raise OSError(f"{type(error).__name__}: {error}") from None
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 def decode_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
