@@ -53,7 +53,7 @@ def open_file(data: bytes) -> Image.Image:
         MissingExtraError: A HEIC file, and pillow-heif is not installed.
         OSError: The bytes are of another format. Damaged ones may raise anything: use it within `image_errors`.
     """
-    formats = IMAGE_FORMATS
+    formats: tuple[str, ...] = IMAGE_FORMATS
     if _is_heic(data):
         try:
             import pillow_heif
