@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from tests.docs_blocks import ROOT
 
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
-MINUTES = 10  # that the notebook promises, on two quiet cores; it took 4
+MINUTES = 10  # that the notebook promises on two cores; it took 7 beside ten other processes
 LEAST_MEAN_IOU = 35  # percent; all background has 10, a run of seed 0 had 46
 
 
