@@ -5,7 +5,7 @@
     network = api.load_network("runs/box")
     image = api.read_image("photo.jpg")
     label_map = api.predict(network, image)
-    api.save_image("overlay.jpg", api.draw(image, label_map))
+    api.save_image("overlay.jpg", api.draw(image, label_map, network.class_names))
 
 Images are RGB, uint8 (H, W, 3). Label maps are uint8 (H, W) of class ids: 0 is the background, 255 is void. Paths may
 be URIs of any store, such as s3://BUCKET/KEY. Bad input raises errors.InputError, which says what to do. Only
@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxsup_dist.config import PredictionSettings
-from boxsup_dist.data.images import MAX_PIXELS, decode_image, encode_png
+from boxsup_dist.data.images import MAX_PIXELS, decode_image, decode_png, encode_png
 from boxsup_dist.data.labels import open_labels
 from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
-from boxsup_dist.data.palette import encode_palette_png
+from boxsup_dist.data.palette import class_palette, encode_palette_png
 from boxsup_dist.data.schema import Record, iter_records
 from boxsup_dist.data.tables import Table, open_table
-from boxsup_dist.errors import InputError, SettingError
+from boxsup_dist.errors import InputError, RecordError, SettingError
 from boxsup_dist.export.coco import class_regions
-from boxsup_dist.export.files import encode_overlay
 from boxsup_dist.export.images import read_image as _read_image
 from boxsup_dist.io import storage
 from boxsup_dist.model import inference
 from boxsup_dist.model.networks import SegmentationNetwork, network_from_state
+from boxsup_dist.reporting.overlay import overlay
 from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.layout import RunFiles
@@ -46,12 +46,14 @@ __all__ = [
     "Network",
     "Record",
     "Table",
+    "decode_image",
     "draw",
     "load_network",
     "open_records",
     "predict",
     "predict_probs",
     "read_image",
+    "read_label_map",
     "read_labels",
     "read_records",
     "regions",
@@ -132,8 +134,21 @@ def predict_probs(network: Network, image: NDArray[np.uint8], **options: Any) ->
     return inference.predict_probs(network.module, image, settings.check())
 
 
-def draw(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def draw(
+    image: NDArray[np.uint8],
+    label_map: NDArray[np.uint8],
+    class_names: Sequence[str] = (),
+    *,
+    boxes_of: Record | None = None,
+) -> NDArray[np.uint8]:
     """The image (H, W, 3) with its label map (H, W) laid over it; the background shows the image alone.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        label_map: Class ids, uint8 (H, W).
+        class_names: Names by class id, which choose the colours as in all other pictures: `network.class_names`, or
+            `classes` of a records table. (): VOC's colours.
+        boxes_of: Also frame the boxes of this record.
 
     Raises:
         SettingError: The sizes differ.
@@ -145,7 +160,10 @@ def draw(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.u
             value=label_map.shape,
             expected=f"{image.shape[:2]}",
         )
-    return decode_image(encode_overlay(image, label_map))
+    colours = class_palette(class_names)
+    if boxes_of is None:
+        return overlay(image, label_map, colours)
+    return overlay(image, label_map, colours, boxes=boxes_of.boxes_xyxy, box_classes=boxes_of.class_ids)
 
 
 def regions(label_map: NDArray[np.uint8], class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -165,9 +183,26 @@ def regions(label_map: NDArray[np.uint8], class_names: Sequence[str]) -> list[di
     ]
 
 
-def save_label_map(uri: str, label_map: NDArray[np.uint8]) -> None:
-    """Write a label map (H, W) as a PNG of class ids, with a palette that shows them in colours."""
-    storage.write_bytes(uri, encode_palette_png(label_map))
+def save_label_map(uri: str, label_map: NDArray[np.uint8], class_names: Sequence[str] = ()) -> None:
+    """Write a label map (H, W) as a PNG of class ids, with a palette that shows them in the colours of `draw`."""
+    storage.write_bytes(uri, encode_palette_png(label_map, class_names))
+
+
+def read_label_map(uri: str) -> NDArray[np.uint8]:
+    """Read a label map (H, W), a PNG of class ids: of `save_label_map`, of a command, or the mask of a VOC devkit.
+
+    Raises:
+        InputError: There is no such file, or it is no PNG of 8 bits per pixel.
+    """
+    data = storage.read_bytes(uri)
+    try:
+        label_map = decode_png(data)
+    except OSError as error:
+        raise RecordError("the label map does not decode", file=uri, value=str(error)) from None
+    if label_map.ndim != 2 or label_map.dtype != np.uint8:
+        found = f"{label_map.dtype} {label_map.shape}"
+        raise RecordError("not a label map", file=uri, value=found, expected="a palette or grey PNG of 8 bits")
+    return label_map
 
 
 def save_image(uri: str, image: NDArray[np.uint8]) -> None:
@@ -192,7 +227,7 @@ def open_records(uri: str) -> Table:
 def read_records(table: Table) -> Iterator[Record]:
     """The images of a records table in order, with their boxes; a row group at a time is in memory.
 
-    `decode_image` of data/images reads the field `image`, the bytes of the image file.
+    `decode_image` reads the field `image`, the bytes of the image file.
     """
     for where in table.row_groups():
         yield from iter_records(table.read(where))

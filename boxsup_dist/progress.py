@@ -43,11 +43,10 @@ class ProgressMeter:
         self.steps = self._steps_before = done
         self.num_images = 0
         self._start = self._last_line = time.monotonic()
-        console = Console(stderr=True)
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if sys.stderr.isatty():  # rich itself also believes FORCE_COLOR, which notebooks set
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
-            self._bar = Progress(*columns, console=console)
+            self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(description, total=total, completed=done, status="")
 
     @property

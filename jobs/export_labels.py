@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from boxsup_dist.data.input_names import join_input_names, read_input_names
 from boxsup_dist.data.labels import open_labels
-from boxsup_dist.data.palette import voc_palette
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.files import keep_identity
 from boxsup_dist.export.formats import Format, check_file_names, check_formats, write_formats
@@ -111,7 +110,7 @@ def export_labels(settings: Settings) -> dict[str, Any]:
                 yield from part
 
     num_boxes = write_formats(out, settings.formats, images(), names)
-    write_legend(out, inputs.class_names, voc_palette())
+    write_legend(out, inputs.class_names)
     summary = {
         "run_dir": run_dir,
         "epoch": epoch,

@@ -20,7 +20,6 @@ import tyro
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_needs
 from boxsup_dist.data.input_names import InputNames, read_input_names
-from boxsup_dist.data.palette import class_palette, voc_palette
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export.coco import CocoNames
@@ -61,7 +60,7 @@ class Settings:
     ] = None
     prediction: Prediction = field(default_factory=PredictionSettings)
     overlays: bool = False
-    """Also write overlays/NAME.jpg: the image under its label map, with the colours in overlays/legend.png."""
+    """Also write overlays/NAME.jpg: the image under its label map, in the colours of legend.png."""
     probabilities: bool = False
     """Also write probabilities/NAME.npz: probs, float16 (C, H, W), compressed."""
     submission: Competition | None = None
@@ -133,9 +132,7 @@ def predict(settings: Settings) -> dict[str, Any]:
         "turn_by_exif": settings.turn_by_exif,
     }
     keep_identity(out, identity)
-    write_legend(out, network.class_names, voc_palette())
-    if settings.overlays:
-        write_legend(storage.join(out, "overlays"), network.class_names, class_palette(network.class_names))
+    write_legend(out, network.class_names)
     finished = finished_names(out, settings.kinds())
     units = images.units(skipped=lambda item: item.name in finished)
     outcomes: list[Outcome] = []

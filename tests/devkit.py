@@ -21,6 +21,18 @@ def jpeg(height: int = HEIGHT, width: int = WIDTH, mode: str = "RGB", **options:
     return buffer.getvalue()
 
 
+def heic(height: int = HEIGHT, width: int = WIDTH, orientation: int = 1) -> bytes:
+    """The smooth photo of a phone that was turned: the file says how to turn its pixels, and EXIF repeats it."""
+    import pillow_heif
+
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = 250  # the upper left quarter is bright
+    buffer = io.BytesIO()
+    pillow_heif.register_heif_opener()
+    Image.fromarray(pixels).save(buffer, format="HEIF", exif=exif(orientation))
+    return buffer.getvalue()
+
+
 def exif(orientation: int) -> bytes:
     """EXIF data of an image file; the orientations from 5 swap width and height."""
     tags = Image.Exif()

@@ -1,7 +1,7 @@
 """Command blocks of the README and of the pages, in the order in which they are read.
 
-A block of commands is fenced as `sh`; the line before it is an HTML comment that the rendered page does not show:
-`<!-- run -->`, or `<!-- not run: REASON -->`.
+A block of commands is fenced as `sh`, one of Python as `python`. The line before it is an HTML comment that the
+rendered page does not show: `<!-- run -->`, or `<!-- not run: REASON -->`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,13 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 # Only these formats are opened. Pillow knows others that start a program (EPS) or look like source code (XBM).
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+"""What is always read; `open_file` also reads HEIC, with the extra."""
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2",
+    ".avif", ".heic", ".heif", ".hif",
+)  # fmt: skip
+"""Of the files of these formats, in lower case."""
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 # 8192 x 8192, more than any common camera makes. Decoding takes about ten bytes per pixel.
 MAX_PIXELS = 2**26
 _DARK = 16  # an image whose largest value is below 1/16 of the range looks black
@@ -35,6 +42,35 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
         return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
 
+class MissingExtraError(OSError):
+    """An image is of a format whose package is not installed; the text names the extra."""
+
+
+def open_file(data: bytes) -> Image.Image:
+    """Open an image file of one of IMAGE_FORMATS, or HEIC, without decoding its pixels yet.
+
+    Raises:
+        MissingExtraError: A HEIC file, and pillow-heif is not installed.
+        OSError: The bytes are of another format. Damaged ones may raise anything: use it within `image_errors`.
+    """
+    formats: tuple[str, ...] = IMAGE_FORMATS
+    if _is_heic(data):
+        try:
+            import pillow_heif
+        except ImportError:
+            raise MissingExtraError('a HEIC image needs an extra: pip install "boxsup-dist[heic]"') from None
+        pillow_heif.register_heif_opener()  # cheap, and the same again
+        formats = ("HEIF",)
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _is_heic(data: bytes) -> bool:
+    """Whether a file says in its first box, which lists what it can be read as, that it is HEIC."""
+    size = min(int.from_bytes(data[:4], "big"), 256)
+    brands = [data[place : place + 4] for place in (8, *range(16, size, 4))]
+    return data[4:8] == b"ftyp" and any(brand in _HEIC_BRANDS for brand in brands)
+
+
 @contextmanager
 def image_errors() -> Iterator[None]:
     """Turn whatever Pillow raises for damaged bytes inside the block into an OSError."""
@@ -43,7 +79,7 @@ def image_errors() -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # each format's decoder raises errors of its own
-        raise OSError(f"{type(error).__name__}: {error}") from None
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 def decode_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -52,7 +88,7 @@ def decode_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = M
 
 
 def open_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file of one of IMAGE_FORMATS to an RGB image of Pillow.
+    """Decode an image file that `open_file` opens to an RGB image of Pillow.
 
     Grey, CMYK and palette images are converted; transparency is dropped. Grey images of other than 8 bits are scaled to
     8 bits, see `_to_8_bits`.
@@ -67,7 +103,7 @@ def open_image(data: bytes, *, turn_by_exif: bool = False, max_pixels: int = MAX
         OSError: If the bytes are damaged or of another format, or the image has more than `max_pixels` pixels or would
             look black.
     """
-    with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+    with image_errors(), open_file(data) as opened:
         check_size(opened, max_pixels)
         is_deep = _is_deep(opened)
         image = ImageOps.exif_transpose(opened) if turn_by_exif else opened
@@ -93,8 +129,12 @@ def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def exif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of an image file, 1 to 8; 1, also without EXIF: it is shown as it is stored."""
-    with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+    """Return the EXIF orientation of an image file, 1 to 8; 1, also without EXIF: it is shown as it is decoded.
+
+    A HEIC file always has 1: it says itself how its pixels are to be turned, which every decoder does, and its EXIF
+    orientation only repeats that.
+    """
+    with image_errors(), open_file(data) as image:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(1, 9) else 1
 

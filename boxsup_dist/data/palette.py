@@ -41,16 +41,15 @@ def bright_colours(count: int) -> NDArray[np.uint8]:
 
 
 def class_palette(class_names: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """Return the RGB colour in which each class id is shown, (256, 3): background black, ignored pixels white.
+    """Return the RGB colour in which each class id is shown, (256, 3), in pictures, legends and label map files.
 
     Args:
         class_names: Names by class id, background first. VOC's 21 classes, or () for unknown ones, have VOC's colours;
-            all others have `bright_colours`, as on the contact sheet.
+            all others have `bright_colours`, as on the contact sheet, on black, with white for ignored pixels.
     """
     if not class_names or tuple(class_names) == VOC_CLASSES:
-        colours = voc_palette()
-    else:
-        colours = bright_colours(256)
+        return voc_palette()
+    colours = bright_colours(256)
     colours[[BACKGROUND, IGNORE_INDEX]] = [[0], [255]]
     return colours
 
@@ -67,10 +66,13 @@ def class_ids_of_colours(colours: NDArray[np.uint8]) -> NDArray[np.int16]:
     return np.where(known[ids] == found, ids, -1).astype(np.int16)
 
 
-def encode_palette_png(label_map: NDArray[np.uint8]) -> bytes:
-    """Encode a label map (H, W) as a palette PNG in VOC's colours; `images.decode_png` returns the same integers."""
+def encode_palette_png(label_map: NDArray[np.uint8], class_names: Sequence[str] = ()) -> bytes:
+    """Encode a label map (H, W) as a palette PNG in the colours of its classes, see `class_palette`.
+
+    `images.decode_png` returns the same integers.
+    """
     image = Image.fromarray(label_map)
-    image.putpalette(voc_palette().tobytes())
+    image.putpalette(class_palette(class_names).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

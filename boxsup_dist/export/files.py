@@ -1,10 +1,10 @@
 """The folder of outputs: one file per image and kind. A file that exists is whole, because each is written at once.
 
 OUT/export.json              what the outputs were made from, written first; a call that differs is refused
-OUT/label_maps/NAME.png      class ids as a palette PNG in VOC's colours
+OUT/label_maps/NAME.png      class ids as a palette PNG in the colours of the classes
 OUT/overlays/NAME.jpg        the image under the colours and contours of its label map
-OUT/overlays/legend.png      the colour of every class, with its name
-OUT/overlays/legend.json     the same for programs; OUT/legend.png and .json have the colours of the label maps
+OUT/legend.png               the colour of every class, with its name, in label maps and overlays
+OUT/legend.json              the same for programs
 OUT/probabilities/NAME.npz   probs, float16 (C, H, W)
 """
 
@@ -97,14 +97,14 @@ def write_outputs(
         kinds: The outputs to write.
         image: RGB (H, W, 3).
         probs: The network's probabilities (C, H, W).
-        class_names: Names of the classes, for the colours of overlays; () takes VOC's colours.
+        class_names: Names of the classes, for their colours; () takes VOC's colours.
 
     Returns:
         The label map (H, W).
     """
     label_map: NDArray[np.uint8] = probs.argmax(0).astype(np.uint8)
     encode = {
-        "label_maps": lambda: encode_palette_png(label_map),
+        "label_maps": lambda: encode_palette_png(label_map, class_names),
         "overlays": lambda: encode_overlay(image, label_map, class_names),
         "probabilities": lambda: encode_probs(probs),
     }

@@ -7,7 +7,6 @@ it is the image_id.
 
 from __future__ import annotations
 
-import io
 import posixpath
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -16,30 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from boxsup_dist.data.images import IMAGE_FORMATS, decode_image
+from boxsup_dist.data.images import IMAGE_ENDINGS, IMAGE_FORMATS, MissingExtraError, decode_image, open_file
 from boxsup_dist.data.tables import MANIFEST, RowGroup, Table, open_table
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
 
 IMAGES_PER_UNIT = 4
-ENDINGS = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".jp2",
-    ".avif",
-)
 
 
 class Item(NamedTuple):
@@ -54,7 +37,7 @@ class Item(NamedTuple):
     def ending(self) -> str:
         """What the name of a file has after `name`, such as ".jpg"."""
         ending = posixpath.splitext(self.uri)[1]
-        return ending if ending.lower() in ENDINGS else ""
+        return ending if ending.lower() in IMAGE_ENDINGS else ""
 
 
 @dataclass(frozen=True)
@@ -126,12 +109,14 @@ def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> NDArray[n
         RecordError: The bytes are not an image, the image is damaged, or it is larger than max_pixels.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
+        with open_file(data) as header:
             width, height = header.size
         if width * height <= max_pixels:
             return decode_image(data, turn_by_exif=turn_by_exif, max_pixels=max_pixels)
     except UnidentifiedImageError:
         raise RecordError("not an image", value=bytes(data[:16]), expected=", ".join(IMAGE_FORMATS)) from None
+    except MissingExtraError as error:
+        raise RecordError(str(error)) from None
     except Exception as error:  # each format's decoder raises errors of its own
         raise RecordError(f"the image is damaged: {type(error).__name__}: {error}") from None
     raise RecordError(
@@ -142,8 +127,8 @@ def read_image(data: bytes, *, turn_by_exif: bool, max_pixels: int) -> NDArray[n
 def ending_of(data: bytes) -> str:
     """Usual ending of an image file by its bytes, such as ".jpg"; "" if they are no image."""
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
-            return {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}.get(
+        with open_file(data) as header:
+            return {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic"}.get(
                 str(header.format), f".{header.format}".lower()
             )
     except Exception:  # each format's decoder raises errors of its own
@@ -199,7 +184,7 @@ def _of_records(table: Table) -> Images:
 def _of_file(uri: str) -> tuple[str, list[str]]:
     """Common folder and URIs of the images that a file names: itself, or what a text file lists."""
     folder = posixpath.dirname(uri)
-    if uri.lower().endswith(ENDINGS):
+    if uri.lower().endswith(IMAGE_ENDINGS):
         return folder, [uri]
     try:
         lines = [line.strip() for line in storage.read_bytes(uri).decode("utf-8-sig").splitlines()]
@@ -208,7 +193,7 @@ def _of_file(uri: str) -> tuple[str, list[str]]:
             "the file is neither an image by its ending nor a text file",
             file=uri,
             field="images",
-            expected=", ".join(ENDINGS),
+            expected=", ".join(IMAGE_ENDINGS),
         ) from None
     uris = []
     for line in filter(None, lines):
@@ -239,4 +224,4 @@ def _seen(uris: Sequence[str], root: str, out: str) -> list[str]:
 
 def _name(path: str) -> str:
     stem, ending = posixpath.splitext(path)
-    return stem if ending.lower() in ENDINGS else path
+    return stem if ending.lower() in IMAGE_ENDINGS else path

@@ -58,7 +58,9 @@ def export_unit(
     for record in iter_records(rows):
         name = storage.safe_name(record.image_id, file=unit.source.records.uri, field="image_id")
         label_map = paint(record)
-        storage.write_bytes(output_uri(out, "label_maps", name), encode_palette_png(label_map))
+        storage.write_bytes(
+            output_uri(out, "label_maps", name), encode_palette_png(label_map, unit.source.records.classes)
+        )
         encoded, count = superpixels_of[record.image_id]
         masks = box_masks(
             record,

@@ -6,27 +6,25 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from boxsup_dist.data.palette import class_palette
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.io import storage
 
 _ROW_PX, _SWATCH_PX, _FONT_PX, _ROWS = 28, 44, 16, 25  # a column has at most 25 classes
 
 
-def write_legend(out: str, class_names: Sequence[str], palette: NDArray[np.uint8]) -> None:
+def write_legend(out: str, class_names: Sequence[str]) -> None:
     """Write value, name and colour of every class, and of ignored pixels.
 
     Args:
         out: Folder or URI to write to.
         class_names: Names of the C classes; class 0 is the background.
-        palette: RGB colour of every class id, (256, 3).
     """
     import matplotlib
 
-    colours = palette.tolist()
+    colours = class_palette(class_names).tolist()
     named = [*enumerate(class_names), (IGNORE_INDEX, "ignored")]
     entries = [{"value": value, "name": name, "colour": colours[value]} for value, name in named]
     storage.write_json(storage.join(out, "legend.json"), entries)

@@ -27,7 +27,7 @@ class PredictionJob:
     settings: PredictionSettings
     turn_by_exif: bool  # rotate files by their EXIF tag; never images of a table, whose annotation fits them as stored
     max_pixels: int  # larger images are skipped
-    class_names: tuple[str, ...] = ()  # for the colours of overlays
+    class_names: tuple[str, ...] = ()  # for their colours
 
 
 class Outcome(NamedTuple):

@@ -5,15 +5,23 @@ A file that can't be used raises RecordError, which names the file.
 
 from __future__ import annotations
 
-import io
 import xml.etree.ElementTree as ET
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from boxsup_dist.data.images import IMAGE_FORMATS, check_size, decode_image, encode_png, image_errors, is_turned
+from boxsup_dist.data.images import (
+    IMAGE_FORMATS,
+    MissingExtraError,
+    check_size,
+    decode_image,
+    encode_png,
+    image_errors,
+    is_turned,
+    open_file,
+)
 from boxsup_dist.data.palette import class_ids_of_colours
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.errors import MissingFileError, RecordError, UnreadableFileError
@@ -63,6 +71,8 @@ def read_image(file: str) -> tuple[bytes, int, int]:
     except UnidentifiedImageError:
         expected = f"an image: {', '.join(IMAGE_FORMATS)}"
         raise RecordError("the image does not decode", file=file, value=data[:16], expected=expected) from None
+    except MissingExtraError as error:
+        raise RecordError(str(error), file=file) from None
     except OSError as error:
         raise RecordError("the image does not decode", file=file, value=str(error)) from None
     return data, height, width
@@ -110,7 +120,7 @@ def read_mask(data: bytes, height: int, width: int, num_classes: int, *, file: o
             values 0 and 255, which mark an object in other data sets and would be background and void here.
     """
     try:
-        with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with image_errors(), open_file(data) as image:
             check_size(image)
             mode, is_png, values = image.mode, image.format == "PNG", np.asarray(image)
     except OSError as error:

@@ -87,7 +87,7 @@ def label_evolution_figure(
         image: RGB (H, W, 3).
         boxes_xyxy: Boxes (K, 4); K may be 0.
         class_ids: Class of each box (K,).
-        label_maps: (title, label map (H, W)). White: ignored pixels.
+        label_maps: (title, label map (H, W)). White or nearly white: ignored pixels.
         prediction: Label map (H, W); None leaves the panel out.
         gt_label_map: Label map (H, W); None leaves the panel out.
         class_names: Names for the legend; a class without a name is shown by its number.

@@ -125,12 +125,13 @@ class Replica:
         from starlette.responses import JSONResponse, Response
 
         if kind == "label_map":
-            return Response(encode_palette_png(label_map), media_type=ANSWERS[kind])
+            return Response(encode_palette_png(label_map, self._served.class_names), media_type=ANSWERS[kind])
         classes = regions(label_map, self._served.class_names)
         if kind == "json":
             height, width = label_map.shape
             return JSONResponse({"height": height, "width": width, "classes": classes})
-        shown = [{key: found[key] for key in ("name", "color", "area")} for found in classes]
+        size = label_map.size
+        shown = [{**{key: found[key] for key in ("name", "color")}, "share": found["area"] / size} for found in classes]
         headers = {CLASSES_HEADER: json.dumps(shown)}
         return Response(
             encode_overlay(image, label_map, self._served.class_names), media_type=ANSWERS[kind], headers=headers

@@ -1,4 +1,4 @@
-"""The commands of the README and of the pages that are marked to run: all of them, in reading order, on small data.
+"""The commands and the Python that README and pages mark to run: all of them, in reading order, on small data.
 
 Trainings end after EPOCHS. One has the network of its recipe; the others a tiny one, which takes a third of the time.
 """
@@ -6,12 +6,15 @@ Trainings end after EPOCHS. One has the network of its recipe; the others a tiny
 from __future__ import annotations
 
 import runpy
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from boxsup_dist import api
 from boxsup_dist.records.synthetic import write_synthetic
 from tests.distributed import tiny
 from tests.docs_blocks import all_blocks
@@ -44,9 +47,15 @@ def test_marked_commands_run_in_order(ray_local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_synthetic("VOCdevkit", NUM_TRAIN, NUM_VAL)
     blocks = [block for block in all_blocks() if block.before == "<!-- run -->"]
-    assert {block.page for block in blocks} >= {"README.md", "docs/getting-started.md", "docs/using-a-network.md"}
+    pages = ("README.md", "docs/getting-started.md", "docs/using-a-network.md", "docs/api.md")
+    assert {block.page for block in blocks} >= set(pages)
     started = time.monotonic()
+    shutil.copy(next(Path("VOCdevkit/VOC2012/JPEGImages").iterdir()), "photo.jpg")
+    names: dict[str, object] = {}
     for block in blocks:
+        if block.language == "python":  # a later block of a page has the names of an earlier one
+            exec(compile(block.text, block.where, "exec"), names)
+            continue
         for words in block.commands:
             print(f"{time.monotonic() - started:.1f} s: {' '.join(words)}", flush=True)
             try:
@@ -55,4 +64,5 @@ def test_marked_commands_run_in_order(ray_local, tmp_path, monkeypatch):
                 raise AssertionError(f"{block.where}: {' '.join(words)}") from error
     label_maps = {path.stem for path in (tmp_path / "runs/box-predictions/label_maps").rglob("*.png")}
     assert len(label_maps) == NUM_TRAIN + NUM_VAL
+    assert api.read_image("overlay.jpg").shape[:2] == api.read_label_map("photo.png").shape
     assert (tmp_path / "runs/tour-figures/labels-and-prediction-box.png").is_file()

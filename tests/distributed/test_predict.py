@@ -27,7 +27,7 @@ from boxsup_dist import api
 from boxsup_dist.assignment.assign import assign_row_group
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data import tables
-from boxsup_dist.data.images import decode_image, decode_png
+from boxsup_dist.data.images import decode_image, decode_png, encode_png
 from boxsup_dist.data.labels import open_labels, store_labels
 from boxsup_dist.data.painting import front_order, painter
 from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, iter_records
@@ -259,6 +259,7 @@ def test_the_service_answers_as_predict_writes_and_refuses_in_one_line(ray_local
             (ask("/predict", (images / "cut.jpg").read_bytes()), 422, b"damaged"),
             (ask("/predict", b""), 400, b"no file"),
             (ask("/predict", bytes(10**5 + 1)), 413, b"larger than 0.1 MB"),
+            (ask("/predict", encode_png(np.zeros((1001, 1000), np.uint8))), 422, b"larger than allowed"),
             (ask("/predict", photo, **form), 415, b"--data-binary"),
             (ask("/predict?as=gif", photo), 400, b"choose one of json"),
             (ask("/predict"), 405, b"POST an image"),

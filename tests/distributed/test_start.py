@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
+import matplotlib
+import nbformat
 import numpy as np
+import pytest
 from PIL import Image
 
 from boxsup_dist.export.formats import OUTPUT_OF
@@ -15,6 +20,7 @@ from boxsup_dist.records.synthetic_scene import tight_box
 from boxsup_dist.runs import start as choices
 from boxsup_dist.runs.history import read_history
 from jobs import export_labels, start
+from tests.docs_blocks import ROOT
 from tests.own_formats import WRITERS
 
 NUM_IMAGES = 6
@@ -41,7 +47,7 @@ def names_below(folder: Path) -> list[str]:
 
 def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys, monkeypatch):
     images, boxes = write_photos(tmp_path)
-    out = tmp_path / "out"
+    out = tmp_path / "mine"
     settings = start.Settings(str(images), str(boxes), str(out), epochs=1)
     monkeypatch.setattr(choices, "FEW_IMAGES", NUM_IMAGES)  # two of six images are enough to evaluate on
     monkeypatch.setattr(choices, "MIN_HELD_OUT", 2)
@@ -67,8 +73,32 @@ def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys,
         found = [record for record in map(reader.read, reader.entries) if record.gt_label_map is not None]
         assert len(found) == len(label_maps)
     assert label_map.any() and (out / "contact_sheet.jpg").exists() and (out / "run" / "report.html").exists()
-    start.main(settings)
-    assert "this run is finished" in capsys.readouterr().out
+    run_tutorial(monkeypatch, images, boxes, tmp_path, ["--optimizer.epochs", "1"])
+    shown = capsys.readouterr().out
+    assert shown.count("this run is finished") == 1 and "4 photos" in shown and "mean IoU on" not in shown
+
+
+def run_tutorial(monkeypatch: pytest.MonkeyPatch, images: Path, boxes: Path, out: Path, options: list[str]) -> None:
+    """Run every cell of docs/tutorial.ipynb in this process; the run in OUT/out is the one that it would make.
+
+    tests/distributed/test_tutorial.py runs the notebook as people do, in a kernel, from the first photo.
+    """
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    names: dict[str, object] = {}
+
+    def command(job: str, *words: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [job, *map(str, words)])
+            runpy.run_module(f"jobs.{job}", run_name="__main__", alter_sys=True)
+
+    matplotlib.use("agg")
+    for source in cells:
+        exec(compile(source, source.partition("\n")[0], "exec"), names)
+        if "command" in names:
+            names["command"] = command
+        if "images" in names and "command" not in names:  # the parameters
+            names |= {"images": str(images), "boxes": str(boxes), "out": str(out), "options": options}
 
 
 def test_masks_of_some_images_train_with_the_boxes_of_the_others(tmp_path, ray_local, capsys):

@@ -218,6 +218,12 @@ def _image(root: Path, name: str, **options: Any) -> Target:
     return Target([root / name], read)
 
 
+def _heic(root: Path) -> Target:
+    target = _image(root, "a.png")
+    (root / "a.png").write_bytes(devkit.heic(orientation=6))
+    return target
+
+
 def _png(root: Path) -> Target:
     (root / "a.png").write_bytes(devkit.mask())
 
@@ -380,6 +386,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "png image": lambda root: _image(root, "a.png"),
     "webp image": lambda root: _image(root, "a.webp"),
     "avif image": lambda root: _image(root, "a.avif"),
+    "heic image": _heic,
     "gif image": lambda root: _image(root, "a.gif"),
     "tiff image": lambda root: _image(root, "a.tif", compression="tiff_lzw"),
     "16-bit image": lambda root: _image(root, "grey16.tif"),

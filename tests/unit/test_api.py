@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from boxsup_dist import api
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.images import decode_image, decode_png
+from boxsup_dist.data.palette import class_palette
 from boxsup_dist.errors import CheckpointError, InputError, SettingError
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.inference import predict_log_probs, predict_probs
@@ -58,11 +59,14 @@ def test_pictures_and_label_maps_are_written_and_read(tmp_path: Path) -> None:
     api.save_image(str(tmp_path / "photo.png"), IMAGE)
     assert np.array_equal(decode_png((tmp_path / "map.png").read_bytes()), label_map)
     assert np.array_equal(api.read_image(str(tmp_path / "photo.png")), IMAGE)
-    drawn = api.draw(IMAGE, label_map)
-    assert drawn.shape == IMAGE.shape and not np.array_equal(drawn, IMAGE)
+    names = ("background", "cat", "dog")
+    drawn = api.draw(IMAGE, label_map, names)
+    assert np.array_equal(drawn[label_map == 0], IMAGE[label_map == 0])
+    assert (drawn[10, 30:50] == class_palette(names)[2]).all()  # the contour
+    assert not np.array_equal(class_palette(names)[2], class_palette()[2])
     api.save_image(str(tmp_path / "overlay.jpg"), drawn)
     assert decode_image((tmp_path / "overlay.jpg").read_bytes()).shape == IMAGE.shape
-    (found,) = api.regions(label_map, ("background", "cat", "dog"))
+    (found,) = api.regions(label_map, names)
     assert (found["class_id"], found["name"], found["area"], found["bbox"]) == (2, "dog", 200, [30, 10, 20, 10])
     assert np.array_equal(coco_mask.decode(found["segmentation"]), label_map == 2)
 

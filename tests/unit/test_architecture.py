@@ -35,7 +35,7 @@ FEW_PACKAGES: dict[str, set[str]] = {
     "surroundings": set(),
     "config": set(),
     "io": {"numpy", "pydantic", "pyarrow", "fsspec", "scipy", "h5py", "aiohttp", "botocore", "psutil", "s3fs"},
-    "data": {"annotated_types", "numpy", "pyarrow", "PIL", "pycocotools"},
+    "data": {"annotated_types", "numpy", "pyarrow", "PIL", "pillow_heif", "pycocotools"},
 }
 RAY_FILES = {
     "boxsup_dist.records.build",
@@ -234,7 +234,7 @@ for name in {sorted(SOURCES)!r}:
 import boxsup_dist
 import ray
 assert not ray.is_initialized()
-loaded = [name for name in ("mlflow", "pydensecrf", "timm", "torchvision") if name in sys.modules]
+loaded = [name for name in ("mlflow", "pillow_heif", "pydensecrf", "timm", "torchvision") if name in sys.modules]
 with open("result.json", "w") as file:
     json.dump({{"loaded": loaded, "home": boxsup_dist.__file__}}, file)
 """

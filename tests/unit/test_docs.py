@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import os
 import re
 import runpy
@@ -62,6 +63,17 @@ def test_files_that_are_named_exist(page):
     for span in SPAN.findall(prose(page)):
         if span.startswith(FOLDERS) and re.fullmatch(r"[\w./-]+", span):
             assert (ROOT / span).exists(), f"{page.name}: {span}"
+
+
+def test_the_notebook_is_kept_without_outputs_and_its_links_exist():
+    notebook = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook["cells"])
+    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    links = [target.partition("#") for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    assert len(links) >= 4
+    for file, _, anchor in links:
+        assert not anchor or anchor in anchors(ROOT / "docs" / file), file
+        assert (ROOT / "docs" / file).is_file(), file
 
 
 def test_the_navigation_has_every_page():
@@ -151,10 +163,10 @@ def test_flags_in_the_text_exist():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
 def test_every_block_of_commands_says_whether_it_is_run(block):
-    assert block.language in ("sh", "text"), block.where
+    assert block.language in ("sh", "python", "text"), block.where
     holds_command = re.search(r"^\s*(python -m|make |boxsup )", block.text, re.MULTILINE) is not None
     assert block.language == "sh" or not holds_command, f"{block.where}: commands are fenced as sh"
-    if block.language == "sh":
+    if block.language != "text":
         assert MARK.fullmatch(block.before), f"{block.where}: <!-- run --> or <!-- not run: REASON --> before it"
 
 

@@ -11,6 +11,7 @@ def test_durations(seconds, text):
 
 
 def test_earlier_work_counts_for_the_bar_but_not_for_the_rate(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook, whose output is no terminal either
     clock = [0.0]
     monkeypatch.setattr("boxsup_dist.progress.time.monotonic", lambda: clock[0])
     with ProgressMeter("records", 10, done=6) as progress:

@@ -7,15 +7,13 @@ Of CVAT's export, which has masks of classes and of objects, only the folder Seg
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from boxsup_dist.data.images import IMAGE_FORMATS, check_size, encode_png, image_errors
+from boxsup_dist.data.images import check_size, encode_png, image_errors, open_file
 from boxsup_dist.data.schema import BACKGROUND
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
@@ -128,7 +126,7 @@ def _read_labelmap(file: str) -> Colours:
 
 def _ids_of_colours(data: bytes, colours: Colours, class_of: Mapping[str, int], file: str) -> NDArray[np.uint8]:
     try:
-        with image_errors(), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with image_errors(), open_file(data) as image:
             check_size(image)
             pixels = np.asarray(image.convert("RGB"))
     except OSError as error:

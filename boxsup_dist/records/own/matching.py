@@ -6,12 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from boxsup_dist.data.images import IMAGE_ENDINGS
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
-
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif",
-)  # fmt: skip
 
 
 class ImageFiles:
@@ -25,9 +22,9 @@ class ImageFiles:
         """
         self.folder = storage.absolute(folder)
         every = storage.find_files(self.folder)
-        self.names = [name for name in every if name.lower().endswith(IMAGE_SUFFIXES)]
+        self.names = [name for name in every if name.lower().endswith(IMAGE_ENDINGS)]
         if not self.names:
-            expected = f"images: {', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}"
+            expected = f"images: {', '.join(suffix[1:] for suffix in IMAGE_ENDINGS)}"
             raise InputError(
                 "no image below this folder", file=self.folder, field="images", value=every[:3], expected=expected
             )

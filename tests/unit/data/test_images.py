@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -11,7 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxsup_dist.data.images import IMAGE_FORMATS, MAX_PIXELS, decode_image, decode_png, encode_png, is_turned
+from boxsup_dist import api
+from boxsup_dist.data.images import (
+    IMAGE_FORMATS,
+    MAX_PIXELS,
+    MissingExtraError,
+    decode_image,
+    decode_png,
+    encode_png,
+    exif_orientation,
+    is_turned,
+)
+from boxsup_dist.errors import RecordError
+from boxsup_dist.export.images import ending_of
+from boxsup_dist.records.files import read_image
+from tests import devkit
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (13, 17)])
@@ -197,6 +212,33 @@ def test_avif_is_read():
     smooth = np.full((16, 16, 3), (200, 80, 30), np.uint8)
     decoded = decode_image(encode(Image.fromarray(smooth), "AVIF"))
     assert "AVIF" in IMAGE_FORMATS and np.abs(decoded.astype(int) - smooth).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("orientation", "bright"), [(1, (0, 0)), (3, (1, 1)), (6, (0, 1)), (8, (1, 0))], ids=["0", "180", "90", "270"]
+)
+def test_heic_is_read_as_every_decoder_shows_it(orientation, bright):
+    """Its own turn is applied whether or not we turn by EXIF, and never twice."""
+    data = devkit.heic(orientation=orientation)
+    size = (40, 30) if orientation in (6, 8) else (30, 40)
+    for turn_by_exif in (False, True):
+        decoded = decode_image(data, turn_by_exif=turn_by_exif)
+        corners = decoded[[5, 5, -5, -5], [5, -5, 5, -5], 0] > 200
+        assert decoded.shape == (*size, 3) and np.argwhere(corners.reshape(2, 2)).tolist() == [list(bright)]
+    assert exif_orientation(data) == 1 and ending_of(data) == ".heic"
+    with pytest.raises(OSError, match="1200 pixels, more than 1199"):
+        decode_image(data, max_pixels=1199)
+
+
+def test_heic_without_the_extra_names_the_extra(monkeypatch, tmp_path):
+    data = devkit.heic()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "IMG_1.HEIC").write_bytes(data)
+    with pytest.raises(MissingExtraError, match=r'HEIC image.*pip install "boxsup-dist\[heic\]"'):
+        decode_image(data)
+    for read in (read_image, api.read_image):
+        with pytest.raises(RecordError, match=r'^a HEIC image.*"boxsup-dist\[heic\]".*file: .*IMG_1\.HEIC$'):
+            read(str(tmp_path / "IMG_1.HEIC"))
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded():

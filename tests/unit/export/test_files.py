@@ -1,6 +1,7 @@
 """Output files: what they hold, which images are done, the submission's layout, the COCO annotation file."""
 
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -10,8 +11,10 @@ from pycocotools.coco import COCO
 
 from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.palette import class_palette, encode_palette_png, voc_palette
+from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export import coco, files, submission
+from boxsup_dist.export.legend import write_legend
 from boxsup_dist.io import storage
 
 
@@ -22,13 +25,18 @@ def probs() -> np.ndarray:
     return np.exp(scores) / np.exp(scores).sum(0)
 
 
-def test_label_maps_are_palette_pngs_in_vocs_colours():
+@pytest.mark.parametrize("names", [(), VOC_CLASSES, ("background", *"abcdefghijklmnopqrst")])
+def test_label_maps_are_palette_pngs_in_the_colours_of_the_legend(tmp_path, names):
     label_map = np.array([[0, 1, 20], [255, 15, 0]], np.uint8)
-    data = encode_palette_png(label_map)
+    data = encode_palette_png(label_map, names)
     image = Image.open(io.BytesIO(data))
+    shown = np.asarray(image.convert("RGB"))
     assert image.mode == "P" and np.array_equal(decode_png(data), label_map)
-    assert np.array_equal(np.asarray(image.convert("RGB")), voc_palette()[label_map])
     assert voc_palette()[15].tolist() == [192, 128, 128]  # person, from the devkit's documentation
+    assert np.array_equal(shown, voc_palette()[label_map]) == (names in ((), VOC_CLASSES))
+    write_legend(str(tmp_path), names or VOC_CLASSES)
+    colours = {entry["value"]: entry["colour"] for entry in json.loads((tmp_path / "legend.json").read_text())}
+    assert shown.tolist() == [[colours[value] for value in row] for row in label_map.tolist()]
 
 
 def test_an_image_is_done_when_it_has_every_output(tmp_path, probs):

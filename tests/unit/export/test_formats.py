@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from boxsup_dist.data.images import decode_png
-from boxsup_dist.data.palette import voc_palette
+from boxsup_dist.data.palette import class_palette
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.export.coco import Category, CocoImage, CocoNames, ImagePlace, connected_regions, region
 from boxsup_dist.export.formats import OUTPUT_OF, WRITERS, check_file_names, check_formats, write_formats
@@ -129,9 +129,10 @@ def test_wrong_formats_and_file_names_that_a_format_cannot_keep_are_one_line():
 
 
 def test_the_legend_has_the_colours_of_the_label_maps(tmp_path):
-    write_legend(str(tmp_path), [*CLASSES, *(f"class {n}" for n in range(40))], voc_palette())
+    names = [*CLASSES, *(f"class {n}" for n in range(40))]
+    write_legend(str(tmp_path), names)
     entries = json.loads((tmp_path / "legend.json").read_text())
     assert [entry["name"] for entry in entries[:3]] == list(CLASSES) and entries[-1]["value"] == 255
-    assert all(entry["colour"] == voc_palette()[entry["value"]].tolist() for entry in entries)
+    assert all(entry["colour"] == class_palette(names)[entry["value"]].tolist() for entry in entries)
     shown = {tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "legend.png")).reshape(-1, 3).tolist()}
     assert {tuple(entry["colour"]) for entry in entries} <= shown

@@ -133,6 +133,18 @@ def test_an_image_is_turned_as_the_annotation_saw_it(tmp_path, orientation):
         assert (record.width, record.height) == SIZE and record.image == devkit.jpeg(exif=devkit.exif(orientation))
 
 
+def test_a_heic_photo_has_the_size_at_which_tools_show_it(tmp_path):
+    (tmp_path / "images").mkdir()
+    data = devkit.heic(orientation=6)  # 40 x 30 as the camera stored it
+    (tmp_path / "images" / "1.HEIC").write_bytes(data)
+    boxes = [("cat", (2.0, 3.0, 17.0, 38.0))]
+    for name in ("coco", "csv"):  # with and without a size
+        _, (record,) = records(tmp_path / "images", WRITERS[name](tmp_path / name, {"1.HEIC": ((30, 40), boxes)}))
+        assert (record.width, record.height) == (30, 40) and record.image == data
+    with pytest.raises(RecordError, match=r"another size.*30 x 40.*40 x 30"):
+        records(tmp_path / "images", WRITERS["coco"](tmp_path / "stored", {"1.HEIC": ((40, 30), boxes)}))
+
+
 @pytest.mark.parametrize(
     "suffix, kind",
     [("JPG", "JPEG"), ("jpeg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("tif", "TIFF"), ("avif", "AVIF")],
