@@ -108,7 +108,8 @@ def _cvat(out: Path, images: Images) -> Path:
     items = "".join(
         f'<image id="{n}" name="{path}" width="{w}" height="{h}">'
         + "".join(
-            f'<box label="{name}" occluded="0" xtl="{x0:.2f}" ytl="{y0:.2f}" xbr="{x1:.2f}" ybr="{y1:.2f}" z_order="0"></box>'
+            f'<box label="{name}" occluded="0" xtl="{x0:.2f}" ytl="{y0:.2f}" xbr="{x1:.2f}" ybr="{y1:.2f}" z_order="0">'
+            "</box>"
             for name, (x0, y0, x1, y1) in boxes
         )
         + "</image>"

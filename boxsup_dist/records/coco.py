@@ -146,6 +146,7 @@ def open_splits(
         input_names=InputNames(
             {f"{source}/{entry.name}": InputImage(entry.image.id, entry.image.file_name) for entry in entries},
             category_ids(indexes[0]),
+            tuple(dict.fromkeys(entry.folder for entry in entries)),
         ),
     )
 

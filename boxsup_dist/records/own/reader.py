@@ -111,7 +111,9 @@ def open_own(
         entries=entries,
         read=functools.partial(_read_entry, class_of, source, outside, relative),
         classes=classes,
-        input_names=InputNames({f"{source}/{e.name}": _input_image(e) for e in entries if e.file}, category_ids),
+        input_names=InputNames(
+            {f"{source}/{e.name}": _input_image(e) for e in entries if e.file}, category_ids, (files.folder,)
+        ),
     )
 
 
