@@ -360,6 +360,20 @@ def test_a_class_named_background_is_the_background(tmp_path):
     assert reader.classes == ("background", "cat") and record.class_ids.tolist() == [1]
 
 
+def test_masks_of_cvat_are_read_row_by_row(tmp_path):
+    images = put_images(tmp_path)
+    shape = '<mask label="cat" rle="{}" left="5" top="4" width="3" height="2"/>'
+    text = f'<annotations><image id="0" name="d.jpg" width="{WIDTH}" height="{HEIGHT}">{shape}</image></annotations>'
+    _, (record,) = records(images, _file(tmp_path, "a.xml", text.format("1, 3, 2")))
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[4:6, 5:8] = [[0, 1, 1], [1, 0, 0]]
+    assert record.boxes_xyxy.tolist() == [[5, 4, 8, 6]] and (decode_png(record.gt_label_map) == expected).all()
+    with pytest.raises(RecordError, match=r"do not fit the mask.*image 0, d.jpg, mask 1, rle; found: \[1, 3\]"):
+        read_annotations(str(_file(tmp_path, "a.xml", text.format("1, 3"))))
+    with pytest.raises(RecordError, match=r"the mask lies outside.*found: \[5, 40, 3, 2\].*\(40, 30\)"):
+        read_annotations(str(_file(tmp_path, "a.xml", text.format("6").replace('top="4"', 'top="40"'))))
+
+
 def test_a_format_can_be_named(tmp_path):
     file = _file(tmp_path, "b.txt", CSV + "d.jpg,1,2,3,4,cat\n")
     assert read_annotations(str(file), "csv").format == "csv"
