@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ import tyro
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.config.checks import check_needs
-from boxsup_dist.data.input_names import InputNames, read_input_names
+from boxsup_dist.data.input_names import InputImage, InputNames, names_of_files, read_input_names
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.errors import SettingError
 from boxsup_dist.export.coco import CocoNames
@@ -72,8 +72,8 @@ class Settings:
     coco_polygons.json. yolo: a folder yolo. labelme: a folder labelme. cvat: cvat.xml, CVAT for images 1.1."""
     coco_annotations: tuple[str, ...] = ()
     """COCO annotation files of the same images: the outputs take their image ids, file names and category ids. Not
-    set: category ids are those of the annotations that the network was trained on, and so are the image ids of a
-    records table. Other images have the number in COCO's file names, or 1, 2, 3, ..."""
+    set: those of the annotations that the network was trained on, for its classes and for the images that it was
+    trained on, or those of the records table. Other images have the next ids, or the number in COCO's file names."""
     turn_by_exif: bool = True
     """Rotate image files by their EXIF tag. Images of a records table stay as their annotations refer to them."""
     max_megapixels: float = 25.0
@@ -203,8 +203,7 @@ def _check_outputs(settings: Settings, images: Images, network: NamedNetwork) ->
         from boxsup_dist.runs.coco_names import coco_names
 
         items, is_table = [item.name for item in images.items], images.records is not None
-        known = read_input_names(images.records.uri).images if images.records is not None else {}
-        kept = InputNames(known, network.category_ids)
+        kept = InputNames(_known_images(images, network), network.inputs[0].category_ids if network.inputs else {})
         names = coco_names(items, network.class_names, settings.coco_annotations, have_source=is_table, kept=kept)
         check_file_names(settings.all_formats(), names)
     if settings.submission is not None:
@@ -218,6 +217,14 @@ def _check_outputs(settings: Settings, images: Images, network: NamedNetwork) ->
                 expected=str(len(VOC_CLASSES)),
             )
     return names
+
+
+def _known_images(images: Images, network: NamedNetwork) -> Mapping[str, InputImage]:
+    """How the annotations name the images, by the names of their outputs: those of a table, or of the training."""
+    if images.records is not None:
+        return read_input_names(images.records.uri).images
+    known = names_of_files((item.uri for item in images.items), network.inputs)
+    return {item.name: known[item.uri] for item in images.items if item.uri in known}
 
 
 def _make_pool(settings: Settings, trained: TrainedNetwork) -> NetworkPool:

@@ -1,4 +1,7 @@
-"""The same boxes in every format of annotation tools, written as those tools write them."""
+"""The same boxes in every format of annotation tools, written as those tools write them.
+
+VOC's and VIA's tools write whole pixels, CVAT hundredths, YOLO's six decimals of a share.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,8 @@ def _coco(out: Path, images: Images) -> Path:
 def _voc(out: Path, images: Images) -> Path:
     for path, ((w, h), boxes) in images.items():
         objects = "".join(
-            f"<object><name>{name}</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax>"
-            f"<ymax>{y1}</ymax></bndbox></object>"
+            f"<object><name>{name}</name><bndbox><xmin>{round(x0) + 1}</xmin><ymin>{round(y0) + 1}</ymin>"
+            f"<xmax>{round(x1)}</xmax><ymax>{round(y1)}</ymax></bndbox></object>"
             for name, (x0, y0, x1, y1) in boxes
         )
         size = f"<size><width>{w}</width><height>{h}</height><depth>3</depth></size>"
@@ -105,7 +108,8 @@ def _cvat(out: Path, images: Images) -> Path:
     items = "".join(
         f'<image id="{n}" name="{path}" width="{w}" height="{h}">'
         + "".join(
-            f'<box label="{name}" occluded="0" xtl="{x0}" ytl="{y0}" xbr="{x1}" ybr="{y1}" z_order="0"></box>'
+            f'<box label="{name}" occluded="0" xtl="{x0:.2f}" ytl="{y0:.2f}" xbr="{x1:.2f}" ybr="{y1:.2f}" z_order="0">'
+            "</box>"
             for name, (x0, y0, x1, y1) in boxes
         )
         + "</image>"
@@ -164,6 +168,10 @@ def _open_images(out: Path, images: Images) -> Path:
     return _rows(out / "train-annotations-bbox.csv", rows)
 
 
+def _via_rect(x0: int, y0: int, x1: int, y1: int) -> dict[str, object]:
+    return {"name": "rect", "x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}
+
+
 def _via(out: Path, images: Images) -> Path:
     items = {
         f"{path}123": {
@@ -171,10 +179,10 @@ def _via(out: Path, images: Images) -> Path:
             "size": 123,
             "regions": [
                 {
-                    "shape_attributes": {"name": "rect", "x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0},
+                    "shape_attributes": _via_rect(*map(round, corners)),
                     "region_attributes": {"kind": name},
                 }
-                for name, (x0, y0, x1, y1) in boxes
+                for name, corners in boxes
             ],
         }
         for path, (_, boxes) in images.items()

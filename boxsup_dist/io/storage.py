@@ -363,7 +363,7 @@ def parse_json(data: bytes, *, file: str | None = None) -> Any:
     except RecursionError:
         raise InputError("the JSON is nested too deep", file=file) from None
     except ValueError as error:  # also of bytes that are not UTF-8, and of numbers of thousands of digits
-        raise InputError("not valid JSON", file=file, value=str(error)) from None
+        raise InputError("not valid JSON", file=file, value=str(error), expected="one whole JSON value") from None
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -146,6 +146,7 @@ def open_splits(
         input_names=InputNames(
             {f"{source}/{entry.name}": InputImage(entry.image.id, entry.image.file_name) for entry in entries},
             category_ids(indexes[0]),
+            tuple(dict.fromkeys(entry.folder for entry in entries)),
         ),
     )
 
@@ -247,7 +248,7 @@ def _choose_classes(
     return VOC_CLASSES, class_of
 
 
-def _refuse_repeated(values: Sequence[Any], name: str, file: str, expected: str | None = None) -> None:
+def _refuse_repeated(values: Sequence[Any], name: str, file: str, expected: str = "each value once") -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
         raise InputError(
@@ -353,7 +354,8 @@ def class_id_of(annotation: Mapping[str, Any], class_of: Mapping[int, int]) -> i
     """The class id of an annotation's category; RecordError if the file does not list the category."""
     category = annotation["category_id"]
     if category not in class_of:
-        raise RecordError("unknown category", field="category_id", value=category, expected="an id of categories")
+        expected = f"an id of the file's categories ({', '.join(map(str, sorted(class_of)[:10])) or 'it has none'})"
+        raise RecordError("unknown category", field="category_id", value=category, expected=expected)
     return class_of[category]
 
 

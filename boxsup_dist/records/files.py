@@ -53,7 +53,7 @@ def parse_xml(data: bytes) -> ET.Element:
     try:
         return ET.fromstring(data)
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that Python does not know
-        raise RecordError("the annotation is not XML", value=str(error)) from None
+        raise RecordError("the annotation is not XML", value=str(error), expected="a whole XML file") from None
 
 
 def read_image(file: str) -> tuple[bytes, int, int]:

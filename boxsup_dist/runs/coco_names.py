@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 from collections.abc import Sequence
 
@@ -28,8 +29,9 @@ def coco_names(
         annotations: Annotation files whose ids and file names to use; the categories are those of the first. Empty:
             those in `kept`.
         have_source: As in `CocoNames.own`.
-        kept: What the input of the records calls images and classes. Where it does not name all of them, or two alike,
-            ids or file names are our own.
+        kept: What the input of the records calls images and classes. Images that it does not name get the ids after
+            its own; where two would have one id or file name, all of these are our own. So are the category ids where
+            it does not name all classes.
 
     Raises:
         InputError: An annotation file is bad, they lack an image or a class, or two images have the same id.
@@ -57,15 +59,16 @@ def coco_names(
 
 
 def _with_input_names(own: CocoNames, kept: InputNames) -> CocoNames:
-    """Our own names, replaced by those of the input where these are complete and distinct."""
+    """Our own names, replaced by those of the input where these are distinct, and complete for the classes."""
     places, categories = dict(own.images), dict(own.categories)
-    if all(name in kept.images for name in places):
-        images = {name: kept.images[name] for name in places}
-        if len({image.file_name for image in images.values()}) == len(places):
-            places = {name: ImagePlace(place.id, images[name].file_name, True) for name, place in places.items()}
-        ids = {name: image.id for name, image in images.items() if image.id is not None}
-        if len(set(ids.values())) == len(places):
-            places = {name: place._replace(id=ids[name]) for name, place in places.items()}
+    images = {name: kept.images[name] for name in places if name in kept.images}
+    named = places | {name: ImagePlace(places[name].id, image.file_name, True) for name, image in images.items()}
+    if len({place.file_name for place in named.values()}) == len(places):
+        places = named
+    ids = {name: image.id for name, image in images.items() if image.id is not None}
+    if ids and len(set(ids.values())) == len(ids):
+        others = itertools.count(max(ids.values()) + 1)
+        places = {name: place._replace(id=ids[name] if name in ids else next(others)) for name, place in places.items()}
     if all(category.name in kept.category_ids for category in categories.values()):
         categories = {k: Category(kept.category_ids[c.name], c.name) for k, c in categories.items()}
     return CocoNames(places, categories)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from boxsup_dist.data.input_names import read_input_names
+from boxsup_dist.data.input_names import InputNames, read_input_names
 from boxsup_dist.data.schema import VOC_CLASSES
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import UNREADABLE_NOW, InputError
@@ -23,8 +22,8 @@ class NamedNetwork(NamedTuple):
 
     trained: TrainedNetwork
     class_names: tuple[str, ...]
-    category_ids: Mapping[str, int]
-    """Category ids of the classes in the annotations that it was trained on, by name; {} if they are not known."""
+    inputs: tuple[InputNames, ...]
+    """What the annotations that it was trained on call images and classes, one per source; () if that is not known."""
 
 
 def find_network(run_dir: str | None, choice: str | None) -> NamedNetwork:
@@ -49,21 +48,21 @@ def find_network(run_dir: str | None, choice: str | None) -> NamedNetwork:
     with tempfile.TemporaryDirectory() as scratch:
         folder = models.fetch_checkpoint(uri, scratch)
         trained = replace(load_trained(folder), uri=uri)
-        return NamedNetwork(trained, tuple(checkpoint.load(folder).extra[models.CLASS_NAMES]), {})
+        return NamedNetwork(trained, tuple(checkpoint.load(folder).extra[models.CLASS_NAMES]), ())
 
 
 def with_names(trained: TrainedNetwork) -> NamedNetwork:
     """A run's network with the names of the records that it was trained on; without these, VOC's names or numbers."""
     num_classes = trained.spec.num_classes
     run_dir = trained.uri.rsplit("/", 2)[0]  # RUN/checkpoints/NAME
-    category_ids: Mapping[str, int] = {}
+    inputs: tuple[InputNames, ...] = ()
     try:
-        table = open_table(read_config(run_dir).sources[0].records, "records")
-        names, category_ids = table.classes, read_input_names(table.uri).category_ids
+        tables = [open_table(source.records, "records") for source in read_config(run_dir).sources]
+        names, inputs = tables[0].classes, tuple(read_input_names(table.uri) for table in tables)
     except UNREADABLE_NOW:
         raise
     except InputError:
         names = VOC_CLASSES
     if len(names) != num_classes:
         names = tuple(f"class {i}" for i in range(num_classes))
-    return NamedNetwork(trained, names, category_ids)
+    return NamedNetwork(trained, names, inputs)

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from boxsup_dist.export.formats import OUTPUT_OF
 from boxsup_dist.records.own.reader import open_own
@@ -19,15 +20,15 @@ from boxsup_dist.records.synthetic import scene_of
 from boxsup_dist.records.synthetic_scene import tight_box
 from boxsup_dist.runs import start as choices
 from boxsup_dist.runs.history import read_history
-from jobs import export_labels, start
+from jobs import export_labels, predict, start
 from tests.docs_blocks import ROOT
 from tests.own_formats import WRITERS
 
 NUM_IMAGES = 6
 
 
-def write_photos(root: Path) -> tuple[Path, Path]:
-    """Synthetic photos in two folders, and their boxes as YOLO's files."""
+def write_photos(root: Path, box_format: str = "yolo") -> tuple[Path, Path]:
+    """Synthetic photos in two folders, and their boxes in a format."""
     images = {}
     for number in range(NUM_IMAGES):
         scene = scene_of(0, "start", number)
@@ -38,7 +39,7 @@ def write_photos(root: Path) -> tuple[Path, Path]:
         height, width = scene.instances.shape
         names = [f"my {name}" for name in scene.names]
         images[str(path.relative_to(root / "images"))] = ((width, height), list(zip(names, boxes, strict=True)))
-    return root / "images", WRITERS["yolo"](root / "boxes", images)
+    return root / "images", WRITERS[box_format](root / "boxes", images)
 
 
 def names_below(folder: Path) -> list[str]:
@@ -102,7 +103,7 @@ def run_tutorial(monkeypatch: pytest.MonkeyPatch, images: Path, boxes: Path, out
 
 
 def test_masks_of_some_images_train_with_the_boxes_of_the_others(tmp_path, ray_local, capsys):
-    images, boxes = write_photos(tmp_path)
+    images, boxes = write_photos(tmp_path, "coco")
     for number in (1, 3):
         instances = scene_of(0, "start", number).instances
         (tmp_path / "masks" / "a").mkdir(parents=True, exist_ok=True)
@@ -112,3 +113,17 @@ def test_masks_of_some_images_train_with_the_boxes_of_the_others(tmp_path, ray_l
     assert "learns from the masks of 2 images, and from the boxes of 4" in capsys.readouterr().out
     label_maps = names_below(out / "masks" / "label_maps")
     assert label_maps == ["own/a/2.png", "own/b/0.png", "own/b/1.png", "own/b/2.png"]
+    check_the_prediction_of_the_folder_has_its_ids(images, boxes, out)
+
+
+def check_the_prediction_of_the_folder_has_its_ids(images: Path, boxes: Path, out: Path) -> None:
+    (images / "new.png").write_bytes((images / "a" / "0.png").read_bytes())  # one that nobody annotated
+    predict.main(predict.Settings(str(images), str(out / "all"), run_dir=str(out / "run"), coco_json=True))
+    given, predicted = COCO(str(boxes)), COCO(str(out / "all" / "coco.json"))
+    assert predicted.cats == given.cats
+    named = {i: image["file_name"] for i, image in given.imgs.items()}
+    assert {i: image["file_name"] for i, image in predicted.imgs.items()} == named | {max(named) + 1: "new.png"}
+    assert predicted.dataset["annotations"], "one step of training on six images predicts no object"
+    kept = [each for each in predicted.dataset["annotations"] if each["image_id"] in named]
+    results = given.loadRes(kept)
+    assert set(results.imgs) == set(named) and len(results.anns) == len(kept)

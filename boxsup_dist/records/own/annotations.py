@@ -7,6 +7,7 @@ tests/unit/records/own/.
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,19 @@ def number(value: object, field_name: str) -> float:
     if not math.isfinite(found):
         raise RecordError("not a number", field=field_name, value=value, expected="a number")
     return found
+
+
+def decode_text(data: bytes, file: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 as Windows' tools write it.
+
+    Raises:
+        RecordError: It is neither. To guess would give wrong names of classes.
+    """
+    try:
+        return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        found, expected = data[max(error.start - 10, 0) : error.end], "text in UTF-8: save the file with this encoding"
+        raise RecordError("not UTF-8", file=file, field=f"byte {error.start}", value=found, expected=expected) from None
 
 
 def corners_around(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
-from boxsup_dist.records.own.annotations import AnnotatedImage, Annotations, Box, number
+from boxsup_dist.records.own.annotations import AnnotatedImage, Annotations, Box, decode_text, number
 
 _COLUMNS = {
     "image": ("image", "filename", "file", "file_name", "image_path", "path", "image_name", "image_id", "img"),
@@ -29,23 +30,28 @@ _COLUMNS = {
     "height": ("image_height", "img_height", "height"),
 }
 _NO_HEADER = ("image", "x0", "y0", "x1", "y1", "class")
+_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 _OPEN_IMAGES = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
 
 
 def is_open_images(uri: str) -> bool:
     """Whether the first line of a file is the header of Open Images' boxes."""
-    header = storage.read_bytes(uri).decode("utf-8-sig", errors="replace").splitlines()[:1]
+    header = decode_text(storage.read_bytes(uri), uri).splitlines()[:1]
     return bool(header) and set(_OPEN_IMAGES) <= set(header[0].split(","))
 
 
 def _rows(uri: str) -> list[list[str]]:
-    text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
+    text = decode_text(storage.read_bytes(uri), uri)
     first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets write semicolons where the comma is the decimal point
+    delimiter = max(",;\t", key=first.count)
     try:
-        return list(csv.reader(io.StringIO(text), delimiter=delimiter))
+        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error as error:
-        raise InputError("not a CSV file", file=uri, value=str(error)) from None
+        raise InputError("not a CSV file", file=uri, value=str(error), expected="rows of cells") from None
+    if delimiter == ",":
+        return rows
+    # Spreadsheets write semicolons where the comma is the decimal point.
+    return [[cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell for cell in row] for row in rows]
 
 
 def read(uri: str) -> Annotations:

@@ -5,8 +5,9 @@ What a file holds decides, not its ending: a JSON file may be of four tools, and
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
@@ -26,6 +27,12 @@ READERS: dict[BoxFormat, Callable[[str], Annotations]] = {
     "via": via.read,
 }
 _KNOWN = "annotations of COCO, Pascal VOC, YOLO, CVAT for images 1.1, LabelMe, Label Studio, Open Images or VIA, or CSV"
+_OTHER_FILES = {
+    b"PK": "its content: unpack an archive, save a spreadsheet as CSV",
+    b"\xff\xd8": "annotations, not an image",
+    b"\x89PNG": "annotations, not an image",
+    b"version https://git-lfs": "the file itself, not a pointer to it: run git lfs pull",
+}
 _NO_ANNOTATIONS = ("classes.txt", "class-descriptions", "readme")
 
 
@@ -46,9 +53,18 @@ def read_annotations(uri: str, box_format: BoxFormat | None = None) -> Annotatio
         box_format, uri = find_format(uri)
     found = READERS[box_format](uri)
     if not any(image.boxes for image in found.images):
-        problem = next((str(image.problem) for image in found.images if image.problem is not None), None)
-        raise InputError(f"no box in these annotations ({found.format})", file=uri, value=problem, expected="boxes")
+        _refuse_boxless(found, uri)
     return found
+
+
+def _refuse_boxless(found: Annotations, uri: str) -> NoReturn:
+    """Raise InputError with the first reason why annotations have no box."""
+    problem = next((image.problem for image in found.images if image.problem is not None), None)
+    if problem is not None:
+        raise problem.at(problem=f"no box in these annotations ({found.format}): {problem.problem}", kind=InputError)
+    left_out = next((sentence for image in found.images for sentence in image.left_out), None)
+    expected = "at least one box: give the file or folder of the annotations"
+    raise InputError(f"no box in these annotations ({found.format})", file=uri, value=left_out, expected=expected)
 
 
 def find_format(uri: str) -> tuple[BoxFormat, str]:
@@ -89,7 +105,9 @@ def find_format(uri: str) -> tuple[BoxFormat, str]:
 
 def _format_of_file(uri: str) -> BoxFormat:
     data = storage.read_bytes(uri)
-    start = data[:4096].lstrip(b"\xef\xbb\xbf").lstrip()
+    start = data[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        start = start.decode("utf-16", errors="ignore").encode()
     if not start:
         raise InputError("the file is empty", file=uri, field="boxes", expected=_KNOWN)
     if start.startswith(b"<"):
@@ -100,7 +118,8 @@ def _format_of_file(uri: str) -> BoxFormat:
         return "yolo"
     if uri.lower().endswith((".csv", ".tsv", ".txt")):
         return "open_images" if csv_file.is_open_images(uri) else "csv"
-    raise InputError("not a file of annotations", file=uri, field="boxes", value=start[:40], expected=_KNOWN)
+    hint = next((hint for signature, hint in _OTHER_FILES.items() if start.startswith(signature)), _KNOWN)
+    raise InputError("not a file of annotations", file=uri, field="boxes", value=start[:20], expected=hint)
 
 
 def _format_of_json(content: Any, uri: str) -> BoxFormat:

@@ -17,7 +17,7 @@ from boxsup_dist.records.own.annotations import (
     read_each,
 )
 
-_SHAPES = ("rectangle", "polygon", "circle", "mask")
+_SHAPES = ("rectangle", "oriented_rectangle", "polygon", "circle", "mask")
 _IN_WORDS = "rectangles, polygons, circles and masks"
 
 

@@ -20,7 +20,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.records import files
 from boxsup_dist.records.coco_masks import paint_masks, read_mask
 from boxsup_dist.records.own import coco_file
-from boxsup_dist.records.own.annotations import AnnotatedImage
+from boxsup_dist.records.own.annotations import AnnotatedImage, decode_text
 from boxsup_dist.records.own.matching import ImageFiles
 
 _LABELMAP, _OF_CLASSES = "labelmap.txt", "SegmentationClass"
@@ -108,7 +108,7 @@ def _of_folder(uri: str) -> list[tuple[str, DrawnMask]]:
 
 def _read_labelmap(file: str) -> Colours:
     colours: Colours = {}
-    for number, line in enumerate(storage.read_bytes(file).decode("utf-8-sig", "replace").splitlines(), 1):
+    for number, line in enumerate(decode_text(storage.read_bytes(file), file).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, _, rest = line.partition(":")

@@ -18,9 +18,11 @@ class ImageFiles:
         """List the folder.
 
         Raises:
-            InputError: It has no image.
+            InputError: It is no folder, or has no image.
         """
         self.folder = storage.absolute(folder)
+        if not storage.is_folder(self.folder):
+            raise InputError("no such folder", file=self.folder, field="images", expected="the folder of the images")
         every = storage.find_files(self.folder)
         self.names = [name for name in every if name.lower().endswith(IMAGE_ENDINGS)]
         if not self.names:

@@ -57,7 +57,7 @@ class OwnEntry:
 
 def _has_no_area(box: Box) -> bool:
     x0, y0, x1, y1 = box.corners
-    return x1 <= x0 or y1 <= y0
+    return (x1 == x0 and y1 >= y0) or (y1 == y0 and x1 >= x0)
 
 
 def open_own(
@@ -111,7 +111,9 @@ def open_own(
         entries=entries,
         read=functools.partial(_read_entry, class_of, source, outside, relative),
         classes=classes,
-        input_names=InputNames({f"{source}/{e.name}": _input_image(e) for e in entries if e.file}, category_ids),
+        input_names=InputNames(
+            {f"{source}/{e.name}": _input_image(e) for e in entries if e.file}, category_ids, (files.folder,)
+        ),
     )
 
 
@@ -129,7 +131,8 @@ def _classes(annotations: Annotations) -> tuple[str, ...]:
     listed = annotations.classes or tuple(sorted(used))
     repeated = sorted({name for name in listed if listed.count(name) > 1})
     if repeated:
-        raise InputError("two classes of one name: rename or join them", field="classes", value=repeated)
+        file, expected = annotations.images[0].file, "a name of its own for each class: rename or join them"
+        raise InputError("two classes of one name", file=file, field="classes", value=repeated, expected=expected)
     unknown = sorted(set(used) - set(listed))
     if unknown:
         image, box = used[unknown[0]]
@@ -237,7 +240,12 @@ def read_record(
             refuse_relative([box.corners for box in kept])
         read = [_pixels(box, scale, height, width, outside) for box in kept]
     except RecordError as error:
-        raise error.at(file=annotation.file, field=f"{annotation.name}, {error.field}") from None
+        problem = error.problem
+        if annotation.size is None and exif_orientation(storage.read_bytes(entry.file)) > 1:
+            problem += " (the image is turned by its EXIF orientation)"
+        named = annotation.name in str(error.field)
+        field = error.field if named else f"{annotation.name}, {error.field}"
+        raise error.at(file=annotation.file, field=field, problem=problem) from None
     class_ids, crowd = [class_of[box.class_name] for box in kept], [box.crowd for box in kept]
     masks = [mask for _, mask, _ in read if mask is not None]
     has_masks = bool(masks) and len(masks) == len(kept)
@@ -288,6 +296,9 @@ def _pixels(
     """Corners of a box in pixels (4,), clipped to the image; its mask (H, W) if it has one; whether either was cut."""
     corners = np.array(box.corners, np.float64) * (*scale, *scale)
     shown = [round(float(value), 2) for value in corners]
+    if (corners[2:] < corners[:2]).any():
+        expected = "x0 <= x1 and y0 <= y1"
+        raise RecordError("the corners are in another order", field=box.where, value=shown, expected=expected)
     is_clipped = reaches_outside(
         corners.reshape(2, 2), height, width, outside, what="the box", field=box.where, value=shown
     )

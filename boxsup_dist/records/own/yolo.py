@@ -15,7 +15,15 @@ import yaml
 
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.io import storage
-from boxsup_dist.records.own.annotations import AnnotatedImage, Annotations, Box, corners_around, number, read_each
+from boxsup_dist.records.own.annotations import (
+    AnnotatedImage,
+    Annotations,
+    Box,
+    corners_around,
+    decode_text,
+    number,
+    read_each,
+)
 
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
 _NOT_LABELS = ("train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt", "requirements.txt", *NAME_FILES)
@@ -64,7 +72,7 @@ def read_names(file: str) -> list[str]:
     Raises:
         InputError: The file is no list of names.
     """
-    text = storage.read_bytes(file).decode("utf-8-sig", errors="replace")
+    text = decode_text(storage.read_bytes(file), file)
     if not file.endswith((".yaml", ".yml")):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
@@ -77,6 +85,9 @@ def read_names(file: str) -> list[str]:
     if not isinstance(names, list) or not names:
         expected = "a list of class names, or numbers from 0 with their names"
         raise InputError("no class names", file=file, field="names", value=names, expected=expected)
+    if content.get("nc", len(names)) != len(names):
+        expected = f"{content['nc']} names, as nc says"
+        raise InputError("nc is not the number of names", file=file, field="names", value=len(names), expected=expected)
     return [str(name).strip() for name in names]
 
 
@@ -88,7 +99,7 @@ def read_image(data: bytes, file: str, name: str, *, names: Sequence[str], names
         InputError: A class is not one of `names`: the list of names is that of other text files.
     """
     boxes = []
-    for place, line in enumerate(data.decode("utf-8-sig", errors="replace").splitlines(), start=1):
+    for place, line in enumerate(decode_text(data, file).splitlines(), start=1):
         if not line.strip():
             continue
         first, *texts = line.split()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
+from labelformat.formats import CVATObjectDetectionInput, YOLOv8InstanceSegmentationInput
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -105,6 +108,56 @@ def test_the_readers_of_own_boxes_read_the_same_label_maps(tmp_path, name, num_o
             assert len(record.class_ids) == num_objects
     images = read_annotations(str(tmp_path / OUTPUT_OF[name])).images
     assert {image.id for image in images} == ({70, 71} if name in ("coco_polygons", "cvat") else {None})
+
+
+def test_labelformat_reads_the_masks_of_yolo(tmp_path):
+    """`labelformat` is a reader of YOLO's segmentations by others; it looks for the images beside the labels."""
+    maps = write(tmp_path, ("yolo",))
+    shutil.copytree(tmp_path / "images", tmp_path / "yolo" / "images")
+    found = YOLOv8InstanceSegmentationInput(tmp_path / "yolo" / "data.yaml", "train")
+    assert [category.name for category in found.get_categories()] == [*CLASSES[1:]]
+    painted = {}
+    for labels in found.get_labels():
+        painted[labels.image.filename] = label_map = np.zeros((labels.image.height, labels.image.width), np.uint8)
+        for item in labels.objects:
+            label_map[filled([np.array(item.segmentation.polygons[0])])] = item.category.id + 1
+    assert set(painted) == set(maps)
+    assert all(np.array_equal(painted[path], maps[path]) for path in maps)
+
+
+# Attributes and fields that the tools document: CVAT's "XML annotation format" for images 1.1, and what LabelMe's own
+# loader demands of a file and of a shape. Their libraries weigh 300 MB and are no dependency of the tests.
+CVAT_IMAGE = {"id", "name", "width", "height"}
+CVAT_POLYGON = {"label", "source", "occluded", "points", "z_order"}
+LABELME_FILE = {"version": str, "flags": dict, "shapes": list, "imagePath": str, "imageHeight": int, "imageWidth": int}
+LABELME_SHAPE = {"label": str, "points": list, "shape_type": str, "flags": dict, "description": str}
+
+
+def test_cvat_has_the_frame_that_labelformat_reads_and_the_attributes_that_cvat_documents(tmp_path):
+    write(tmp_path, ("cvat",))
+    found = CVATObjectDetectionInput(tmp_path / "cvat.xml")
+    assert [category.name for category in found.get_categories()] == [*CLASSES[1:]]
+    frames = [(image.id, image.filename, image.width, image.height) for image in found.get_images()]
+    assert frames == [(70, "sub/a.png", WIDTH, HEIGHT), (71, "b.png", WIDTH, HEIGHT)]
+    root = ET.parse(tmp_path / "cvat.xml").getroot()
+    assert root.tag == "annotations" and root.findtext("version") == "1.1"
+    for image in root.findall("image"):
+        assert set(image.attrib) == CVAT_IMAGE and len(image) >= 4
+        for polygon in image:
+            assert polygon.tag == "polygon" and set(polygon.attrib) - {"group_id"} == CVAT_POLYGON
+            points = [pair.split(",") for pair in polygon.attrib["points"].split(";")]
+            assert all(0 <= float(x) <= WIDTH and 0 <= float(y) <= HEIGHT for x, y in points) and len(points) >= 3
+
+
+def test_labelme_has_the_fields_that_its_loader_demands(tmp_path):
+    write(tmp_path, ("labelme",))
+    for file in (tmp_path / "labelme").rglob("*.json"):
+        content = json.loads(file.read_text())
+        assert {key: type(content[key]) for key in LABELME_FILE} == LABELME_FILE and content["imageData"] is None
+        for shape in content["shapes"]:
+            assert {key: type(shape[key]) for key in LABELME_SHAPE} == LABELME_SHAPE
+            assert shape["shape_type"] == "polygon" and isinstance(shape["group_id"], int | None)
+            assert len(shape["points"]) >= 3 and all(len(point) == 2 for point in shape["points"])
 
 
 def test_parts_of_an_object_share_a_group_and_large_objects_come_first(tmp_path):

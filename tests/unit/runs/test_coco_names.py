@@ -15,6 +15,7 @@ from boxsup_dist.data.input_names import (
     InputNames,
     join_input_names,
     keep_input_names,
+    names_of_files,
     read_input_names,
 )
 from boxsup_dist.data.schema import VOC_CLASSES, Record
@@ -105,17 +106,41 @@ def test_the_names_of_the_input_are_kept_where_they_are_complete_and_distinct():
     assert [names.images[name] for name in own] == [(40, "x/a.jpg", True), (7, "b.png", True)]
     assert names.categories == {1: (13, "cat"), 2: (10, "kite")}
     other = coco_names([*own, "own/c"], (*classes, "new"), (), have_source=True, kept=kept)
-    assert other.images["own/b"] == (2, "b", False) and other.categories[1] == (1, "cat")
+    assert [other.images[name][:2] for name in (*own, "own/c")] == [(40, "x/a.jpg"), (7, "b.png"), (41, "c")]
+    assert other.categories[1] == (1, "cat")
     twice = InputNames(kept.images | {"own/b": InputImage(40, "b.png")})
     assert coco_names(own, classes, (), have_source=True, kept=twice).images["own/b"] == (2, "b.png", True)
 
 
+def test_files_of_a_training_are_found_in_its_folders_alone():
+    first = InputNames({"own/a/1": InputImage(7, "x/1.jpg"), "own/b.png": InputImage(8, "b.png")}, {}, ("/p", "s3://p"))
+    second = InputNames({"coco/a/1": InputImage(3, "1.jpg")}, {}, ("/q",))
+    files = [
+        "/p/a/1.jpg",
+        "s3://p/a/1.jpg",
+        "/p/b.png",
+        "/p/b.jpg",
+        "/p/1.jpg",
+        "/other/a/1.jpg",
+        "/q/a/1.png",
+        "/pa/1",
+    ]
+    found = names_of_files(files, [first, second])
+    assert {file: image.id for file, image in found.items()} == {
+        "/p/a/1.jpg": 7,
+        "s3://p/a/1.jpg": 7,
+        "/p/b.png": 8,
+        "/q/a/1.png": 3,
+    }
+    assert names_of_files(files, []) == {}
+
+
 def test_names_of_several_tables_are_joined_and_a_damaged_file_is_one_line(tmp_path):
     first, second = (
-        InputNames({"a/1": InputImage(1, "1.jpg")}, {"cat": 3}),
+        InputNames({"a/1": InputImage(1, "1.jpg")}, {"cat": 3}, ("/photos",)),
         InputNames({"b/1": InputImage(None, "1.png")}),
     )
-    assert join_input_names([first, first]) == first
+    assert join_input_names([first, first]) == InputNames(first.images, first.category_ids)
     assert join_input_names([first, second]) == InputNames({**first.images, **second.images})
     assert read_input_names(str(tmp_path)) == InputNames()
     keep_input_names(str(tmp_path), first)

@@ -200,6 +200,28 @@ def _yolo(root: Path, text: str, names: str = "cat\ndog\n") -> Path:
     return _file(root, "d.txt", text).parent
 
 
+def _bytes(root: Path, name: str, data: bytes) -> Path:
+    path = _file(root, name, "")
+    path.write_bytes(data)
+    return path
+
+
+def _coco(root: Path, key: str, **values: object) -> Path:
+    """A COCO file with values that are wrong in every item of a list."""
+    path = WRITERS["coco"](root / "in", IMAGES)
+    content = json.loads(path.read_text())
+    content[key] = [{**item, **values} for item in content[key]]
+    path.write_text(json.dumps(content))
+    return path
+
+
+LABELME_POINT = json.dumps({"shapes": [{"label": "cat", "points": [[5, 5]], "shape_type": "point"}]})
+BRUSH = json.dumps(
+    [{"id": 1, "data": {"image": "d.jpg"}, "annotations": [{"result": [{"type": "brushlabels", "value": {}}]}]}]
+)
+VIA = json.dumps(
+    {"d.jpg1": {"filename": "d.jpg", "regions": [{"shape_attributes": {"name": "rect"}, "region_attributes": {}}]}}
+)
 CSV = "image,x0,y0,x1,y1,class\n"
 WRONG = {
     "an empty file": (lambda r: _file(r, "b.json", ""), "the file is empty"),
@@ -229,6 +251,27 @@ WRONG = {
     "yolo with a number too few": (lambda r: _yolo(r, "0 .5 .5 .1"), "not an object of YOLO.*line 1"),
     "a yaml without names": (lambda r: _file(r, "data.yaml", "nc: 3\n"), "no class names"),
     "classes of one name": (lambda r: _yolo(r, "0 .5 .5 .1 .1", "cat\ncat\n"), "two classes of one name"),
+    "fewer names than nc": (lambda r: _file(r, "data.yaml", "nc: 3\nnames: [cat, dog]\n"), "nc is not .*found: 2"),
+    "a class name in place of its number": (lambda r: _yolo(r, "cat .5 .5 .1 .1"), "not a number.*line 1.*'cat'"),
+    "an archive": (lambda r: _bytes(r, "export.zip", b"PK\3\4"), "not a file of annotations.*PK.*unpack an archive"),
+    "an image": (lambda r: _bytes(r, "b.png", b"\x89PNG\r\n"), "not a file of annotations.*annotations, not an image"),
+    "a pointer of Git LFS": (lambda r: _bytes(r, "b.json", b"version https://git-lfs.github.com"), "run git lfs pull"),
+    "another encoding": (lambda r: _bytes(r, "b.csv", (CSV + "d.jpg,1,2,3,4,ä").encode("latin1")), "not UTF-8.*38"),
+    "a column too few": (lambda r: _file(r, "b.csv", "image,x0,y0,x1,y1\nd.jpg,1,2,3,4\n"), "not name the columns"),
+    "a JSON file that is cut off": (lambda r: _file(r, "b.json", '{"images": [{'), "not valid JSON.*one whole JSON"),
+    "an XML file that is cut off": (lambda r: _file(r, "d.xml", "<annotation><object>").parent, "not XML.*whole XML"),
+    "ids with quotes": (lambda r: _coco(r, "images", id="10"), "id; found: '10'; expected: int without quotes"),
+    "one id for two images": (lambda r: _coco(r, "images", id=1), "occurs twice.*images.id; found: .1"),
+    "one file for two images": (lambda r: _coco(r, "images", file_name="d.jpg"), "occurs twice.*images.file_name"),
+    "a category that is not listed": (
+        lambda r: _coco(r, "annotations", category_id=99),
+        r"annotation 1000, category_id; found: 99; expected: an id of the file's categories \(7, 10, 13\)",
+    ),
+    "an image that is not listed": (lambda r: _coco(r, "annotations", image_id=99), "image_id; found: 99"),
+    "a track of CVAT's": (lambda r: _file(r, "a.xml", "<annotations><track/></annotations>"), "export the task as"),
+    "points only": (lambda r: _file(r, "d.json", LABELME_POINT), "no box.*found: 'a point is left out"),
+    "brush strokes only": (lambda r: _file(r, "b.json", BRUSH), "no box.*found: 'a region of brushlabels is left out"),
+    "no class in VIA": (lambda r: _file(r, "v.json", VIA), "names no class; .*d.jpg, region 1, region_attributes"),
 }  # fmt: skip
 
 
@@ -238,13 +281,15 @@ def test_what_people_get_wrong_is_one_clear_line(tmp_path, case):
     make, expected = WRONG[case]
     with pytest.raises(InputError, match=expected) as caught:
         open_own(str(images), str(make(tmp_path)), "train")
-    assert ("\n" not in str(caught.value) and "file: " in str(caught.value)) or "field: classes" in str(caught.value)
+    line = str(caught.value)
+    assert "\n" not in line and "file: " in line and "expected: " in line
 
 
 READ_WRONG = {
     "boxes of another image size": ((WIDTH * 2, HEIGHT), (5, 4, 9, 30), "coco", "another size.*40 x 30.*80 x 30"),
     "relative boxes in a format of pixels": (SIZE, (0.1, 0.2, 0.5, 0.6), "csv", "relative coordinates"),
     "a box outside": (SIZE, (5, 5, 70, 20), "csv", "the box lies outside.*line 2"),
+    "corners in another order": (SIZE, (30, 20, 5, 5), "cvat", "another order.*field: image 0, d.jpg, box 1; found:"),
 }  # fmt: skip
 
 
@@ -254,6 +299,28 @@ def test_an_image_that_does_not_fit_its_annotation_is_left_out_by_name(tmp_path,
     images, content = put_images(tmp_path), {"d.jpg": (size, [("cat", corners)])}
     with pytest.raises(RecordError, match=expected):
         records(images, WRITERS[name](tmp_path / "boxes", content))
+
+
+def test_a_box_that_fits_the_image_as_stored_but_not_as_shown_is_named_with_its_exif(tmp_path):
+    """A file without sizes does not tell that its tool ignored the EXIF orientation of some images."""
+    images = put_images(tmp_path, ["1.jpg"], exif=devkit.exif(6))
+    (images / "2.jpg").write_bytes(devkit.jpeg())
+    boxes = [("cat", (30.0, 5.0, 39.0, 20.0))]
+    reader = open_own(
+        str(images), str(WRITERS["csv"](tmp_path / "boxes", {f"{n}.jpg": (SIZE, boxes) for n in (1, 2)})), "train"
+    )
+    turned, upright = reader.entries
+    with pytest.raises(RecordError, match=r"image \(the image is turned by its EXIF.*1.jpg, line 2.*30 x 40"):
+        reader.read(turned)
+    assert reader.read(upright).boxes_xyxy.tolist() == [[30, 5, 39, 20]]
+
+
+def test_spreadsheets_of_other_languages_are_read(tmp_path):
+    images = put_images(tmp_path)
+    text = "image;x0;y0;x1;y1;class\nd.jpg;1,5;2;9,25;9;Bär, klein\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        reader, (record,) = records(images, _bytes(tmp_path, "b.csv", text.encode(encoding)))
+        assert record.boxes_xyxy.tolist() == [[1.5, 2, 9.25, 9]] and reader.classes == ("background", "Bär, klein")
 
 
 def test_settings_clip_boxes_and_read_shares(tmp_path):
@@ -303,6 +370,20 @@ def test_a_class_named_background_is_the_background(tmp_path):
     )
     reader, (record,) = records(images, boxes)
     assert reader.classes == ("background", "cat") and record.class_ids.tolist() == [1]
+
+
+def test_masks_of_cvat_are_read_row_by_row(tmp_path):
+    images = put_images(tmp_path)
+    shape = '<mask label="cat" rle="{}" left="5" top="4" width="3" height="2"/>'
+    text = f'<annotations><image id="0" name="d.jpg" width="{WIDTH}" height="{HEIGHT}">{shape}</image></annotations>'
+    _, (record,) = records(images, _file(tmp_path, "a.xml", text.format("1, 3, 2")))
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[4:6, 5:8] = [[0, 1, 1], [1, 0, 0]]
+    assert record.boxes_xyxy.tolist() == [[5, 4, 8, 6]] and (decode_png(record.gt_label_map) == expected).all()
+    with pytest.raises(RecordError, match=r"do not fit the mask.*image 0, d.jpg, mask 1, rle; found: \[1, 3\]"):
+        read_annotations(str(_file(tmp_path, "a.xml", text.format("1, 3"))))
+    with pytest.raises(RecordError, match=r"the mask lies outside.*found: \[5, 40, 3, 2\].*\(40, 30\)"):
+        read_annotations(str(_file(tmp_path, "a.xml", text.format("6").replace('top="4"', 'top="40"'))))
 
 
 def test_a_format_can_be_named(tmp_path):
