@@ -101,6 +101,37 @@ def iou_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return iou
 
 
+def recall_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share (C,) of every class's pixels that are predicted as it, 0..1; nan for a class without a pixel."""
+    return _shares(np.diag(confusion), confusion.sum(axis=1))
+
+
+def precision_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share (C,) of the pixels predicted as a class that are of it, 0..1; nan for a class that is never predicted."""
+    return _shares(np.diag(confusion), confusion.sum(axis=0))
+
+
+class ForegroundShares(NamedTuple):
+    """How well objects are told from the background, whatever their class, 0..1; nan where there is no such pixel."""
+
+    recall: float  # of the pixels of objects, those predicted as an object
+    precision: float  # of the pixels predicted as an object, those of objects
+    wrong_class: float  # of the pixels that are both, those predicted as an object of another class
+
+
+def foreground_shares(confusion: NDArray[np.int64]) -> ForegroundShares:
+    """Recall, precision and wrong classes of the foreground; together with the classes' sizes they make up mean IoU."""
+    objects = confusion[1:, 1:]
+    both = objects.sum()
+    parts = np.array([both, both, both - np.trace(objects)])
+    return ForegroundShares(*_shares(parts, np.array([confusion[1:].sum(), confusion[:, 1:].sum(), both])).tolist())
+
+
+def _shares(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
+    return shares
+
+
 def mean_iou(confusion: NDArray[np.int64]) -> float:
     """Mean of iou_per_class over the classes that are present in either map, 0..1; nan if no pixel counts."""
     iou = iou_per_class(confusion)

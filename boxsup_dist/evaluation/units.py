@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from boxsup_dist.data.images import decode_image, decode_png
 from boxsup_dist.data.painting import Painter
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
 from boxsup_dist.errors import InputError, RecordError, decoding
+from boxsup_dist.evaluation.by_image import SCHEMA, sparse_rows
 from boxsup_dist.evaluation.confusion import confusion_matrix
 from boxsup_dist.model.crf import CrfSettings, LikelyScores
 
@@ -34,10 +35,14 @@ class UnitResult:
     confusion: NDArray[np.int64]  # (C, C), rows ground truth, columns prediction
     num_images: int  # counted in the confusion matrix
     num_skipped: int  # without ground truth
+    by_image: pa.Table = field(default_factory=SCHEMA.empty_table)  # of single images; evaluate_unit gives them
 
     def __add__(self, other: UnitResult) -> UnitResult:
         return UnitResult(
-            self.confusion + other.confusion, self.num_images + other.num_images, self.num_skipped + other.num_skipped
+            self.confusion + other.confusion,
+            self.num_images + other.num_images,
+            self.num_skipped + other.num_skipped,
+            pa.concat_tables([self.by_image, other.by_image]),
         )
 
     @property
@@ -52,7 +57,7 @@ class UnitResult:
 
 
 def evaluate_unit(predict: LabelMapOf, records: pa.Table, num_classes: int) -> UnitResult:
-    """Confusion matrix of predictions over a records row group.
+    """Confusion matrix of predictions over a records row group, and those of its images.
 
     Args:
         predict: Maps an image, uint8 RGB (H, W, 3), to its label map, integers (H, W).
@@ -62,7 +67,16 @@ def evaluate_unit(predict: LabelMapOf, records: pa.Table, num_classes: int) -> U
     Raises:
         RecordError: An image is damaged, or its two maps cannot be compared; names the image.
     """
-    return _add_up(lambda record: predict(image_of(record)), records, num_classes)
+    by_image = []
+    for record in iter_records(records):
+        if record.gt_label_map is None:
+            continue
+        label_map = predict(image_of(record))
+        with compared(record):
+            matrix = confusion_matrix(decode_png(record.gt_label_map), label_map, num_classes)
+        by_image.append((record.image_id, matrix))
+    total = sum((matrix for _, matrix in by_image), np.zeros((num_classes, num_classes), np.int64))
+    return UnitResult(total, len(by_image), records.num_rows - len(by_image), sparse_rows(by_image))
 
 
 def crf_unit(

@@ -1,0 +1,56 @@
+"""The confusion matrices that an evaluation leaves in a run directory, and jobs.evaluate in its output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from boxsup_dist.errors import InputError
+from boxsup_dist.evaluation.by_image import EVALUATE_AGAIN, ByImage, read_by_image, write_by_image
+from boxsup_dist.evaluation.confusion import read_confusion, write_confusion
+from boxsup_dist.evaluation.units import UnitResult
+from boxsup_dist.io import storage
+from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.layout import RunFiles
+
+
+def keep_matrices(folder: str, result: UnitResult, class_names: Sequence[str]) -> None:
+    """Keep the matrix of all images, and those of single images, in place of those of an earlier evaluation."""
+    files = RunFiles(folder)
+    write_by_image(files.by_image, result.by_image, class_names)
+    write_confusion(files.confusion, result.confusion, class_names)
+
+
+def has_matrices(folder: str) -> bool:
+    """True if the folder has the matrices of single images."""
+    return storage.exists(RunFiles(folder).by_image)
+
+
+def read_matrices(folder: str) -> ByImage:
+    """The matrices of single images.
+
+    Raises:
+        InputError: The folder has none, a file is damaged, or they are not of the evaluation of confusion.json.
+    """
+    files = RunFiles(folder)
+    if not has_matrices(folder):
+        raise InputError(
+            "the folder has no confusion matrices of single images; earlier versions kept none",
+            file=files.by_image,
+            expected=f"an evaluated run; or evaluate it: {_command(folder)}, then compare that folder",
+        )
+    found, kept = read_by_image(files.by_image), read_confusion(files.confusion)
+    if kept is not None and not np.array_equal(kept.confusion, found.total):
+        problem = "the matrices of the images do not add up to confusion.json: they are of two evaluations"
+        raise InputError(problem, file=files.by_image, expected=f"those of one; {EVALUATE_AGAIN}")
+    return found
+
+
+def _command(folder: str) -> str:
+    """How to evaluate a run into a folder of its own."""
+    records = None
+    if storage.exists(RunFiles(folder).config):
+        records = read_config(folder).val_records
+    run_dir = folder.rstrip("/")
+    return f"python -m jobs.evaluate --run-dir {run_dir} --records {records or 'RECORDS'} --out {run_dir}-evaluated"
