@@ -71,7 +71,8 @@ class AssignmentSettings:
     Not set: take one candidate, as the paper does."""
     ignore_undecided: float | None = None
     """Ignore superpixels on which the candidates disagree: outside the chosen segment but with more than this share of
-    the votes, or inside it with less than half. Not set: ignore none. Needs consensus_temperature."""
+    the votes, or inside it with less than half. In epochs that refine: superpixels that the refined outline cuts, with
+    more than this share of their pixels on either side. Not set: ignore none. Needs consensus_temperature."""
     average_decay: float | None = None
     """Assign with a moving average of the network's weights, which keeps this share of its old value at every step. Not
     set: assign with the newest weights, as the paper does."""
