@@ -170,7 +170,7 @@ class Coordinator:
                 num_classes=len(self.inputs.class_names),
                 on_progress=on_progress,
             )
-        self._note(number, label_mean_iou=to_summary(result, self.inputs.class_names)["mean_iou"])
+        self._note(number, **result.metrics())
         self._report(number)
 
     # -- after an epoch ----------------------------------------------------------------------------------------------
