@@ -64,6 +64,7 @@ def main(settings: Settings) -> None:
     for name in others:
         for text in _tables(first, name, compared):
             print(text + "\n")
+    for name in others:
         print(_verdict(first, name, compared))
     if settings.out is not None:
         command = f"python -m jobs.compare --run-dir {shlex.join(settings.run_dir)}"
@@ -138,18 +139,19 @@ def _verdict(first: str, name: str, compared: Compared) -> str:
     better = name if found.value > 0 else first
     text = f"{better} is better" if found.excludes_zero else "these images do not tell which is better"
     runs = f"; by run {', '.join(f'{100 * each:+.1f}' for each in by_run)}" if len(by_run) > 1 else ""
-    return f"mean IoU, {name} - {first}: {_interval(found)}: {text}{runs}"
+    return f"mean IoU, {name} - {first}: {_interval(found, mark='')}: {text}{runs}"
 
 
 def _one(found: Estimate) -> str:
     return "-" if found.value != found.value else f"{100 * found.value:.1f}"
 
 
-def _interval(found: Estimate) -> str:
+def _interval(found: Estimate, mark: str = "  =") -> str:
+    """A difference with its interval, and the mark if that contains 0."""
     if found.value != found.value:
         return "-"
-    mark = "" if found.excludes_zero else "  ="
-    return f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]{mark}"
+    text = f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return text if found.excludes_zero else text + mark
 
 
 if __name__ == "__main__":
