@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from boxsup_dist.config import TrainConfig
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
-from boxsup_dist.reporting.text_table import format_table, to_html, to_markdown
+from boxsup_dist.reporting.text_table import format_table, interval_cells, to_html, to_markdown
 from boxsup_dist.runs.command_line import Epochs, open_tables, run
 from boxsup_dist.runs.costs import RunCosts
-from boxsup_dist.runs.intervals import interval_cells, mean_iou_intervals
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.paper import TABLES, Row, Scale, find_row, make_configs
 from boxsup_dist.runs.summary import Summary, is_finished
@@ -181,6 +180,8 @@ def _result(row: Row, runs: dict[int, Summary]) -> dict[str, Any]:
 
 def _add_intervals(results: list[dict[str, Any]], folders: dict[str, list[str]]) -> None:
     """Give every row its interval and its difference from the first; runs of earlier versions have none."""
+    from boxsup_dist.runs.intervals import mean_iou_intervals
+
     try:
         found = mean_iou_intervals(folders)
     except InputError as error:  # the table is worth having without

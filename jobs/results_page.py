@@ -17,19 +17,18 @@ from typing import Any
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
-from boxsup_dist.reporting.text_table import to_markdown
+from boxsup_dist.reporting.text_table import interval_cells, to_markdown
 from boxsup_dist.runs.command_line import run
-from boxsup_dist.runs.intervals import interval_cells
 
 HEAD = """# Results
 
 <!-- Written by `python -m jobs.results_page` from docs/results. Edit the tables there, not this page. -->
 
 Mean IoU is in percent, over all classes with background, accumulated over all images. *Label mIoU* is the mean IoU of
-the label maps that training used, measured against the hidden masks of the training images. *Spread* is the largest
-minus the smallest value over the seeds; a table of one seed has none. *95 %* and the differences in brackets are
-intervals of a bootstrap over the images (`jobs.compare`); older tables have none. In the commands, words in capitals
-stand for your own folders.
+the label maps, pixels that training ignored as they were chosen, against the hidden masks of the training images.
+*Spread* is the largest minus the smallest value over the seeds; a table of one seed has none. *95 %* and the
+differences in brackets are intervals of a bootstrap over the images (`jobs.compare`); older tables have none. In the
+commands, words in capitals stand for your own folders.
 """
 
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from boxsup_dist.randomness import generator
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 NUM_DRAWS = 2000  # the ends of an interval then move by about 3 % of its width with the seed
 PERCENTILES = (2.5, 97.5)

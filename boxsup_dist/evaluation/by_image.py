@@ -7,23 +7,26 @@ memory, so 133,869 images take some 15 MB.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 SCHEMA = pa.schema([("image_id", pa.string()), ("cells", pa.list_(pa.uint16())), ("pixels", pa.list_(pa.uint32()))])
 CLASS_NAMES = b"class_names"  # in the metadata of the file, as JSON
-EVALUATE_AGAIN = "evaluate again: python -m jobs.evaluate"
 
 
 class ByImage(NamedTuple):
@@ -51,41 +54,41 @@ def sparse_rows(matrices: Iterable[tuple[str, NDArray[np.int64]]]) -> pa.Table:
     return pa.table([ids, cells, pixels], schema=SCHEMA)
 
 
-def write_by_image(uri: str, rows: pa.Table, class_names: Sequence[str]) -> None:
-    """Keep the rows of `sparse_rows` as a file."""
+def write_by_image(uri: str, rows: pa.Table, class_names: Sequence[str]) -> str:
+    """Keep the rows of `sparse_rows` as a file.
+
+    Returns:
+        The proof of its bytes, which `read_by_image` takes.
+    """
     kept = rows.replace_schema_metadata({CLASS_NAMES: json.dumps(list(class_names)).encode()})
     buffer = io.BytesIO()
-    pq.write_table(kept.combine_chunks(), buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(kept.combine_chunks(), buffer, compression="zstd")
     storage.write_bytes(uri, buffer.getbuffer())
+    return _proof(buffer.getvalue())
 
 
-def read_by_image(uri: str) -> ByImage:
-    """What `write_by_image` has kept.
+def read_by_image(uri: str, proof: str | None) -> ByImage:
+    """What `write_by_image` has kept; the bytes are proved before they are decoded.
 
     Raises:
-        InputError: There is no such file, or it holds something else.
+        InputError: There is no such file, or it is damaged or of another evaluation.
     """
+    from scipy.sparse import csr_array  # here, as every command imports this module
+
     data = storage.read_bytes(uri)
-    try:
-        rows = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        names = tuple(json.loads((rows.schema.metadata or {})[CLASS_NAMES]))
-        columns = [rows.column(name).combine_chunks() for name in ("image_id", "cells", "pixels")]
-        starts = [column.offsets.to_numpy() for column in columns[1:]]
-        cells, pixels = (column.flatten().to_numpy() for column in columns[1:])
-        good = np.array_equal(*starts) and (len(cells) == 0 or int(cells.max()) < len(names) ** 2)
-        if not rows.schema.equals(SCHEMA) or not good:
-            raise ValueError("other columns or values")
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            "not the confusion matrices of images",
-            file=uri,
-            value=text,
-            expected=f"an undamaged file; {EVALUATE_AGAIN}",
-        ) from None
-    shape = (rows.num_rows, len(names) ** 2)
-    matrices = csr_array((pixels.astype(np.int64), cells.astype(np.int32), starts[0]), shape=shape)
-    return ByImage(tuple(columns[0].to_pylist()), matrices, names)
+    if _proof(data) != proof:
+        problem = "the file is damaged, or not of the evaluation of the confusion.json beside it"
+        raise InputError(problem, file=uri, expected="evaluate again: python -m jobs.evaluate")
+    rows = pq.read_table(io.BytesIO(data))
+    names = tuple(json.loads(rows.schema.metadata[CLASS_NAMES]))
+    ids, cells, pixels = (rows.column(name).combine_chunks() for name in SCHEMA.names)
+    parts = pixels.flatten().to_numpy().astype(np.int64), cells.flatten().to_numpy().astype(np.int64)
+    starts = np.cumsum([0, *pc.list_value_length(cells).to_numpy()])
+    return ByImage(tuple(ids.to_pylist()), csr_array((*parts, starts), shape=(len(ids), len(names) ** 2)), names)
+
+
+def _proof(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def paired(found: Sequence[tuple[str, ByImage]]) -> list[csr_array]:
@@ -121,6 +124,8 @@ def paired(found: Sequence[tuple[str, ByImage]]) -> list[csr_array]:
 
 def _truth(found: ByImage) -> NDArray[np.int64]:
     """Pixels of each class in the ground truth of each image, (N, C)."""
+    from scipy.sparse import csr_array
+
     size = len(found.class_names)
     of_class = csr_array(np.kron(np.eye(size, dtype=np.int64), np.ones((size, 1), np.int64)))
     return np.asarray((found.matrices @ of_class).todense())

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from boxsup_dist.evaluation.bootstrap import Estimate, draw, estimates, measure_all
 from boxsup_dist.evaluation.confusion import (
@@ -21,6 +20,9 @@ from boxsup_dist.evaluation.confusion import (
     precision_per_class,
     recall_per_class,
 )
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 NUM_MISTAKES = 8  # of the pairs of classes, those whose share differs most
 Key = tuple[str, str]

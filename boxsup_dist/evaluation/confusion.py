@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired  # pydantic reads TypedDict of typing from Python 3.12 on
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
+from typing_extensions import TypedDict
 
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.errors import InputError
@@ -29,6 +29,7 @@ class _Kept(TypedDict):
 
     class_names: list[str]
     confusion: list[list[int]]
+    by_image: NotRequired[str]
 
 
 class NamedConfusion(NamedTuple):
@@ -36,6 +37,7 @@ class NamedConfusion(NamedTuple):
 
     confusion: NDArray[np.int64]
     class_names: tuple[str, ...]
+    by_image: str | None = None  # proof of the matrices of single images beside it (by_image.py)
 
 
 def confusion_matrix(
@@ -139,9 +141,20 @@ def mean_iou(confusion: NDArray[np.int64]) -> float:
     return float(present.mean()) if len(present) else float("nan")
 
 
-def write_confusion(uri: str, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:
-    """Keep a confusion matrix (C, C), rows ground truth, columns prediction, as JSON on one line."""
-    values = {"class_names": list(class_names), "confusion": confusion.tolist()}
+def write_confusion(
+    uri: str, confusion: NDArray[np.int64], class_names: Sequence[str], by_image: str | None = None
+) -> None:
+    """Keep a confusion matrix (C, C), rows ground truth, columns prediction, as JSON on one line.
+
+    Args:
+        uri: The file.
+        confusion: The matrix.
+        class_names: C names.
+        by_image: Proof of the matrices of single images (`write_by_image`); None: there are none.
+    """
+    values: dict[str, Any] = {"class_names": list(class_names), "confusion": confusion.tolist()}
+    if by_image is not None:
+        values["by_image"] = by_image
     storage.write_bytes(uri, json.dumps(values).encode())
 
 
@@ -158,4 +171,5 @@ def read_confusion(uri: str) -> NamedConfusion | None:
     if [len(row) for row in rows] != [size] * size or not all(0 <= count < 2**63 for row in rows for count in row):
         expected = f"{size} x {size} counts, as there are {size} class_names"
         raise InputError("not a confusion matrix of these classes", file=uri, field="confusion", expected=expected)
-    return NamedConfusion(np.array(rows, np.int64).reshape(size, size), tuple(values["class_names"]))
+    matrix = np.array(rows, np.int64).reshape(size, size)
+    return NamedConfusion(matrix, tuple(values["class_names"]), values.get("by_image"))

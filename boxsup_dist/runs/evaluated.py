@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from boxsup_dist.errors import InputError
-from boxsup_dist.evaluation.by_image import EVALUATE_AGAIN, ByImage, read_by_image, write_by_image
+from boxsup_dist.evaluation.by_image import ByImage, read_by_image, write_by_image
 from boxsup_dist.evaluation.confusion import read_confusion, write_confusion
 from boxsup_dist.evaluation.units import UnitResult
 from boxsup_dist.io import storage
@@ -18,8 +16,8 @@ from boxsup_dist.runs.layout import RunFiles
 def keep_matrices(folder: str, result: UnitResult, class_names: Sequence[str]) -> None:
     """Keep the matrix of all images, and those of single images, in place of those of an earlier evaluation."""
     files = RunFiles(folder)
-    write_by_image(files.by_image, result.by_image, class_names)
-    write_confusion(files.confusion, result.confusion, class_names)
+    proof = write_by_image(files.by_image, result.by_image, class_names)
+    write_confusion(files.confusion, result.confusion, class_names, proof)
 
 
 def has_matrices(folder: str) -> bool:
@@ -28,10 +26,10 @@ def has_matrices(folder: str) -> bool:
 
 
 def read_matrices(folder: str) -> ByImage:
-    """The matrices of single images.
+    """The matrices of single images; they add up to confusion.json.
 
     Raises:
-        InputError: The folder has none, a file is damaged, or they are not of the evaluation of confusion.json.
+        InputError: The folder has none, or a file is damaged or of another evaluation.
     """
     files = RunFiles(folder)
     if not has_matrices(folder):
@@ -40,11 +38,8 @@ def read_matrices(folder: str) -> ByImage:
             file=files.by_image,
             expected=f"an evaluated run; or evaluate it: {_command(folder)}, then compare that folder",
         )
-    found, kept = read_by_image(files.by_image), read_confusion(files.confusion)
-    if kept is not None and not np.array_equal(kept.confusion, found.total):
-        problem = "the matrices of the images do not add up to confusion.json: they are of two evaluations"
-        raise InputError(problem, file=files.by_image, expected=f"those of one; {EVALUATE_AGAIN}")
-    return found
+    kept = read_confusion(files.confusion)
+    return read_by_image(files.by_image, None if kept is None else kept.by_image)
 
 
 def _command(folder: str) -> str:

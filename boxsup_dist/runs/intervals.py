@@ -52,15 +52,5 @@ def mean_iou_intervals(rows: Mapping[str, Sequence[str]]) -> dict[str, dict[str,
     return found
 
 
-def interval_cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """The intervals of a row as cells of a table; {} for a row without, such as one of an earlier version."""
-    cells = {}
-    if interval := row.get("interval"):
-        cells["95 %"] = f"[{interval['low']:.1f}, {interval['high']:.1f}]"
-    if found := row.get("difference"):
-        cells[f"minus {found['from']}"] = f"{found['value']:+.1f} [{found['low']:.1f}, {found['high']:.1f}]"
-    return cells
-
-
 def _percent(found: Estimate) -> Interval:
     return {name: 100 * value for name, value in found._asdict().items()}

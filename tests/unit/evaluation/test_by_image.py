@@ -20,8 +20,7 @@ def matrices(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 def kept(tmp_path, found: dict[str, np.ndarray], names: tuple[str, ...] = NAMES) -> ByImage:
     uri = str(tmp_path / "kept.parquet")
     rows = [sparse_rows([item]) for item in found.items()]  # row groups come one by one
-    write_by_image(uri, pa.concat_tables([sparse_rows([]), *rows]), names)
-    return read_by_image(uri)
+    return read_by_image(uri, write_by_image(uri, pa.concat_tables([sparse_rows([]), *rows]), names))
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
@@ -43,14 +42,17 @@ def test_254_classes_fit(tmp_path):
 
 
 def test_a_damaged_file_is_one_line_that_names_it(tmp_path):
-    kept(tmp_path, matrices(5))
     path = tmp_path / "kept.parquet"
+    proof = write_by_image(str(path), sparse_rows(matrices(5).items()), NAMES)
     whole = path.read_bytes()
+    assert read_by_image(str(path), proof).image_ids == tuple(matrices(5))
     for damaged in (b"", b"no parquet", whole[: len(whole) // 2], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:]):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"not the confusion matrices of images.*kept.parquet") as caught:
-            read_by_image(str(path))
-        assert "\n" not in str(caught.value)
+        with pytest.raises(InputError, match=r"the file is damaged.*kept.parquet"):
+            read_by_image(str(path), proof)
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"not of the evaluation of the confusion\.json"):
+        read_by_image(str(path), None)
 
 
 def test_rows_are_brought_into_the_order_of_the_first(tmp_path):

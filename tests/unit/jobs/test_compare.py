@@ -92,5 +92,5 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
         compare.main(compare.Settings((a, short)))
     files = RunFiles(a)
     Path(files.confusion).write_bytes(Path(RunFiles(short).confusion).read_bytes())
-    with pytest.raises(InputError, match="of two evaluations"):
+    with pytest.raises(InputError, match=r"not of the evaluation of the confusion\.json"):
         compare.main(compare.Settings((a, short)))

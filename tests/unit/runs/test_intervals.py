@@ -9,8 +9,9 @@ from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.by_image import sparse_rows
 from boxsup_dist.evaluation.confusion import mean_iou
 from boxsup_dist.evaluation.units import UnitResult
+from boxsup_dist.reporting.text_table import interval_cells
 from boxsup_dist.runs.evaluated import keep_matrices
-from boxsup_dist.runs.intervals import interval_cells, mean_iou_intervals
+from boxsup_dist.runs.intervals import mean_iou_intervals
 
 
 def evaluated(folder: str, hits: float, *, seed: int, num_images: int = 30) -> float:
