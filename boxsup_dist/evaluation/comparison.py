@@ -72,29 +72,26 @@ def compare(arms: Mapping[str, Sequence[csr_array]], class_names: Sequence[str])
     cells = cells[spread[cells] > 0]
 
     def measure(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-        parts = (iou_per_class(confusion), recall_per_class(confusion), precision_per_class(confusion))
-        all_classes = (mean_iou(confusion), *foreground_shares(confusion))
-        return np.concatenate([all_classes, *parts, _mistakes(confusion).ravel()[cells]])
+        by_class = (iou_per_class(confusion), recall_per_class(confusion), precision_per_class(confusion))
+        of_all = np.array([mean_iou(confusion), *foreground_shares(confusion)])
+        return np.concatenate([of_all, *by_class, _mistakes(confusion).ravel()[cells]])
 
     keys = [(name, "") for name in ("mean_iou", "recall", "precision", "wrong_class")]
     keys += [(kind, name) for kind in ("iou", "class_recall", "class_precision") for name in class_names]
     keys += [("taken", f"{class_names[cell // size]} taken for {class_names[cell % size]}") for cell in cells.tolist()]
     values, drawn = measure_all(runs, measure), draw(runs, measure)
-    means = [(values[part].mean(axis=0), drawn[part].mean(axis=0)) for part in parts]
+    found = {name: (values[part], drawn[part]) for name, part in zip(names, parts, strict=True)}
+    mean = {name: (ours.mean(axis=0), draws.mean(axis=0)) for name, (ours, draws) in found.items()}
 
     def named(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> dict[Key, Estimate]:
         return dict(zip(keys, estimates(values, drawn), strict=True))
 
-    first = means[0]
-    same_number = [name for name, part in zip(names, parts, strict=True) if part.stop - part.start == parts[0].stop]
+    first, *others = names
+    same_number = [name for name in others if len(found[name][0]) == len(found[first][0])]
     return Compared(
-        {name: named(*mean) for name, mean in zip(names, means, strict=True)},
-        {name: named(m - first[0], d - first[1]) for name, (m, d) in zip(names[1:], means[1:], strict=True)},
-        {
-            name: (values[part, 0] - values[parts[0], 0]).tolist()
-            for name, part in zip(names[1:], parts[1:], strict=True)
-            if name in same_number
-        },
+        {name: named(*mean[name]) for name in names},
+        {name: named(mean[name][0] - mean[first][0], mean[name][1] - mean[first][1]) for name in others},
+        {name: (found[name][0][:, 0] - found[first][0][:, 0]).tolist() for name in same_number},
     )
 
 

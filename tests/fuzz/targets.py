@@ -363,7 +363,7 @@ def _run(root: Path, name: str) -> Target:
         "summary.json": lambda: read_summary(str(root)),
     }
     assert storage.exists(str(root / name))
-    return Target([root / name], readers[name])
+    return Target([root / name], readers[name], is_stored=name.endswith(".parquet"))
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
