@@ -66,6 +66,8 @@ def main(settings: Settings) -> None:
             print(text + "\n")
     for name in others:
         print(_verdict(first, name, compared))
+    if any(len(folders) == 1 for folders in arms.values()):
+        print("Of different trainings, other seeds may say otherwise: join several runs by commas.")
     if settings.out is not None:
         command = f"python -m jobs.compare --run-dir {shlex.join(settings.run_dir)}"
         values = {"command": command, "arms": arms, "num_images": num_images, "num_draws": NUM_DRAWS}
@@ -137,7 +139,7 @@ def _tables(first: str, name: str, compared: Compared) -> Iterator[str]:
 def _verdict(first: str, name: str, compared: Compared) -> str:
     found, by_run = compared.differences[name]["mean_iou", ""], compared.by_run.get(name, [])
     better = name if found.value > 0 else first
-    text = f"{better} is better" if found.excludes_zero else "these images do not tell which is better"
+    text = f"{better} is better on such images" if found.excludes_zero else "these images do not tell which is better"
     runs = f"; by run {', '.join(f'{100 * each:+.1f}' for each in by_run)}" if len(by_run) > 1 else ""
     return f"mean IoU, {name} - {first}: {_interval(found, mark='')}: {text}{runs}"
 

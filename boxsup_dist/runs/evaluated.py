@@ -32,6 +32,9 @@ def read_matrices(folder: str) -> ByImage:
         InputError: The folder has none, or a file is damaged or of another evaluation.
     """
     files = RunFiles(folder)
+    if not any(map(storage.exists, (files.config, files.confusion, files.by_image))):
+        problem, expected = "neither a run nor an output of jobs.evaluate is here", "a folder or URI of one"
+        raise InputError(problem, file=files.run_dir, expected=expected)
     if not has_matrices(folder):
         raise InputError(
             "the folder has no confusion matrices of single images; earlier versions kept none",

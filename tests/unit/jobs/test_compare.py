@@ -45,7 +45,8 @@ def test_a_better_network_is_told_from_a_worse_one(tmp_path, capsys):
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[0] == f"box: {tmp_path / 'box'}" and "40 images, 2,000 draws" in printed
-    assert "mask is better" in lines[-1] and lines[-1].startswith("mean IoU, mask - box: +")
+    assert "mask is better" in lines[-2] and lines[-2].startswith("mean IoU, mask - box: +")
+    assert "other seeds may say otherwise" in lines[-1]
     assert "cat taken for background" in printed and "cat taken for dog" in printed
 
     result = json.loads((out / "summary.json").read_text())
@@ -82,12 +83,15 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
     evaluated(tmp_path / "a", 0.5, seed=0)
     evaluated(tmp_path / "short", 0.5, seed=0, num_images=39)
     (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "confusion.json").write_bytes((tmp_path / "a" / "confusion.json").read_bytes())
     a, short, old = (str(tmp_path / name) for name in ("a", "short", "old"))
     for given in ((a,), (a, a), (a, ","), ()):
         with pytest.raises(SettingError, match="two run directories or more"):
             compare.main(compare.Settings(given))
     with pytest.raises(InputError, match=r"kept none.*python -m jobs.evaluate --run-dir .*old --records RECORDS --out"):
         compare.main(compare.Settings((a, old)))
+    with pytest.raises(InputError, match=r"neither a run nor an output of jobs.evaluate.*nothing"):
+        compare.main(compare.Settings((a, str(tmp_path / "nothing"))))
     with pytest.raises(InputError, match=r"images differ.*image_39"):
         compare.main(compare.Settings((a, short)))
     files = RunFiles(a)
