@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("demo", "train", "reproduce", "reassign"),
     "use a trained network": (
         "evaluate",
+        "compare",
         "tune_crf",
         "trimap",
         "figures",

@@ -5,7 +5,7 @@
 
 It measures by the VOC protocol: every image counts once at its own size, void pixels are ignored, and IoU is
 accumulated over all images. The result does not depend on the number of processes. Records of which none has a mask
-give the box score instead, which is not a mean IoU: see docs/box-score.md.
+give the box score instead, which is not a mean IoU: see docs/box-score.md. Compare two outputs with jobs.compare.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from boxsup_dist.io import storage
 from boxsup_dist.progress import ProgressMeter, counted
 from boxsup_dist.runs.command_line import Checkpoint, NumActors, Prediction, RunDir, run
 from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.summary import write_result
 
 
@@ -31,7 +32,7 @@ class Settings:
 
     run_dir: RunDir
     out: str
-    """Folder or URI of summary.json."""
+    """Folder or URI of summary.json, confusion.json and confusion-by-image.parquet; not the run directory."""
     records: str | None = None
     """Folder or URI of the records table. Or set --voc-root and --split."""
     voc_root: str | None = None
@@ -66,11 +67,15 @@ def main(settings: Settings) -> None:
     """Evaluate, write OUT/summary.json and print the IoU or box score of every class."""
     settings.prediction.check()
     read_config(settings.run_dir)
+    if storage.exists(RunFiles(settings.out).config):
+        problem, expected = "the output would replace files of a run", "another folder than a run directory"
+        raise SettingError(problem, field="out", value=settings.out, expected=expected)
     records = _open_records(settings)
     from boxsup_dist.distributed import session
     from boxsup_dist.evaluation.boxes import BoxResult, box_lines, box_summary
     from boxsup_dist.evaluation.evaluate import evaluate, evaluate_boxes, to_summary
     from boxsup_dist.evaluation.units import UnitResult
+    from boxsup_dist.runs.evaluated import keep_matrices
     from boxsup_dist.runs.inputs import evaluates_boxes
     from boxsup_dist.runs.networks import predictor
 
@@ -95,6 +100,7 @@ def main(settings: Settings) -> None:
         else:
             result = evaluate(found.pool, records, **common)
             measured = to_summary(result, records.classes)
+            keep_matrices(settings.out, result, records.classes)
             lines = _iou_lines(measured)
     summary = {
         **measured,

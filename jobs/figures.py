@@ -140,9 +140,9 @@ def _confusion(each: FinishedRun) -> NDArray[np.int64]:
     import ray
 
     from boxsup_dist.distributed import session
-    from boxsup_dist.evaluation.confusion import write_confusion
     from boxsup_dist.evaluation.evaluate import evaluate
     from boxsup_dist.model import checkpoint
+    from boxsup_dist.runs.evaluated import keep_matrices
     from boxsup_dist.runs.networks import load_run, make_pool
 
     session.start()
@@ -159,7 +159,7 @@ def _confusion(each: FinishedRun) -> NDArray[np.int64]:
         )
     finally:
         pool.close()
-    write_confusion(each.files.confusion, result.confusion, each.inputs.class_names)
+    keep_matrices(each.run_dir, result, each.inputs.class_names)
     return result.confusion
 
 

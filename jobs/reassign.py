@@ -43,7 +43,7 @@ def main(settings: Settings) -> None:
     from boxsup_dist.assignment.reassign import reassign
     from boxsup_dist.data.labels import MANIFEST, open_labels, publish
     from boxsup_dist.distributed import session
-    from boxsup_dist.evaluation.evaluate import measure_labels, to_summary
+    from boxsup_dist.evaluation.evaluate import measure_labels
     from boxsup_dist.model import checkpoint
     from boxsup_dist.runs.inputs import open_inputs
     from boxsup_dist.runs.networks import load_run, make_pool
@@ -80,7 +80,7 @@ def main(settings: Settings) -> None:
     }
     if inputs.can_measure_labels:
         result = measure_labels(pool, mixture, labels, num_classes=len(inputs.class_names))
-        summary["label_mean_iou"] = to_summary(result, inputs.class_names)["mean_iou"]
+        summary |= result.metrics()
     pool.close()
     write_result(out, summary, key_lines(summary))
 

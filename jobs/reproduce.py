@@ -7,7 +7,8 @@
     OUT/tableN.json    the table, also as .md and .html
 
 jobs.build_data makes DATA. Run the command again to train what is missing: finished runs are kept. All runs are
-children of one MLflow run. boxsup_dist/runs/paper.py defines the rows.
+children of one MLflow run. boxsup_dist/runs/paper.py defines the rows. Every row has the 95 % interval of its mean IoU,
+and of its difference from the first row on the same images, as jobs.compare makes them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxsup_dist.config import TrainConfig
+from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
-from boxsup_dist.reporting.text_table import format_table, to_html, to_markdown
+from boxsup_dist.reporting.text_table import format_table, interval_cells, to_html, to_markdown
 from boxsup_dist.runs.command_line import Epochs, open_tables, run
 from boxsup_dist.runs.costs import RunCosts
 from boxsup_dist.runs.layout import RunFiles
@@ -75,7 +77,8 @@ def main(settings: Settings) -> None:
     from boxsup_dist.tracking.tracker import RunTracker
 
     tracker = RunTracker(runs_root=runs, system_metrics=False)
-    results = []
+    results: list[dict[str, Any]] = []
+    folders: dict[str, list[str]] = {}
     try:
         with tracker.ends_with_block():
             tracker.start(EXPERIMENT, f"paper, {settings.scale}", id_uri=RunFiles(out).mlflow_run_id)
@@ -90,6 +93,8 @@ def main(settings: Settings) -> None:
                 if not ended:
                     continue
                 results.append(_result(row, ended))
+                folders[row.name] = [chosen[seed][-1].run_dir for seed in ended]
+                _add_intervals(results, folders)
                 _write(storage.join(out, f"table{settings.table}"), results, settings, tracker)
     finally:
         tracker.close()
@@ -173,6 +178,19 @@ def _result(row: Row, runs: dict[int, Summary]) -> dict[str, Any]:
     }
 
 
+def _add_intervals(results: list[dict[str, Any]], folders: dict[str, list[str]]) -> None:
+    """Give every row its interval and its difference from the first; runs of earlier versions have none."""
+    from boxsup_dist.runs.intervals import mean_iou_intervals
+
+    try:
+        found = mean_iou_intervals(folders)
+    except InputError as error:  # the table is worth having without
+        print(f"warning: no intervals: {error}", flush=True)
+        return
+    for result in results:
+        result |= found.get(result["row"], {})
+
+
 def _shown(result: dict[str, Any]) -> dict[str, str]:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.1f}"
@@ -181,6 +199,7 @@ def _shown(result: dict[str, Any]) -> dict[str, str]:
         "row": result["row"],
         "paper": number(result["paper"]),
         "ours": number(result["mean_iou"]),
+        **interval_cells(result),
         "spread": number(result["spread"]),
         "seeds": str(len(result["runs"])),
         "label mIoU": number(result["label_mean_iou"]),

@@ -17,7 +17,7 @@ from typing import Any
 
 from boxsup_dist.errors import InputError
 from boxsup_dist.io import storage
-from boxsup_dist.reporting.text_table import to_markdown
+from boxsup_dist.reporting.text_table import interval_cells, to_markdown
 from boxsup_dist.runs.command_line import run
 
 HEAD = """# Results
@@ -25,9 +25,10 @@ HEAD = """# Results
 <!-- Written by `python -m jobs.results_page` from docs/results. Edit the tables there, not this page. -->
 
 Mean IoU is in percent, over all classes with background, accumulated over all images. *Label mIoU* is the mean IoU of
-the label maps that training used, measured against the hidden masks of the training images. *Spread* is the largest
-minus the smallest value over the seeds; a table of one seed has none. In the commands, words in capitals stand for your
-own folders.
+the label maps, pixels that training ignored as they were chosen, against the hidden masks of the training images.
+*Spread* is the largest minus the smallest value over the seeds; a table of one seed has none. *95 %* and the
+differences in brackets are intervals of a bootstrap over the images (`jobs.compare`); older tables have none. In the
+commands, words in capitals stand for your own folders.
 """
 
 
@@ -120,6 +121,7 @@ def _reproduced_rows(rows: list[dict[str, Any]]) -> list[dict[str, str | None]]:
             "row": row["row"],
             "paper": number(row["paper"]),
             "mean IoU": number(row["mean_iou"]),
+            **interval_cells(row),
             "spread": number(row["spread"]),
             "seeds": ", ".join(row["runs"]),
             "label mIoU": number(row["label_mean_iou"]),

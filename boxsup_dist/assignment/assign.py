@@ -24,7 +24,7 @@ from torch import Tensor
 
 from boxsup_dist.assignment.consensus import Consensus, find_consensus, find_undecided
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
-from boxsup_dist.assignment.refine import refine_segments
+from boxsup_dist.assignment.refine import find_cut, refine_segments
 from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
 from boxsup_dist.assignment.sums import BoxSums, reduce_scores, scored_classes, select_scores
 from boxsup_dist.config import AssignmentSettings
@@ -111,6 +111,10 @@ def assign_image(
     ]
     choices, votes = [choice for choice, _ in taken], [vote for _, vote in taken]
     segments = [_segment(choice, proposals) for choice in choices]
+    undecided = [
+        _NO_SUPERPIXELS if vote is None else find_undecided(vote, segment, settings.ignore_undecided)
+        for vote, segment in zip(votes, segments, strict=True)
+    ]
     if refines(settings, epoch):
         assert image is not None
         refined = refine_segments(
@@ -125,13 +129,11 @@ def assign_image(
         for k, share in enumerate(refined):
             if share is not None:
                 segments[k] = np.flatnonzero(share >= 0.5).astype(np.uint16)
-    rows = []
-    for k, (choice, segment, vote) in enumerate(zip(choices, segments, votes, strict=True)):
-        undecided = _NO_SUPERPIXELS
-        if vote is not None and settings.ignore_undecided is not None:
-            undecided = find_undecided(vote, segment, settings.ignore_undecided)
-        rows.append(_row(record, k, choice, segment, undecided))
-    return rows
+                undecided[k] = find_cut(share, settings.ignore_undecided)
+    return [
+        _row(record, k, choice, segment, left_open)
+        for k, (choice, segment, left_open) in enumerate(zip(choices, segments, undecided, strict=True))
+    ]
 
 
 def _take(

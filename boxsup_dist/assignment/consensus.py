@@ -30,18 +30,22 @@ class Consensus(NamedTuple):
     probability: NDArray[np.float64]  # (S,), of each superpixel to belong to the object; 0 outside the box
 
 
-def find_undecided(probability: NDArray[np.float64], segment: NDArray[np.uint16], share: float) -> NDArray[np.uint16]:
+def find_undecided(
+    probability: NDArray[np.float64], segment: NDArray[np.uint16], share: float | None
+) -> NDArray[np.uint16]:
     """Superpixels about which votes and chosen segment disagree.
 
     Args:
         probability: (S,), each superpixel's share of the votes (`Consensus.probability`).
         segment: Superpixel ids of the segment that the box took.
-        share: Share of the votes, in 0..1, up to which a superpixel outside the segment is decided.
+        share: Share of the votes, in 0..1, up to which a superpixel outside the segment is decided; None: all are.
 
     Returns:
         Ids, ascending: inside the segment those with less than half of the votes, outside it those with more than
         `share`.
     """
+    if share is None:
+        return np.array([], np.uint16)
     chosen = np.zeros(len(probability), bool)
     chosen[segment] = True
     low = np.where(chosen, 0, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +71,8 @@ class AssignmentSettings:
     Not set: take one candidate, as the paper does."""
     ignore_undecided: float | None = None
     """Ignore superpixels on which the candidates disagree: outside the chosen segment but with more than this share of
-    the votes, or inside it with less than half. Not set: ignore none. Needs consensus_temperature."""
+    the votes, or inside it with less than half. In epochs that refine: superpixels that the refined outline cuts, with
+    more than this share of their pixels on either side. Not set: ignore none. Needs consensus_temperature."""
     average_decay: float | None = None
     """Assign with a moving average of the network's weights, which keeps this share of its old value at every step. Not
     set: assign with the newest weights, as the paper does."""
@@ -142,6 +144,9 @@ class OptimizerSettings:
     class_balance: float = 0.0
     """Weigh a pixel of class c by (mean box area of all classes / box area of class c) ** class_balance. 0: weigh all
     classes alike."""
+    foreground_weight: float = 1.0
+    """Further factor on the weight of every class but the background. Above 1 the network finds more of the objects,
+    and takes more background for them."""
 
     def check(self) -> None:
         """Check the values.
@@ -153,7 +158,7 @@ class OptimizerSettings:
             check_range(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), ">= 1")
         check_choice(self.kind, OptimizerKind, "optimizer.kind")
         check_choice(self.schedule, Schedule, "optimizer.schedule")
-        for name in ("lr", "head_lr_multiplier", "score_lr_multiplier", "bias_lr_multiplier"):
+        for name in ("lr", "head_lr_multiplier", "score_lr_multiplier", "bias_lr_multiplier", "foreground_weight"):
             check_range(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "> 0")
         check_range(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 <= momentum < 1")
         for name in ("weight_decay", "warmup_steps", "class_balance"):
@@ -213,6 +218,9 @@ class PredictionSettings:
     crf: str | None = None
     """Parameter set of the dense CRF: a name of boxsup_dist/model/crf.py, or five numbers as "4,67,3,3,1" (weight, xy
     width and rgb width of the bilateral potential, weight and xy width of the spatial one). Not set: no CRF."""
+    background_logit: float = 0.0
+    """Add this to the background's score before the scores become probabilities: below 0 more pixels are predicted as
+    objects. 0: the network's own balance."""
     tile_px: int | None = None
     """Predict larger images, and larger scaled images, in overlapping tiles with sides of this length. Approximate if
     the network sees further than an eighth of it (boxsup_dist/model/inference.py). Not set: whole images, whatever
@@ -229,6 +237,7 @@ class PredictionSettings:
         """
         good = len(self.scales) > 0 and all(0 < scale <= 8 for scale in self.scales)
         check_range(good, "scales", self.scales, "one factor or more, 0 < factor <= 8")
+        check_range(math.isfinite(self.background_logit), "background_logit", self.background_logit, "a finite number")
         if self.tile_px is not None:
             check_range(self.tile_px >= 4 * TILE_GRID_PX, "tile_px", self.tile_px, f">= {4 * TILE_GRID_PX}")
         return self

@@ -77,11 +77,33 @@ def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, d
             (record.height, record.width), record.boxes_xyxy, record.class_ids, record.crowd
         )
     if supervision == "box":
-        return _segments_painter(unit, segments, assignment, decided)
+        found = _segments_painter(unit, segments, assignment)
+        return lambda record: found(record)(decided)
     label_maps = unit.source.label_maps
     assert label_maps is not None
     map_of = {row["image_id"]: row["label_map"] for row in label_maps.read(unit.where).to_pylist()}
     return lambda record: decode_png(_find(map_of, record, label_maps, unit.source.records))
+
+
+class Painted(NamedTuple):
+    """Two label maps (H, W) of one record."""
+
+    decided: NDArray[np.uint8]  # undecided and uncovered pixels as they were chosen
+    trained: NDArray[np.uint8]  # with these pixels ignored, as training sees it
+
+
+def both_painter(unit: Unit, segments: Segments, assignment: AssignmentSettings) -> Callable[[Record], Painted]:
+    """Return a function that paints both maps of a record at once. Arguments and errors are those of `painter`."""
+    if unit.source.supervision == "box":
+        found = _segments_painter(unit, segments, assignment)
+        return lambda record: Painted(*map(found(record), (True, False)))
+    paint = painter(unit, segments, assignment)
+
+    def same(record: Record) -> Painted:
+        label_map = paint(record)
+        return Painted(label_map, label_map)
+
+    return same
 
 
 def _ground_truth(record: Record) -> NDArray[np.uint8]:
@@ -89,13 +111,16 @@ def _ground_truth(record: Record) -> NDArray[np.uint8]:
     return decode_png(record.gt_label_map)
 
 
-def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, decided: bool) -> Painter:
+def _segments_painter(
+    unit: Unit, segments: Segments, assignment: AssignmentSettings
+) -> Callable[[Record], Callable[[bool], NDArray[np.uint8]]]:
+    """Of a record: a function from `decided` to its label map; superpixels are decoded once."""
     proposals = unit.source.proposals
     assert proposals is not None
     stored = proposals.read(unit.where, ("image_id", "superpixels", "num_superpixels")).to_pylist()
     map_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
 
-    def paint(record: Record) -> NDArray[np.uint8]:
+    def opened(record: Record) -> Callable[[bool], NDArray[np.uint8]]:
         encoded, count = _find(map_of, record, proposals, unit.source.records)
         chosen = segments.get(record.image_id, ())
         if len(chosen) != len(record.boxes_xyxy):
@@ -108,7 +133,7 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
             )
         with decoding(record.image_id, proposals.uri):
             superpixels = decode_superpixels(encoded)
-        return paint_segments(
+        return lambda decided: paint_segments(
             superpixels,
             count,
             record.boxes_xyxy,
@@ -120,7 +145,7 @@ def _segments_painter(unit: Unit, segments: Segments, assignment: AssignmentSett
             ignore_undecided=not decided,
         )
 
-    return paint
+    return opened
 
 
 def _find(map_of: Mapping[str, Any], record: Record, partner: Table, records: Table) -> Any:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxsup_dist.config import AssignmentSettings, AugmentSettings, Supervision
+from boxsup_dist.data.schema import BACKGROUND
 from boxsup_dist.data.tables import RowGroup, Table, check_paired
 
 MAX_CLASS_WEIGHT = 5.0
@@ -101,8 +102,8 @@ def make_units(sources: Sequence[Source], left_out: Sequence[frozenset[int]] = (
     return tuple(units)
 
 
-def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ...]:
-    """Compute the weight of each class in the loss: (mean area of the classes / area of the class) ** power.
+def class_weights(sources: Sequence[Source], power: float, foreground: float = 1.0) -> tuple[float, ...]:
+    """Compute the weight of each class in the loss: foreground * (mean area of the classes / its area) ** power.
 
     The area of a class is the summed area of its boxes, and the mean is over the classes that have a box. Boxes are
     known under every supervision, so every supervision gets the same weights.
@@ -110,10 +111,11 @@ def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ..
     Args:
         sources: The sources of a run; all have the classes of the first.
         power: 0 weighs all classes equally, 1 in inverse proportion to their area.
+        foreground: Factor on the weight of every class but the background.
 
     Returns:
-        One weight per class id, clipped to 1 / MAX_CLASS_WEIGHT .. MAX_CLASS_WEIGHT; 1 for background and for a class
-        without a box.
+        One weight per class id: 1 for the background; for the others `foreground` times the power, which is clipped to
+        1 / MAX_CLASS_WEIGHT .. MAX_CLASS_WEIGHT and is 1 for a class without a box.
     """
     areas = np.zeros(len(sources[0].records.classes))
     for source in sources:
@@ -124,4 +126,5 @@ def balanced_weights(sources: Sequence[Source], power: float) -> tuple[float, ..
     found = areas > 0
     weights = np.ones(len(areas))
     weights[found] = np.clip((areas[found].mean() / areas[found]) ** power, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)
+    weights[BACKGROUND + 1 :] *= foreground
     return tuple(weights.tolist())

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired  # pydantic reads TypedDict of typing from Python 3.12 on
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
+from typing_extensions import TypedDict
 
 from boxsup_dist.data.schema import IGNORE_INDEX
 from boxsup_dist.errors import InputError
@@ -29,6 +29,7 @@ class _Kept(TypedDict):
 
     class_names: list[str]
     confusion: list[list[int]]
+    by_image: NotRequired[str]
 
 
 class NamedConfusion(NamedTuple):
@@ -36,6 +37,7 @@ class NamedConfusion(NamedTuple):
 
     confusion: NDArray[np.int64]
     class_names: tuple[str, ...]
+    by_image: str | None = None  # proof of the matrices of single images beside it (by_image.py)
 
 
 def confusion_matrix(
@@ -101,6 +103,37 @@ def iou_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return iou
 
 
+def recall_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share (C,) of every class's pixels that are predicted as it, 0..1; nan for a class without a pixel."""
+    return _shares(np.diag(confusion), confusion.sum(axis=1))
+
+
+def precision_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share (C,) of the pixels predicted as a class that are of it, 0..1; nan for a class that is never predicted."""
+    return _shares(np.diag(confusion), confusion.sum(axis=0))
+
+
+class ForegroundShares(NamedTuple):
+    """How well objects are told from the background, whatever their class, 0..1; nan where there is no such pixel."""
+
+    recall: float  # of the pixels of objects, those predicted as an object
+    precision: float  # of the pixels predicted as an object, those of objects
+    wrong_class: float  # of the pixels that are both, those predicted as an object of another class
+
+
+def foreground_shares(confusion: NDArray[np.int64]) -> ForegroundShares:
+    """Recall, precision and wrong classes of the foreground; together with the classes' sizes they make up mean IoU."""
+    objects = confusion[1:, 1:]
+    both = objects.sum()
+    parts = np.array([both, both, both - np.trace(objects)])
+    return ForegroundShares(*_shares(parts, np.array([confusion[1:].sum(), confusion[:, 1:].sum(), both])).tolist())
+
+
+def _shares(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
+    return shares
+
+
 def mean_iou(confusion: NDArray[np.int64]) -> float:
     """Mean of iou_per_class over the classes that are present in either map, 0..1; nan if no pixel counts."""
     iou = iou_per_class(confusion)
@@ -108,9 +141,20 @@ def mean_iou(confusion: NDArray[np.int64]) -> float:
     return float(present.mean()) if len(present) else float("nan")
 
 
-def write_confusion(uri: str, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:
-    """Keep a confusion matrix (C, C), rows ground truth, columns prediction, as JSON on one line."""
-    values = {"class_names": list(class_names), "confusion": confusion.tolist()}
+def write_confusion(
+    uri: str, confusion: NDArray[np.int64], class_names: Sequence[str], by_image: str | None = None
+) -> None:
+    """Keep a confusion matrix (C, C), rows ground truth, columns prediction, as JSON on one line.
+
+    Args:
+        uri: The file.
+        confusion: The matrix.
+        class_names: C names.
+        by_image: Proof of the matrices of single images (`write_by_image`); None: there are none.
+    """
+    values: dict[str, Any] = {"class_names": list(class_names), "confusion": confusion.tolist()}
+    if by_image is not None:
+        values["by_image"] = by_image
     storage.write_bytes(uri, json.dumps(values).encode())
 
 
@@ -127,4 +171,5 @@ def read_confusion(uri: str) -> NamedConfusion | None:
     if [len(row) for row in rows] != [size] * size or not all(0 <= count < 2**63 for row in rows for count in row):
         expected = f"{size} x {size} counts, as there are {size} class_names"
         raise InputError("not a confusion matrix of these classes", file=uri, field="confusion", expected=expected)
-    return NamedConfusion(np.array(rows, np.int64).reshape(size, size), tuple(values["class_names"]))
+    matrix = np.array(rows, np.int64).reshape(size, size)
+    return NamedConfusion(matrix, tuple(values["class_names"]), values.get("by_image"))

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict, Unpack
 
 from boxsup_dist.config import PredictionSettings
 from boxsup_dist.data.labels import LabelsTable
-from boxsup_dist.data.painting import GRANTED_COLUMNS, painter
+from boxsup_dist.data.painting import GRANTED_COLUMNS, both_painter
 from boxsup_dist.data.schema import iter_records
 from boxsup_dist.data.sources import Mixture
 from boxsup_dist.data.tables import Table
@@ -32,7 +32,7 @@ from boxsup_dist.evaluation.boxes import BOX_COLUMNS, BoxResult, box_unit
 from boxsup_dist.evaluation.confusion import iou_per_class, mean_iou
 from boxsup_dist.evaluation.slices import Slice
 from boxsup_dist.evaluation.trimap import BOUNDARY_SHARE, BoundaryResult, boundary_unit, check_widths
-from boxsup_dist.evaluation.units import LabelMapOf, ScoresOf, UnitResult
+from boxsup_dist.evaluation.units import LabelMapOf, LabelResult, ScoresOf, UnitResult
 from boxsup_dist.model.crf import CrfSettings, LikelyScores, crf_settings
 from boxsup_dist.model.inference import average_log_probs, predict_label_map
 from boxsup_dist.model.networks import SegmentationNetwork
@@ -170,8 +170,8 @@ def measure_labels(
     *,
     num_classes: int,
     on_progress: Progress | None = None,
-) -> UnitResult:
-    """Confusion matrix of the label maps that training uses against ground truth ("label mIoU").
+) -> LabelResult:
+    """Confusion matrices of the label maps that training uses against ground truth ("label mIoU").
 
     Measures the training images of the sources of `Mixture.with_measurable_labels`. The members of the pool paint;
     their networks are not used.
@@ -196,7 +196,9 @@ def measure_labels(
         mixture=mixture,
         num_classes=num_classes,
     )
-    return _total(results, mixture.units[chosen[0]].source.records, num_classes)
+    total = sum(results, LabelResult.empty(num_classes))
+    _check_any(total.decided.num_images, mixture.units[chosen[0]].source.records)
+    return total
 
 
 def to_summary(result: UnitResult, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -350,9 +352,9 @@ def _measure_unit(
     labels: LabelsTable | None,
     mixture: Mixture,
     num_classes: int,
-) -> UnitResult:
+) -> LabelResult:
     unit = mixture.units[index]
     segments = {} if labels is None else labels.segments(index)
     columns = tuple(dict.fromkeys((*GRANTED_COLUMNS[unit.source.supervision], "gt_label_map")))
-    paint = painter(unit, segments, mixture.assignment, decided=True)
+    paint = both_painter(unit, segments, mixture.assignment)
     return units.label_unit(paint, unit.trained(unit.source.records.read(unit.where, columns)), num_classes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,10 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from boxsup_dist.data.images import decode_image, decode_png
-from boxsup_dist.data.painting import Painter
+from boxsup_dist.data.painting import Painted
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, Record, iter_records
 from boxsup_dist.errors import InputError, RecordError, decoding
-from boxsup_dist.evaluation.confusion import confusion_matrix
+from boxsup_dist.evaluation.by_image import SCHEMA, sparse_rows
+from boxsup_dist.evaluation.confusion import confusion_matrix, foreground_shares, mean_iou
 from boxsup_dist.model.crf import CrfSettings, LikelyScores
 
 R = TypeVar("R")
@@ -34,10 +35,14 @@ class UnitResult:
     confusion: NDArray[np.int64]  # (C, C), rows ground truth, columns prediction
     num_images: int  # counted in the confusion matrix
     num_skipped: int  # without ground truth
+    by_image: pa.Table = field(default_factory=SCHEMA.empty_table)  # of single images; evaluate_unit gives them
 
     def __add__(self, other: UnitResult) -> UnitResult:
         return UnitResult(
-            self.confusion + other.confusion, self.num_images + other.num_images, self.num_skipped + other.num_skipped
+            self.confusion + other.confusion,
+            self.num_images + other.num_images,
+            self.num_skipped + other.num_skipped,
+            pa.concat_tables([self.by_image, other.by_image]),
         )
 
     @property
@@ -52,7 +57,7 @@ class UnitResult:
 
 
 def evaluate_unit(predict: LabelMapOf, records: pa.Table, num_classes: int) -> UnitResult:
-    """Confusion matrix of predictions over a records row group.
+    """Confusion matrix of predictions over a records row group, and those of its images.
 
     Args:
         predict: Maps an image, uint8 RGB (H, W, 3), to its label map, integers (H, W).
@@ -62,7 +67,16 @@ def evaluate_unit(predict: LabelMapOf, records: pa.Table, num_classes: int) -> U
     Raises:
         RecordError: An image is damaged, or its two maps cannot be compared; names the image.
     """
-    return _add_up(lambda record: predict(image_of(record)), records, num_classes)
+    by_image = []
+    for record in iter_records(records):
+        if record.gt_label_map is None:
+            continue
+        label_map = predict(image_of(record))
+        with compared(record):
+            matrix = confusion_matrix(decode_png(record.gt_label_map), label_map, num_classes)
+        by_image.append((record.image_id, matrix))
+    total = sum((matrix for _, matrix in by_image), np.zeros((num_classes, num_classes), np.int64))
+    return UnitResult(total, len(by_image), records.num_rows - len(by_image), sparse_rows(by_image))
 
 
 def crf_unit(
@@ -98,44 +112,73 @@ def crf_unit(
     return [UnitResult(total, num_images, num_skipped) for total in totals]
 
 
-def label_unit(paint: Painter, records: pa.Table, num_classes: int) -> UnitResult:
-    """Confusion matrix of painted label maps against ground truth over a records row group ("label mIoU").
+@dataclass(frozen=True)
+class LabelResult:
+    """How label maps compare with the ground truth of some images; `+` adds those of other images."""
 
-    Every pixel with ground truth counts, undecided ones as they were chosen. A pixel that the label map still ignores
-    (in the box of a crowd, or in a box without a candidate) counts as background, so that ignoring hard pixels cannot
-    raise the metric. The ground truth is only measured with; training from boxes never reads it.
+    decided: UnitResult  # all pixels, undecided ones as they were chosen; what is still ignored counts as background
+    trained: UnitResult  # the pixels that are trained on: no ignored ones
+
+    def __add__(self, other: LabelResult) -> LabelResult:
+        return LabelResult(self.decided + other.decided, self.trained + other.trained)
+
+    @classmethod
+    def empty(cls, num_classes: int) -> LabelResult:
+        """The result of no image."""
+        return cls(UnitResult.empty(num_classes), UnitResult.empty(num_classes))
+
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics of the history: mean IoU, recall and precision of the foreground in percent, the ignored share.
+
+        None: there is no such pixel.
+        """
+        found: dict[str, float | None] = {}
+        for name, result in (("label", self.decided), ("trained_label", self.trained)):
+            found[f"{name}_mean_iou"] = 100 * mean_iou(result.confusion)
+            shares = foreground_shares(result.confusion)
+            for key, value in (("recall", shares.recall), ("precision", shares.precision)):
+                found[f"{name}_{key}"] = None if np.isnan(value) else 100 * value
+        all_px, trained_px = int(self.decided.confusion.sum()), int(self.trained.confusion.sum())
+        return found | {"label_ignored_share": 1 - trained_px / all_px if all_px else None}
+
+
+def label_unit(paint: Callable[[Record], Painted], records: pa.Table, num_classes: int) -> LabelResult:
+    """Confusion matrices of painted label maps against ground truth over a records row group ("label mIoU").
+
+    In `decided` every pixel with ground truth counts, undecided ones as they were chosen. A pixel that the label map
+    still ignores (in the box of a crowd, or in a box without a candidate) counts as background there, so that ignoring
+    hard pixels cannot raise the metric. The ground truth is only measured with; training from boxes never reads it.
 
     Args:
-        paint: Makes the label map of a record.
+        paint: Makes both label maps of a record.
         records: Rows with gt_label_map and the columns that `paint` reads.
         num_classes: C, with the background.
 
     Raises:
-        RecordError: The two maps of an image cannot be compared; names the image.
+        RecordError: The maps of an image cannot be compared; names the image.
     """
-
-    def painted(record: Record) -> NDArray[np.uint8]:
-        try:
-            label_map = paint(record)
-        except RecordError:  # trained as void; the training stream reports it
-            return np.full((record.height, record.width), BACKGROUND, np.uint8)
-        return np.where(label_map == IGNORE_INDEX, BACKGROUND, label_map)
-
-    return _add_up(painted, records, num_classes)
-
-
-def _add_up(label_map_of: Painter, records: pa.Table, num_classes: int) -> UnitResult:
-    total = np.zeros((num_classes, num_classes), np.int64)
-    num_images = num_skipped = 0
+    decided, trained = (np.zeros((num_classes, num_classes), np.int64) for _ in range(2))
+    num_images = 0
     for record in iter_records(records):
         if record.gt_label_map is None:
-            num_skipped += 1
             continue
-        label_map = label_map_of(record)
+        try:
+            maps = paint(record)
+        except RecordError:  # trained as void; the training stream reports it
+            void = np.full((record.height, record.width), IGNORE_INDEX, np.uint8)
+            maps = Painted(void, void)
         with compared(record):
-            total += confusion_matrix(decode_png(record.gt_label_map), label_map, num_classes)
+            truth = decode_png(record.gt_label_map)
+            decided += confusion_matrix(truth, _without_ignored(maps.decided), num_classes)
+            truth = np.where(maps.trained == IGNORE_INDEX, IGNORE_INDEX, truth)
+            trained += confusion_matrix(truth, _without_ignored(maps.trained), num_classes)
         num_images += 1
-    return UnitResult(total, num_images, num_skipped)
+    num_skipped = records.num_rows - num_images
+    return LabelResult(UnitResult(decided, num_images, num_skipped), UnitResult(trained, num_images, num_skipped))
+
+
+def _without_ignored(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.where(label_map == IGNORE_INDEX, BACKGROUND, label_map)
 
 
 @contextmanager

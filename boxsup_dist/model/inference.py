@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boxsup_dist.config import TILE_GRID_PX, PredictionSettings
+from boxsup_dist.data.schema import BACKGROUND
 from boxsup_dist.model.crf import MIN_PROB, SETTLED, LikelyScores, crf_settings, dense_crf
 from boxsup_dist.model.networks import SegmentationNetwork
 
@@ -121,6 +122,8 @@ def average_log_probs(
 ) -> NDArray[np.float32]:
     """Log-probabilities of one image, averaged over scales and mirroring (the paper's BoxSup+), before the CRF.
 
+    `settings.background_logit` is added to the averaged logits.
+
     Args:
         network: In evaluation mode.
         image: RGB (H, W, 3).
@@ -148,6 +151,8 @@ def average_log_probs(
         if scale != 1.0:
             scores = F.interpolate(scores, (height, width), mode="bilinear")
         logits = logits + scores / len(views)
+    if settings.background_logit:
+        logits[:, BACKGROUND] += settings.background_logit
     return _log_softmax(logits)
 
 

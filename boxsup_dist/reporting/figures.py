@@ -35,7 +35,22 @@ Panel = tuple[str, dict[str, str], float]
 """Title, {key of the history: legend}, factor. The history has IoUs in percent, shares in 0..1."""
 
 QUALITY: tuple[Panel, ...] = (
-    ("Mean IoU (%)", {"mean_iou": "validation images", "label_mean_iou": "label maps"}, 1.0),
+    (
+        "Mean IoU (%)",
+        {"mean_iou": "validation images", "label_mean_iou": "label maps", "trained_label_mean_iou": "trained on"},
+        1.0,
+    ),
+    (
+        "Objects in the label maps (%)",
+        {
+            "label_recall": "recall",
+            "label_precision": "precision",
+            "trained_label_recall": "recall, trained on",
+            "trained_label_precision": "precision, trained on",
+        },
+        1.0,
+    ),
+    ("Pixels that are not trained on (%)", {"label_ignored_share": "ignored"}, 100.0),
     ("Box score (%)", {"box_score": "box score", "box_iou": "IoU of boxes", "box_recall": "boxes found"}, 1.0),
     ("Predicted outside every box (%)", {"outside_share": "pixels"}, 100.0),
     ("Foreground pixels (%)", {"foreground_share": "predicted", "label_foreground_share": "label maps"}, 100.0),

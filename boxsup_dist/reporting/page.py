@@ -107,6 +107,8 @@ def _cards(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> 
     for part, value in _numbers(summary.get("label_mean_iou", _newest(history, "label_mean_iou"))):
         words = {"first": "first epoch", "last": "last epoch"}.get(part, part)
         yield f"{value:.1f} %", f"mean IoU of the label maps: {words}" if part else "mean IoU of the label maps"
+    for _, value in _numbers(_newest(history, "trained_label_mean_iou")):
+        yield f"{value:.1f} %", "mean IoU of the label maps' pixels that are trained on"
     for key, caption in (("foreground_share", "as predicted"), ("label_foreground_share", "in the label maps")):
         for _, value in _numbers(_newest(history, key)):
             yield f"{100 * value:.1f} %", f"foreground pixels {caption}"

@@ -57,6 +57,16 @@ def to_html(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
     return render("table", title=title, columns=columns, rows=cells)
 
 
+def interval_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The intervals of a row as cells of a table; {} for a row without, such as one of an earlier version."""
+    cells: dict[str, str] = {}
+    if interval := row.get("interval"):
+        cells["95 %"] = f"[{interval['low']:.1f}, {interval['high']:.1f}]"
+    if found := row.get("difference"):
+        cells[f"minus {found['from']}"] = f"{found['value']:+.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+    return cells
+
+
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return columns, [[format_value(row.get(column)) for column in columns] for row in rows]

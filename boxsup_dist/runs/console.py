@@ -107,6 +107,7 @@ def epoch_line(entry: HistoryEntry, num_epochs: int) -> str:
         (entry.label_foreground_share, "label maps' foreground {:.1%}"),
         (entry.share_changed, "changed segments {:.1%}"),
         (entry.label_mean_iou, "label maps' mean IoU {:.1f}"),
+        (entry.trained_label_mean_iou, "of the pixels trained on {:.1f}"),
         (entry.mean_iou, "validation mean IoU {:.1f}"),
         (entry.box_score, "validation box score {:.1f}"),
     ):

@@ -32,13 +32,13 @@ from boxsup_dist.distributed.events import EventPost
 from boxsup_dist.distributed.rates import StageRates
 from boxsup_dist.errors import InputError
 from boxsup_dist.evaluation.boxes import BoxResult, box_summary
-from boxsup_dist.evaluation.confusion import write_confusion
 from boxsup_dist.evaluation.evaluate import evaluate, evaluate_boxes, measure_labels, to_summary
 from boxsup_dist.evaluation.units import UnitResult
 from boxsup_dist.io import storage
 from boxsup_dist.io.lease import Claim
 from boxsup_dist.model import checkpoint
 from boxsup_dist.runs.beside import Beside
+from boxsup_dist.runs.evaluated import keep_matrices
 from boxsup_dist.runs.events import Begun, Failed, Measured, Progress, Spent, Starting, Warned
 from boxsup_dist.runs.examples import (
     choose_examples,
@@ -170,7 +170,7 @@ class Coordinator:
                 num_classes=len(self.inputs.class_names),
                 on_progress=on_progress,
             )
-        self._note(number, label_mean_iou=to_summary(result, self.inputs.class_names)["mean_iou"])
+        self._note(number, **result.metrics())
         self._report(number)
 
     # -- after an epoch ----------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Coordinator:
             else:
                 result = evaluate(self.pool, records, on_progress=on_progress, **common)
                 found = to_summary(result, names)
-                write_confusion(self.files.confusion, result.confusion, names)
+                keep_matrices(self.config.run_dir, result, names)
         self._note(number, **found)
         if result.is_all_background:
             self._warn(number, ALL_BACKGROUND_EVALUATION)

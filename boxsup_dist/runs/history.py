@@ -37,7 +37,17 @@ class HistoryEntry:
     share_changed: float | None = None
     """Share of the boxes whose segment is not that of the epoch before."""
     label_mean_iou: float | None = None
-    """Mean IoU of the label maps against ground truth."""
+    """Mean IoU of the label maps against ground truth, undecided pixels as they were chosen."""
+    label_recall: float | None = None
+    """Objects' pixels that are an object in the label maps, in percent."""
+    label_precision: float | None = None
+    """Objects' pixels among those that are an object in the label maps, in percent."""
+    trained_label_mean_iou: float | None = None
+    """label_mean_iou of the pixels that are trained on alone: without undecided and uncovered ones."""
+    trained_label_recall: float | None = None
+    trained_label_precision: float | None = None
+    label_ignored_share: float | None = None
+    """Share of the pixels with ground truth that are not trained on."""
 
     train_loss: float | None = None
     foreground_share: float | None = None

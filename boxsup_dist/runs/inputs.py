@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.data.shared_images import find_duplicates
-from boxsup_dist.data.sources import Mixture, Source, balanced_weights, make_units
+from boxsup_dist.data.sources import Mixture, Source, class_weights, make_units
 from boxsup_dist.data.tables import Table, open_table
 from boxsup_dist.errors import SettingError, TableError
 from boxsup_dist.io import storage
@@ -109,8 +109,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
     network = network_spec(config.network, len(classes))
     not_trained = _split_by_mask(sources)
     left_out = find_duplicates([source.records for source in sources], val_records, config.duplicates, not_trained)
-    power = config.optimizer.class_balance
-    weights = balanced_weights(sources, power) if power else None
+    balance, foreground = config.optimizer.class_balance, config.optimizer.foreground_weight
+    weights = None if (balance, foreground) == (0, 1) else class_weights(sources, balance, foreground)
     mixture = Mixture(make_units(sources, left_out), config.assignment, config.augment, config.seed, weights)
     measurable = [mixture.units[i].source for i in mixture.with_measurable_labels()]
     with_mask_source = _with_mask_source(sources)

@@ -7,6 +7,7 @@
     RUN/labels/epoch-001/                    the segment of every box that epoch 1 was trained on (data/labels)
     RUN/checkpoints/epoch-003-step-00000/    the state after 3 whole epochs and 0 steps of the next (model/checkpoint)
     RUN/confusion.json                       confusion matrix of the last evaluation
+    RUN/confusion-by-image.parquet           the same of every image; jobs.compare reads it (evaluation/by_image)
     RUN/figures/worst-1-IMAGE.png, best-1-... training images with their labels over the epochs and the prediction
     RUN/report.html                          all of it on one page
     RUN/summary.json                         the result; it exists once the run is finished
@@ -43,6 +44,7 @@ class RunFiles:
         self.timeline = self._uri("timeline.jsonl")
         self.checkpoints = self._uri("checkpoints")
         self.confusion = self._uri("confusion.json")
+        self.by_image = self._uri("confusion-by-image.parquet")
         self.figures = self._uri("figures")
         self.report = self._uri(REPORT)
         self.summary = self._uri(SUMMARY)

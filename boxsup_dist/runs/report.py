@@ -41,7 +41,7 @@ def write_report(run_dir: str) -> str:
         figures=[(name, storage.read_bytes(storage.join(files.figures, name))) for name in names[:MAX_FIGURES]],
         left_out=names[MAX_FIGURES:],
         parts=files.reports_of_parts(),
-        confusion=None if confusion is None else confusion_figure(*confusion),
+        confusion=None if confusion is None else confusion_figure(confusion.confusion, confusion.class_names),
     )
     storage.write_bytes(files.report, page.encode())
     return files.report

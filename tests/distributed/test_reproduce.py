@@ -51,6 +51,7 @@ def test_a_row_is_trained_once_after_the_one_that_it_begins_with(ray_local, data
     table = json.loads((out / "table5.json").read_text())
     (row,) = table["rows"]
     assert (row["row"], row["paper"], row["spread"], table["seeds"]) == ("boxsup", 40.5, None, [0])
+    assert row["interval"]["value"] == row["mean_iou"] and row["interval"]["low"] <= row["interval"]["high"]
     own, begun = "context-train-mask_from-coco80_seed0", "coco80-box_mcg_k3_seed0"
     specs = [checkpoint.load_weights(checkpoint.latest(str(out / "runs" / name)))[0] for name in (begun, own)]
     assert [spec.num_classes for spec in specs] == [81, 60]

@@ -37,11 +37,13 @@ from boxsup_dist.errors import (
     UnwritableFileError,
     WeightsError,
 )
+from boxsup_dist.evaluation.confusion import mean_iou
 from boxsup_dist.io import storage
 from boxsup_dist.io.lease import Writer
 from boxsup_dist.model import checkpoint
 from boxsup_dist.runs import train as train_module
 from boxsup_dist.runs.coordinator import Coordinator
+from boxsup_dist.runs.evaluated import read_matrices
 from boxsup_dist.runs.history import read_history
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.timeline import COMMAND
@@ -346,6 +348,11 @@ def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tm
     expected = summary_of(unbroken.run_dir)
     assert summary_of(out)["mean_iou"] == expected["mean_iou"] and summary_of(out)["iou"] == expected["iou"]
     assert summary_of(out)["num_images"] == tiny.NUM_VAL
+    here, there = read_matrices(out), read_matrices(unbroken.run_dir)  # also that they add up to confusion.json
+    assert here.image_ids == there.image_ids and (here.matrices != there.matrices).nnz == 0
+    assert 100 * mean_iou(here.total) == expected["mean_iou"] and len(here.image_ids) == tiny.NUM_VAL
+    with pytest.raises(SettingError, match="replace files of a run"):
+        evaluate.main(evaluate.Settings(unbroken.run_dir, unbroken.run_dir, records=str(folder / "val")))
 
 
 def test_jobs_on_a_run_say_what_is_missing(ray_local, folder, tmp_path):

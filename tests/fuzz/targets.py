@@ -36,7 +36,9 @@ from boxsup_dist.data.schema import (
     records_to_table,
 )
 from boxsup_dist.errors import decoding
-from boxsup_dist.evaluation.confusion import read_confusion, write_confusion
+from boxsup_dist.evaluation.by_image import sparse_rows
+from boxsup_dist.evaluation.confusion import read_confusion
+from boxsup_dist.evaluation.units import UnitResult
 from boxsup_dist.io import storage
 from boxsup_dist.model import checkpoint
 from boxsup_dist.model.weights import read_state_dict
@@ -44,6 +46,7 @@ from boxsup_dist.proposals.imported import import_proposals
 from boxsup_dist.proposals.settings import Format, ImportedSettings
 from boxsup_dist.records import archives, coco, context, inventory, sbd, voc
 from boxsup_dist.records.own.reader import open_own
+from boxsup_dist.runs.evaluated import keep_matrices, read_matrices
 from boxsup_dist.runs.history import HistoryEntry, read_history, write_history
 from boxsup_dist.runs.kept_config import read_config, write_config
 from boxsup_dist.runs.layout import RunFiles
@@ -349,7 +352,9 @@ def _run(root: Path, name: str) -> Target:
     write_config(config)
     entries = {k: HistoryEntry(k, {"train": 1.5}, train_loss=0.5, iou={"cat": None, "dog": 0.0}) for k in (1, 2, 3)}
     write_history(str(root), entries)
-    write_confusion(files.confusion, np.arange(9).reshape(3, 3), ["background", "cat", "dog"])
+    matrix = np.arange(9).reshape(3, 3)
+    rows = sparse_rows((f"image_{i}", matrix) for i in range(20))
+    keep_matrices(str(root), UnitResult(20 * matrix, 20, 0, rows), ["background", "cat", "dog"])
     summary = {
         "supervision": "box", "mean_iou": 50.0, "iou": None, "label_mean_iou": None, "epochs": 3, "train_loss": 0.5,
         "seconds": {"all": 9.0}, "gap_s_median": None, "checkpoint": None, "resumed_from": None, "bad_records": {},
@@ -360,10 +365,11 @@ def _run(root: Path, name: str) -> Target:
         "config.json": lambda: read_config(str(root)),
         "history.jsonl": lambda: list(read_history(str(root), strict=True).values()),
         "confusion.json": lambda: read_confusion(files.confusion),
+        "confusion-by-image.parquet": lambda: read_matrices(str(root)).total,
         "summary.json": lambda: read_summary(str(root)),
     }
     assert storage.exists(str(root / name))
-    return Target([root / name], readers[name])
+    return Target([root / name], readers[name], is_stored=name.endswith(".parquet"))
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
@@ -409,5 +415,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "run config": lambda root: _run(root, "config.json"),
     "run history": lambda root: _run(root, "history.jsonl"),
     "run confusion": lambda root: _run(root, "confusion.json"),
+    "run confusion by image": lambda root: _run(root, "confusion-by-image.parquet"),
     "run summary": lambda root: _run(root, "summary.json"),
 }

@@ -65,7 +65,7 @@ PURE_CALLS = {
     "arg", "array", "bool_", "Ge", "compile", "dataclass", "field", "float", "float32", "frozenset", "get_args",
     "getLogger", "Lock", "Path",
     "inference_mode", "int32", "large_binary", "large_list", "list_", "method", "no_grad", "remote", "schema",
-    "string", "Struct", "tuple", "TypeVar", "uint16", "_voc",
+    "string", "Struct", "tuple", "TypeVar", "uint16", "uint32", "_voc",
 }  # fmt: skip
 
 

@@ -188,6 +188,7 @@ BAD = {
     "optimizer.weight_decay": [-1e-4],
     "optimizer.warmup_steps": [-1],
     "optimizer.class_balance": [-0.5],
+    "optimizer.foreground_weight": [0, -1],
     "augment.crop_height_px": [15],
     "augment.crop_width_px": [0],
     "augment.scale_min": [0, -1, 1.6],  # above scale_max

@@ -9,6 +9,7 @@ import pytest
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, repeats
 from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus
 from boxsup_dist.assignment.oracle import oracle_costs
+from boxsup_dist.assignment.refine import refine_segments
 from boxsup_dist.assignment.select import by_cost, choose
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.images import decode_image, encode_png
@@ -175,7 +176,15 @@ def test_warm_up_needs_no_image():
     assert set(assign(log_probs_of=None)["regression_cost"].to_pylist()) >= {0.0}
 
 
-def test_refinement_begins_at_its_epoch_and_keeps_the_choice():
+def test_refinement_begins_at_its_epoch_and_keeps_the_choice(monkeypatch):
+    shares = []
+
+    def watch(*args, **options):
+        found = refine_segments(*args, **options)
+        shares.extend(found)
+        return found
+
+    monkeypatch.setattr("boxsup_dist.assignment.assign.refine_segments", watch)
     refining = replace(MINI, refine_from_epoch=3)
     assert str(assign(settings=refining, epoch=1).to_pylist()) == str(assign(settings=MINI, epoch=1).to_pylist())
     plain, refined = assign(settings=MINI, epoch=2).to_pylist(), assign(settings=refining, epoch=2).to_pylist()
@@ -185,11 +194,18 @@ def test_refinement_begins_at_its_epoch_and_keeps_the_choice():
     assert any(changed)
     without = [row for row in refined if row["proposal_index"] < 0]
     assert without and all(row["superpixel_ids"] == [] == row["undecided_ids"] for row in without)
-    # Undecided is what the refinement adds or removes against the majority of the candidates.
+    # The refined outline alone says what is undecided, not the candidates' votes that it overrules.
+    for row, share in zip(refined, shares, strict=True):
+        cut = [] if share is None else [i for i, part in enumerate(share) if 0.25 < part < 0.75]
+        assert row["undecided_ids"] == cut
+        assert row["superpixel_ids"] == ([] if share is None else [i for i, part in enumerate(share) if part >= 0.5])
+    turned, ignored = 0, 0
     for a, b in zip(plain, refined, strict=True):
-        kept = set(a["superpixel_ids"]) & set(b["superpixel_ids"])
-        assert kept & set(b["undecided_ids"]) == kept & set(a["undecided_ids"])
-    assert any(set(row["superpixel_ids"]) & set(row["undecided_ids"]) for row in refined)
+        changed_ids = set(a["superpixel_ids"]) ^ set(b["superpixel_ids"])
+        turned, ignored = turned + len(changed_ids), ignored + len(changed_ids & set(b["undecided_ids"]))
+    assert turned and ignored < 0.5 * turned
+    whole = assign(settings=replace(refining, ignore_undecided=None), epoch=2).to_pylist()
+    assert not any(row["undecided_ids"] for row in whole)
 
 
 def test_labels_repeat_in_the_warm_up_unless_drawn_or_refinement_starts():

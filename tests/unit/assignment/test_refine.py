@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from boxsup_dist.assignment.refine import refine_segments
+from boxsup_dist.assignment.consensus import find_undecided
+from boxsup_dist.assignment.refine import find_cut, refine_segments
 
 CELL = 4  # pixels of a superpixel's side
 
@@ -35,6 +36,26 @@ def test_unsure_votes_follow_the_image():
     after = ((share >= 0.5) == (truth > 0.5))[sure].mean()
     assert before < 0.95 and after > 0.98
     assert (share[~inside] == 0).all()
+
+
+def test_what_the_refinement_puts_right_is_decided_and_what_its_outline_cuts_is_not():
+    image, superpixels, truth = scene()
+    votes = np.where(truth > 0.5, 0.8, 0.2)
+    wrong = np.isin(np.arange(len(truth)), [(24 // CELL) * 15 + 28 // CELL, (16 // CELL) * 15 + 28 // CELL])
+    votes[wrong] = 0.35  # two superpixels in the middle of the disc
+    (share,) = refine_segments(image, superpixels, BOX, np.array([3]), [votes])
+    segment = np.flatnonzero(share >= 0.5)
+    assert np.isin(np.flatnonzero(wrong), segment).all()
+    assert wrong[find_undecided(votes, segment.astype(np.uint16), 0.15)].any()  # by the votes they would be ignored
+    cut = find_cut(share, 0.15)
+    assert not wrong[cut].any() and len(cut)
+    assert ((truth[cut] > 0) & (truth[cut] < 1)).all()  # the disc's own outline goes through each of them
+
+
+def test_a_superpixel_is_cut_if_both_parts_are_large():
+    share = np.array([0.0, 0.15, 0.16, 0.5, 0.84, 0.85, 1.0])
+    assert find_cut(share, 0.15).tolist() == [2, 3, 4] and find_cut(share, 0.15).dtype == np.uint16
+    assert find_cut(share, None).tolist() == [] == find_cut(share, 0.5).tolist()
 
 
 def halves() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boxsup_dist.config import AssignmentSettings, AugmentSettings
-from boxsup_dist.data.sources import Mixture, Source, balanced_weights, make_units
+from boxsup_dist.data.sources import Mixture, Source, class_weights, make_units
 from boxsup_dist.errors import TableError
 from tests.unit.data.small_tables import make_record, make_source, write_records
 
@@ -46,9 +46,13 @@ def test_rare_classes_weigh_more_and_no_class_more_than_the_limit(tmp_path):
         return Source(write_records(tmp_path / name, [record]), "rectangles")
 
     sources = [source("a", [1, 1], [6, 8]), source("b", [2], [10]), source("c", [], [])]
-    assert balanced_weights(sources, 1.0) == (1.0, 1.0, 1.0)
+    assert class_weights(sources, 1.0) == (1.0, 1.0, 1.0)
     sources = [source("d", [1, 1, 2], [6, 8, 5])]  # summed areas 100 and 25, their mean 62.5
-    assert balanced_weights(sources, 1.0) == pytest.approx((1.0, 0.625, 2.5))
-    assert balanced_weights(sources, 0.5) == pytest.approx((1.0, 0.625**0.5, 2.5**0.5))
-    assert balanced_weights(sources, 9.0) == (1.0, pytest.approx(0.2), 5.0)
-    assert balanced_weights([source("e", [2], [4])], 1.0) == (1.0, 1.0, 1.0)
+    assert class_weights(sources, 1.0) == pytest.approx((1.0, 0.625, 2.5))
+    assert class_weights(sources, 0.5) == pytest.approx((1.0, 0.625**0.5, 2.5**0.5))
+    assert class_weights(sources, 9.0) == (1.0, pytest.approx(0.2), 5.0)
+    assert class_weights([source("e", [2], [4])], 1.0) == (1.0, 1.0, 1.0)
+    # The factor on the foreground comes after the limit, and a class without a box has it too.
+    assert class_weights(sources, 0.5, 2.0) == pytest.approx((1.0, 2 * 0.625**0.5, 2 * 2.5**0.5))
+    assert class_weights(sources, 9.0, 2.0) == (1.0, pytest.approx(0.4), 10.0)
+    assert class_weights([source("f", [2], [4])], 0.0, 3.0) == (1.0, 3.0, 3.0)

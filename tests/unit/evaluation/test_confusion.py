@@ -118,3 +118,15 @@ def test_what_cannot_be_counted_is_an_error(ground_truth: np.ndarray, prediction
         metrics.confusion_matrix(ground_truth, prediction, 3)
     assert caught.value.field == field
     assert caught.value.expected
+
+
+def test_recall_and_precision_are_shares_of_rows_and_columns() -> None:
+    confusion = np.array([[70, 5, 0, 0], [10, 20, 10, 0], [0, 5, 30, 0], [0, 0, 0, 0]])
+    recall, precision = metrics.recall_per_class(confusion), metrics.precision_per_class(confusion)
+    np.testing.assert_allclose(recall, [70 / 75, 0.5, 30 / 35, math.nan])
+    np.testing.assert_allclose(precision, [70 / 80, 20 / 30, 0.75, math.nan])
+    found = metrics.foreground_shares(confusion)
+    assert found == pytest.approx((65 / 75, 65 / 70, 15 / 65))
+    assert np.isnan(metrics.foreground_shares(np.diag([9, 0]))).all()
+    missed = metrics.foreground_shares(np.array([[9, 0], [3, 0]]))
+    assert missed.recall == 0 and np.isnan(missed[1:]).all()

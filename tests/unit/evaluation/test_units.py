@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from boxsup_dist.data.images import encode_png
+from boxsup_dist.data.painting import Painted
 from boxsup_dist.data.schema import Record, records_to_table
 from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.evaluation import units
+from boxsup_dist.evaluation.confusion import mean_iou
 
 NUM_CLASSES = 4
 
@@ -93,22 +95,45 @@ def test_rows_without_the_image_column_are_an_error(records: list[Record]) -> No
         units.evaluate_unit(predict, records_to_table(records).drop_columns(["image"]), NUM_CLASSES)
 
 
-def test_label_maps_are_measured_and_ignored_pixels_count_as_background(records: list[Record]) -> None:
-    def paint(record: Record) -> np.ndarray:
+def test_label_maps_are_measured_with_and_without_what_is_ignored(records: list[Record]) -> None:
+    """Of `decided` the first row is ignored and counts as background; `trained` ignores the second one, too."""
+
+    def paint(record: Record) -> Painted:
         label_map = np.full((record.height, record.width), 2, np.uint8)
         label_map[0] = 255
-        return label_map
+        trained = label_map.copy()
+        trained[1] = 255
+        return Painted(label_map, trained)
 
     result = units.label_unit(paint, records_to_table(records), NUM_CLASSES)
-    expected = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    decided, trained = np.zeros((2, NUM_CLASSES, NUM_CLASSES), np.int64)
     for record in records:
         if record.gt_label_map is not None:
             ground_truth = np.asarray(Image.open(io.BytesIO(record.gt_label_map)))
             for (y, _), truth in np.ndenumerate(ground_truth):
                 if truth != 255:
-                    expected[truth, 2 if y else 0] += 1
-    np.testing.assert_array_equal(result.confusion, expected)
-    assert (result.num_images, result.num_skipped) == (6, 2)
+                    decided[truth, 2 if y else 0] += 1
+                    trained[truth, 2] += y > 1
+    np.testing.assert_array_equal(result.decided.confusion, decided)
+    np.testing.assert_array_equal(result.trained.confusion, trained)
+    assert (result.decided.num_images, result.decided.num_skipped) == (6, 2)
+
+    metrics = (result + units.LabelResult.empty(NUM_CLASSES)).metrics()
+    assert metrics["label_mean_iou"] == 100 * mean_iou(decided)
+    assert metrics["trained_label_mean_iou"] == 100 * mean_iou(trained)
+    assert metrics["label_recall"] == pytest.approx(100 * decided[1:, 1:].sum() / decided[1:].sum())
+    assert metrics["trained_label_recall"] == 100
+    assert metrics["trained_label_precision"] == pytest.approx(100 * trained[1:, 1:].sum() / trained[:, 1:].sum())
+    assert metrics["label_ignored_share"] == pytest.approx(1 - trained.sum() / decided.sum())
+
+
+def test_labels_of_an_image_that_does_not_decode_are_void(records: list[Record]) -> None:
+    def paint(record: Record) -> Painted:
+        raise RecordError("damaged", file=record.image_id)
+
+    result = units.label_unit(paint, records_to_table(records[:1]), NUM_CLASSES)
+    assert result.decided.confusion[:, 0].sum() == result.decided.confusion.sum() > 0 == result.trained.confusion.sum()
+    assert result.metrics()["trained_label_recall"] is None and result.metrics()["label_ignored_share"] == 1
 
 
 def test_predictions_that_are_all_background_are_told_from_images_that_are() -> None:

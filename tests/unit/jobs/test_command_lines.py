@@ -247,6 +247,7 @@ SHARED = {
     "seed": "seed of all draws",
     "split": "list of images of a data set",
     "supervision": "annotation that training uses",
+    "background-logit": "added to the background's score",
     "tile-px": "side of a tile",
     "voc-root": "year folder of a VOC devkit",
 }

@@ -156,6 +156,16 @@ def test_tiles_of_a_real_network_are_close_and_go_with_scales_and_mirroring(netw
     assert np.abs(tiled - whole)[:, :20, :20].mean() < 0.2 * np.abs(whole).mean()
 
 
+@pytest.mark.parametrize("options", [{}, {"scales": (0.8, 1.2), "flip": True}])
+def test_the_logit_of_the_background_moves_its_odds_alone(network, options):
+    picture = image(24, 30)
+    plain = average_log_probs(network, picture, PredictionSettings(**options))
+    moved = average_log_probs(network, picture, PredictionSettings(**options, background_logit=-1.5))
+    odds, moved_odds = plain[1:] - plain[:1], moved[1:] - moved[:1]
+    np.testing.assert_allclose(moved_odds, odds + 1.5, atol=1e-5)
+    np.testing.assert_allclose(np.exp(moved).sum(0), 1, atol=1e-5)
+
+
 def test_the_crf_decides_last(network):
     picture = image(24, 30)
     settings = PredictionSettings(crf="deeplab_vgg")
@@ -166,7 +176,9 @@ def test_the_crf_decides_last(network):
         predict_label_map(network, picture, PredictionSettings(crf="best"))
 
 
-@pytest.mark.parametrize("bad", [{"tile_px": 100}, {"scales": ()}, {"scales": (0.0,)}])
+@pytest.mark.parametrize(
+    "bad", [{"tile_px": 100}, {"scales": ()}, {"scales": (0.0,)}, {"background_logit": float("nan")}]
+)
 def test_settings_that_cannot_work_are_refused(bad):
     with pytest.raises(SettingError):
         PredictionSettings(**bad).check()
