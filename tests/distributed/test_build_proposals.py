@@ -25,7 +25,7 @@ from boxsup_dist.errors import RecordError, SettingError, TableError, WeightsErr
 from boxsup_dist.proposals import hed, prompted
 from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.proposals.methods import METHODS
-from boxsup_dist.proposals.settings import McgSettings, NativeMethod, SelectiveSearchSettings
+from boxsup_dist.proposals.settings import McgSettings, NativeMethod, PromptedSettings, SelectiveSearchSettings
 from boxsup_dist.runs.command_line import run
 from jobs import build_proposals as build_proposals_job
 from tests.onnx_pairs import write_pair
@@ -233,11 +233,11 @@ def test_a_prompted_segmenter_belongs_to_its_files_and_to_the_boxes(ray_local, r
     other = tables.publish(moved, "records", {"row_group_size": 2}, [shard])
     with pytest.raises(TableError, match="made from other records"):
         tables.check_paired(other, table)
-    with pytest.raises(TableError, match="other settings.*records"):
+    with pytest.raises(TableError, match=r"other settings.*records"):
         build_proposals(str(tmp_path / "p"), moved, "prompted", replace(settings, also="gop"))
     changed = replace(settings, onnx_decoder=write_pair(tmp_path / "other", "sam_normalised")[1], also="gop")
     Path(changed.onnx_decoder).write_bytes(Path(decoder).read_bytes() + b"\x0a\x00")  # an empty name of the producer
-    with pytest.raises(TableError, match="other settings.*method_settings"):
+    with pytest.raises(TableError, match=r"other settings.*method_settings"):
         build_proposals(str(tmp_path / "p"), records.uri, "prompted", changed)
 
 
