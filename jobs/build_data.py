@@ -17,7 +17,7 @@ from boxsup_dist.assignment.static import StaticMethod
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.progress import counted
-from boxsup_dist.proposals.settings import McgSettings, MethodName
+from boxsup_dist.proposals.settings import McgSettings, NativeMethod
 from boxsup_dist.runs.command_line import NumCpus, run
 from boxsup_dist.runs.paper import AUG, COCO, COCO80, CONTEXT_TRAIN, CONTEXT_VAL, TRAIN, VAL, VOC07
 from boxsup_dist.runs.summary import write_result
@@ -52,7 +52,7 @@ class Settings:
     """Year folder of VOC 2007."""
     voc2007_split: str = "Main/trainval+Main/test"
     """Lists of VOC 2007, joined by +."""
-    methods: tuple[MethodName, ...] = ("mcg",)
+    methods: tuple[NativeMethod, ...] = ("mcg",)
     """Proposal methods to build."""
     hed_weights: str | None = None
     """File of jobs.get_hed_weights for the boundaries of mcg. Default: mcg uses local gradients."""

@@ -32,12 +32,12 @@ class Settings:
     out: str
     """Folder or URI of the proposals table to write."""
     method: MethodName = DEFAULT_METHOD
-    """Proposal method; imported reads files that another program wrote."""
+    """Proposal method; imported reads files that another program wrote, prompted runs a segmenter on the boxes."""
     max_failed_share: float = MAX_FAILED_SHARE
     """Refuse the table if more than this share of the images failed."""
     num_cpus: NumCpus = None
     gpus_per_task: float = 0
-    """Share of a GPU for each task. Only HED computes on it, in batches of images of one size."""
+    """Share of a GPU for each task. Only HED (mcg) and the segmenter (prompted) compute on it."""
 
 
 def with_method_settings() -> type[Settings]:

@@ -18,7 +18,7 @@ import tyro
 from boxsup_dist.config import SourceSettings
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import SettingError
-from boxsup_dist.proposals.settings import MethodName
+from boxsup_dist.proposals.settings import NativeMethod
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
 from boxsup_dist.runs.planning import RATES_FILE, write_rates
@@ -37,7 +37,7 @@ class Settings:
     """Records table to measure on: its first row group. Default: the synthetic data."""
     proposals: str | None = None
     """Proposals table of these records."""
-    method: MethodName = "selective_search"
+    method: NativeMethod = "selective_search"
     """Proposal method to measure."""
     num_images: int = 8
     """Images to measure on, at most a row group."""

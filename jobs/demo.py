@@ -17,7 +17,7 @@ from typing import Any
 
 from boxsup_dist.config import SourceSettings, Supervision, TrainConfig
 from boxsup_dist.io import storage
-from boxsup_dist.proposals.settings import MethodName
+from boxsup_dist.proposals.settings import NativeMethod
 from boxsup_dist.records.reader import Reader
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import program, run
@@ -40,7 +40,7 @@ class Settings:
     """Also train from masks and from rectangles (filled boxes), and compare. It takes three times as long."""
     recipe: RecipeName | None = None
     """Recipe to train with. Default: demo, or mini with a devkit."""
-    method: MethodName = "selective_search"
+    method: NativeMethod = "selective_search"
     """Proposal method."""
     train_split: str = "train"
     """List to train on."""

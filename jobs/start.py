@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.proposals.settings import MethodName
+from boxsup_dist.proposals.settings import NativeMethod
 from boxsup_dist.records.settings import BoxFormat, Outside
 from boxsup_dist.runs.command_line import Epochs, run, run_step
 from boxsup_dist.runs.layout import RunFiles
@@ -48,7 +48,7 @@ class Settings:
     masks: str | None = None
     """Masks of some of the images, as a folder of PNG label maps or a COCO file with segmentations. Training learns
     from the masks where there are some, and from the boxes of all other images."""
-    method: MethodName = "selective_search"
+    method: NativeMethod = "selective_search"
     """Proposal method."""
     held_out_share: float = 0.1
     """Share of the images that are evaluated and not trained on, drawn by their names; at least 10 images. None of

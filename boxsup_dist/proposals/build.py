@@ -1,6 +1,7 @@
 """Builds the proposals table of a records table with Ray, one task per shard.
 
-Reads the columns image_id, image, height and width of the records, one row group at a time; writes the proposals table.
+Reads the columns image_id, image, height and width of the records, and for a method that is prompted with boxes
+boxes_xyxy, one row group at a time; writes the proposals table.
 Guarantees: the rows, order, shards and row groups of the records, even if images fail; the same bytes on any number of
 CPUs.
 """
@@ -22,7 +23,7 @@ from boxsup_dist.data.tables import MAX_FAILED_SHARE, RowGroup, Table, open_tabl
 from boxsup_dist.distributed.build import ShardContent, build_partner
 from boxsup_dist.errors import InputError, LostWorkError, RecordError
 from boxsup_dist.proposals import quality
-from boxsup_dist.proposals.methods import Method, find_method
+from boxsup_dist.proposals.methods import Method, find_method, identity, propose
 
 _COLUMNS = ("image_id", "image", "height", "width")
 
@@ -48,19 +49,19 @@ def build_proposals(
         settings: Settings of the method; None: its defaults.
         max_failed_share: The table is refused if a larger share of the images fails.
         num_cpus: CPUs of a local Ray session, as in `session.start`.
-        gpus_per_task: Share of a GPU for a learned boundary detector.
+        gpus_per_task: Share of a GPU for a learned boundary detector or a prompted segmenter.
 
     Raises:
         SettingError: Unknown method, or settings out of range.
         RecordError: Too many images failed; lists the first ones with the reasons.
-        WeightsError: The weights of a boundary detector are unreadable.
+        WeightsError: The weights of a boundary detector or the files of a segmenter are unusable.
     """
     chosen, settings = find_method(method, settings)
     records = open_table(records_uri, "records")
     return build_partner(
         out,
         "proposals",
-        {"method": method, "method_settings": chosen.identity(settings)},
+        {"method": method, "method_settings": identity(chosen, settings)},
         records,
         lambda groups, crashed: propose_shard(records, groups, chosen, settings, crashed),
         max_failed_share=max_failed_share,
@@ -85,15 +86,17 @@ def propose_shard(
     parts, problems, row_ms = [proposals_to_table([])], [], []
     shard_started = time.process_time()
     for where in row_groups:
-        group = list(iter_records(records.read(where, _COLUMNS)))
+        columns = (*_COLUMNS, "boxes_xyxy") if method.needs_boxes else _COLUMNS
+        group = list(iter_records(records.read(where, columns)))
         images = [_attempt(_decode, record, crashed) for record in group]
         given = iter(_detect([image for image in images if not isinstance(image, Exception)], method, settings))
         rows = []
         for record, image in zip(group, images, strict=True):
             started = time.process_time()
             found = image
+            boxes = {"boxes_xyxy": record.boxes_xyxy} if method.needs_boxes else {}
             if not isinstance(image, Exception):
-                found = _attempt(method.propose, image, settings, image_id=record.image_id, **next(given))
+                found = _attempt(propose, method, image, settings, image_id=record.image_id, **boxes, **next(given))
             if isinstance(found, Exception):
                 problems.append({"image_id": record.image_id, "problem": f"{type(found).__name__}: {found}"})
                 found = no_proposals(record)

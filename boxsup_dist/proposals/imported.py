@@ -1,12 +1,11 @@
-"""Import of proposals: files that other programs wrote, one per image, converted to the encoding of all proposals.
+"""Import of proposals: files that other programs wrote, converted to the encoding of all proposals.
 
     format  file     content
     mcg     ID.mat   MCG, SCG: superpixels (H, W); labels, a cell with the superpixel ids of each proposal; scores
     gop     ID.mat   superpixels, transposed (W, H); indicator_matrix (superpixels, proposals) of 0 and 1
     rigor   ID.mat   as gop, but superpixels (H, W)
     lpo     ID.mat   cells with several superpixel maps (H, W) and the labels of each; the maps are overlaid into one
-    rle     ID.json  COCO's results, a list of {segmentation: {size, counts}, score}; a superpixel is the set of pixels
-                     that lie in the same masks
+    rle     ID.json  masks of SAM, SA-1B or COCO, as mask_files.py describes; or one such file for all images
 
 In MATLAB files superpixel ids start at 1, and all variables may stand in a struct `proposals`. MCG's variable `bboxes`
 is not read, because its rows are others. A proposal without a pixel is left out. Proposals are ordered by falling
@@ -15,32 +14,20 @@ score, equal scores in the order of the file; without scores they keep the order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals
-from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
-from boxsup_dist.errors import InputError, MissingFileError, RecordError, UnreadableFileError
+from boxsup_dist.errors import MissingFileError, RecordError, UnreadableFileError
 from boxsup_dist.io import storage
 from boxsup_dist.io.mat_file import read_mat
 from boxsup_dist.io.mat_values import Struct
+from boxsup_dist.proposals import mask_files
+from boxsup_dist.proposals.encoding import Found, compact, encode
 from boxsup_dist.proposals.settings import ImportedSettings
-
-_Integer = TypeVar("_Integer", bound=np.integer)
-MAX_SUPERPIXELS = 2**16  # ids are uint16
-_LARGEST = 1e30  # of a score; JSON also has NaN, Infinity and integers of any number of digits
-
-
-class Found(NamedTuple):
-    """The P proposals of a file, as the file has them."""
-
-    superpixels: NDArray[np.int64] | NDArray[np.uint16]  # (H, W), any ids
-    members: Sequence[NDArray[np.integer]]  # superpixel ids of each proposal; some may have no pixel
-    scores: NDArray[np.float64] | None  # (P,)
 
 
 def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, image_id: str) -> Proposals:
@@ -56,87 +43,37 @@ def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, im
         RecordError: If the file is missing, unreadable, of another format or of another size than the image, or if it
             has more than 2**16 superpixels.
     """
-    suffix = ".json" if settings.format == "rle" else ".mat"
     name = storage.safe_name(image_id.split("/", 1)[-1], field="image_id")
-    file = storage.join(storage.absolute(settings.folder), name + suffix)
+    folder, shape = storage.absolute(settings.folder), (image.shape[0], image.shape[1])
+    is_shared = settings.format == "rle" and folder.endswith(".json")
+    file = folder if is_shared else storage.join(folder, name + (".json" if settings.format == "rle" else ".mat"))
     try:
-        data = storage.read_bytes(file)
-    except MissingFileError:
-        raise RecordError("no proposal file of this image", file=file) from None
-    except UnreadableFileError as error:
-        raise error.at(kind=RecordError) from None
-    try:
-        if settings.format == "rle":
-            found = _read_rle(data, image.shape[:2], settings.max_candidates)
+        if is_shared:
+            found = mask_files.decode(mask_files.parse_shared(file, name), {}, shape, settings.max_candidates)
+        elif settings.format == "rle":
+            items, said = mask_files.parse(_read(file), name)
+            found = mask_files.decode(items, said, shape, settings.max_candidates)
         else:
-            found = _READERS[settings.format](_fields(data))
-        if found.superpixels.shape != image.shape[:2]:
+            found = _READERS[settings.format](_fields(_read(file)))
+        if found.superpixels.shape != shape:
             raise RecordError(
                 "the superpixels have another size than the image",
                 field="superpixels",
                 value=" x ".join(map(str, found.superpixels.shape[::-1])),
-                expected=" x ".join(map(str, image.shape[1::-1])),
+                expected=" x ".join(map(str, shape[::-1])),
             )
         return encode(found, settings.max_candidates, image_id=image_id)
     except RecordError as error:
         raise error.at(file=file) from None
 
 
-def encode(found: Found, max_candidates: int | None = None, *, image_id: str = "") -> Proposals:
-    """Convert the proposals of a file: superpixel ids 0..S-1, sorted members, no empty proposal, best first.
-
-    Args:
-        found: The proposals as the file has them.
-        max_candidates: Keep only that many, the best ones; None keeps all.
-        image_id: Id of the image.
-
-    Raises:
-        RecordError: If the scores are bad or there are more than 2**16 superpixels.
-    """
-    ids, superpixels = _compact(found.superpixels)
-    members: list[NDArray[np.uint16]] = []
-    scores: list[float] = []
-    for j in _order(found.scores, len(found.members)):
-        if len(members) == max_candidates:
-            break
-        places = np.searchsorted(ids, found.members[j]).clip(max=len(ids) - 1)
-        own = np.unique(places[ids[places] == found.members[j]])
-        if len(own):
-            members.append(own.astype(np.uint16))
-            scores.append(0.0 if found.scores is None else found.scores[j])
-    indptr = np.cumsum([0, *map(len, members)])
-    indices = np.concatenate([np.empty(0, np.uint16), *members])
-    by_rank = np.linspace(1, 0, len(members), endpoint=False, dtype=np.float32)
-    extents = superpixel_extents(superpixels, len(ids))
-    return Proposals(
-        image_id=image_id,
-        superpixels=superpixels,
-        num_superpixels=len(ids),
-        indptr=indptr,
-        indices=indices,
-        objectness=by_rank if found.scores is None else np.array(scores, np.float32),
-        boxes=union_boxes(extents, indptr, indices).astype(np.uint16),
-    )
-
-
-def _order(scores: NDArray[np.float64] | None, count: int) -> NDArray[np.intp]:
-    """Return the indices of `count` proposals by falling score; equal and missing scores keep the file's order."""
-    if scores is None:
-        return np.arange(count)
-    if len(scores) != count or not np.isfinite(scores).all():
-        raise RecordError(
-            "the scores are not one number per proposal", field="scores", value=len(scores), expected=f"{count} numbers"
-        )
-    return np.argsort(-scores, kind="stable")
-
-
-def _compact(superpixels: NDArray[_Integer]) -> tuple[NDArray[_Integer], NDArray[np.uint16]]:
-    """Renumber a map (H, W): return the ids that occur, sorted, and the map of their indices in that list."""
-    ids, places = np.unique(superpixels, return_inverse=True)
-    if len(ids) > MAX_SUPERPIXELS:
-        expected = f"<= {MAX_SUPERPIXELS}; for the format rle, set a smaller max_candidates"
-        raise RecordError("too many superpixels", field="superpixels", value=len(ids), expected=expected)
-    return ids, places.reshape(superpixels.shape).astype(np.uint16)
+def _read(file: str) -> bytes:
+    try:
+        return storage.read_bytes(file)
+    except MissingFileError:
+        raise RecordError("no proposal file of this image", file=file) from None
+    except UnreadableFileError as error:
+        raise error.at(kind=RecordError) from None
 
 
 def _fields(data: bytes) -> Struct:
@@ -217,7 +154,7 @@ def _read_lpo(fields: Struct) -> Found:
         )
     overlay = np.zeros(maps[0].shape, np.int64)
     for item in maps:
-        overlay = _compact(overlay * (int(item.max(initial=0)) + 1) + item)[1].astype(np.int64)
+        overlay = compact(overlay * (int(item.max(initial=0)) + 1) + item)[1].astype(np.int64)
     members: list[NDArray[np.int64]] = []
     for item, part in zip(maps, labels, strict=True):
         id_of = np.zeros(int(overlay.max(initial=0)) + 1, np.int64)  # id in this map of every piece of the overlay
@@ -232,54 +169,3 @@ _READERS: dict[str, Callable[[Struct], Found]] = {
     "rigor": _read_rigor,
     "lpo": _read_lpo,
 }
-
-
-def _read_rle(data: bytes, shape: tuple[int, ...], max_candidates: int | None) -> Found:
-    """Read the best `max_candidates` masks, and make superpixels of the pixels that lie in the same masks."""
-    try:
-        results = storage.parse_json(data)
-    except InputError as error:
-        raise error.at(kind=RecordError) from None
-    if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
-        raise RecordError(
-            "not a list of results", value=type(results).__name__, expected="[{segmentation, score}, ...]"
-        )
-    scores = [item.get("score") for item in results]
-    if not all(isinstance(score, int | float) and -_LARGEST < score < _LARGEST for score in scores):
-        raise RecordError("a result has no score", field="score", expected="a number for each mask")
-    order = _order(np.array(scores, np.float64), len(scores))
-    masks = [(_decode_mask(results[j].get("segmentation"), shape), scores[j]) for j in order]
-    return from_masks(*zip(*[pair for pair in masks if pair[0].any()][:max_candidates], strict=True), shape=shape)
-
-
-def _decode_mask(segmentation: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    size = segmentation.get("size") if isinstance(segmentation, dict) else segmentation
-    if size != list(shape):
-        raise RecordError(
-            "the mask has another size than the image", field="segmentation.size", value=size, expected=str(list(shape))
-        )
-    counts = segmentation.get("counts")
-    if not isinstance(counts, list | str):
-        raise RecordError("the counts are no run lengths", field="segmentation.counts", value=type(counts).__name__)
-    return rle.decode(counts, *shape)
-
-
-def from_masks(
-    masks: Sequence[NDArray[np.bool_]] = (), scores: Sequence[float] = (), *, shape: tuple[int, ...]
-) -> Found:
-    """Convert masks to unions of superpixels; a superpixel is the set of pixels that lie in the same masks.
-
-    Args:
-        masks: P masks (H, W).
-        scores: P scores.
-        shape: (H, W) of the image.
-    """
-    numbers = np.random.default_rng(0).integers(2**64, size=len(masks), dtype=np.uint64)
-    total = np.zeros(shape, np.uint64)  # per pixel the sum of its masks' random numbers: equal sums, the same masks
-    for mask, number in zip(masks, numbers, strict=True):
-        total[mask] += number
-    pieces = _compact(total)[1]
-    sizes = np.bincount(pieces.ravel())
-    members = [np.unique(pieces[mask]) for mask in masks]
-    assert all(sizes[own].sum() == mask.sum() for own, mask in zip(members, masks, strict=True)), "two sums are equal"
-    return Found(pieces, members, np.array(scores, np.float64))

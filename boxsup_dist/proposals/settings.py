@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from boxsup_dist.errors import SettingError
 
-MethodName = Literal["mcg", "selective_search", "gop", "imported"]
+NativeMethod = Literal["mcg", "selective_search", "gop"]  # need the image and nothing else
+MethodName = Literal[NativeMethod, "imported", "prompted"]
 Detector = Literal["gradient", "hed"]
 Format = Literal["mcg", "gop", "rigor", "lpo", "rle"]
 SIMILARITIES = "ctsfb"  # colour, texture, size, fill, border: the order of the weights
@@ -227,11 +228,14 @@ class ImportedSettings:
     """Settings of the import: where the files are, and in which format."""
 
     folder: str = ""
-    """Folder or URI of the files. A file is named by the image id without its source: 2007_000032.mat."""
+    """Folder or URI of the files. A file is named by the image id without its source: 2007_000032.mat. With the format
+    rle also one JSON file with the masks of all images."""
     format: Format = "mcg"
-    """Program that wrote the files; rle: masks of any program, in COCO's format of results."""
+    """Program that wrote the files; rle: masks in JSON, of SAM, SA-1B or COCO, recognised by their content."""
     max_candidates: int | None = None
     """Candidates to keep per image, the best ones; by default all."""
+    also: NativeMethod | None = None
+    """A method whose candidates, by its default settings, stand behind those of the files. By default none."""
 
     def __post_init__(self) -> None:
         if not self.folder:
@@ -243,6 +247,31 @@ class ImportedSettings:
             raise SettingError(
                 "a setting is out of range", field="max_candidates", value=self.max_candidates, expected=">= 1"
             )
+        _check_also(self.also)
+
+
+@dataclass(frozen=True)
+class PromptedSettings:
+    """Settings of a segmenter that is prompted with the boxes of the records."""
+
+    onnx_encoder: str = ""
+    """Path or URI of the encoder: an ONNX file of SAM, MobileSAM, EfficientSAM or SAM 2."""
+    onnx_decoder: str = ""
+    """Path or URI of the decoder that belongs to it."""
+    also: NativeMethod | None = None
+    """A method whose candidates, by its default settings, stand behind the masks. By default none."""
+
+    def __post_init__(self) -> None:
+        for name in ("onnx_encoder", "onnx_decoder"):
+            if not getattr(self, name):
+                raise SettingError(f"the method prompted needs two ONNX files: set {name}", field=name)
+        _check_also(self.also)
+
+
+def _check_also(also: str | None) -> None:
+    if also is not None and also not in get_args(NativeMethod):
+        expected = " or ".join(get_args(NativeMethod))
+        raise SettingError("not a method that can be added", field="also", value=also, expected=expected)
 
 
 SETTINGS: dict[MethodName, type] = {
@@ -250,4 +279,5 @@ SETTINGS: dict[MethodName, type] = {
     "selective_search": SelectiveSearchSettings,
     "gop": GopSettings,
     "imported": ImportedSettings,
+    "prompted": PromptedSettings,
 }

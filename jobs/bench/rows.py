@@ -11,7 +11,10 @@ from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.summary import write_result
 
 # What a person adds to the command line of a measurement that does not run on synthetic data.
-NEEDS = {"crf": "--run-dir RUN --records RECORDS"}
+NEEDS = {
+    "crf": "--run-dir RUN --records RECORDS",
+    "segments": "--records RECORDS --proposals PROPOSALS",
+}
 
 
 class Settings(Protocol):

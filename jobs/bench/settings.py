@@ -266,7 +266,27 @@ class Checkpoints(Measurement):
     """Small training steps beside a save; they must take longer than the save."""
 
 
-def _check_positive(settings: Step | Gpu, *names: str) -> None:
+@dataclass(frozen=True)
+class Segments(Measurement):
+    """Which images and candidates, and where to write."""
+
+    records: str
+    """Folder or URI of a records table with instance masks, such as COCO's."""
+    proposals: str
+    """Folder or URI of the proposals table of these records, by any method."""
+    out: str = "runs/bench_segments"
+    """Folder or URI of summary.json."""
+    rounds: int = 3
+    """How often the noise is drawn."""
+
+    def check(self) -> None:
+        """Raise InputError on a value that cannot work, or an absent table."""
+        _check_positive(self, "rounds")
+        open_table(self.records, "records")
+        open_table(self.proposals, "proposals")
+
+
+def _check_positive(settings: Step | Gpu | Segments, *names: str) -> None:
     for name in names:
         if getattr(settings, name) <= 0:
             raise SettingError("a setting is out of range", field=name, value=getattr(settings, name), expected="> 0")
@@ -284,4 +304,5 @@ MEASUREMENTS: dict[str, type] = {
     "crf": Crf,
     "memory": Memory,
     "scale": Scale,
+    "segments": Segments,
 }

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,17 +17,18 @@ import torch
 from boxsup_dist.assignment import static
 from boxsup_dist.assignment.build import build_label_maps
 from boxsup_dist.data import rle, tables
-from boxsup_dist.data.images import decode_png, encode_png
+from boxsup_dist.data.images import decode_image, decode_png, encode_png
 from boxsup_dist.data.schema import Record, iter_records, proposals_from_table, records_to_table
 from boxsup_dist.data.tables import Table
 from boxsup_dist.distributed import crashes
 from boxsup_dist.errors import RecordError, SettingError, TableError, WeightsError
-from boxsup_dist.proposals import hed
+from boxsup_dist.proposals import hed, prompted
 from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.proposals.methods import METHODS
-from boxsup_dist.proposals.settings import McgSettings, SelectiveSearchSettings
+from boxsup_dist.proposals.settings import McgSettings, NativeMethod, PromptedSettings, SelectiveSearchSettings
 from boxsup_dist.runs.command_line import run
 from jobs import build_proposals as build_proposals_job
+from tests.onnx_pairs import write_pair
 from tests.unit.proposals.pictures import blobs
 
 REPO = Path(__file__).parents[2]
@@ -131,7 +133,7 @@ def test_same_bytes_on_any_number_of_cpus(ray_local, records, tmp_path):
     """The session has two CPUs; without it, a job with one builds the same table."""
     two = build(records, tmp_path / "two")
     command = f"""
-from boxsup_dist.proposals import hed
+from boxsup_dist.proposals import hed, prompted
 from boxsup_dist.proposals.build import build_proposals
 from boxsup_dist.proposals.settings import McgSettings
 from boxsup_dist.proposals.methods import METHODS
@@ -157,7 +159,7 @@ def test_a_second_call_continues_and_other_settings_are_refused(ray_local, recor
         build(records, out, settings=SelectiveSearchSettings(max_candidates=7))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "imported"])
+@pytest.mark.parametrize("method", get_args(NativeMethod))
 def test_every_method_makes_a_table(ray_local, records, tmp_path, method):
     table = build_proposals(str(tmp_path / "p"), records.uri, method, max_failed_share=0.2)
     assert table.counts["failed"] == 2 and table.counts["candidates"] > 8
@@ -205,6 +207,38 @@ def test_files_of_other_programs_go_through_the_same_job(ray_local, records, tmp
         drawn = [np.isin(found.superpixels, found.members(j)) for j in range(len(found))]
         expected = [] if found.image_id in ("r3", "r5", "r8") else [masks[found.image_id]]
         assert len(drawn) == len(expected) and all((a == b).all() for a, b in zip(drawn, expected, strict=True))
+
+
+def test_a_prompted_segmenter_belongs_to_its_files_and_to_the_boxes(ray_local, records, tmp_path, capsys, monkeypatch):
+    """The boxes reach the tasks; a table of other boxes or of another decoder is refused."""
+    encoder, decoder = write_pair(tmp_path / "onnx", "sam")
+    command = ["build_proposals", "--records", records.uri, "--out", str(tmp_path / "p"), "--method", "prompted"]
+    command += ["--onnx-encoder", encoder, "--onnx-decoder", decoder, "--also", "gop", "--max-failed-share", "0.2"]
+    monkeypatch.setattr(sys, "argv", command)
+    run(build_proposals_job.main, build_proposals_job.with_method_settings)
+    assert "failed r3" in capsys.readouterr().out
+    table = tables.open_table(str(tmp_path / "p"), "proposals")
+    assert set(table.settings["method_settings"]) == {"onnx_encoder", "onnx_decoder", "also"}
+    settings = PromptedSettings(encoder, decoder)
+    where = records.row_groups()[0]
+    first = next(iter_records(records.read(where)))
+    alone = prompted.prompted(decode_image(first.image), settings, boxes_xyxy=first.boxes_xyxy, image_id="r0")
+    stored = proposals_from_table(table.read(where))[0]
+    assert len(alone) == 3 and [stored.boxes[j].tolist() for j in range(3)] == alone.boxes.tolist()
+    assert len(stored) > 3
+
+    moved = str(tmp_path / "moved")
+    rows = [record(number, boxes_xyxy=np.array([[1, 1, 6, 6]])) for number in range(10)]
+    shard = tables.write_shard(moved, 0, records_to_table(rows), "records", row_group_size=2)
+    other = tables.publish(moved, "records", {"row_group_size": 2}, [shard])
+    with pytest.raises(TableError, match="made from other records"):
+        tables.check_paired(other, table)
+    with pytest.raises(TableError, match=r"other settings.*records"):
+        build_proposals(str(tmp_path / "p"), moved, "prompted", replace(settings, also="gop"))
+    changed = replace(settings, onnx_decoder=write_pair(tmp_path / "other", "sam_normalised")[1], also="gop")
+    Path(changed.onnx_decoder).write_bytes(Path(decoder).read_bytes() + b"\x0a\x00")  # an empty name of the producer
+    with pytest.raises(TableError, match=r"other settings.*method_settings"):
+        build_proposals(str(tmp_path / "p"), records.uri, "prompted", changed)
 
 
 def test_what_is_refused(ray_local, records, tmp_path):

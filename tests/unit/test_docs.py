@@ -149,7 +149,10 @@ def test_jobs_that_are_named_exist():
 
 
 def test_flags_in_the_text_exist():
-    chosen = [("train", ("mini",)), *(("build_proposals", ("--method", m)) for m in ("mcg", "gop", "imported"))]
+    chosen = [
+        ("train", ("mini",)),
+        *(("build_proposals", ("--method", m)) for m in ("mcg", "gop", "imported", "prompted")),
+    ]
     chosen += [(job, ()) for job in job_names() - {"train", "bench"}] + [("build_proposals", ())]
     offered = {flag for job, words in chosen for flag in FLAG.findall(help_text(job, *words))} | {"--help"}
     named = {

@@ -19,7 +19,7 @@ import pytest
 
 import jobs
 from boxsup_dist.config import TrainConfig
-from boxsup_dist.proposals.settings import SETTINGS as METHOD_SETTINGS
+from boxsup_dist.proposals.settings import NativeMethod
 from boxsup_dist.runs import command_line
 from boxsup_dist.runs.recipes import RECIPES, RecipeName
 from jobs import train
@@ -33,7 +33,7 @@ HEAVY = {"torch", "ray", "mlflow", "matplotlib", "numba", "scipy", "timm"}
 LINES = [
     *NAMES,
     *(f"train {recipe}" for recipe in RECIPES),
-    *(f"build_proposals --method {method}" for method in METHOD_SETTINGS if method != "imported"),
+    *(f"build_proposals --method {method}" for method in get_args(NativeMethod)),
     *(f"bench {name}" for name in MEASUREMENTS),
 ]
 

@@ -12,9 +12,9 @@ import scipy.sparse
 
 from boxsup_dist.data import rle
 from boxsup_dist.data.schema import Proposals, proposals_from_table, proposals_to_table
-from boxsup_dist.errors import RecordError, SettingError, StorageError
+from boxsup_dist.errors import InputError, RecordError, SettingError, StorageError
 from boxsup_dist.io import storage
-from boxsup_dist.proposals import imported
+from boxsup_dist.proposals import encoding
 from boxsup_dist.proposals.imported import import_proposals
 from boxsup_dist.proposals.settings import ImportedSettings
 from tests.mat73 import savemat73
@@ -238,14 +238,33 @@ def test_wrong_files_name_file_field_value_and_what_was_expected(savemat, tmp_pa
     ("text", "match"),
     [
         ("{", "not valid JSON"),
-        ("{}", "not a list of results"),
-        ('[{"segmentation": {}}]', "has no score"),
+        ("", r"the file is empty.*\[\] for an image without masks"),
+        ("{}", "not a list of masks; .*found: 'an object with nothing'; expected: .*segmentation, score"),
+        ('{"image": {}, "masks": []}', "not a list of masks.*an object with image, masks"),
+        ("[1]", "not a list of masks"),
         ('[{"score": 1' + "0" * 400 + "}]", "has no score"),
+        ('[{"score": 1}, {"predicted_iou": 1}]', "mask 2 has no score.*field: score; expected: a number for each mask"),
+        ('[{"predicted_iou": true}]', "mask 1 has no score.*field: predicted_iou; found: True"),
         ('[{"score": NaN}]', "has no score"),
         ("[" * 100_000, "nested too deep"),
         ("[" + "1" * 5000 + "]", "not valid JSON"),
-        ('[{"segmentation": [[1, 2]], "score": 1}]', "mask has another size"),
-        ('[{"segmentation": {"size": [37, 23], "counts": [851]}, "score": 1}]', r"size.*\[37, 23\].*\[23, 37\]"),
+        ('[{"segmentation": [[1, 2]], "score": 1}]', "not a polygon.*field: segmentation of mask 1; .*three points"),
+        ('[{"segmentation": [[1, 2, 3, 4, 5, null]]}]', "not a polygon"),
+        ('[{"segmentation": [[1, 2, 3, 4, 5, Infinity]]}]', "not a polygon"),
+        ('[{"segmentation": [[1, 2, 40, 2, 5, 5]]}]', r"beyond the image.*40\.0, 5\.0.*x from 0 to 37, y from 0 to 23"),
+        ('[{"segmentation": [[0, 1], [1, 0]]}]', r"another size than the image.*\[2, 2\].*\[23, 37\]"),
+        ('[{"segmentation": "x"}]', "the segmentation is no mask.*found: 'str'; expected: run lengths"),
+        ('[{"score": 1}]', "the segmentation is no mask.*found: 'NoneType'"),
+        (
+            '{"image": {"width": 23, "height": 37}, "annotations": []}',
+            "the file is of an image of another size.*found: '23 x 37'; expected: 37 x 23",
+        ),
+        ('[{"image_id": 3}, {"image_id": "x"}]', r"no mask is of this image.*\['3', 'x'\]; expected: image_id img"),
+        ('{"images": 3, "annotations": []}', "not a list of images"),
+        (
+            '[{"segmentation": {"size": [37, 23], "counts": [851]}, "score": 1}]',
+            r"size.*\[37, 23\].*\[23, 37\], height",
+        ),
         ('[{"segmentation": {"size": [23, 37], "counts": null}, "score": 1}]', "counts are no run lengths"),
         ('[{"segmentation": {"size": [23, 37], "counts": [850]}, "score": 1}]', "run lengths do not fit"),
     ],
@@ -292,10 +311,100 @@ def test_settings_are_checked(given, match):
 
 def test_equal_sums_of_different_masks_are_noticed(monkeypatch):
     class Constant:
-        def integers(self, *_, size, **__):
-            return np.ones(size, np.uint64)
+        def integers(self, *_, **__):
+            return np.uint64(1)
 
-    monkeypatch.setattr(imported.np.random, "default_rng", lambda _: Constant())
+    monkeypatch.setattr(encoding.np.random, "default_rng", lambda _: Constant())
     masks = [np.eye(3, dtype=bool), ~np.eye(3, dtype=bool)]
-    with pytest.raises(AssertionError, match="sums are equal"):
-        imported.from_masks(masks, [1, 2], shape=(3, 3))
+    with pytest.raises(AssertionError, match="equal sums"):
+        encoding.from_masks(zip(masks, [1, 2], strict=True), shape=(3, 3))
+
+
+# -- masks of promptable segmenters ------------------------------------------------------------------------------------
+
+
+def runs_of(mask: np.ndarray) -> dict[str, Any]:
+    return {"size": list(mask.shape), "counts": rle.encode(mask).decode()}
+
+
+def automatic(masks: np.ndarray, scores) -> list[dict[str, Any]]:
+    """What SAM's automatic mask generation writes for an image; every third mask as a binary mask."""
+    return [
+        {
+            "segmentation": mask.astype(int).tolist() if j % 3 == 2 else runs_of(mask),
+            "area": int(mask.sum()),
+            "bbox": [0, 0, 5, 5],
+            "predicted_iou": score,
+            "point_coords": [[3.5, 2.5]],
+            "stability_score": 1 - score,
+            "crop_box": [0, 0, WIDTH, HEIGHT],
+        }
+        for j, (mask, score) in enumerate(zip(masks, scores, strict=True))
+    ]
+
+
+def some_masks(count: int = 6) -> np.ndarray:
+    rng = np.random.default_rng(8)
+    superpixels = superpixel_map(rng, 40)
+    return np.array([np.isin(superpixels, rng.choice(40, 9)) for _ in range(count)])
+
+
+@pytest.mark.parametrize("wrap", ["SAM", "SA-1B"])
+def test_automatic_masks_of_sam_are_ordered_by_the_predicted_iou(tmp_path, wrap):
+    masks, scores = some_masks(), [0.3, 0.9, 0.5, 0.95, 0.1, 0.7]
+    items: Any = automatic(masks, scores)
+    if wrap == "SA-1B":
+        items = {"image": {"image_id": 5, "width": WIDTH, "height": HEIGHT, "file_name": "a.jpg"}, "annotations": items}
+    (tmp_path / "img.json").write_text(json.dumps(items))
+    order = np.argsort(-np.array(scores))
+    found = load(tmp_path, "rle")
+    check(found, masks[order])
+    assert found.objectness.tolist() == np.float32(scores)[order].tolist()
+    check(load(tmp_path, "rle", max_candidates=2), masks[order][:2])
+
+
+def test_masks_without_scores_keep_the_order_of_the_file(tmp_path):
+    masks = some_masks()
+    (tmp_path / "img.json").write_text(json.dumps([{"segmentation": runs_of(mask)} for mask in masks]))
+    check(load(tmp_path, "rle"), masks)
+
+
+def test_polygons_are_drawn_and_cut_at_the_border(tmp_path):
+    parts = [[2, 3, 10, 3, 10, 8, 2, 8], [20, 15, 37.5, 15, 37.5, 23.5, 20, 23.5]]
+    (tmp_path / "img.json").write_text(json.dumps([{"segmentation": parts}, {"segmentation": []}]))
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[3:8, 2:10] = mask[15:, 20:] = True
+    check(load(tmp_path, "rle"), mask[None])
+
+
+@pytest.mark.parametrize("image_ids", [("img", "other"), ("7", "8"), (7, 8)])
+def test_one_file_has_the_masks_of_all_images(tmp_path, image_ids):
+    """As COCO's results; where ids are numbers, the list of images has the names."""
+    masks, file = some_masks(), tmp_path / "all.json"
+    results = [{"image_id": image_ids[j % 2], "segmentation": runs_of(mask)} for j, mask in enumerate(masks)]
+    value: Any = results
+    if image_ids[0] != "img":
+        images = [{"id": image_ids[0], "file_name": "img.jpg"}, {"id": 99, "file_name": "none.jpg"}]
+        value = {"images": images, "annotations": results}
+    file.write_text(json.dumps(value))
+    check(load(file, "rle"), masks[::2])
+    (tmp_path / "img.json").write_text(file.read_text())  # the same as a file of the image
+    check(load(tmp_path, "rle"), masks[::2])
+    with pytest.raises(RecordError, match=r"no mask is of this image; file: .*all\.json; field: image_id") as caught:
+        import_proposals(IMAGE, ImportedSettings(str(file), "rle"), image_id="coco/000000000012")
+    assert "expected: image_id 000000000012 or 12" in str(caught.value)
+
+
+def test_a_number_is_the_id_of_a_file_with_leading_zeros(tmp_path):
+    masks, file = some_masks(2), tmp_path / "all.json"
+    file.write_text(json.dumps([{"image_id": j, "segmentation": runs_of(mask)} for j, mask in enumerate(masks)]))
+    for j, name in enumerate(("coco/train2017/000000000000", "coco/000000000001")):
+        found = import_proposals(IMAGE, ImportedSettings(str(file), "rle"), image_id=name)
+        assert (drawn(found) == masks[j][None]).all()
+
+
+def test_a_damaged_file_of_all_images_ends_the_job(tmp_path):
+    (tmp_path / "all.json").write_text("{")
+    with pytest.raises(InputError, match=r"not valid JSON; file: .*all\.json") as caught:
+        load(tmp_path / "all.json", "rle")
+    assert not isinstance(caught.value, RecordError)

@@ -17,6 +17,7 @@ from boxsup_dist.proposals.settings import (
     GopSettings,
     McgSettings,
     MethodName,
+    NativeMethod,
     Tree,
 )
 from tests.unit.proposals.pictures import blobs, drawn, jaccard
@@ -87,7 +88,7 @@ def test_large_images_are_segmented_smaller_and_mapped_back(method):
     assert found.boxes[:, 2].max() == 101 and found.boxes[:, 3].max() == 230
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "imported"])
+@pytest.mark.parametrize("method", get_args(NativeMethod))
 @pytest.mark.parametrize("shape", [(4000, 60), (60, 4000)])
 def test_images_of_4000_pixels(method, shape):
     found = METHODS[method].propose(blobs(*shape), METHODS[method].settings_type())
