@@ -22,6 +22,7 @@ COMMANDS = {
         "evaluate",
         "tune_crf",
         "trimap",
+        "gallery",
         "figures",
         "predict",
         "serve",
@@ -29,7 +30,7 @@ COMMANDS = {
         "export_model",
     ),
     "use a cluster": ("calibrate", "plan", "submit"),
-    "maintain": ("bench", "drill", "compare_measures", "results_page"),
+    "maintain": ("bench", "drill", "compare_measures", "spoilt_boxes", "results_page"),
 }
 
 

@@ -21,7 +21,7 @@ from boxsup_dist.runs.kept_config import read_config
 from boxsup_dist.runs.summary import key_lines, write_result
 
 if TYPE_CHECKING:
-    from boxsup_dist.runs.gallery import Crop, Drawn, Job
+    from boxsup_dist.runs.gallery import Drawn, Job, Suspect
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,17 @@ def main(settings: Settings) -> None:
     runs = [_drawn(settings.run_dir, settings.checkpoint, settings, 1)]
     if settings.other_run_dir is not None:
         runs.append(_drawn(settings.other_run_dir, None, settings, 2))
-    job, images, crops = runs[0]
+        first, other = runs[0][0], runs[1][0]
+        gallery.check_same_classes(other.run_dir, other.class_names, first.class_names, first.run_dir)
+    job, images, ranked = runs[0]
     names = gallery.file_names(job.mixture)
-    ranked = gallery.boxes_csv(gallery.rank(images), job.class_names, names)
-    storage.write_bytes(storage.join(out, gallery.BOXES), ranked)
+    storage.write_bytes(storage.join(out, gallery.BOXES), gallery.boxes_csv(ranked, job.class_names, names))
     titles = _titles([each.run_dir for each, _, _ in runs])
     data = gallery.page_data(
         titles,
         images,
         runs[1][1] if len(runs) > 1 else None,
-        crops,
+        ranked,
         class_names=job.class_names,
         names=names,
         mlflow_run_id=_mlflow_run_id(job.run_dir),
@@ -94,7 +95,7 @@ def main(settings: Settings) -> None:
 
 def _drawn(
     run_dir: str, checkpoint_uri: str | None, settings: Settings, number: int
-) -> tuple[Job, list[Drawn], list[Crop]]:
+) -> tuple[Job, list[Drawn], list[Suspect]]:
     """Draw the images of a run on an actor pool, and the suspicious boxes of the first run."""
     import ray
 
@@ -133,16 +134,16 @@ def _drawn(
                 job=job,
             )
             images = [image for part in parts for image in part]
-        crops = gallery.choose_crops(gallery.rank(images)) if number == 1 else []
-        by_unit: dict[int, list[Crop]] = defaultdict(list)
-        for crop in crops:
-            by_unit[crop.drawn.unit].append(crop)
+        ranked = gallery.rank(images) if number == 1 else []
+        by_unit: dict[int, dict[int, Suspect]] = defaultdict(dict)
+        for place, suspect in enumerate(ranked[: gallery.NUM_SUSPECTS]):
+            by_unit[suspect.drawn.unit][place] = suspect
         doubtful = [piece for piece in pieces if piece.part == "training" and piece.unit in by_unit]
         for _ in pool.map(gallery.draw_crops, doubtful, job=job, crops=dict(by_unit)):
             pass
     finally:
         pool.close()
-    return job, images, crops
+    return job, images, ranked
 
 
 def _titles(run_dirs: Sequence[str]) -> list[str]:

@@ -9,12 +9,14 @@ Four signs, each a number in 0..1, and one list of what has no box at all:
 - `denial`: the network sees another class. 1 - mean probability of the box's class over its segment.
 - a region that is predicted as a class where no box of this class is: an object without a box.
 
-`doubt` joins them into one number to sort by. It is no probability: a person looks at the first boxes of the list.
+A network fails at small boxes anyway, so `doubts` compares each sign with those of other boxes of about the same size
+before it joins them into one number to sort by. It is no probability: a person looks at the first boxes of the list.
 jobs.spoilt_boxes measures how many of these are wrong; docs/gallery.md has the figures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +27,14 @@ from scipy import ndimage
 from boxsup_dist.data.painting import pixel_box
 from boxsup_dist.data.schema import BACKGROUND, Record
 
+NUM_ALIKE = 150  # boxes of similar size that a box is compared with
 AROUND = 0.5  # share of a box's sides by which its surroundings reach beyond it
 LEAST_SHARE = 0.01  # of the image: smaller regions without a box are not named
 LEAST_SIDE_PX = 24
 SURE = 0.3  # mean probability from which a reason names a class, and below which it denies the box's
 BAD_FIT = 0.5  # 1 - IoU from which a reason says that a box fits badly
 COVERED_SHARE = 0.25  # a region that lies in boxes of its class by this share has a box
+OTHERS_SHARE = 0.5  # one that lies in boxes of other classes by this share is what their denial tells
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,32 @@ class Suspicion:
     rival_share: float  # mean probability of the rival there
 
     @property
-    def doubt(self) -> float:
-        """0..1, the larger the more suspicious."""
-        if self.box_index is None:
-            return self.rival_share
-        return (self.overlap + self.fit + self.denial) / 3
+    def shorter_side(self) -> float:
+        """Of the box, in pixels."""
+        x0, y0, x1, y1 = self.box
+        return min(x1 - x0, y1 - y0)
+
+
+def doubts(entries: Sequence[Suspicion]) -> list[float]:
+    """The doubt of each entry, 0..1, the larger the more suspicious.
+
+    Of a box: 1 - the geometric mean of three shares, for each sign the share of the NUM_ALIKE boxes of the most similar
+    size whose sign is at least as strong (half of those that are equal). Of a region without a box: the mean
+    probability of its class.
+    """
+    found = [entry.rival_share for entry in entries]
+    boxes = [n for n, entry in enumerate(entries) if entry.box_index is not None]
+    if not boxes:
+        return found
+    order = sorted(boxes, key=lambda n: entries[n].shorter_side)
+    signs = np.array([(entries[n].overlap, entries[n].fit, entries[n].denial) for n in order])
+    width = min(NUM_ALIKE, len(order))
+    for place, n in enumerate(order):
+        start = min(max(place - width // 2, 0), len(order) - width)
+        alike = signs[start : start + width]
+        stronger = (alike > signs[place]).sum(0) + (alike == signs[place]).sum(0) / 2
+        found[n] = float(1 - np.exp(np.log(stronger / width).mean()))
+    return found
 
 
 def suspect_boxes(
@@ -135,14 +160,12 @@ def find_missing(record: Record, probs: NDArray[np.float32]) -> list[Suspicion]:
         probs: Class probabilities of the trained network, (C, H, W).
     """
     prediction = probs.argmax(0)
+    boxed = _inside(record, np.ones(len(record.class_ids), bool))
     found = []
     for class_id in np.unique(prediction):
         if class_id == BACKGROUND:
             continue
-        covered = np.zeros(prediction.shape, bool)
-        for k in np.flatnonzero(record.class_ids == class_id):
-            x0, y0, x1, y1 = pixel_box(record.boxes_xyxy[k], record.height, record.width)
-            covered[y0:y1, x0:x1] = True
+        covered = _inside(record, record.class_ids == class_id)
         regions, count = ndimage.label(prediction == class_id)
         for number, place in enumerate(ndimage.find_objects(regions, count), 1):
             rows, columns = place
@@ -150,12 +173,21 @@ def find_missing(record: Record, probs: NDArray[np.float32]) -> list[Suspicion]:
             sides = (columns.stop - columns.start, rows.stop - rows.start)
             if min(sides) < LEAST_SIDE_PX or region.sum() < LEAST_SHARE * prediction.size:
                 continue
-            if covered[place][region].mean() >= COVERED_SHARE:
+            if covered[place][region].mean() >= COVERED_SHARE or boxed[place][region].mean() >= OTHERS_SHARE:
                 continue
             belief = float(probs[class_id][place][region].mean())
             box = tuple(float(v) for v in (columns.start, rows.start, columns.stop, rows.stop))
             found.append(Suspicion(None, int(class_id), box, 0.0, 0.0, 0.0, int(class_id), belief))  # type: ignore[arg-type]
     return found
+
+
+def _inside(record: Record, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels (H, W) in one of the chosen boxes."""
+    inside = np.zeros((record.height, record.width), bool)
+    for box in record.boxes_xyxy[chosen]:
+        x0, y0, x1, y1 = pixel_box(box, record.height, record.width)
+        inside[y0:y1, x0:x1] = True
+    return inside
 
 
 def describe(entry: Suspicion, class_names: Any) -> str:

@@ -16,7 +16,7 @@ from boxsup_dist.data import tables
 from boxsup_dist.data.schema import Record, iter_records, records_to_table
 from boxsup_dist.data.tables import Table
 from boxsup_dist.io import storage
-from boxsup_dist.records.build import count_records
+from boxsup_dist.records.reader import count_records
 
 SpoilKind = Literal["class", "shifted", "doubled", "missing"]
 KINDS: tuple[SpoilKind, ...] = get_args(SpoilKind)

@@ -30,7 +30,7 @@ from boxsup_dist.data.sources import Mixture
 from boxsup_dist.data.tables import RowGroup, Table
 from boxsup_dist.errors import InputError, RecordError, decoding
 from boxsup_dist.evaluation.confusion import confusion_matrix, mean_iou
-from boxsup_dist.evaluation.suspicion import Suspicion, describe, find_missing, kind_of, suspect_boxes
+from boxsup_dist.evaluation.suspicion import Suspicion, describe, doubts, find_missing, kind_of, suspect_boxes
 from boxsup_dist.io import storage
 from boxsup_dist.model.inference import predict_log_probs
 from boxsup_dist.model.networks import SegmentationNetwork
@@ -77,7 +77,6 @@ class RunView:
     cost: float | None  # mean overlap cost of the newest segments
     change: float | None  # share of the boxes' pixels whose label differs between the first and the newest epoch
     iou: float | None  # mean IoU of prediction and ground truth
-    doubt: float | None  # the largest of the image
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,6 @@ def _draw(network: SegmentationNetwork, record: Record, piece: Piece, job: Job, 
         None if not len(costs) or np.isnan(costs[-1]).all() else float(np.nanmean(costs[-1])),
         None if first is None or newest is None else _change(first, newest, record),
         _iou(maps, len(job.class_names)),
-        max((each.doubt for each in suspicions), default=None),
     )
     drawn = Drawn(
         record.image_id,
@@ -245,12 +243,12 @@ def _iou(maps: Mapping[str, NDArray[np.uint8]], num_classes: int) -> float | Non
     return float(iou) if np.isfinite(iou) else None
 
 
-class Crop(NamedTuple):
-    """One suspicious box to draw."""
+class Suspect(NamedTuple):
+    """A box of an image, or an object without a box, and how doubtful it is."""
 
     drawn: Drawn
     entry: Suspicion
-    file: str
+    doubt: float
 
     @property
     def window(self) -> tuple[int, int, int, int]:
@@ -258,46 +256,55 @@ class Crop(NamedTuple):
         return pictures.crop_window(self.entry.box, self.drawn.height, self.drawn.width)
 
 
-def draw_crops(network: SegmentationNetwork, piece: Piece, *, job: Job, crops: Mapping[int, Sequence[Crop]]) -> None:
-    """Write the pictures of the suspicious boxes of a unit; the network is not used."""
+def draw_crops(
+    network: SegmentationNetwork, piece: Piece, *, job: Job, crops: Mapping[int, Mapping[int, Suspect]]
+) -> None:
+    """Write the pictures of suspicious boxes; the network is not used.
+
+    Args:
+        network: Not used.
+        piece: Rows that hold their images.
+        job: The run.
+        crops: By unit, the suspects by their place in the list.
+    """
     for record in _read(piece, job):
-        wanted = [crop for crop in crops[piece.unit] if crop.drawn.image_id == record.image_id]
+        wanted = {n: each for n, each in crops[piece.unit].items() if each.drawn.image_id == record.image_id}
         if wanted:
             assert record.image is not None
             image = decode_image(record.image)
-            for crop in wanted:
-                data = pictures.encode_crop(image, crop.window)
-                storage.write_bytes(storage.join(job.out, "boxes", crop.file), data)
+            for place, each in wanted.items():
+                data = pictures.encode_crop(image, each.window)
+                storage.write_bytes(storage.join(job.out, "boxes", crop_name(place)), data)
+
+
+def crop_name(place: int) -> str:
+    """File name of the picture of a suspicious box, by its place in the list."""
+    return f"{place:04d}.webp"
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def rank(images: Iterable[Drawn]) -> list[tuple[Drawn, Suspicion]]:
+def rank(images: Iterable[Drawn]) -> list[Suspect]:
     """Every box and every object without a box, most suspicious first."""
     pairs = [(image, entry) for image in images for entry in image.suspicions]
-    return sorted(pairs, key=lambda pair: (-pair[1].doubt, pair[0].image_id, pair[1].box_index or -1))
+    found = doubts([entry for _, entry in pairs])
+    suspects = [Suspect(image, entry, doubt) for (image, entry), doubt in zip(pairs, found, strict=True)]
+    return sorted(suspects, key=lambda each: (-each.doubt, each.drawn.image_id, each.entry.box))
 
 
-def choose_crops(ranked: Sequence[tuple[Drawn, Suspicion]]) -> list[Crop]:
-    """The boxes that the page shows."""
-    return [Crop(image, entry, f"{n:04d}.webp") for n, (image, entry) in enumerate(ranked[:NUM_SUSPECTS])]
-
-
-def boxes_csv(
-    ranked: Sequence[tuple[Drawn, Suspicion]], class_names: Sequence[str], file_names: Mapping[str, str]
-) -> bytes:
+def boxes_csv(ranked: Sequence[Suspect], class_names: Sequence[str], file_names: Mapping[str, str]) -> bytes:
     """suspicious_boxes.csv: CSV_COLUMNS, coordinates in pixels; an object without a box has no box_index."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for place, (image, entry) in enumerate(ranked, 1):
+    for place, (image, entry, doubt) in enumerate(ranked, 1):
         index = "" if entry.box_index is None else entry.box_index
         values = [f"{value:g}" for value in entry.box]
         name = file_names.get(image.image_id, "")
         reason = describe(entry, class_names)
         writer.writerow(
-            [place, image.image_id, name, index, class_names[entry.class_id], *values, f"{entry.doubt:.4f}", reason]
+            [place, image.image_id, name, index, class_names[entry.class_id], *values, f"{doubt:.4f}", reason]
         )
     return text.getvalue().encode()
 
@@ -312,7 +319,7 @@ def page_data(
     runs: Sequence[str],
     images: Sequence[Drawn],
     others: Sequence[Drawn] | None,
-    crops: Sequence[Crop],
+    ranked: Sequence[Suspect],
     *,
     class_names: Sequence[str],
     names: Mapping[str, str],
@@ -324,11 +331,12 @@ def page_data(
         runs: Names of the runs.
         images: Of the first run.
         others: Of the second run, or None.
-        crops: Suspicious boxes of the first run.
+        ranked: Of the first run, most suspicious first; the page shows NUM_SUSPECTS.
         class_names: Names of the classes.
         names: As from `file_names`.
         mlflow_run_id: MLflow run whose artifacts may hold the gallery.
     """
+    doubt_of = {(each.drawn.part, each.drawn.image_id): each.doubt for each in reversed(ranked)}  # the largest stays
     views = None if others is None else {(each.part, each.image_id): each.view for each in others}
     keys = dict.fromkeys(key for each in [*images, *(others or ())] for key in each.view.layers)
     epochs = sorted((key for key in keys if key.startswith("epoch-")), key=lambda key: int(key[6:]))
@@ -341,16 +349,16 @@ def page_data(
         "colours": class_palette(class_names)[: len(class_names)].tolist(),
         "layers": layers,
         "mlflow_run_id": mlflow_run_id,
-        "images": [_image_data(image, views) for image in images],
-        "suspects": [_suspect_data(crop, class_names, names) for crop in crops],
+        "images": [_image_data(image, views, doubt_of.get((image.part, image.image_id))) for image in images],
+        "suspects": [_suspect_data(n, each, class_names, names) for n, each in enumerate(ranked[:NUM_SUSPECTS])],
     }
 
 
-def _image_data(image: Drawn, views: Mapping[tuple[str, str], RunView] | None) -> dict[str, Any]:
-    shown = [asdict(_rounded(image.view))]
+def _image_data(image: Drawn, views: Mapping[tuple[str, str], RunView] | None, doubt: float | None) -> dict[str, Any]:
+    shown: list[dict[str, Any] | None] = [asdict(_rounded(image.view))]
     if views is not None:
         other = views.get((image.part, image.image_id))
-        shown.append(asdict(_rounded(other)) if other else None)  # type: ignore[arg-type]  # null: not an image of it
+        shown.append(asdict(_rounded(other)) if other else None)  # null: the other run does not have it
     return {
         "id": image.image_id,
         "part": image.part,
@@ -358,6 +366,7 @@ def _image_data(image: Drawn, views: Mapping[tuple[str, str], RunView] | None) -
         "height": image.height,
         "width": image.width,
         "shown": pictures.shown_size(image.height, image.width),
+        "doubt": None if doubt is None else round(doubt, 4),
         "boxes": [[round(value, 1) for value in box] for box in image.boxes],
         "runs": shown,
     }
@@ -367,22 +376,22 @@ def _rounded(view: RunView) -> RunView:
     def short(value: float | None) -> float | None:
         return None if value is None else round(value, 4)
 
-    return replace(view, cost=short(view.cost), change=short(view.change), iou=short(view.iou), doubt=short(view.doubt))
+    return replace(view, cost=short(view.cost), change=short(view.change), iou=short(view.iou))
 
 
-def _suspect_data(crop: Crop, class_names: Sequence[str], names: Mapping[str, str]) -> dict[str, Any]:
-    image, entry = crop.drawn, crop.entry
+def _suspect_data(place: int, suspect: Suspect, class_names: Sequence[str], names: Mapping[str, str]) -> dict[str, Any]:
+    image, entry, doubt = suspect
     return {
         "image": image.image_id,
         "name": names.get(image.image_id, image.image_id),
-        "file": crop.file,
-        "window": crop.window,
+        "file": crop_name(place),
+        "window": suspect.window,
         "box": [round(value, 1) for value in entry.box],
         "index": entry.box_index,
         "cls": entry.class_id,
         "rival": entry.rival,
         "kind": kind_of(entry),
-        "doubt": round(entry.doubt, 4),
+        "doubt": round(doubt, 4),
         "why": describe(entry, class_names),
     }
 
