@@ -101,12 +101,14 @@ def main(settings: Settings) -> None:
     if held_out:
         network = ["--run-dir", run_dir, "--checkpoint", "best"]
         run_step("predict", [*network, "--images", held_out.uri, "--out", held_out_masks, "--coco-json"])
-    run_step("gallery", ["--run-dir", run_dir, "--out", storage.join(out, "gallery")])
+    gallery = storage.join(out, "gallery", "index.html")
+    if not storage.exists(gallery):
+        run_step("gallery", ["--run-dir", run_dir, "--out", storage.join(out, "gallery")])
     taken = (time.monotonic() - started) / 60
     print(f"\nmasks of your images: {masks}/label_maps and {masks}/coco.json ({taken:.0f} minutes)")
     if held_out:
         print(f"masks of the {held_out.num_rows} held-out images, predicted: {held_out_masks}/label_maps and coco.json")
-    print(f"boxes that are probably wrong, and every image: {storage.join(out, 'gallery')}/index.html")
+    print(f"boxes that are probably wrong, and every image: {gallery}")
     print(f"report of the training: {RunFiles(run_dir).report}")
     print(f"masks of other images: python -m jobs.predict --run-dir {run_dir} --images FOLDER --out masks --overlays")
 
