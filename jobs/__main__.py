@@ -23,6 +23,7 @@ COMMANDS = {
         "compare",
         "tune_crf",
         "trimap",
+        "gallery",
         "figures",
         "predict",
         "serve",
@@ -30,7 +31,7 @@ COMMANDS = {
         "export_model",
     ),
     "use a cluster": ("calibrate", "plan", "submit"),
-    "maintain": ("bench", "drill", "compare_measures", "results_page"),
+    "maintain": ("bench", "drill", "compare_measures", "spoilt_boxes", "results_page"),
 }
 
 

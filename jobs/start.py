@@ -4,8 +4,8 @@
 
 Finds out the format of the boxes (COCO, Pascal VOC XML, YOLO, CSV, CVAT, LabelMe, Label Studio, Open Images, VIA),
 shows some images with their boxes, says what looks wrong and how long the work will take, and then does it: records,
-proposals, training, masks. Every step is a command of its own, which is shown before it runs. Run the command again to
-continue where it stopped; --look-only stops before the long steps.
+proposals, training, masks, gallery. Every step is a command of its own, which is shown before it runs. Run the command
+again to continue where it stopped; --look-only stops before the long steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Settings:
     """File or folder of the annotations."""
     out: str
     """Folder or URI to write: records, held_out (images to evaluate on), proposals, run (the training), masks,
-    masks_held_out, contact_sheet.jpg."""
+    masks_held_out, gallery, contact_sheet.jpg."""
     look_only: bool = False
     """Read and check the boxes, draw the contact sheet, and stop."""
     box_format: BoxFormat | None = None
@@ -101,10 +101,14 @@ def main(settings: Settings) -> None:
     if held_out:
         network = ["--run-dir", run_dir, "--checkpoint", "best"]
         run_step("predict", [*network, "--images", held_out.uri, "--out", held_out_masks, "--coco-json"])
+    gallery = storage.join(out, "gallery", "index.html")
+    if not storage.exists(gallery):
+        run_step("gallery", ["--run-dir", run_dir, "--out", storage.join(out, "gallery")])
     taken = (time.monotonic() - started) / 60
     print(f"\nmasks of your images: {masks}/label_maps and {masks}/coco.json ({taken:.0f} minutes)")
     if held_out:
         print(f"masks of the {held_out.num_rows} held-out images, predicted: {held_out_masks}/label_maps and coco.json")
+    print(f"boxes that are probably wrong, and every image: {gallery}")
     print(f"report of the training: {RunFiles(run_dir).report}")
     print(f"masks of other images: python -m jobs.predict --run-dir {run_dir} --images FOLDER --out masks --overlays")
 

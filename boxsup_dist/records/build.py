@@ -8,7 +8,6 @@ continues from the finished shards.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from boxsup_dist.distributed.build import ShardContent, build_table
 from boxsup_dist.distributed.shared import Reference
 from boxsup_dist.errors import InputError, RecordError, SettingError, UnreadableFileError
 from boxsup_dist.io import storage
-from boxsup_dist.records.reader import Entry, Reader
+from boxsup_dist.records.reader import Entry, Reader, count_records
 from boxsup_dist.records.settings import MAX_SKIPPED_SHARE, ROW_GROUP_SIZE, ROWS_PER_SHARD
 
 
@@ -133,22 +132,6 @@ def pack_records(
     left_out = [{"image_id": entry.name, "problem": text} for entry in entries for text in entry.left_out]
     counts = count_records(records, classes) | {"skipped": len(problems), "left_out_boxes": len(left_out)}
     return ShardContent(records_to_table(records), counts, problems + left_out)
-
-
-def count_records(records: Sequence[Record], classes: Sequence[str] = VOC_CLASSES) -> dict[str, int]:
-    """Numbers of images, of those with boxes and masks, of boxes by kind, clipped, and by class (`boxes.NAME`)."""
-    class_ids = Counter(int(class_id) for record in records for class_id in record.class_ids)
-    return {
-        "images": len(records),
-        "boxes": sum(class_ids.values()),
-        "difficult": sum(int(record.difficult.sum()) for record in records),
-        "crowd": sum(int(record.crowd.sum()) for record in records),
-        "clipped": sum(record.num_clipped for record in records),
-        "with_boxes": sum(len(record.class_ids) > 0 for record in records),
-        "with_mask": sum(record.gt_label_map is not None for record in records),
-        "with_instances": sum(record.instance_masks is not None for record in records),
-        **{f"boxes.{classes[class_id]}": count for class_id, count in sorted(class_ids.items())},
-    }
 
 
 def check_skipped(shards: Sequence[ShardInfo], max_share: float) -> None:

@@ -9,6 +9,7 @@ tests/unit/records/test_NAME.py.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -163,3 +164,19 @@ def draw(reader: Reader, num_images: int) -> Reader:
     chosen = sorted(sorted(range(len(reader.entries)), key=place)[:num_images])
     entries = [reader.entries[index] for index in chosen]
     return replace(reader, entries=entries, identity={**reader.identity, "draw": num_images}, published=None)
+
+
+def count_records(records: Sequence[Record], classes: Sequence[str] = VOC_CLASSES) -> dict[str, int]:
+    """Numbers of images, of those with boxes and masks, of boxes by kind, clipped, and by class (`boxes.NAME`)."""
+    class_ids = Counter(int(class_id) for record in records for class_id in record.class_ids)
+    return {
+        "images": len(records),
+        "boxes": sum(class_ids.values()),
+        "difficult": sum(int(record.difficult.sum()) for record in records),
+        "crowd": sum(int(record.crowd.sum()) for record in records),
+        "clipped": sum(record.num_clipped for record in records),
+        "with_boxes": sum(len(record.class_ids) > 0 for record in records),
+        "with_mask": sum(record.gt_label_map is not None for record in records),
+        "with_instances": sum(record.instance_masks is not None for record in records),
+        **{f"boxes.{classes[class_id]}": count for class_id, count in sorted(class_ids.items())},
+    }

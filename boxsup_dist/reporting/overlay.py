@@ -42,7 +42,7 @@ def overlay(
         shown = label_map != BACKGROUND
         mixed = (1 - opacity) * image[shown] + opacity * colours[label_map[shown]]
         drawn[shown] = np.round(mixed).astype(np.uint8)
-        edge = shown & (label_map != IGNORE_INDEX) & _near_another_class(label_map, contour_px)
+        edge = shown & (label_map != IGNORE_INDEX) & near_another_class(label_map, contour_px)
         drawn[edge] = colours[label_map[edge]]
     if boxes is not None:
         assert box_classes is not None
@@ -51,7 +51,7 @@ def overlay(
     return drawn
 
 
-def _near_another_class(label_map: NDArray[np.uint8], width_px: int) -> NDArray[np.bool_]:
+def near_another_class(label_map: NDArray[np.uint8], width_px: int) -> NDArray[np.bool_]:
     """Pixels (H, W) with another class within `width_px`, along rows or columns."""
     near = np.zeros(label_map.shape, bool)
     for step in range(1, width_px + 1):

@@ -202,11 +202,12 @@ def print_result(run_dir: str, summary: Summary) -> None:
 
 
 def print_where(run_dir: str, mlflow: MlflowRun) -> None:
-    """Lines for the end of a command that trained: report, MLflow, and the next command."""
+    """Lines for the end of a command that trained: report, MLflow, and the next commands."""
     files = RunFiles(run_dir)
     lines = {
         "report": files.report,
         "MLflow": _how_to_open(mlflow),
+        "look": f"python -m jobs.gallery --run-dir {files.run_dir} --out FOLDER",
         "next": f"python -m jobs.predict --run-dir {files.run_dir} --images FOLDER --out FOLDER --overlays",
     }
     for name, text in lines.items():

@@ -65,6 +65,9 @@ def test_a_folder_of_photos_and_boxes_becomes_masks(tmp_path, ray_local, capsys,
     coco = json.loads((out / "masks" / "coco.json").read_text())
     assert all(category["name"].startswith("my ") for category in coco["categories"]) and coco["annotations"]
     assert sorted(f"own/{image['file_name']}" for image in coco["images"]) == label_maps
+    page, listed = (out / "gallery" / "index.html").read_text(), (out / "gallery" / "suspicious_boxes.csv").read_text()
+    assert all(f'"own/{folder}/{n}' in page for folder in "ab" for n in range(3)) and '"part": "validation"' in page
+    assert all(name[4:] in listed for name in label_maps) and not any(name[4:] in listed for name in held_out)
     label_map = np.asarray(Image.open(out / "masks" / "label_maps" / label_maps[0]))
     formats = ("coco_polygons", "yolo", "labelme", "cvat")
     export_labels.main(export_labels.Settings(str(out / "run"), str(tmp_path / "tools"), formats=formats))

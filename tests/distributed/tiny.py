@@ -27,7 +27,7 @@ from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, proposals_to
 from boxsup_dist.data.superpixels import superpixel_extents, union_boxes
 from boxsup_dist.data.tables import Table
 from boxsup_dist.model import networks
-from boxsup_dist.records.build import count_records
+from boxsup_dist.records.reader import count_records
 
 NUM_TRAIN, NUM_VAL = 14, 5
 ROWS_PER_SHARD, ROW_GROUP_SIZE = 8, 4

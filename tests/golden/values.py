@@ -40,7 +40,7 @@ from boxsup_dist.data.schema import VOC_CLASSES, Proposals, Record, proposals_to
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.proposals.methods import find_method
 from boxsup_dist.records import voc
-from boxsup_dist.records.build import count_records
+from boxsup_dist.records.reader import count_records
 from boxsup_dist.records.synthetic import image_name, write_synthetic
 from boxsup_dist.training.stream import Batch, TrainingPair, load_slice
 from boxsup_dist.training.worker import TrainWorker

@@ -16,6 +16,7 @@ from PIL import Image
 
 from boxsup_dist.config import OptimizerSettings
 from boxsup_dist.runs.train import train
+from jobs import gallery
 from jobs.drill.mlflow_server import WAIT_S, Server
 from tests.distributed import tiny
 
@@ -122,3 +123,25 @@ def test_the_report_is_a_page_by_itself(finished: dict[str, Any], browser: Brows
     text = browser.text(report.as_uri(), wanted)
     assert [part for part in wanted if part not in text] == [], text[:3000]
     assert_drawn(browser.shot)
+
+
+def test_the_gallery_opens_from_its_folder_and_among_the_artifacts(
+    server: Server, finished: dict[str, Any], browser: Browser, tmp_path: Path
+) -> None:
+    run_dir = str(Path(finished["checkpoint"]).parents[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        gallery.main(gallery.Settings(run_dir, str(tmp_path), log=True))
+    page = (tmp_path / "index.html").as_uri()
+    boxes = browser.text(page, ["Suspicious boxes", "page 1 of 1", "doubt"])
+    assert "the network" in boxes or "no strong sign" in boxes
+    assert_drawn(browser.shot)
+    images = browser.text(f"{page}#images", ["tiny/train_00", "tiny/val_00", "overlap cost"])
+    assert "14 images" not in images and "19 found, page 1 of 1" in images
+    large = browser.text(f"{page}#image=tiny/train_00", ["label map, epoch 1", "ground truth", "previous"])
+    assert "label map, epoch 1" in large and "ground truth" in large
+    browser.text(run_url(server, finished["mlflow"]["run_id"]) + "/artifacts/gallery/index.html", ["gallery"])
+    assert_drawn(browser.shot)
+    # The page lies in a frame of its own there; that it found its pictures is seen at the server.
+    log = (server.folder / "server.log").read_text()
+    assert re.search(r"GET /get-artifact\?path=gallery%2Fboxes%2F0000.webp\S* HTTP/1.1\" 200", log), log[-3000:]

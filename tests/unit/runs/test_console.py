@@ -221,5 +221,6 @@ def test_the_end_says_what_to_do(
         "supervision box, validation mean IoU 46.20, label maps' mean IoU 57.00 -> 71.50",
         f"{tmp_path}/report.html",
         expected,
+        f"python -m jobs.gallery --run-dir {tmp_path} --out FOLDER",
         f"python -m jobs.predict --run-dir {tmp_path} --images FOLDER --out FOLDER --overlays",
     ]

@@ -4,8 +4,8 @@ import numpy as np
 
 from boxsup_dist.data.schema import Record, records_to_table
 from boxsup_dist.data.tables import Table, begin, publish, write_shard
-from boxsup_dist.records.build import count_records
 from boxsup_dist.records.own.doubts import find_doubts
+from boxsup_dist.records.reader import count_records
 from tests import devkit
 
 CLASSES = ("background", "cat", "dog")
