@@ -55,22 +55,22 @@ def main(settings: Settings) -> None:
     from boxsup_dist.distributed import session
     from boxsup_dist.records.own.doubts import find_doubts
     from boxsup_dist.reporting.gallery import render_gallery
-    from boxsup_dist.runs import gallery
+    from boxsup_dist.runs import gallery_page
 
     session.start()
     out = storage.absolute(settings.out)
-    page = storage.join(out, gallery.PAGE)
+    page = storage.join(out, gallery_page.PAGE)
     storage.remove(page)  # there is a page only when its pictures are whole
     runs = [_drawn(settings.run_dir, settings.checkpoint, settings, 1)]
     if settings.other_run_dir is not None:
         runs.append(_drawn(settings.other_run_dir, None, settings, 2))
         first, other = runs[0][0], runs[1][0]
-        gallery.check_same_classes(other.run_dir, other.class_names, first.class_names, first.run_dir)
+        gallery_page.check_same_classes(other.run_dir, other.class_names, first.class_names, first.run_dir)
     job, images, ranked = runs[0]
-    names = gallery.file_names(job.mixture)
-    storage.write_bytes(storage.join(out, gallery.BOXES), gallery.boxes_csv(ranked, job.class_names, names))
+    names = gallery_page.file_names(job.mixture)
+    storage.write_bytes(storage.join(out, gallery_page.BOXES), gallery_page.boxes_csv(ranked, job.class_names, names))
     titles = _titles([each.run_dir for each, _, _ in runs])
-    data = gallery.page_data(
+    data = gallery_page.page_data(
         titles,
         images,
         runs[1][1] if len(runs) > 1 else None,
@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
     storage.write_bytes(page, render_gallery(" and ".join(titles), facts, doubts, data).encode())
     summary = {
         "gallery": page,
-        "suspicious_boxes": storage.join(out, gallery.BOXES),
+        "suspicious_boxes": storage.join(out, gallery_page.BOXES),
         "num_images": len(images),
         "num_boxes": sum(len(image.boxes) for image in images if image.part == "training"),
     }
@@ -100,7 +100,7 @@ def _drawn(
     import ray
 
     from boxsup_dist.model import checkpoint
-    from boxsup_dist.runs import gallery
+    from boxsup_dist.runs import gallery, gallery_page
     from boxsup_dist.runs.examples import epochs_to_show
     from boxsup_dist.runs.inputs import open_inputs
     from boxsup_dist.runs.layout import RunFiles
@@ -134,9 +134,9 @@ def _drawn(
                 job=job,
             )
             images = [image for part in parts for image in part]
-        ranked = gallery.rank(images) if number == 1 else []
+        ranked = gallery_page.rank(images) if number == 1 else []
         by_unit: dict[int, dict[int, Suspect]] = defaultdict(dict)
-        for place, suspect in enumerate(ranked[: gallery.NUM_SUSPECTS]):
+        for place, suspect in enumerate(ranked[: gallery_page.NUM_SUSPECTS]):
             by_unit[suspect.drawn.unit][place] = suspect
         doubtful = [piece for piece in pieces if piece.part == "training" and piece.unit in by_unit]
         for _ in pool.map(gallery.draw_crops, doubtful, job=job, crops=dict(by_unit)):

@@ -16,7 +16,7 @@ from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES
 from boxsup_dist.data.sources import Mixture, Source, make_units
 from boxsup_dist.errors import InputError
 from boxsup_dist.reporting import gallery as pictures
-from boxsup_dist.runs import gallery
+from boxsup_dist.runs import gallery, gallery_page
 from tests.distributed import tiny
 
 
@@ -76,8 +76,8 @@ def test_a_damaged_image_is_left_out_and_masks_that_the_run_may_not_see_are_not_
 def test_the_page_has_both_runs_and_the_list_has_every_box(tmp_path, records):
     images = draw(job_of(tmp_path, records))
     others = draw(job_of(tmp_path, records[:3], number=2))
-    ranked = gallery.rank(images)
-    data = gallery.page_data(
+    ranked = gallery_page.rank(images)
+    data = gallery_page.page_data(
         ["a", "b"],
         images,
         others,
@@ -92,7 +92,7 @@ def test_the_page_has_both_runs_and_the_list_has_every_box(tmp_path, records):
     assert "a &lt;/script&gt; b" in page and "&lt;b&gt;doubt" in page
     assert [each["runs"][1] is None for each in data["images"]] == [False] * 3 + [True] * 3 + [False]
     rows = list(
-        csv.DictReader(io.StringIO(gallery.boxes_csv(ranked, VOC_CLASSES, {"tiny/train_00": "0.jpg"}).decode()))
+        csv.DictReader(io.StringIO(gallery_page.boxes_csv(ranked, VOC_CLASSES, {"tiny/train_00": "0.jpg"}).decode()))
     )
     boxes = [(row["image_id"], int(row["box_index"])) for row in rows if row["box_index"]]
     assert sorted(boxes) == sorted((r.image_id, k) for r in records for k in range(len(r.class_ids)) if not r.crowd[k])
@@ -107,7 +107,7 @@ def test_the_page_has_both_runs_and_the_list_has_every_box(tmp_path, records):
 
 def test_runs_of_other_classes_are_refused():
     with pytest.raises(InputError, match="different classes: compare runs of the classes of A"):
-        gallery.check_same_classes("B", ("background", "x"), ("background", "y"), "A")
+        gallery_page.check_same_classes("B", ("background", "x"), ("background", "y"), "A")
 
 
 def test_the_picture_of_a_box_shows_its_surroundings_and_stays_in_the_image():
