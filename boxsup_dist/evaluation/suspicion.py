@@ -98,7 +98,7 @@ def suspect_boxes(
     """
     prediction = probs.argmax(0)
     entries = []
-    for k in np.flatnonzero(~record.crowd):
+    for k in np.flatnonzero(~record.crowd).tolist():
         box, class_id = record.boxes_xyxy[k], int(record.class_ids[k])
         x0, y0, x1, y1 = pixel_box(box, record.height, record.width)
         inside = probs[:, y0:y1, x0:x1]
@@ -112,7 +112,7 @@ def suspect_boxes(
         costs = np.where(np.isnan(costs), 1.0, costs)
         entries.append(
             Suspicion(
-                int(k),
+                k,
                 class_id,
                 tuple(float(value) for value in box),  # type: ignore[arg-type]  # four of them
                 float(np.median(costs)) if len(costs) else 0.0,

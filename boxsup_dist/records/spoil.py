@@ -130,12 +130,9 @@ def _moved(
     sides = box[2:] - box[:2]
     limit = np.array([shape[1], shape[0]], np.float32)
     offsets = [np.array([x, y]) / 2 for x in (-1, 1) for y in (-1, 1)]
-    for offset in rng.permutation(len(offsets)) if kind == "shifted" else [0]:
-        low, high = box[:2], box[2:]
-        if kind == "shifted":
-            low, high = low + offsets[offset] * sides, high + offsets[offset] * sides
-        else:
-            low, high = low - sides / 2, high + sides / 2
+    moves = [(offsets[n] * sides, offsets[n] * sides) for n in rng.permutation(len(offsets))]
+    for move_low, move_high in moves if kind == "shifted" else [(-sides / 2, sides / 2)]:
+        low, high = box[:2] + move_low, box[2:] + move_high
         moved = np.concatenate([np.clip(low, 0, limit), np.clip(high, 0, limit)]).astype(np.float32)
         if (moved[2:] - moved[:2]).min() >= 4 and _iou(box, moved) < LEAST_CHANGE:
             return moved
