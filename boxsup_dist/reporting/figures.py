@@ -165,7 +165,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], panels: Sequence[Panel])
     Returns:
         The PNG file; None if no metric has a curve.
     """
-    shown = [(title, _drawn(history, keys), factor) for title, keys, factor in panels]
+    shown = [(_titled_alone(title, keys, history), _drawn(history, keys), factor) for title, keys, factor in panels]
     shown = [panel for panel in shown if any(_is_curve(history, key) for key in panel[1])]
     if not shown:
         return None
@@ -179,6 +179,12 @@ def curves_figure(history: Sequence[Mapping[str, Any]], panels: Sequence[Panel])
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     return png(figure)
+
+
+def _titled_alone(title: str, keys: Mapping[str, str], history: Sequence[Mapping[str, Any]]) -> str:
+    """A panel's title; with the name of its curve where it has only one of several, for which there is no legend."""
+    drawn = _drawn(history, keys)
+    return f"{title}: {next(iter(drawn.values()))}" if len(drawn) == 1 < len(keys) else title
 
 
 def stages_figure(history: Sequence[Mapping[str, Any]]) -> bytes | None:

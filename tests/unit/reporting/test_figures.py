@@ -159,3 +159,12 @@ def test_boxes_are_outlined_in_their_colour_and_the_rest_stays() -> None:
     assert (outlined[30:32, 50:60] == palette[2]).all() and (outlined[33:37, 53:57] == 7).all()
     assert (outlined[0:2, 0:2] == palette[3]).all()
     assert (outlined[0:5, 2:50] == 7).all()
+
+
+def test_a_panel_with_one_curve_of_several_names_it(monkeypatch):
+    titles = []
+    monkeypatch.setattr(figures, "finish_axes", lambda axes, title, epochs: titles.append(title))
+    history = [{"epoch": n, "label_mean_iou": 60.0 + n, "train_loss": 1.0 / n} for n in (1, 2)]
+    figures.curves_figure(history, figures.QUALITY)
+    figures.curves_figure([{**row, "mean_iou": 40.0 + row["epoch"]} for row in history], figures.QUALITY)
+    assert titles == ["Mean IoU (%): label maps", "Training loss", "Mean IoU (%)", "Training loss"]
