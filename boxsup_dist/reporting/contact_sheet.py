@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from boxsup_dist.data.palette import bright_colours
+from boxsup_dist.reporting.font import font
 
 TILE_PX, COLUMNS, GAP_PX, LINE_PX = 320, 4, 8, 3
 _BRIGHT = 140  # of 255: on a brighter colour the text is black
@@ -52,7 +53,7 @@ def _tile(boxed: Boxed, classes: Sequence[str]) -> Image.Image:
     height, width = boxed.image.shape[:2]
     scale = TILE_PX / max(width, height)
     photo = Image.fromarray(boxed.image).resize((max(1, round(width * scale)), max(1, round(height * scale))))
-    font = ImageFont.load_default(13)
+    letters = font(12)
     caption = 18
     tile = Image.new("RGB", (TILE_PX, photo.height + caption), "white")
     tile.paste(photo, (0, 0))
@@ -64,11 +65,11 @@ def _tile(boxed: Boxed, classes: Sequence[str]) -> Image.Image:
         colour: tuple[int, ...] = tuple(int(value) for value in colours[class_id])
         pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colour, width=LINE_PX)
         text = classes[class_id]
-        left, top, right, bottom = pen.textbbox((x0 + LINE_PX, y0 + LINE_PX), text, font=font)
+        left, top, right, bottom = pen.textbbox((x0 + LINE_PX, y0 + LINE_PX), text, font=letters)
         pen.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=colour)
         bright = 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] > _BRIGHT
-        pen.text((x0 + LINE_PX, y0 + LINE_PX), text, fill="black" if bright else "white", font=font)
-    pen.text((0, photo.height + 2), _short(boxed.name), fill="black", font=font)
+        pen.text((x0 + LINE_PX, y0 + LINE_PX), text, fill="black" if bright else "white", font=letters)
+    pen.text((0, photo.height + 2), _short(boxed.name), fill="black", font=letters)
     return tile
 
 

@@ -38,6 +38,13 @@ def test_a_box_is_drawn_where_it_lies(height, width):
     assert np.abs(sheet[bottom, right] - bright_colours(2)[1]).max() < 60
 
 
+def test_class_names_of_other_scripts_can_be_read():
+    cat, house = (
+        draw_contact_sheet([boxed(40, 80, [[0, 0, 80, 40]], [1])], ("background", name)) for name in ("кот", "дом")
+    )
+    assert cat != house, "a font without these letters draws the same boxes for both"
+
+
 def test_bright_colours_are_bright_and_apart():
     colours = bright_colours(100).astype(int)
     assert (colours.max(1) >= 250).all() and len(np.unique(colours, axis=0)) == 100
