@@ -79,7 +79,7 @@ def names_of_files(uris: Iterable[str], inputs: Sequence[InputNames]) -> dict[st
         uris: Absolute URIs of the files.
         inputs: Names of one or more tables' inputs.
     """
-    places = []
+    places: list[tuple[str, dict[str, InputImage]]] = []
     for each in inputs:
         by_path = {image_id.partition("/")[2]: image for image_id, image in each.images.items()}
         places += [(f"{folder}/", by_path) for folder in each.folders]

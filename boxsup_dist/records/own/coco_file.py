@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
-from boxsup_dist.errors import RecordError
+import numpy as np
+
+from boxsup_dist.errors import InputError, RecordError
 from boxsup_dist.records import coco
 from boxsup_dist.records.boxes import is_numbers
 from boxsup_dist.records.own.annotations import AnnotatedImage, Annotations, Box
+
+_FEW_BOXES, _MANY_SHARE = 5, 0.2  # so many boxes that stick out are no slips of a hand
 
 
 def read(uri: str) -> Annotations:
     """Read one file.
 
     Raises:
-        InputError: It is not such a file.
+        InputError: It is not such a file, or its boxes are corners.
     """
     index = coco.read_index(uri, "all")
+    _refuse_corners(index, uri)
     images = [_image(image, index, uri) for image in index.images]
     return Annotations("coco", images, index.classes[1:], category_ids=coco.category_ids(index))
+
+
+def _refuse_corners(index: coco.CocoIndex, file: str) -> None:
+    """InputError if many boxes stick out as [x, y, width, height], and all fit their images as [x0, y0, x1, y1]."""
+    boxes = [
+        (*annotation["bbox"], image.width, image.height)
+        for image in index.images
+        for annotation in image.annotations
+        if is_numbers(annotation.get("bbox"), 4)
+    ]
+    if len(boxes) < _FEW_BOXES:
+        return
+    x, y, third, fourth, width, height = np.array(boxes, np.float64).T
+    stick_out = (x + third > width + 1) | (y + fourth > height + 1)
+    are_corners = (x < third) & (y < fourth) & (third <= width + 1) & (fourth <= height + 1)
+    if stick_out.mean() > _MANY_SHARE and are_corners.all():
+        found, expected = list(boxes[int(stick_out.argmax())][:4]), "[x, y, width, height]"
+        raise InputError(
+            "the boxes are corners, x0, y0, x1, y1", file=file, field="annotations.bbox", value=found, expected=expected
+        )
 
 
 def _image(image: coco.CocoImage, index: coco.CocoIndex, file: str) -> AnnotatedImage:

@@ -222,6 +222,7 @@ BRUSH = json.dumps(
 VIA = json.dumps(
     {"d.jpg1": {"filename": "d.jpg", "regions": [{"shape_attributes": {"name": "rect"}, "region_attributes": {}}]}}
 )
+CORNERS = {"d.jpg": (SIZE, [("cat", (10, 5, 45, 30))] * 5)}  # COCO's numbers are 10, 5, 35, 25
 CSV = "image,x0,y0,x1,y1,class\n"
 WRONG = {
     "an empty file": (lambda r: _file(r, "b.json", ""), "the file is empty"),
@@ -267,6 +268,7 @@ WRONG = {
         lambda r: _coco(r, "annotations", category_id=99),
         r"annotation 1000, category_id; found: 99; expected: an id of the file's categories \(7, 10, 13\)",
     ),
+    "corners in COCO": (lambda r: WRITERS["coco"](r / "in", CORNERS), "the boxes are corners.*found: .10, 5, 35, 25"),
     "an image that is not listed": (lambda r: _coco(r, "annotations", image_id=99), "image_id; found: 99"),
     "a track of CVAT's": (lambda r: _file(r, "a.xml", "<annotations><track/></annotations>"), "export the task as"),
     "points only": (lambda r: _file(r, "d.json", LABELME_POINT), "no box.*found: 'a point is left out"),
