@@ -17,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from boxsup_dist.config import differences
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
 from boxsup_dist.reporting.text_table import format_table
 from boxsup_dist.runs.command_line import run
+from boxsup_dist.runs.kept_config import read_config
+from boxsup_dist.runs.layout import RunFiles
 
 if TYPE_CHECKING:
     from boxsup_dist.evaluation.bootstrap import Estimate
@@ -59,6 +62,7 @@ def main(settings: Settings) -> None:
     compared = compare({name: [next(matrices) for _ in folders] for name, folders in arms.items()}, class_names)
     for name, folders in arms.items():
         print(f"{name}: {', '.join(folders)}")
+        _warn_of_settings(folders)
     print(f"{num_images} images, {NUM_DRAWS:,} draws; in brackets the 95 % interval\n")
     first, *others = arms
     for name in others:
@@ -96,6 +100,16 @@ def _common_start(names: Sequence[str]) -> str:
 
 def _folders(arm: str) -> list[str]:
     return [storage.absolute(part) for part in arm.split(",") if part]
+
+
+def _warn_of_settings(folders: Sequence[str]) -> None:
+    """Name the settings, besides the seed, in which the runs of an arm differ."""
+    runs = [folder for folder in folders if storage.exists(RunFiles(folder).config)]
+    for other in runs[1:]:
+        found = differences(read_config(runs[0]), read_config(other))
+        names = [name for name in found if name not in ("run_dir", "seed") and not name.startswith("resources.")]
+        if names:
+            print(f"warning: {other} differs from {runs[0]} in more than its seed: {', '.join(names)}")
 
 
 def _tables(first: str, name: str, compared: Compared) -> Iterator[str]:

@@ -187,15 +187,9 @@ def measure_labels(
         TableError: No record has ground truth.
     """
     chosen = mixture.with_measurable_labels()
-    results = pool.map(
-        _measure_unit,
-        chosen,
-        on_progress=on_progress,
-        on_lost=name_rows(mixture.place),
-        labels=labels,
-        mixture=mixture,
-        num_classes=num_classes,
-    )
+    options: dict[str, Any] = {"labels": labels, "mixture": mixture, "num_classes": num_classes}
+    lost = name_rows(mixture.place)
+    results = pool.map(_measure_unit, chosen, on_progress=on_progress, on_lost=lost, **options)
     total = sum(results, LabelResult.empty(num_classes))
     _check_any(total.decided.num_images, mixture.units[chosen[0]].source.records)
     return total

@@ -12,6 +12,7 @@ from boxsup_dist.config import AssignmentSettings, Supervision
 from boxsup_dist.data.painting import (
     GRANTED_COLUMNS,
     Segment,
+    both_painter,
     paint_rectangles,
     paint_segments,
     painter,
@@ -54,6 +55,18 @@ EXPECTED = {
 def test_every_supervision_paints_from_what_it_is_granted(tmp_path, supervision):
     source = make_source(tmp_path, supervision, [make_record()])
     np.testing.assert_array_equal(paint(source, {"a": [segment_of(0)]}), EXPECTED[supervision])
+
+
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+def test_both_maps_are_those_of_the_two_painters(tmp_path, supervision):
+    source = make_source(tmp_path, supervision, [make_record()])
+    chosen, assignment = {"a": [segment_of(0, undecided=(1,))]}, AssignmentSettings(ignore_outside=True)
+    (unit,) = make_units([source])
+    record = next(iter_records(source.records.read(unit.where, GRANTED_COLUMNS[supervision])))
+    both = both_painter(unit, chosen, assignment)(record)
+    np.testing.assert_array_equal(both.decided, paint(source, chosen, assignment, decided=True))
+    np.testing.assert_array_equal(both.trained, paint(source, chosen, assignment))
+    assert (both.decided != both.trained).any() == (supervision == "box")
 
 
 @pytest.mark.parametrize("supervision", SUPERVISIONS)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from boxsup_dist.config import SourceSettings, TrainConfig
 from boxsup_dist.errors import InputError, SettingError
 from boxsup_dist.evaluation.by_image import sparse_rows
 from boxsup_dist.evaluation.confusion import mean_iou
 from boxsup_dist.evaluation.units import UnitResult
 from boxsup_dist.runs.evaluated import keep_matrices
+from boxsup_dist.runs.kept_config import write_config
 from boxsup_dist.runs.layout import RunFiles
 from jobs import compare
 
@@ -77,6 +80,19 @@ def test_arms_of_several_runs_are_compared_by_their_means(tmp_path, capsys):
     by_run = [100 * (mean_iou(sums["same", seed]) - mean_iou(sums["box", seed])) for seed in (0, 1)]
     assert result["mean_iou_by_run"]["same"] == pytest.approx(by_run)
     assert result["differences"]["same"][0]["value"] == pytest.approx(np.mean(by_run))
+
+
+def test_runs_of_an_arm_that_differ_in_more_than_their_seed_are_named(tmp_path, capsys):
+    for seed, epochs in ((0, 4), (1, 4), (2, 5)):
+        evaluated(tmp_path / str(seed), 0.6, seed=seed)
+        source = SourceSettings("records", "mask")
+        config = TrainConfig(str(tmp_path / str(seed)), (source,), "val", seed=seed)
+        write_config(replace(config, optimizer=replace(config.optimizer, epochs=epochs)))
+    evaluated(tmp_path / "other", 0.6, seed=3)
+    runs = [str(tmp_path / name) for name in ("0", "1", "2")]
+    compare.main(compare.Settings((",".join(runs), str(tmp_path / "other"))))
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert warning == f"warning: {runs[2]} differs from {runs[0]} in more than its seed: optimizer.epochs"
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path):

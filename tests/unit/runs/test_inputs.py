@@ -70,3 +70,18 @@ def test_of_one_table_masks_train_where_there_are_some_and_boxes_elsewhere(tmp_p
         open_inputs(replace(config, sources=(masks,)))
     with pytest.raises(InputError, match="8 images are in two tables"):
         open_inputs(replace(config, sources=(boxes, boxes)))
+
+
+def test_classes_weigh_alike_unless_a_setting_says_otherwise(tmp_path):
+    table = tiny.write_records(tmp_path / "records", [tiny.make_record(i, "train") for i in range(4)])
+    config = tiny.make_config(
+        tmp_path,
+        tmp_path / "run",
+        sources=(SourceSettings(table.uri, "rectangles"),),
+        val_records=None,
+        evaluate_every=0,
+    )
+    config = replace(config, optimizer=replace(config.optimizer, class_balance=0.0))
+    assert open_inputs(config).mixture.class_weights is None
+    weighed = replace(config, optimizer=replace(config.optimizer, foreground_weight=2.0))
+    assert open_inputs(weighed).mixture.class_weights == (1.0, *[2.0] * (len(table.classes) - 1))
