@@ -61,6 +61,12 @@ def parse_shared(uri: str, name: str) -> list[dict[str, Any]]:
     return _of_image(_read_shared(uri), name)
 
 
+def check_shared(uri: str) -> None:
+    """Raise InputError if a file of all images is missing, or has another form."""
+    _read_shared(uri)
+    _read_shared.cache_clear()  # the tasks read their own: this one would only fill the memory
+
+
 def decode(
     items: Sequence[dict[str, Any]], image: Mapping[str, Any], shape: tuple[int, int], max_candidates: int | None
 ) -> Found:
