@@ -135,7 +135,8 @@ def merge(first: Proposals, second: Proposals) -> Proposals:
     # The second's ids lead: superpixels of a hierarchy are numbered so that they compress well.
     pairs, places = np.unique(second.superpixels.astype(np.int64) * count + first.superpixels, return_inverse=True)
     members = _pieces(first, pairs % count) + _pieces(second, pairs // count)
-    return encode(Found(places.reshape(first.superpixels.shape), members, None), image_id=first.image_id)
+    superpixels = places.reshape(first.superpixels.shape).astype(np.int64)
+    return encode(Found(superpixels, members, None), image_id=first.image_id)
 
 
 def _pieces(proposals: Proposals, owners: NDArray[np.int64]) -> list[NDArray[np.int32]]:
@@ -146,4 +147,5 @@ def _pieces(proposals: Proposals, owners: NDArray[np.int64]) -> list[NDArray[np.
     membership = scipy.sparse.csr_matrix(inside, (len(proposals), superpixels))
     product = membership @ scipy.sparse.csr_matrix(parts, (superpixels, pieces))
     product.sort_indices()
-    return np.split(product.indices, product.indptr[1:-1]) if len(proposals) else []
+    found: list[NDArray[np.int32]] = np.split(product.indices, product.indptr[1:-1])
+    return found if len(proposals) else []

@@ -15,6 +15,7 @@ score, equal scores in the order of the file; without scores they keep the order
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,10 @@ def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, im
     """
     name = storage.safe_name(image_id.split("/", 1)[-1], field="image_id")
     folder, shape = storage.absolute(settings.folder), (image.shape[0], image.shape[1])
-    is_shared = settings.format == "rle" and folder.endswith(".json")
-    file = folder if is_shared else storage.join(folder, name + (".json" if settings.format == "rle" else ".mat"))
+    file = storage.join(folder, name + (".json" if settings.format == "rle" else ".mat"))
+    file = folder if _is_shared(settings) else file
     try:
-        if is_shared:
+        if _is_shared(settings):
             found = mask_files.decode(mask_files.parse_shared(file, name), {}, shape, settings.max_candidates)
         elif settings.format == "rle":
             items, said = mask_files.parse(_read(file), name)
@@ -65,6 +66,26 @@ def import_proposals(image: NDArray[np.uint8], settings: ImportedSettings, *, im
         return encode(found, settings.max_candidates, image_id=image_id)
     except RecordError as error:
         raise error.at(file=file) from None
+
+
+def identity(settings: ImportedSettings) -> dict[str, Any]:
+    """The settings as JSON values: what distinguishes a build from any other.
+
+    Raises:
+        InputError: The folder is absent, or the one file of all images is missing or damaged: said before a build
+            starts.
+    """
+    folder = storage.absolute(settings.folder)
+    if not storage.exists(folder):
+        raise MissingFileError("no such folder or file", file=folder, field="folder")
+    if _is_shared(settings):
+        mask_files.check_shared(folder)
+    return asdict(settings)
+
+
+def _is_shared(settings: ImportedSettings) -> bool:
+    """Whether the files are one file with the masks of all images."""
+    return settings.format == "rle" and settings.folder.endswith(".json")
 
 
 def _read(file: str) -> bytes:

@@ -61,6 +61,12 @@ def parse_shared(uri: str, name: str) -> list[dict[str, Any]]:
     return _of_image(_read_shared(uri), name)
 
 
+def check_shared(uri: str) -> None:
+    """Raise InputError if a file of all images is missing, or has another form."""
+    _read_shared(uri)
+    _read_shared.cache_clear()  # the tasks read their own: this one would only fill the memory
+
+
 def decode(
     items: Sequence[dict[str, Any]], image: Mapping[str, Any], shape: tuple[int, int], max_candidates: int | None
 ) -> Found:
@@ -82,7 +88,9 @@ def decode(
             "the file is of an image of another size", field="image.width, image.height", value=found, expected=expected
         )
     scores = _scores(items)
-    order = range(len(items)) if scores is None else np.argsort(-np.array(scores, np.float64), kind="stable")
+    order: Sequence[int] = range(len(items))
+    if scores is not None:
+        order = np.argsort(-np.array(scores, np.float64), kind="stable").tolist()
 
     def scored() -> Iterator[tuple[NDArray[np.bool_], float | None]]:
         for j in order:
@@ -149,14 +157,15 @@ def _scores(items: Sequence[dict[str, Any]]) -> list[float] | None:
     present = [name for name in _SCORES if any(item.get(name) is not None for item in items)]
     if not present:
         return None
-    values = [item.get(present[0]) for item in items]
-    for j, value in enumerate(values):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
-        if not is_number:
+    scores: list[float] = []
+    for j, item in enumerate(items):
+        value = item.get(present[0])
+        if not isinstance(value, int | float) or isinstance(value, bool) or not -_LARGEST < value < _LARGEST:
             raise RecordError(
                 f"mask {j + 1} has no score", field=present[0], value=value, expected="a number for each mask, or none"
             )
-    return values  # type: ignore[return-value]  # checked one by one
+        scores.append(value)
+    return scores
 
 
 def _decode_mask(segmentation: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:

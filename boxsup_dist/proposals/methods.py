@@ -25,6 +25,7 @@ from boxsup_dist.errors import SettingError
 from boxsup_dist.proposals.edges import Boundaries
 from boxsup_dist.proposals.encoding import merge
 from boxsup_dist.proposals.gop import gop
+from boxsup_dist.proposals.imported import identity as imported_identity
 from boxsup_dist.proposals.imported import import_proposals
 from boxsup_dist.proposals.mcg import detect, mcg
 from boxsup_dist.proposals.mcg import identity as mcg_identity
@@ -54,7 +55,7 @@ METHODS: dict[MethodName, Method] = {
     "mcg": Method(mcg, SETTINGS["mcg"], detect, identity=mcg_identity),
     "selective_search": Method(selective_search, SETTINGS["selective_search"]),
     "gop": Method(gop, SETTINGS["gop"]),
-    "imported": Method(import_proposals, SETTINGS["imported"]),
+    "imported": Method(import_proposals, SETTINGS["imported"], identity=imported_identity),
     "prompted": Method(prompted, SETTINGS["prompted"], needs_boxes=True, identity=prompted_identity),
 }
 

@@ -142,7 +142,9 @@ class Segmenter:
         """The encoder's input, and the height and width of the image in the coordinates of the points."""
         height, width = image.shape[:2]
         if self.family is _EFFICIENT:
-            return image.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255), (height, width)
+            whole = image.transpose(2, 0, 1)[None].astype(np.float32)
+            whole /= 255
+            return whole, (height, width)
         frame = (_SIDE, _SIDE)
         if self.family is _SAM:
             scale = _SIDE / max(height, width)

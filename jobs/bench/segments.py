@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,7 +70,8 @@ def main(settings: Segments) -> None:
     assignment = RECIPES["mini"]("unused", (), None).assignment
     empty = UnitResult.empty(num_classes)
     alone = sum((labels_of(rows, found, assignment, num_classes) for rows, found in _pairs(records, proposals)), empty)
-    table, gains = [], []
+    table: list[dict[str, Any]] = []
+    gains: list[float] = []
     for kind in KINDS:
         rounds = []
         for seed in range(settings.rounds if kind in DRAWN else 1):
@@ -132,8 +134,10 @@ def noisy_proposals(records: pa.Table, kind: str, seed: int) -> list[Proposals]:
     for record in iter_records(records):
         rng = np.random.default_rng([seed, *record.image_id.encode()])
         masks: list[tuple[Mask, float | None]] = []
-        for k in np.flatnonzero(~record.crowd) if record.instance_masks is not None else ():
-            exact = rle.decode(record.instance_masks[k], record.height, record.width)
+        for k, counts in enumerate(record.instance_masks or ()):
+            if record.crowd[k]:
+                continue
+            exact = rle.decode(counts, record.height, record.width)
             box = pixel_box(record.boxes_xyxy[k], record.height, record.width)
             for _ in range(MASKS_PER_BOX):
                 one = MIXED[rng.integers(len(MIXED))] if kind == "mixed" else kind

@@ -255,6 +255,25 @@ def _imported(root: Path, kind: Format, *, is_73: bool = False) -> Target:
     return Target([root / name], lambda: import_proposals(image, settings, image_id="voc/a"))
 
 
+def _sam_masks(root: Path) -> Target:
+    """A file of SA-1B with run lengths, compressed run lengths, polygons and a binary mask."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[3:9, 4:8] = 1
+    segmentations = [
+        {"size": [HEIGHT, WIDTH], "counts": [30, 70, HEIGHT * WIDTH - 100]},
+        {"size": [HEIGHT, WIDTH], "counts": rle.encode(mask).decode()},
+        [[2, 2, 9.5, 2, 9.5, 8, 2, 8], [1, 1, 4, 1, 4, 4]],
+        mask.tolist(),
+    ]
+    items = [{"segmentation": one, "predicted_iou": 0.9, "stability_score": 0.8} for one in segmentations]
+    image = {"image_id": 1, "width": WIDTH, "height": HEIGHT, "file_name": "a.jpg"}
+    (root / "a.json").write_text(json.dumps({"image": image, "annotations": items}))
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    return Target(
+        [root / "a.json"], lambda: import_proposals(pixels, ImportedSettings(str(root), "rle"), image_id="sa/a")
+    )
+
+
 # -- what the product wrote --------------------------------------------------------------------------------------------
 
 
@@ -401,6 +420,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "mcg proposals": lambda root: _imported(root, "mcg"),
     "mcg proposals 7.3": lambda root: _imported(root, "mcg", is_73=True),
     "rle proposals": lambda root: _imported(root, "rle"),
+    "sam proposals": _sam_masks,
     "records shard": lambda root: _table(root, "records", "part-00000.parquet"),
     "records manifest": lambda root: _table(root, "records", "manifest.json"),
     "proposals shard": lambda root: _table(root, "proposals", "part-00000.parquet"),

@@ -16,6 +16,7 @@ from boxsup_dist.errors import InputError, RecordError, SettingError, StorageErr
 from boxsup_dist.io import storage
 from boxsup_dist.proposals import encoding
 from boxsup_dist.proposals.imported import import_proposals
+from boxsup_dist.proposals.methods import METHODS, identity
 from boxsup_dist.proposals.settings import ImportedSettings
 from tests.mat73 import savemat73
 from tests.random_proposals import random_superpixels
@@ -403,8 +404,23 @@ def test_a_number_is_the_id_of_a_file_with_leading_zeros(tmp_path):
         assert (drawn(found) == masks[j][None]).all()
 
 
-def test_a_damaged_file_of_all_images_ends_the_job(tmp_path):
-    (tmp_path / "all.json").write_text("{")
-    with pytest.raises(InputError, match=r"not valid JSON; file: .*all\.json") as caught:
-        load(tmp_path / "all.json", "rle")
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (None, "no such folder or file"),
+        ("", "the file is empty"),
+        ("{", "not valid JSON"),
+        ("3", "not a list of masks"),
+    ],
+)
+def test_a_bad_file_of_all_images_is_refused_before_a_build_starts(tmp_path, text, match):
+    if text is not None:
+        (tmp_path / "all.json").write_text(text)
+    settings = ImportedSettings(str(tmp_path / "all.json"), "rle")
+    with pytest.raises(InputError, match=rf"{match}.*all\.json") as caught:
+        identity(METHODS["imported"], settings)
     assert not isinstance(caught.value, RecordError)
+    (tmp_path / "all.json").write_text("[]")
+    assert identity(METHODS["imported"], settings)["format"] == "rle"
+    with pytest.raises(RecordError, match="no mask is of this image"):
+        load(tmp_path / "all.json", "rle")
