@@ -23,6 +23,7 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 LIBRARIES = (
@@ -101,6 +102,7 @@ def _be_parent(listener: socket.socket) -> None:
     """Import the libraries, then fork a worker per request, until the raylet ends."""
     raylet = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets ended workers
+    _leave_random_generator_unused()
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.collect()
@@ -117,8 +119,22 @@ def _be_parent(listener: socket.socket) -> None:
                 _be_worker(**json.loads(request))
 
 
+def _leave_random_generator_unused() -> None:
+    """Let classes of actors take their ids from the system.
+
+    Ray draws ids from one generator per process. Workers that are forked with a generator in use all draw the same ids,
+    and then take the objects of one training for those of another.
+    """
+    import ray.actor
+
+    class_id = ray.actor.ActorClassID
+    ray.actor.ActorClassID = SimpleNamespace(from_random=lambda: class_id(os.urandom(class_id.size())))
+
+
 def _be_worker(argv: list[str], env: dict[str, str], folder: str) -> NoReturn:
     """What `setup_worker.py` would have started, in this process."""
+    import numpy
+
     os.setpgid(0, 0)  # the raylet kills a worker's whole group
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
@@ -126,6 +142,7 @@ def _be_worker(argv: list[str], env: dict[str, str], folder: str) -> NoReturn:
     os.chdir(folder)
     own = ("--serialized-runtime-env-context=", "--language=")
     sys.argv = [word for word in argv if not word.startswith(own)]
+    numpy.random.seed()
     sys.path[0] = os.path.dirname(sys.argv[0])
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
