@@ -76,7 +76,9 @@ def page_data(
         mlflow_run_id: MLflow run whose artifacts may hold the gallery.
     """
     doubt_of = {(each.drawn.part, each.drawn.image_id): each.doubt for each in reversed(ranked)}  # the largest stays
-    views = None if others is None else {(each.part, each.image_id): each.view for each in others}
+    views: dict[tuple[str, str], RunView] | None = None
+    if others is not None:
+        views = {(each.part, each.image_id): each.view for each in others}
     keys = dict.fromkeys(key for each in [*images, *(others or ())] for key in each.view.layers)
     epochs = sorted((key for key in keys if key.startswith("epoch-")), key=lambda key: int(key[6:]))
     layers = [(key, f"label map, epoch {key[6:]}") for key in epochs]

@@ -31,7 +31,7 @@ from boxsup_dist.assignment.assign import assign_image
 from boxsup_dist.assignment.sums import reduce_scores
 from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data import rle
-from boxsup_dist.data.painting import Segment, paint_segments, pixel_box
+from boxsup_dist.data.painting import Painted, Segment, paint_segments, pixel_box
 from boxsup_dist.data.schema import Proposals, Record, iter_records, proposals_from_table
 from boxsup_dist.data.tables import Table, check_paired, open_table
 from boxsup_dist.errors import TableError
@@ -106,7 +106,7 @@ def labels_of(
     """Confusion matrix of the labels that overlap alone gives the boxes of some records, against ground truth."""
     of_image = {found.image_id: found for found in proposals}
 
-    def paint(record: Record) -> NDArray[np.uint8]:
+    def paint(record: Record) -> Painted:
         found = of_image[record.image_id]
         maps = found.superpixels, found.num_superpixels
         sums = reduce_scores(None, *maps, record.boxes_xyxy, record.class_ids, assignment)
@@ -115,17 +115,19 @@ def labels_of(
             Segment(taken.superpixel_ids, taken.undecided_ids) if taken.proposal_index >= 0 else None
             for taken in chosen
         ]
-        annotation = record.boxes_xyxy, record.class_ids, record.crowd
-        return paint_segments(
+        decided = paint_segments(
             *maps,
-            *annotation,
+            record.boxes_xyxy,
+            record.class_ids,
+            record.crowd,
             segments,
             box_margin=assignment.box_margin,
             ignore_outside=False,
             ignore_undecided=False,
         )
+        return Painted(decided, decided)
 
-    return label_unit(paint, records, num_classes)
+    return label_unit(paint, records, num_classes).decided
 
 
 def noisy_proposals(records: pa.Table, kind: str, seed: int) -> list[Proposals]:

@@ -137,7 +137,7 @@ def test_the_gallery_opens_from_its_folder_and_among_the_artifacts(
     assert "the network" in boxes or "no strong sign" in boxes
     assert_drawn(browser.shot)
     images = browser.text(f"{page}#images", ["tiny/train_00", "tiny/val_00", "overlap cost"])
-    assert "14 images" not in images and "19 found, page 1 of 1" in images
+    assert "19 found, page 1 of 1" in images
     large = browser.text(f"{page}#image=tiny/train_00", ["label map, epoch 1", "ground truth", "previous"])
     assert "label map, epoch 1" in large and "ground truth" in large
     browser.text(run_url(server, finished["mlflow"]["run_id"]) + "/artifacts/gallery/index.html", ["gallery"])
