@@ -147,8 +147,8 @@ def _drawn(
 
 
 def _titles(run_dirs: Sequence[str]) -> list[str]:
-    """Names of the runs: of their folders, or the whole paths where these are the same."""
-    names = [uri.rstrip("/").rpartition("/")[2] for uri in run_dirs]
+    """Names of the runs: the ends of their paths, or the whole paths where these are the same."""
+    names = ["/".join(uri.rstrip("/").split("/")[-2:]) for uri in run_dirs]
     return names if len(set(names)) == len(names) else list(run_dirs)
 
 

@@ -22,7 +22,8 @@ LONG_SIDE_PX = 480  # of a shown image
 CROP_SIDE_PX = 300  # of the picture of one box
 AROUND_BOX = 0.6  # share of a box's sides that its picture shows around it
 FILL_ALPHA, EDGE_ALPHA, IGNORE_ALPHA = 128, 255, 70
-MAX_LAYERS = 16383 // LONG_SIDE_PX  # the format's limit of a side
+GAP_PX = 4  # between the label maps of a strip
+MAX_LAYERS = 16383 // (LONG_SIDE_PX + GAP_PX)  # the format's limit of a side
 
 
 def shown_size(height: int, width: int, long_side_px: int = LONG_SIDE_PX) -> tuple[int, int]:
@@ -40,14 +41,17 @@ def encode_photo(image: NDArray[np.uint8], size: tuple[int, int]) -> bytes:
 def encode_layers(label_maps: Sequence[NDArray[np.uint8]], colours: NDArray[np.uint8], size: tuple[int, int]) -> bytes:
     """Label maps (H, W) as one transparent WebP, one below the other, each of `size` (height, width).
 
-    Regions have a translucent fill and an opaque contour of two pixels; ignored pixels are a pale veil.
+    Regions have a translucent fill and an opaque contour of two pixels; ignored pixels are a pale veil. GAP_PX empty
+    rows follow each map: a browser that enlarges the strip blends neighbouring rows.
 
     Args:
         label_maps: At most MAX_LAYERS.
         colours: RGB of every class id, (256, 3).
         size: Height and width to show.
     """
-    return _webp(Image.fromarray(np.concatenate([_layer(each, colours, size) for each in label_maps])), lossless=True)
+    gap = np.zeros((GAP_PX, size[1], 4), np.uint8)
+    parts = [part for each in label_maps for part in (_layer(each, colours, size), gap)]
+    return _webp(Image.fromarray(np.concatenate(parts)), lossless=True)
 
 
 def _layer(label_map: NDArray[np.uint8], colours: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -94,4 +98,4 @@ def render_gallery(title: str, facts: Sequence[str], doubts: Sequence[str], data
         doubts: What looks wrong in the boxes as a whole.
         data: What the scripts of the page read: see runs/gallery.py.
     """
-    return render("gallery", title=title, facts=list(facts), doubts=list(doubts), data=dict(data))
+    return render("gallery", title=title, facts=list(facts), doubts=list(doubts), data={**data, "gap": GAP_PX})

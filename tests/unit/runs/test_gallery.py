@@ -57,7 +57,7 @@ def test_a_strip_holds_every_label_map_of_the_image(tmp_path, records):
     with Image.open(tmp_path / "out" / "photos" / first.file) as photo:
         width, height = photo.size
     with Image.open(tmp_path / "out" / "layers-1" / first.file) as strip:
-        assert strip.size == (width, 3 * height)
+        assert strip.size == (width, 3 * (height + pictures.GAP_PX))
         labels = np.asarray(strip.convert("RGBA"))[:height]
     box, class_id = records[0].boxes_xyxy[0].astype(int), records[0].class_ids[0]
     assert tuple(labels[box[1], box[0]]) == (*class_palette(VOC_CLASSES)[class_id], pictures.EDGE_ALPHA)
@@ -88,7 +88,7 @@ def test_the_page_has_both_runs_and_the_list_has_every_box(tmp_path, records):
     )
     page = pictures.render_gallery("a </script> b", ["7 images"], ["<b>doubt</b>"], data)
     found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
-    assert found is not None and json.loads(found[1]) == json.loads(json.dumps(data))
+    assert found is not None and json.loads(found[1]) == json.loads(json.dumps({**data, "gap": pictures.GAP_PX}))
     assert "a &lt;/script&gt; b" in page and "&lt;b&gt;doubt" in page
     assert [each["runs"][1] is None for each in data["images"]] == [False] * 3 + [True] * 3 + [False]
     rows = list(
@@ -123,6 +123,6 @@ def test_ignored_pixels_are_a_veil_and_background_shows_the_photo():
     label_map = np.zeros((20, 20), np.uint8)
     label_map[:5], label_map[10:] = IGNORE_INDEX, 3
     with Image.open(io.BytesIO(pictures.encode_layers([label_map], class_palette(), (20, 20)))) as strip:
-        alpha = np.asarray(strip)[:, 10, 3]
+        alpha = np.asarray(strip)[:20, 10, 3]
     assert set(alpha[:5]) == {pictures.IGNORE_ALPHA} and set(alpha[5:10]) == {0}
     assert set(alpha[10:12]) == {pictures.EDGE_ALPHA} and set(alpha[13:]) == {pictures.FILL_ALPHA}
