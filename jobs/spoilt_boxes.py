@@ -20,7 +20,7 @@ import numpy as np
 from boxsup_dist.data.tables import MANIFEST, open_table
 from boxsup_dist.errors import SettingError
 from boxsup_dist.io import storage
-from boxsup_dist.proposals.settings import MethodName
+from boxsup_dist.proposals.settings import NativeMethod
 from boxsup_dist.runs.command_line import Epochs, run, run_step
 from boxsup_dist.runs.summary import write_result
 
@@ -44,7 +44,7 @@ class Settings:
     """Share of the boxes to spoil."""
     seed: int = 0
     """Seed of the draw and of the training."""
-    method: MethodName = "selective_search"
+    method: NativeMethod = "selective_search"
     """Proposal method."""
     epochs: Epochs = None
 
