@@ -34,12 +34,23 @@ def command(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         words = [*prefix, sys.executable, "-m", "jobs.work"]
         process = subprocess.Popen(
-            words, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            words,
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_as_in_a_terminal,
         )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         return process
 
     return start
+
+
+def _as_in_a_terminal() -> None:
+    """The tests themselves may run under nohup, whose ignored signal their processes would inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 WAIT = "print('ready', flush=True); time.sleep(60)"
