@@ -50,6 +50,8 @@ class Settings:
     from the masks where there are some, and from the boxes of all other images."""
     method: NativeMethod = "selective_search"
     """Proposal method."""
+    proposals: str | None = None
+    """A proposals table of OUT/records to train on instead, such as one with masks of a segmenter: docs/segments.md."""
     held_out_share: float = 0.1
     """Share of the images that are evaluated and not trained on, drawn by their names; at least 10 images. None of
     fewer than 40 images. 0: train on all."""
@@ -70,13 +72,16 @@ def main(settings: Settings) -> None:
     """Run every step that is not done yet, and print where the results are."""
     settings.check()
     out = storage.absolute(settings.out)
-    records, proposals, run_dir, masks = (storage.join(out, n) for n in ("records", "proposals", "run", "masks"))
+    records, run_dir, masks = (storage.join(out, name) for name in ("records", "run", "masks"))
+    proposals = settings.proposals or storage.join(out, "proposals")
     held_out_masks = storage.join(out, "masks_held_out")
     run_step("build_records", _records_arguments(settings, records))
-    from boxsup_dist.data.tables import open_table
+    from boxsup_dist.data.tables import check_paired, open_table
     from boxsup_dist.runs import start
 
     table = open_table(records, "records")
+    if settings.proposals is not None:
+        check_paired(table, open_table(proposals, "proposals"))
     if settings.masks is not None:
         _check_masks(table)
     _look(table, out)
@@ -86,13 +91,14 @@ def main(settings: Settings) -> None:
     num_trained = table.num_rows - (held_out.num_rows if held_out else 0)
     choice = start.choose(num_trained, start.long_side_px(table), settings.epochs)
     seconds = start.estimate(table, choice, settings.method)
-    minutes = (seconds.proposals + seconds.training) / 60
+    minutes = (seconds.training + (0 if settings.proposals else seconds.proposals)) / 60
     steps = choice.steps(num_trained)
     kept = f" ({num_trained} to train on, {held_out.num_rows} held out to evaluate on)" if held_out else ""
     length = f"{choice.epochs} epochs, {steps} steps: about {minutes:.0f} minutes on this machine"
     print(f"{table.num_rows} images{kept}, {length}")
     started = time.monotonic()
-    run_step("build_proposals", ["--records", records, "--method", settings.method, "--out", proposals])
+    if settings.proposals is None:
+        run_step("build_proposals", ["--records", records, "--method", settings.method, "--out", proposals])
     tables = _tables(settings, records, proposals)
     if held_out:
         tables += ["--val-records", held_out.uri, "--duplicates", "drop", "--evaluate-every", "1"]
