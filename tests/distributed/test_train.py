@@ -260,7 +260,8 @@ def test_a_run_that_loses_its_store_and_then_its_controller_ends_as_an_unbroken_
     killer.join()
     assert len(killed) == 2
     shown = capsys.readouterr().out
-    assert re.search(r"warning: train worker 0 .*: StoreUnavailableError: the store failed", shown)
+    # Every rank ends with the error that rank 0 met; the one whose end is seen first is named.
+    assert re.search(r"warning: train worker \d .*: StoreUnavailableError: the store failed", shown)
     assert shown.count("training begins") == 2
     assert re.search(r"warning: the controller of the train workers was lost: .* lack of memory .*num_actors", shown)
     assert "training continues at epoch 2, after 0 steps" in shown
