@@ -5,7 +5,7 @@ voters say how likely each pixel belongs to each box: the consensus of the candi
 map such as GrabCut's, if the source has one; and after the warm-up the network's prediction among the classes of the
 boxes. A dense CRF over the image sharpens these probabilities. The superpixels that it gives to the box's class are the
 refined segment. Superpixels that its outline cuts are undecided (`find_cut`). What the consensus had said of them no
-longer counts: to call undecided whatever the refinement changes would keep 96 % of its changes from the training.
+longer counts: to call undecided whatever the refinement changes would keep nearly all of its changes from the training.
 """
 
 from __future__ import annotations

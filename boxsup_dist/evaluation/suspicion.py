@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,7 +189,7 @@ def _inside(record: Record, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return inside
 
 
-def describe(entry: Suspicion, class_names: Any) -> str:
+def describe(entry: Suspicion, class_names: Sequence[str]) -> str:
     """What speaks against a box, in words."""
     name = class_names[entry.class_id]
     if entry.box_index is None:

@@ -183,7 +183,8 @@ def _read(piece: Piece, job: Job) -> list[Record]:
 def _draw(network: SegmentationNetwork, record: Record, piece: Piece, job: Job, labels: _Labels) -> Drawn:
     assert record.image is not None
     image = decode_image(record.image)
-    probs = np.exp(predict_log_probs(network, image, network.device))
+    probs = predict_log_probs(network, image, network.device)
+    np.exp(probs, out=probs)
     maps = {key: paint(record) for key, paint in labels.painters}
     newest = list(maps.values())[-1] if maps else None
     first = next(iter(maps.values())) if len(maps) > 1 else None
