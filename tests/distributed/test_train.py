@@ -309,9 +309,10 @@ def test_a_run_accounts_for_its_time(unbroken):
     assert sum(seconds.values()) == pytest.approx(account["wall_s"], rel=0.001)
     assert account["goodput"] == seconds["steps"] / account["wall_s"] and not account["restarts"]
     trained_s = sum(entry.train_s + entry.first_batch_s for entry in history.values())
-    assert seconds["steps"] + seconds["data"] == pytest.approx(trained_s, rel=0.2)
+    # The stages also hold what happens around the steps, which on a busy machine takes a while.
+    assert 0.95 * trained_s <= seconds["steps"] + seconds["data"] <= trained_s + 1.0 * EPOCHS
     reassign_s = sum(entry.seconds["reassign"] for entry in history.values())
-    assert seconds["reassign"] == pytest.approx(reassign_s, rel=0.1)
+    assert seconds["reassign"] == pytest.approx(reassign_s, rel=0.1, abs=0.5)
     assert seconds["save"] > 0 and seconds["start"] > 0 and "redone" not in seconds
 
 
