@@ -12,7 +12,8 @@ CostForm = Literal["image", "centred"]
 Head = Literal["largefov", "aspp"]
 Schedule = Literal["step", "poly"]
 OptimizerKind = Literal["sgd", "adamw"]
-# Image tiles start at multiples of the coarsest stride of any network, so that their cells are the cells of the image.
+# The coarsest stride of any network. Image tiles start at the network's multiple next below it or at it, so that their
+# cells are the cells of the image.
 TILE_GRID_PX = 32
 ADAMW_WARMUP_STEPS = 50
 CHECKPOINT_PREFIX = "checkpoint:"  # of weights that are a trained network

@@ -1,4 +1,4 @@
-"""Backbones: VGG-16 as DeepLab-LargeFOV changes it, and timm's models as feature extractors.
+"""Backbones: what they are, and VGG-16 as DeepLab-LargeFOV changes it (`fcn` and `timm_backbones` have the others).
 
 A backbone takes normalised images (N, 3, H, W), padded as its grid says, and gives its deepest features on that grid.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from boxsup_dist.errors import SettingError, WeightsError
+from boxsup_dist.errors import WeightsError
 from boxsup_dist.model.grids import CellGrid, Grid
 from boxsup_dist.model.heads import LargeFov, init_convolutions
 from boxsup_dist.model.weights import CAFFE_MEAN, Pretrained, fit_into
@@ -30,19 +28,6 @@ class Backbone:
     mean: tuple[float, ...]  # of the input, RGB on 0..255
     std: tuple[float, ...]
     grid: Grid
-
-
-class DeepestFeatures(nn.Module):
-    """A timm feature extractor that gives the one map asked for instead of a list."""
-
-    def __init__(self, extractor: nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to features (N, out_channels, h, w)."""
-        features: Tensor = self.extractor(images)[-1]
-        return features
 
 
 def vgg16_layers(pools: Sequence[nn.Module], last_dilation: int = 1) -> list[nn.Module]:
@@ -128,71 +113,3 @@ def init_from_classifier(head: LargeFov, pretrained: Pretrained) -> None:
     head.fc6.bias.copy_(bias6[::4])
     head.fc7.weight.copy_(fc7[::4, ::4])
     head.fc7.bias.copy_(bias7[::4])
-
-
-def check_timm_model(model: str) -> None:
-    """Check that timm has this model, by its list: nothing is built.
-
-    Raises:
-        SettingError: It has not; lists names that are close.
-    """
-    import timm
-
-    if not timm.is_model(model):
-        close = get_close_matches(model, timm.list_models()) or ["resnet50", "convnext_tiny"]
-        expected = ", ".join(f"timm:{name}" for name in close)
-        raise SettingError("timm has no such model", field="network.name", value=f"timm:{model}", expected=expected)
-
-
-def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None) -> Backbone:
-    """The deepest features of a timm model, dilated so that they have `output_stride`.
-
-    Raises:
-        SettingError: timm has no such model, or it has no map of features at this stride.
-        WeightsError: The weights do not fit.
-    """
-    import timm
-
-    check_timm_model(model)
-    try:
-        extractor: Any = timm.create_model(
-            model, pretrained=False, features_only=True, out_indices=(-1,), output_stride=output_stride
-        )
-        channels = extractor.feature_info.channels()[-1]
-        cells = _count_cells(extractor, channels, 2 * output_stride + 1)
-    except Exception as error:  # timm's models refuse in many ways
-        raise SettingError(
-            f"timm's {model} has no map of features at output stride {output_stride} for images of any size",
-            field="network.name",
-            value=f"{type(error).__name__}: {error}"[:200],
-            expected="a convolutional network such as timm:resnet50, timm:convnext_tiny or timm:tf_efficientnet_lite0",
-        ) from None
-    if cells not in (2, 3):
-        found = round(2 * output_stride / max(cells - 1, 1))
-        raise SettingError(f"the deepest features of timm's {model} have a stride of about {found}",
-                           field="network.output_stride", value=output_stride)  # fmt: skip
-    if pretrained:
-        fit_into(extractor, pretrained, unused=_timm_keys(model), flatten=True)
-    config = timm.get_pretrained_cfg(model)
-    assert config is not None
-    mean = pretrained.mean if pretrained and pretrained.mean else tuple(255 * v for v in config.mean)
-    std = pretrained.std if pretrained and pretrained.std else tuple(255 * v for v in config.std)
-    return Backbone(DeepestFeatures(extractor), channels, mean, std, CellGrid(output_stride, patches=cells == 2))
-
-
-@torch.no_grad()
-def _count_cells(extractor: nn.Module, channels: int, size_px: int) -> int:
-    """Cells along one side of the features of a square image. ValueError if they are not a map (N, C, h, w)."""
-    extractor.eval()
-    features: Tensor = extractor(torch.zeros(1, 3, size_px, size_px))[-1]
-    if features.ndim != 4 or features.shape[1] != channels:
-        raise ValueError(f"features of shape {tuple(features.shape)}")
-    return features.shape[2]
-
-
-def _timm_keys(model: str) -> list[str]:
-    """State-dict keys of the whole timm model with its classifier; the model is built without memory for it."""
-    import timm
-
-    with torch.device("meta"):
-        return list(timm.create_model(model, pretrained=False).state_dict())

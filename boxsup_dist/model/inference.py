@@ -189,8 +189,8 @@ def predict_probs(
 def _view_logits(network: SegmentationNetwork, view: Tensor, tile_px: int | None) -> Tensor:
     """Logits float32 (1, C, H, W) of one view (1, 3, H, W); a view larger than a tile is predicted in tiles.
 
-    Tiles start at multiples of TILE_GRID_PX, where their cells are the cells of the whole image, and overlap by at
-    least half of tile_px. The weight of a tile is 0 up to an eighth of tile_px from its borders inside the image, then
+    Tiles start at multiples of the stride, where their cells are the cells of the whole image, and overlap by at least
+    half of tile_px. The weight of a tile is 0 up to an eighth of tile_px from its borders inside the image, then
     rises linearly to 1. So every tile that counts for a pixel has at least tile_px / 8 pixels of image around it: the
     logits equal those of the whole image if the network sees no further. They are approximate otherwise, as for
     LargeFOV with usual tiles: it sees 100 pixels and more.
@@ -199,7 +199,8 @@ def _view_logits(network: SegmentationNetwork, view: Tensor, tile_px: int | None
     if tile_px is None or max(height, width) <= tile_px:
         return network.upsample(network.score_map(view), height, width)
     total = torch.zeros((1, network.spec.num_classes, height, width), device=view.device)
-    rows, columns = _tiles(height, tile_px, view.device), _tiles(width, tile_px, view.device)
+    grid_px = TILE_GRID_PX // network.spec.output_stride * network.spec.output_stride  # 28 for patches of 14
+    rows, columns = (_tiles(length, tile_px, grid_px, view.device) for length in (height, width))
     for y, row_weights in rows:
         for x, column_weights in columns:
             tile = view[:, :, y, x]
@@ -208,10 +209,13 @@ def _view_logits(network: SegmentationNetwork, view: Tensor, tile_px: int | None
     return total
 
 
-def _tiles(length: int, tile_px: int, device: torch.device | str) -> list[tuple[slice, Tensor]]:
-    """Range of each tile along a side of `length` pixels, and the weights of its pixels; they add up to 1 per pixel."""
-    step = tile_px // (2 * TILE_GRID_PX) * TILE_GRID_PX
-    last = max(0, -(-(length - tile_px) // TILE_GRID_PX) * TILE_GRID_PX)
+def _tiles(length: int, tile_px: int, grid_px: int, device: torch.device | str) -> list[tuple[slice, Tensor]]:
+    """Range of each tile along a side of `length` pixels, and the weights of its pixels; they add up to 1 per pixel.
+
+    Tiles start at multiples of `grid_px`.
+    """
+    step = tile_px // (2 * grid_px) * grid_px
+    last = max(0, -(-(length - tile_px) // grid_px) * grid_px)
     overlap, margin = tile_px - step, tile_px // 8
     total = torch.zeros(length, device=device)
     tiles = []

@@ -1,4 +1,4 @@
-"""Segmentation networks: DeepLab-LargeFOV and FCN on VGG-16, any timm backbone with a LargeFOV or ASPP head.
+"""Segmentation networks: DeepLab-LargeFOV and FCN on VGG-16, any timm model with a LargeFOV or ASPP head.
 
 `NetworkSettings` is what a user sets, `NetworkSpec` what is built and stored; `network_spec` makes the one from the
 other. A network takes RGB values 0..255 at any image size. It holds the mean and the standard deviation that its
@@ -18,9 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from boxsup_dist.config import Head, NetworkSettings, OptimizerSettings
 from boxsup_dist.errors import SettingError, WeightsError
-from boxsup_dist.model.backbones import Backbone, check_timm_model, init_from_classifier, timm_backbone, vgg16
+from boxsup_dist.model.backbones import Backbone, init_from_classifier, vgg16
 from boxsup_dist.model.fcn import FcnHead, FcnScore, fcn_backbone
 from boxsup_dist.model.heads import Aspp, LargeFov, zero_score
+from boxsup_dist.model.timm_backbones import timm_backbone, timm_strides
 from boxsup_dist.model.weights import (
     FCN_STRIDES,
     TIMM_PREFIX,
@@ -54,7 +55,11 @@ class NetworkSpec:
         strides, heads = _strides(self.name), ("largefov",) if self.name in VGG16_NAMES else ("largefov", "aspp")
         checks = [
             ("num_classes", 2 <= self.num_classes <= 255, "2 to 255, background included"),
-            ("output_stride", self.output_stride in strides, f"one of {strides}"),
+            (
+                "output_stride",
+                self.output_stride in strides,
+                f"one of {strides}" if len(strides) > 1 else f"{strides[0]}, or not set",
+            ),
             ("head", self.head in heads, f"one of {heads}"),
             ("head_channels", self.head_channels >= 1, "1 or more"),
             ("dropout", 0 <= self.dropout < 1, "from 0 to below 1"),
@@ -92,8 +97,6 @@ def network_spec(settings: NetworkSettings, num_classes: int) -> NetworkSpec:
         SettingError: There is no such network, or a value is out of range for it; names the setting.
     """
     name, is_vgg = settings.name, settings.name in VGG16_NAMES
-    if name.startswith(TIMM_PREFIX):
-        check_timm_model(name.removeprefix(TIMM_PREFIX))
     channels = _published_channels(name) if is_vgg else 256
     return NetworkSpec(
         name,
@@ -120,7 +123,7 @@ def _strides(name: str) -> tuple[int, ...]:
         close = get_close_matches(name, VGG16_NAMES)
         expected = f"{close[0]}?" if close else f"{', '.join(VGG16_NAMES)} or timm:MODEL"
         raise SettingError("unknown network", field="network.name", value=name, expected=expected)
-    return (8, 16)
+    return timm_strides(name.removeprefix(TIMM_PREFIX))
 
 
 class SegmentationNetwork(nn.Module):
@@ -266,9 +269,10 @@ def network_from_state(spec: NetworkSpec, state: Mapping[str, Tensor]) -> Segmen
 
 
 def parameter_groups(network: SegmentationNetwork, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer: body, head and score layers, each weights, biases and scales of norms.
+    """Parameter groups for a torch optimizer: body, head and score layers, each weights, biases and scales.
 
-    Frozen parameters are in no group. Biases and scales have no weight decay.
+    Frozen parameters are in no group. Biases and scales have no weight decay. The scales are those of norms and blocks,
+    and a transformer's tokens and position embeddings.
 
     Args:
         network: The network whose parameters are grouped.
@@ -277,7 +281,8 @@ def parameter_groups(network: SegmentationNetwork, settings: OptimizerSettings) 
     members: dict[tuple[str, str], list[nn.Parameter]] = {}
     for key, parameter in network.named_parameters():
         if parameter.requires_grad:
-            kind = "biases" if key.endswith(".bias") else "weights" if parameter.ndim > 1 else "scales"
+            is_weight = parameter.ndim > 1 and key.endswith(".weight")
+            kind = "biases" if key.endswith(".bias") else "weights" if is_weight else "scales"
             members.setdefault((key.partition(".")[0], kind), []).append(parameter)
     factors = {"body": 1.0, "head": settings.head_lr_multiplier, "score": settings.score_lr_multiplier}
     return [

@@ -180,7 +180,7 @@ def test_network_from_state_of_another_network_is_an_error():
     [
         ({"name": "resnet18"}, "name"),
         ({"name": "timm:no_such_model"}, "name"),
-        ({"name": "timm:vit_tiny_patch16_224"}, "name"),
+        ({"name": "timm:vit_relpos_small_patch16_224"}, "name"),
         ({"head_channels": 0}, "head_channels"),
         ({"dropout": -0.1}, "dropout"),
         ({"output_stride": 0}, "output_stride"),
