@@ -46,16 +46,20 @@ def write_torch(
 ) -> None:
     """Write the network as a .pt2 file; torch.export.load(path).module()(images) runs it.
 
-    A file of a network with a grid of patches (ConvNeXt) takes only images whose sides are longer than one stride.
+    A file of a network with a grid of patches (ConvNeXt, transformers) takes only images whose sides are longer than
+    one stride.
 
     Args:
         network: In evaluation mode.
         path: Local file to write.
         class_names: Names of the classes, background first.
         input_type: Type of `images`.
+
+    Raises:
+        InputError: torch cannot export this network.
     """
     auto = torch.export.Dim.AUTO
-    with _quiet(), torch.no_grad():
+    with _refusals("torch"), _quiet(), torch.no_grad():
         program = torch.export.export(
             _prepare(network), (_example(2, input_type),), dynamic_shapes=({0: auto, 2: auto, 3: auto},), strict=False
         )
@@ -84,10 +88,12 @@ def write_onnx(
 
     Raises:
         SettingError: The package onnx is not installed.
+        InputError: torch cannot export this network.
     """
     onnx = _require("onnx")
     free = {0: "batch", 2: "height", 3: "width"}
-    with _quiet(), torch.no_grad():
+    torch.onnx.register_custom_op_symbolic("aten::_upsample_bicubic2d_aa", _smooth_bicubic, OPSET)
+    with _refusals("onnx"), _quiet(), torch.no_grad():
         torch.onnx.export(
             _prepare(network),
             (_example(1, input_type),),
@@ -241,6 +247,31 @@ def _dtype(input_type: InputType) -> torch.dtype:
 
 def _example(num_images: int, input_type: InputType) -> Tensor:
     return torch.zeros(num_images, 3, *EXAMPLE_SIZE, dtype=_dtype(input_type))
+
+
+def _smooth_bicubic(g: Any, values: Any, size: Any, align_corners: Any, *scales: Any) -> Any:
+    """ONNX's operator for torch's antialiased bicubic resampling, of a transformer's position embeddings.
+
+    torch has none for it. As torch, Keys' cubic has a = -0.5 there, and weights outside the map are left out.
+    """
+    constants = {name: g.op("Constant", value_t=torch.tensor(value)) for name, value in (("0", [0]), ("2", [2]))}
+    parts = [g.op("Unsqueeze", side, constants["0"]) for side in size.node().inputs()]
+    channels = g.op("Slice", g.op("Shape", values), constants["0"], constants["2"])
+    sizes = g.op("Concat", channels, *parts, axis_i=0)
+    empty = g.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
+    return g.op("Resize", values, empty, empty, sizes, mode_s="cubic", cubic_coeff_a_f=-0.5, antialias_i=1,
+                exclude_outside_i=1, coordinate_transformation_mode_s="half_pixel")  # fmt: skip
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Turn the exporters' many errors into one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"torch cannot write this network in the format {name}", field="formats", value=reason[:200],
+                         expected="another format; mlflow takes every network") from error  # fmt: skip
 
 
 @contextmanager

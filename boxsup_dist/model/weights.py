@@ -7,10 +7,15 @@ Specs:
     timm                         timm's own ImageNet weights of the backbone (downloaded once, then from its cache)
     torchvision:NAME             torchvision's VGG-16 weights, NAME such as IMAGENET1K_V1
     torchvision:NAME@PATH        the same weights from a downloaded file, for machines without a network
+    hed:PATH or URI              stages 1 to 4 of VGG-16 from a boundary detector, see below
     checkpoint:URI               a trained network except its score layers: model.transfer reads it
 
 A state dict of VGG-16 has torchvision's key names and takes RGB minus the mean; fc6 and fc7 of a network on VGG-16
 start from its classifier. IMAGENET1K_FEATURES, the paper's model, has none in torchvision: its values there are NaN.
+
+hed: takes the file of `jobs.get_hed_weights`. HED was fine-tuned from ImageNet's VGG-16 to detect boundaries: stages 1
+to 4 stay close to it; stage 5, trained at 100 times the rate, is random here. It has no classifier, so fc6 and fc7 are
+random too, and need random_fc.
 
 Loading executes no code: torch files are read with weights_only=True.
 """
@@ -34,9 +39,11 @@ FCN_STRIDES = {"fcn32s_vgg16": 32, "fcn16s_vgg16": 16, "fcn8s_vgg16": 8}
 VGG16_NAMES = (VGG16_NAME, *FCN_STRIDES)
 TIMM_PREFIX = "timm:"
 SPECS = (
-    "none, a path or URI, package:efficientnet-lite0 (-lite1, -lite2), timm, torchvision:NAME, torchvision:NAME@PATH "
-    "or checkpoint:URI"
+    "none, a path or URI, package:efficientnet-lite0 (-lite1, -lite2), timm, torchvision:NAME, torchvision:NAME@PATH, "
+    "hed:PATH or checkpoint:URI"
 )
+HED_PREFIX = "hed:"
+HED_MEAN_BGR = (104.00699, 116.66877, 122.67892)
 CAFFE_MEAN = (123.0, 117.0, 104.0)  # what IMAGENET1K_FEATURES was trained with, RGB, standard deviation 1
 
 
@@ -60,8 +67,9 @@ def default_weights(name: str) -> str:
 
 def absolute_spec(spec: str | None) -> str | None:
     """The spec with an absolute path, if it has one: it then means the same in every process."""
-    if spec is not None and spec.startswith(CHECKPOINT_PREFIX):
-        return CHECKPOINT_PREFIX + storage.absolute(spec.removeprefix(CHECKPOINT_PREFIX))
+    for prefix in (CHECKPOINT_PREFIX, HED_PREFIX):
+        if spec is not None and spec.startswith(prefix):
+            return prefix + storage.absolute(spec.removeprefix(prefix))
     if spec is not None and spec.startswith("torchvision:") and "@" in spec:
         name, _, path = spec.partition("@")
         return f"{name}@{storage.absolute(path)}"
@@ -87,6 +95,9 @@ def load_pretrained(spec: str, name: str) -> Pretrained | None:
     if spec.startswith("torchvision:"):
         _require(name in VGG16_NAMES, spec, name, f"one of {VGG16_NAMES}")
         return _from_torchvision(spec)
+    if spec.startswith(HED_PREFIX):
+        _require(name in VGG16_NAMES, spec, name, f"one of {VGG16_NAMES}")
+        return _from_hed(spec.removeprefix(HED_PREFIX))
     if spec.startswith("package:") or not spec:
         raise WeightsError("unknown weights", field="network.weights", value=spec, expected=SPECS)
     if name in VGG16_NAMES:
@@ -219,6 +230,22 @@ def _from_package(spec: str, lite: LitePackage) -> Pretrained:
         ) from None
     state = {lite.key_to_timm(key): value for key, value in read_state_dict(path).items()}
     return Pretrained(path, state, (127.0,) * 3, (128.0,) * 3)
+
+
+def _from_hed(uri: str) -> Pretrained:
+    """VGG-16's convolutions for RGB: stages 1 to 4 of HED, whose input is BGR, and a random stage 5."""
+    state = read_state_dict(uri)
+    if not state.keys() >= {"features.0.weight", "dsn1.weight", "fuse.weight"}:
+        raise WeightsError(
+            "not HED's weights", file=uri, value=list(state)[:4], expected="a file of jobs.get_hed_weights"
+        )
+    state = {key: value for key, value in state.items() if not key.startswith(("dsn", "fuse."))}
+    state["features.0.weight"] = state["features.0.weight"].flip(1)
+    for layer in (24, 26, 28):
+        weight = torch.empty(512, 512, 3, 3)
+        state[f"features.{layer}.weight"] = nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        state[f"features.{layer}.bias"] = torch.zeros(512)
+    return Pretrained(uri, state, HED_MEAN_BGR[::-1], (1.0, 1.0, 1.0))
 
 
 def _from_timm(model: str) -> Pretrained:

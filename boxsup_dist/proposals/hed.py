@@ -16,10 +16,9 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from boxsup_dist.model.weights import Pretrained, fit_into, read_state_dict
+from boxsup_dist.model.weights import HED_MEAN_BGR, Pretrained, fit_into, read_state_dict
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-_MEAN_BGR = (104.00699, 116.66877, 122.67892)
 _MAX_BATCH_PX = 2**22  # a batch of 20 photographs of 500 x 400; its largest activations take 1 GB
 
 
@@ -41,7 +40,7 @@ class Hed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map RGB images, uint8 (N, H, W, 3), to probabilities, float32 (N, 6, H, W): fused, then sides 1 to 5."""
-        mean = torch.tensor(_MEAN_BGR, device=images.device)
+        mean = torch.tensor(HED_MEAN_BGR, device=images.device)
         x = (images.flip(-1) - mean).permute(0, 3, 1, 2)
         logits: list[Tensor] = []
         for layer in self.features:

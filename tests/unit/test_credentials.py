@@ -30,7 +30,7 @@ def test_credentials_are_blanked_out_and_refused(uri, monkeypatch):
         with pytest.raises(InputError, match=r"the URI holds credentials; file: .*\*\*\*") as found:
             call(uri)
         assert "hidden" not in str(found.value)
-    for spec in (uri, f"checkpoint:{uri}", f"torchvision:IMAGENET1K_V1@{uri}"):
+    for spec in (uri, f"checkpoint:{uri}", f"hed:{uri}", f"torchvision:IMAGENET1K_V1@{uri}"):
         with pytest.raises(InputError, match="the URI holds credentials"):
             absolute_spec(spec)
     with pytest.raises(WeightsError) as weights:

@@ -24,14 +24,15 @@ def make_network(name: str) -> SegmentationNetwork:
     torch.manual_seed(0)
     network = build_network(name, 3, output_stride=16 if name.startswith("timm") else None, head_channels=8,
                             weights="none")  # fmt: skip
-    for parameter in network.score.parameters():
-        torch.nn.init.normal_(parameter)
+    for key, parameter in network.named_parameters():
+        if key.startswith("score") or key.endswith("pos_embed"):
+            torch.nn.init.normal_(parameter)
     return network.eval()
 
 
-@pytest.fixture(scope="module", params=["timm:test_resnet", "timm:test_convnext"])
+@pytest.fixture(scope="module", params=["timm:test_resnet", "timm:test_convnext", "timm:test_vit3"])
 def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
-    """Grids of corners and of patches."""
+    """Grids of corners and of patches, and position embeddings that are resampled to each image."""
     return make_network(request.param)
 
 
@@ -95,6 +96,21 @@ def test_a_network_in_training_mode_is_refused(tmp_path: Path) -> None:
     network = make_network("timm:test_resnet").train()
     with pytest.raises(ValueError, match="training mode"):
         export.write_torch(network, str(tmp_path / "model.pt2"), CLASSES)
+
+
+def test_a_network_that_the_exporter_refuses_is_answered_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no such operator\nin this graph")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    monkeypatch.setattr(torch.export, "export", refuse)
+    network = make_network("timm:test_resnet")
+    for write, name in ((export.write_onnx, "onnx"), (export.write_torch, "torch")):
+        with pytest.raises(InputError, match=f"in the format {name}; .*found: 'no such operator'") as caught:
+            write(network, str(tmp_path / "model"), CLASSES)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

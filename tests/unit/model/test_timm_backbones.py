@@ -113,7 +113,13 @@ def from_file(model: str, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     "model",
-    ["eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224", "test_convnext", "test_vit3", "vit_small_patch16_dinov3"],
+    [
+        "eva02_tiny_patch14_224",
+        "swin_tiny_patch4_window7_224",
+        "test_convnext",
+        "test_vit3",
+        "vit_small_patch16_dinov3",
+    ],
 )
 def test_a_file_in_the_names_of_timm_is_taken_as_it_is(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state = small_values(model)

@@ -128,6 +128,7 @@ def test_other_specs_are_those_of_pretrained_weights():
 def test_paths_in_specs_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute_spec("checkpoint:runs/coco81/") == f"checkpoint:{tmp_path}/runs/coco81"
+    assert absolute_spec("hed:hed.pth") == f"hed:{tmp_path}/hed.pth"
     assert absolute_spec("vgg.pth") == f"{tmp_path}/vgg.pth"
     unchanged = ["none", "timm", "package:efficientnet-lite0", "torchvision:IMAGENET1K_V1", "s3://b/vgg.pth", "", None]
     unchanged.append("checkpoint:s3://bucket/run")

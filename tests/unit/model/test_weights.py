@@ -186,6 +186,59 @@ def test_weights_of_a_boundary_network_are_refused(shared):
         build_network(VGG, 2, weights=str(shared / "weights" / "hed_vgg16_bsds500_fp16.pth"))
 
 
+@pytest.fixture
+def hed_file(tmp_path):
+    from boxsup_dist.proposals.hed import Hed
+
+    torch.manual_seed(0)
+    path = tmp_path / "hed.pth"
+    torch.save({key: value.half() for key, value in Hed().state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", [VGG, "fcn8s_vgg16"])
+def test_networks_on_vgg16_see_what_hed_sees_up_to_stage_4(name, hed_file):
+    from boxsup_dist.proposals.hed import load_hed
+
+    spec = f"hed:{hed_file}"
+    torch.manual_seed(1)
+    network = build_network(name, 2, head_channels=4, weights=spec, random_fc=True)
+    image = torch.randint(0, 256, (1, 40, 56, 3), dtype=torch.uint8)
+    hed = load_hed(hed_file).cpu()
+    seen: list[Tensor] = []
+    hooked = hed.features[22].register_forward_hook(lambda *call: seen.append(call[2]))  # the last ReLU of stage 4
+    with torch.inference_mode():
+        hed(image)
+        hooked.remove()
+        x = (image.permute(0, 3, 1, 2) - network.mean) / network.std
+        for layer, (ours, theirs) in enumerate(zip(network.body[:23], hed.features[:23], strict=True)):
+            x = (theirs if isinstance(theirs, torch.nn.MaxPool2d) else ours)(x)  # DeepLab's pools are larger
+            assert isinstance(ours, type(theirs)), layer
+    torch.testing.assert_close(x, seen[0], rtol=1e-4, atol=1e-4 * seen[0].abs().max().item())
+    stage5 = [network.body[layer] for layer in (24, 26, 28)]
+    torch.manual_seed(1)
+    again = build_network(name, 2, head_channels=4, weights=spec, random_fc=True)
+    for layer, theirs, repeated in zip(stage5, hed.features[24:29:2], again.body[24:29:2], strict=True):
+        assert 0.05 < layer.weight.std() * (512 * 9 / 2) ** 0.5 < 2 and not layer.bias.any()
+        assert not torch.equal(layer.weight, theirs.weight) and torch.equal(layer.weight, repeated.weight)
+
+
+def test_the_published_hed_starts_the_network_of_the_paper(shared):
+    spec = f"hed:{shared / 'weights' / 'hed_vgg16_bsds500_fp16.pth'}"
+    network = build_network(VGG, 2, head_channels=4, weights=spec, random_fc=True)
+    assert network.mean.flatten().tolist() == pytest.approx([122.67892, 116.66877, 104.00699])
+    with pytest.raises(WeightsError, match=r"no usable classifier.*or --network.random-fc"):
+        build_network(VGG, 2, weights=spec)
+
+
+def test_hed_weights_of_another_kind_or_for_another_network_are_refused(tmp_path, hed_file):
+    torch.save(vgg_state(), tmp_path / "vgg.pth")
+    with pytest.raises(WeightsError, match="not HED's weights; file: .*vgg.pth.*jobs.get_hed_weights"):
+        load_pretrained(f"hed:{tmp_path}/vgg.pth", VGG)
+    with pytest.raises(WeightsError, match="of another network"):
+        load_pretrained(f"hed:{hed_file}", LITE0)
+
+
 class Attack:
     def __reduce__(self):
         return (pytest.fail, ("the weight file was executed",))
