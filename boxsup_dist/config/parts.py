@@ -24,14 +24,17 @@ class NetworkSettings:
     """Which network to train, and where its first weights come from. The number of classes is that of the records."""
 
     name: str = "deeplab_largefov_vgg16"
-    """deeplab_largefov_vgg16 (the paper's), fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 or timm:MODEL."""
+    """deeplab_largefov_vgg16 (the paper's), fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 or timm:MODEL, such as
+    timm:tf_efficientnet_lite2 or timm:vit_small_patch14_dinov2."""
     weights: str | None = None
     """Where the first weights come from. A path or URI: a state dict. `package:efficientnet-lite0` (1, 2), `timm`,
-    `torchvision:NAME` or `torchvision:NAME@PATH`: published ImageNet weights. `none`: random values. `checkpoint:URI`:
-    start from another run's network; its score layer is replaced, so the number of classes may differ. Not set: the
-    network's usual ImageNet weights."""
+    `torchvision:NAME` or `torchvision:NAME@PATH`: published ImageNet weights. `hed:PATH`: a file of
+    jobs.get_hed_weights, whose stages 1 to 4 start a network on VGG-16; needs random_fc. `none`: random values.
+    `checkpoint:URI`: start from another run's network; its score layer is replaced, so the number of classes may
+    differ. Not set: the network's usual ImageNet weights."""
     output_stride: int | None = None
-    """Input pixels per cell of the score map. timm:MODEL: 8 or 16 (not set: 16). The VGG-16 networks have one each."""
+    """Input pixels per cell of the score map. Convolutional timm:MODEL: 8 or 16 (not set: 16). Every other network has
+    its own, such as the patches of a transformer, and takes only that."""
     random_fc: bool = False
     """Start fc6 and fc7 of a network on VGG-16 at random. Not set: from VGG-16's classifier, thinned out as published;
     weights without one, such as torchvision:IMAGENET1K_FEATURES, are refused."""

@@ -50,6 +50,7 @@ def main(settings: All) -> None:
 def left_out(settings: All) -> dict[str, str]:
     """The measurements that do not run with these settings or on this machine, each with the reason."""
     reasons = {"scale": "it takes hours: run `python -m jobs.bench scale`"}
+    reasons["networks"] = "it compares networks and has no goal: run `python -m jobs.bench networks`"
     reasons["segments"] = f"it needs {NEEDS['segments']}"
     if settings.run_dir is None:
         reasons |= {name: f"it needs {options}" for name, options in NEEDS.items()}

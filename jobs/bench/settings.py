@@ -255,6 +255,34 @@ class Gpu(Measurement):
 
 
 @dataclass(frozen=True)
+class Networks:
+    """Which networks, and where to write."""
+
+    out: str = "runs/bench_networks"
+    """Folder of summary.json."""
+    networks: tuple[str, ...] = (
+        "timm:tf_efficientnet_lite0",
+        "timm:tf_efficientnet_lite1",
+        "timm:tf_efficientnet_lite2",
+        "timm:resnet50",
+        "timm:convnext_tiny",
+        "timm:vit_small_patch14_dinov2",
+        "deeplab_largefov_vgg16",
+    )
+    """Networks to compare with the first of them."""
+    image_px: int = 320
+    """Side of the images."""
+    rounds: int = 5
+    """How often the networks take turns; the median counts."""
+
+    def check(self) -> None:
+        """Raise SettingError on a value that cannot work."""
+        _check_positive(self, "image_px", "rounds")
+        if not self.networks:
+            raise SettingError("a setting is empty", field="networks", expected="one network or more")
+
+
+@dataclass(frozen=True)
 class Checkpoints(Measurement):
     """Size of the measurement, and where to write."""
 
@@ -286,7 +314,7 @@ class Segments(Measurement):
         open_table(self.proposals, "proposals")
 
 
-def _check_positive(settings: Step | Gpu | Segments, *names: str) -> None:
+def _check_positive(settings: Step | Gpu | Segments | Networks, *names: str) -> None:
     for name in names:
         if getattr(settings, name) <= 0:
             raise SettingError("a setting is out of range", field=name, value=getattr(settings, name), expected="> 0")
@@ -303,6 +331,7 @@ MEASUREMENTS: dict[str, type] = {
     "checkpoint": Checkpoints,
     "crf": Crf,
     "memory": Memory,
+    "networks": Networks,
     "scale": Scale,
     "segments": Segments,
 }

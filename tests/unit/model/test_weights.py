@@ -233,7 +233,7 @@ def test_the_published_hed_starts_the_network_of_the_paper(shared):
 
 def test_hed_weights_of_another_kind_or_for_another_network_are_refused(tmp_path, hed_file):
     torch.save(vgg_state(), tmp_path / "vgg.pth")
-    with pytest.raises(WeightsError, match="not HED's weights; file: .*vgg.pth.*jobs.get_hed_weights"):
+    with pytest.raises(WeightsError, match=r"not HED's weights; file: .*vgg.pth.*jobs.get_hed_weights"):
         load_pretrained(f"hed:{tmp_path}/vgg.pth", VGG)
     with pytest.raises(WeightsError, match="of another network"):
         load_pretrained(f"hed:{hed_file}", LITE0)
