@@ -36,7 +36,7 @@ from jobs.bench.watch import MIB
 def main(settings: Networks) -> None:
     """Measure the networks, write OUT/summary.json and print their table."""
     rng = np.random.default_rng(0)
-    shape = (1, settings.image_px, settings.image_px)
+    shape = (1, settings.crop_px, settings.crop_px)
     arrays = rng.integers(0, 256, (*shape, 3), np.uint8), rng.integers(0, len(VOC_CLASSES), shape, np.uint8)
     batch = Placer(torch.device("cpu")).place(*arrays)
     specs = [network_spec(NetworkSettings(name), len(VOC_CLASSES)) for name in settings.networks]
@@ -47,7 +47,7 @@ def main(settings: Networks) -> None:
     for place, size in enumerate(sizes):
         ratios = [[found[place][way] / found[0][way] for found in rounds] for way in (0, 1)]
         rows.append({**size, "forward": _with_spread(ratios[0]), "step": _with_spread(ratios[1])})
-    facts = {"image_px": settings.image_px, "torch": torch.__version__, "cpu_seconds": rounds}
+    facts = {"crop_px": settings.crop_px, "torch": torch.__version__, "cpu_seconds": rounds}
     write_result(storage.absolute(settings.out), {"rows": rows, **facts}, [format_table(rows)])
 
 

@@ -270,14 +270,14 @@ class Networks:
         "deeplab_largefov_vgg16",
     )
     """Networks to compare with the first of them."""
-    image_px: int = 320
-    """Side of the images."""
+    crop_px: int = 320
+    """Side of the crops to predict and to train on."""
     rounds: int = 5
     """How often the networks take turns; the median counts."""
 
     def check(self) -> None:
         """Raise SettingError on a value that cannot work."""
-        _check_positive(self, "image_px", "rounds")
+        _check_positive(self, "crop_px", "rounds")
         if not self.networks:
             raise SettingError("a setting is empty", field="networks", expected="one network or more")
 

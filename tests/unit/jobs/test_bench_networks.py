@@ -16,7 +16,7 @@ from tests.networks import build_network
 
 def test_each_network_is_compared_with_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("timm:test_resnet", "timm:test_vit3")
-    networks.main(Networks(str(tmp_path), names, image_px=40, rounds=2))
+    networks.main(Networks(str(tmp_path), names, crop_px=40, rounds=2))
     rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
     assert [(row["network"], row["stride"]) for row in rows] == [(names[0], 16), (names[1], 16)]
     assert rows[0]["forward"] == rows[0]["step"] == "1 (1 to 1)"

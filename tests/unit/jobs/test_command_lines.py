@@ -229,6 +229,7 @@ SHARED = {
     "max-megapixels": "larger images are refused",
     "method": "one method that makes a table",
     "network": "name of a network with random weights, for a measurement",
+    "networks": "names of networks with random weights, for a measurement",
     "num-cpus": "CPUs of the local Ray session",
     "num-images": "how many images",
     "num-train": "images of the split train",

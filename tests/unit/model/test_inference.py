@@ -116,13 +116,17 @@ def test_scales_and_mirrorings_are_averaged_as_logits(network):
 class LocalNetwork(torch.nn.Module):
     """Sees 3 cells of 16 pixels, so its reach is known; otherwise what average_log_probs uses of a network."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch_px: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.cells = torch.nn.Conv2d(3, 4, 17, stride=16, padding=8)
         self.mix = torch.nn.Conv2d(4, 5, 3, padding=1)
         self.grid = CellGrid(16, patches=False)
         self.spec = networks.spec("timm:resnet18", 5)
+        if patch_px is not None:  # as a transformer's
+            self.cells = torch.nn.Conv2d(3, 4, patch_px, stride=patch_px)
+            self.grid = CellGrid(patch_px, patches=True)
+            self.spec = networks.spec("timm:vit_small_patch14_dinov2", 5)
         self.device = torch.device("cpu")
         self.eval()
 
@@ -144,6 +148,16 @@ def test_tiles_give_the_whole_image_to_a_network_that_sees_less_than_their_margi
     small = average_log_probs(network, picture, PredictionSettings(tile_px=128))  # a margin of 16 px
     assert (np.abs(small - whole).max(0) < 1e-4).mean() > 0.3
     assert np.array_equal(average_log_probs(network, picture, PredictionSettings(tile_px=max(size))), whole)
+
+
+@pytest.mark.parametrize("size", [(300, 500), (257, 130), (128, 700)])
+def test_tiles_lie_on_patches_whose_side_divides_no_power_of_two(size):
+    """Reach: half a patch of 14 px, a neighbour patch, up to one more to the cell of a pixel: 35 px."""
+    network, picture = LocalNetwork(14), image(*size)
+    whole = average_log_probs(network, picture, PredictionSettings())
+    for tile_px in (320, 333):
+        tiled = average_log_probs(network, picture, PredictionSettings(tile_px=tile_px))
+        assert np.allclose(tiled, whole, atol=1e-4)
 
 
 def test_tiles_of_a_real_network_are_close_and_go_with_scales_and_mirroring(network):
