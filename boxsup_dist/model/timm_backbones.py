@@ -25,8 +25,6 @@ from boxsup_dist.model.grids import CellGrid
 from boxsup_dist.model.weights import Pretrained, fit_into
 
 DILATED_STRIDES = (8, 16)
-# How timm's classes are asked for images of any size, in the order of trial; the last take them anyway, or never.
-_ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {})
 
 
 class DeepestFeatures(nn.Module):
@@ -79,7 +77,7 @@ def timm_strides(model: str) -> tuple[int, ...]:
     The model is built without memory for its weights, once per process.
 
     Raises:
-        SettingError: timm has no such model, or its deepest features are too coarse.
+        SettingError: timm has no such model, or its deepest features are no map or too coarse.
     """
     check_timm_model(model)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -88,11 +86,12 @@ def timm_strides(model: str) -> tuple[int, ...]:
                 return DILATED_STRIDES
         except Exception:  # timm's models refuse to be dilated in many ways
             pass
-        stride = int(_whole(model).feature_info[-1]["reduction"])
+        try:
+            stride = int(_whole(model).feature_info[-1]["reduction"])
+        except Exception as error:
+            raise _no_map(model, f"{type(error).__name__}: {error}") from None
     if stride > TILE_GRID_PX:
-        raise SettingError(f"the deepest features of timm's {model} have a stride of {stride} px",
-                           field="network.name", value=f"timm:{model}",
-                           expected=f"a model of {TILE_GRID_PX} px or less")  # fmt: skip
+        raise _no_map(model, f"a stride of {stride} px, above {TILE_GRID_PX}")
     return (stride,)
 
 
@@ -106,17 +105,13 @@ def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None)
     import timm
 
     is_dilated = timm_strides(model) == DILATED_STRIDES
+    module: DeepestFeatures | LastBlock
     try:
         module = DeepestFeatures(_dilated(model, output_stride)) if is_dilated else LastBlock(_whole(model))
         # Of a dilated network an image of one cell is not tried: its grid is that of its earlier checkpoints.
         grid, channels = _grid_and_channels(module, output_stride, ((3, 4),) if is_dilated else ((3, 4), (1, 1)))
     except Exception as error:  # timm's models refuse in many ways
-        raise SettingError(
-            f"timm's {model} has no map of features at output stride {output_stride} for images of any size",
-            field="network.name",
-            value=f"{type(error).__name__}: {error}"[:200],
-            expected="a model such as timm:tf_efficientnet_lite0, timm:convnext_tiny or timm:vit_small_patch14_dinov2",
-        ) from None
+        raise _no_map(model, f"at output stride {output_stride}: {type(error).__name__}: {error}") from None
     if pretrained:
         with torch.device("meta"):
             whole = timm.create_model(model) if is_dilated else _whole(model)
@@ -126,6 +121,15 @@ def timm_backbone(model: str, output_stride: int, pretrained: Pretrained | None)
     mean = pretrained.mean if pretrained and pretrained.mean else tuple(255 * v for v in config.mean)
     std = pretrained.std if pretrained and pretrained.std else tuple(255 * v for v in config.std)
     return Backbone(module, channels, mean, std, grid)
+
+
+def _no_map(model: str, reason: str) -> SettingError:
+    return SettingError(
+        f"timm's {model} has no usable map of features for images of any size",
+        field="network.name",
+        value=reason[:200],
+        expected="a model such as timm:tf_efficientnet_lite0, timm:convnext_tiny or timm:vit_small_patch14_dinov2",
+    )
 
 
 def _dilated(model: str, output_stride: int) -> Any:
@@ -139,12 +143,10 @@ def _dilated(model: str, output_stride: int) -> Any:
 def _whole(model: str) -> Any:
     import timm
 
-    for options in _ANY_SIZE[:-1]:
-        try:
-            return timm.create_model(model, pretrained=False, **options)
-        except TypeError:  # the class has no such argument
-            continue
-    return timm.create_model(model, pretrained=False, **_ANY_SIZE[-1])
+    try:
+        return timm.create_model(model, pretrained=False, dynamic_img_size=True)
+    except TypeError:  # the class has no such argument: it takes images of any size anyway, or never
+        return timm.create_model(model, pretrained=False)
 
 
 @torch.no_grad()

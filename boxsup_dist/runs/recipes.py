@@ -63,7 +63,7 @@ def mini(run_dir: str, sources: tuple[SourceSettings, ...], val_records: str | N
         run_dir,
         sources,
         val_records,
-        network=NetworkSettings("timm:tf_efficientnet_lite0", output_stride=16, dropout=0.1),
+        network=NetworkSettings("timm:tf_efficientnet_lite0"),
         assignment=AssignmentSettings(
             form="centred",
             regression_weight=0.7,
