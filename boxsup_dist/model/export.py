@@ -56,7 +56,7 @@ def write_torch(
         input_type: Type of `images`.
 
     Raises:
-        InputError: torch cannot export this network.
+        InputError: This network cannot be exported.
     """
     auto = torch.export.Dim.AUTO
     with _refusals("torch"), _quiet(), torch.no_grad():
@@ -88,7 +88,7 @@ def write_onnx(
 
     Raises:
         SettingError: The package onnx is not installed.
-        InputError: torch cannot export this network.
+        InputError: This network cannot be exported.
     """
     onnx = _require("onnx")
     free = {0: "batch", 2: "height", 3: "width"}
@@ -115,8 +115,11 @@ def onnx_runner(path: str, input_type: InputType = "uint8") -> Runner:
 
     Raises:
         SettingError: The package onnxruntime is not installed.
+        InputError: The file cannot be run.
     """
-    session = _require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    runtime = _require("onnxruntime")
+    with _refusals("onnx"):
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(image: NDArray[np.uint8]) -> Logits:
         batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None]).astype(input_type)
@@ -270,7 +273,7 @@ def _refusals(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"torch cannot write this network in the format {name}", field="formats", value=reason[:200],
+        raise InputError(f"this network cannot be exported in the format {name}", field="formats", value=reason[:200],
                          expected="another format; mlflow takes every network") from error  # fmt: skip
 
 

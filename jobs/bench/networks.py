@@ -41,8 +41,9 @@ def main(settings: Networks) -> None:
     batch = Placer(torch.device("cpu")).place(*arrays)
     specs = [network_spec(NetworkSettings(name), len(VOC_CLASSES)) for name in settings.networks]
     networks = [build_network(spec, "none") for spec in specs]
-    sizes = [size_of(network, batch) for network in networks]  # also warms up
-    rounds = [[seconds_of(network, batch) for network in networks] for _ in range(settings.rounds)]
+    sizes = [size_of(network, batch) for network in networks]
+    turns = [[seconds_of(network, batch) for network in networks] for _ in range(settings.rounds + 1)]
+    rounds = turns[1:]  # the first warms up
     rows = []
     for place, size in enumerate(sizes):
         ratios = [[found[place][way] / found[0][way] for found in rounds] for way in (0, 1)]

@@ -111,6 +111,9 @@ def test_a_network_that_the_exporter_refuses_is_answered_with_one_line(
         with pytest.raises(InputError, match=f"in the format {name}; .*found: 'no such operator'") as caught:
             write(network, str(tmp_path / "model"), CLASSES)
         assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "model.onnx").write_bytes(b"no model")  # what a runtime cannot open is refused too
+    with pytest.raises(InputError, match="cannot be exported in the format onnx"):
+        export.onnx_runner(str(tmp_path / "model.onnx"))
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
