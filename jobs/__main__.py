@@ -21,6 +21,7 @@ COMMANDS = {
     "use a trained network": (
         "evaluate",
         "compare",
+        "decompose",
         "tune_crf",
         "trimap",
         "gallery",

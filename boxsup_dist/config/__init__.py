@@ -49,7 +49,7 @@ __all__ = [
     "differences",
 ]
 
-Supervision = Literal["mask", "rectangles", "grabcut", "wssl", "wssl_em", "box"]
+Supervision = Literal["mask", "rectangles", "grabcut", "wssl", "wssl_em", "label_maps", "box"]
 Duplicates = Literal["refuse", "drop"]
 InputType = Literal["uint8", "float32"]  # of the images that an exported network takes
 
@@ -62,7 +62,8 @@ class SourceSettings:
     """Records table to train on."""
     supervision: Supervision = "box"
     """mask: ground truth. rectangles: filled boxes. grabcut, wssl: label maps, made once by jobs.build_label_maps.
-    wssl_em: after the warm-up the network's own prediction, with a bias for the classes of the boxes. box: BoxSup."""
+    wssl_em: after the warm-up the network's own prediction, with a bias for the classes of the boxes. label_maps: those
+    of the table, whatever made them. box: BoxSup."""
     proposals: str | None = None
     """Proposals table of these records; the supervision box needs it."""
     label_maps: str | None = None
@@ -76,7 +77,7 @@ class SourceSettings:
             SettingError: A table is missing or would have no effect.
         """
         check_choice(self.supervision, Supervision, "supervision")
-        for name, users in (("proposals", ("box",)), ("label_maps", ("grabcut", "wssl"))):
+        for name, users in (("proposals", ("box",)), ("label_maps", ("grabcut", "wssl", "label_maps"))):
             value, needed = getattr(self, name), self.supervision in users
             if needed and value is None:
                 raise SettingError(

@@ -81,7 +81,7 @@ class Mixture:
 
         Label maps of wssl_em exist only during a training step.
         """
-        return self.with_supervision("rectangles", "grabcut", "wssl", "box")
+        return self.with_supervision("rectangles", "grabcut", "wssl", "label_maps", "box")
 
 
 def make_units(sources: Sequence[Source], left_out: Sequence[frozenset[int]] = ()) -> tuple[Unit, ...]:

@@ -187,7 +187,7 @@ def _open_source(settings: SourceSettings) -> Source:
     for name, uri in (("proposals", settings.proposals), ("label_maps", settings.label_maps)):
         partners[name] = open_table(uri, name) if uri is not None else None
     found = partners["label_maps"]
-    if found is not None and settings.supervision not in ("box", found.settings["method"]):
+    if found is not None and settings.supervision not in ("box", "label_maps", found.settings["method"]):
         raise SettingError(
             "the label maps were made by another method",
             file=found.uri,

@@ -66,7 +66,7 @@ def make_source(folder: Path, supervision: str, records: list[Record]) -> Source
     if supervision == "box":
         rows = proposals_to_table([quadrants(record) for record in records])
         proposals = write(folder / "proposals", "proposals", rows, partner)
-    if supervision in ("grabcut", "wssl"):
+    if supervision in ("grabcut", "wssl", "label_maps"):
         maps = [{"image_id": record.image_id, "label_map": encode_png(STATIC)} for record in records]
         label_maps = write(folder / "maps", "label_maps", pa.Table.from_pylist(maps, schema=LABEL_MAPS), partner)
     return Source(table, supervision, proposals, label_maps)
