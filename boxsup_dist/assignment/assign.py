@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from boxsup_dist.assignment.consensus import Consensus, find_consensus, find_undecided
+from boxsup_dist.assignment.consensus import Consensus, calibrated, find_consensus, find_undecided
 from boxsup_dist.assignment.cost import BoxCosts, candidate_costs
 from boxsup_dist.assignment.refine import find_cut, refine_segments
 from boxsup_dist.assignment.select import NO_CHOICE, Choice, by_cost, choose
@@ -65,7 +65,8 @@ class LabelRow(NamedTuple):
     class_id: int
     proposal_index: int  # -1: no candidate
     superpixel_ids: NDArray[np.uint16]  # the segment; empty without a candidate
-    undecided_ids: NDArray[np.uint16]  # superpixels whose pixels inside the box training ignores
+    undecided_ids: NDArray[np.uint16]  # superpixels whose pixels inside the box training ignores or completes
+    undecided_probability: NDArray[np.float32]  # of each of them to belong to the object
     overlap_cost: float  # Eo; nan without a candidate
     regression_cost: float  # Er; nan without a candidate
     rank: int  # place in the order of choice, 0 is first; -1: no candidate
@@ -111,6 +112,8 @@ def assign_image(
     ]
     choices, votes = [choice for choice, _ in taken], [vote for _, vote in taken]
     segments = [_segment(choice, proposals) for choice in choices]
+    # Of every superpixel, its probability to belong to the object; None for a box without a segment.
+    beliefs = [None if vote is None else calibrated(vote) for vote in votes]
     undecided = [
         _NO_SUPERPIXELS if vote is None else find_undecided(vote, segment, settings.ignore_undecided)
         for vote, segment in zip(votes, segments, strict=True)
@@ -130,9 +133,12 @@ def assign_image(
             if share is not None:
                 segments[k] = np.flatnonzero(share >= 0.5).astype(np.uint16)
                 undecided[k] = find_cut(share, settings.ignore_undecided)
+                beliefs[k] = share
     return [
-        _row(record, k, choice, segment, left_open)
-        for k, (choice, segment, left_open) in enumerate(zip(choices, segments, undecided, strict=True))
+        _row(record, k, choice, segment, left_open, belief)
+        for k, (choice, segment, left_open, belief) in enumerate(
+            zip(choices, segments, undecided, beliefs, strict=True)
+        )
     ]
 
 
@@ -159,7 +165,12 @@ def _segment(choice: Choice, proposals: Proposals) -> NDArray[np.uint16]:
 
 
 def _row(
-    record: Record, k: int, choice: Choice, segment: NDArray[np.uint16], undecided: NDArray[np.uint16]
+    record: Record,
+    k: int,
+    choice: Choice,
+    segment: NDArray[np.uint16],
+    undecided: NDArray[np.uint16],
+    belief: NDArray[np.float64] | None,
 ) -> LabelRow:
     return LabelRow(
         record.image_id,
@@ -168,6 +179,7 @@ def _row(
         choice.proposal_index,
         segment,
         undecided,
+        np.array([], np.float32) if belief is None else belief[undecided].astype(np.float32),
         choice.overlap_cost,
         choice.regression_cost,
         choice.rank,
@@ -374,7 +386,7 @@ def _decode(record: Record) -> NDArray[np.uint8] | None:
 
 
 def _no_choices(record: Record) -> list[LabelRow]:
-    return [_row(record, k, NO_CHOICE, _NO_SUPERPIXELS, _NO_SUPERPIXELS) for k in range(len(record.boxes_xyxy))]
+    return [_row(record, k, NO_CHOICE, _NO_SUPERPIXELS, _NO_SUPERPIXELS, None) for k in range(len(record.boxes_xyxy))]
 
 
 def _decode_votes(static_map: bytes) -> NDArray[np.uint8] | None:

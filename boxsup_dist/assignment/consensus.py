@@ -21,6 +21,8 @@ from boxsup_dist.assignment.select import COST_DIGITS, by_cost
 from boxsup_dist.data.schema import Proposals
 
 NUM_VOTERS = 200  # more voters change nothing measurable, because their weights vanish
+# Added to the log-odds of a share of the votes, which makes it a probability: votes are too sure of background.
+CALIBRATION = 0.6
 
 
 class Consensus(NamedTuple):
@@ -51,6 +53,14 @@ def find_undecided(
     low = np.where(chosen, 0, share)
     high = np.where(chosen, 0.5, np.inf)
     return np.flatnonzero((probability > low) & (probability < high)).astype(np.uint16)
+
+
+def calibrated(votes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability (S,) of each superpixel to belong to the object, from its share of the votes; 0 without a vote."""
+    share = np.clip(votes, 0, 1)
+    raised = share * np.exp(CALIBRATION)
+    probability: NDArray[np.float64] = raised / (raised + 1 - share)
+    return probability
 
 
 def find_consensus(

@@ -77,6 +77,9 @@ class AssignmentSettings:
     """Ignore superpixels on which the candidates disagree: outside the chosen segment but with more than this share of
     the votes, or inside it with less than half. In epochs that refine: superpixels that the refined outline cuts, with
     more than this share of their pixels on either side. Not set: ignore none. Needs consensus_temperature."""
+    complete_undecided: bool = False
+    """After the warm-up, let the network complete these superpixels in every step, by their share of the votes and its
+    own scores (EM), instead of ignoring them. Needs ignore_undecided."""
     average_decay: float | None = None
     """Assign with a moving average of the network's weights, which keeps this share of its old value at every step. Not
     set: assign with the newest weights, as the paper does."""
@@ -84,6 +87,10 @@ class AssignmentSettings:
     """Refine the segments from this epoch on, counted from 1 (1 refines from the first epoch): by a CRF, the network's
     own prediction inside the boxes and, where a source has label maps, their vote (assignment/refine.py). Not set:
     never. Needs consensus_temperature."""
+
+    def completes(self, epoch: int) -> bool:
+        """Whether the network completes the undecided superpixels in the steps of this epoch, from 0."""
+        return self.complete_undecided and epoch >= self.warmup_epochs
 
     def check(self) -> None:
         """Check the values.
@@ -113,6 +120,15 @@ class AssignmentSettings:
                 "assignment.consensus_temperature",
                 self.consensus_temperature is not None,
             )
+        check_needs(
+            self.complete_undecided or None,
+            "assignment.complete_undecided",
+            "assignment.ignore_undecided",
+            self.ignore_undecided is not None,
+        )
+        if self.complete_undecided:
+            expected = "false: what is ignored anyway is not completed; or complete_undecided not set"
+            check_range(not self.ignore_outside, "assignment.ignore_outside", self.ignore_outside, expected)
         check_needs(self.logit_limit, "assignment.logit_limit", "assignment.form centred", self.form == "centred")
 
 

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-import numpy as np
 import pyarrow as pa
 from annotated_types import Ge
 from numpy.typing import NDArray
@@ -36,7 +35,15 @@ from boxsup_dist.io.typed_json import fingerprint, parse_sealed, write_sealed
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1  # of the manifest; before it, the labels of an epoch were one file
-_SEGMENT_COLUMNS = ("image_id", "box_index", "proposal_index", "superpixel_ids", "undecided_ids")
+_SEGMENT_COLUMNS = (
+    "image_id",
+    "box_index",
+    "proposal_index",
+    "superpixel_ids",
+    "undecided_ids",
+    "undecided_probability",
+)
+_ADDED = "undecided_probability"  # labels of earlier versions lack this column; nothing of theirs is completed
 _ANEW = "to make the labels again, delete the run's checkpoints that are newer than this folder and train again"
 
 
@@ -127,9 +134,19 @@ class LabelsTable:
             return schema.empty_table()
         shard, group = self.places[unit_index]
         file = ProvedFile(self.shard_uri(shard), self.shards[shard])
-        check_schema(file.schema, "labels", file=self.shard_uri(shard))
+        names = schema.names
+        if file.schema.get_field_index(_ADDED) >= 0:
+            check_schema(file.schema, "labels", file=self.shard_uri(shard))
+        else:
+            check_schema(file.schema.append(LABELS.field(_ADDED)), "labels", file=self.shard_uri(shard))
+            names = [name for name in names if name != _ADDED]
+        found = file.read([group], names)
+        if len(names) < len(schema):
+            found = found.append_column(
+                LABELS.field(_ADDED), pa.array([[]] * found.num_rows, LABELS.field(_ADDED).type)
+            )
         # Parquet gives the items of lists other names; the cast restores the schema.
-        return file.read([group], columns).select(schema.names).cast(schema).combine_chunks()
+        return found.select(schema.names).cast(schema).combine_chunks()
 
     def read_all(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the whole table, for comparisons of small ones; raises as `read`."""
@@ -341,14 +358,15 @@ def segments_by_box(labels: pa.Table) -> dict[str, list[Segment | None]]:
     segments: dict[str, list[Segment | None]] = {}
     columns = [labels.column(name).to_pylist() for name in ("image_id", "box_index", "proposal_index")]
     chosen, undecided = _lists(labels, "superpixel_ids"), _lists(labels, "undecided_ids")
+    belief = _lists(labels, "undecided_probability")
     for row, (image_id, box, proposal) in enumerate(zip(*columns, strict=True)):
         boxes = segments.setdefault(image_id, [])
         boxes.extend([None] * (box + 1 - len(boxes)))
-        boxes[box] = Segment(chosen[row], undecided[row]) if proposal >= 0 else None
+        boxes[box] = Segment(chosen[row], undecided[row], belief[row]) if proposal >= 0 else None
     return segments
 
 
-def _lists(table: pa.Table, name: str) -> list[NDArray[np.uint16]]:
+def _lists(table: pa.Table, name: str) -> list[NDArray[Any]]:
     """Return one array per row of a column of lists, without a copy."""
     column = table.column(name).combine_chunks()
     offsets, values = column.offsets.to_numpy(), column.values.to_numpy()

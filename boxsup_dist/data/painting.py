@@ -27,12 +27,16 @@ from boxsup_dist.data.superpixels import decode_superpixels
 from boxsup_dist.data.tables import Table
 from boxsup_dist.errors import TableError, decoding
 
+CERTAIN = 255  # of a prior: the label is certain
+PRIOR_STEPS = 254  # a prior is a probability in this many steps
+
 
 class Segment(NamedTuple):
     """The segment that was chosen for one box."""
 
     superpixel_ids: NDArray[np.uint16]  # (n,)
-    undecided_ids: NDArray[np.uint16]  # (m,), superpixels whose pixels inside the box are ignored
+    undecided_ids: NDArray[np.uint16]  # (m,), superpixels whose pixels inside the box are ignored or completed
+    undecided_probability: NDArray[np.float32] | None = None  # (m,), of each to belong to the object; for priors
 
 
 Painter = Callable[[Record], NDArray[np.uint8]]
@@ -47,6 +51,7 @@ GRANTED_COLUMNS: dict[Supervision, tuple[str, ...]] = {
     "rectangles": ("image_id", *BOX_COLUMNS),
     "grabcut": ("image_id",),
     "wssl": ("image_id",),
+    "label_maps": ("image_id",),
     "wssl_em": ("image_id", *BOX_COLUMNS),
     "box": ("image_id", *BOX_COLUMNS),
 }
@@ -85,6 +90,24 @@ def painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, *, d
     return lambda record: decode_png(_find(map_of, record, label_maps, unit.source.records))
 
 
+class Prior(NamedTuple):
+    """A label map in which the network completes some pixels."""
+
+    label_map: NDArray[np.uint8]  # (H, W), the class that a doubtful pixel has or else is background
+    prior: NDArray[np.uint8]  # (H, W), probability of this class in PRIOR_STEPS; CERTAIN: the pixel is not doubtful
+
+
+def prior_painter(unit: Unit, segments: Segments, assignment: AssignmentSettings) -> Callable[[Record], Prior]:
+    """Return a function that paints what the network completes. Arguments and errors are those of `painter`."""
+    found = _segments_painter(unit, segments, assignment)
+
+    def paint(record: Record) -> Prior:
+        prior = np.full((record.height, record.width), CERTAIN, np.uint8)
+        return Prior(found(record)(False, prior), prior)
+
+    return paint
+
+
 class Painted(NamedTuple):
     """Two label maps (H, W) of one record."""
 
@@ -113,14 +136,14 @@ def _ground_truth(record: Record) -> NDArray[np.uint8]:
 
 def _segments_painter(
     unit: Unit, segments: Segments, assignment: AssignmentSettings
-) -> Callable[[Record], Callable[[bool], NDArray[np.uint8]]]:
+) -> Callable[[Record], Callable[..., NDArray[np.uint8]]]:
     """Of a record: a function from `decided` to its label map; superpixels are decoded once."""
     proposals = unit.source.proposals
     assert proposals is not None
     stored = proposals.read(unit.where, ("image_id", "superpixels", "num_superpixels")).to_pylist()
     map_of = {row["image_id"]: (row["superpixels"], row["num_superpixels"]) for row in stored}
 
-    def opened(record: Record) -> Callable[[bool], NDArray[np.uint8]]:
+    def opened(record: Record) -> Callable[..., NDArray[np.uint8]]:
         encoded, count = _find(map_of, record, proposals, unit.source.records)
         chosen = segments.get(record.image_id, ())
         if len(chosen) != len(record.boxes_xyxy):
@@ -133,7 +156,7 @@ def _segments_painter(
             )
         with decoding(record.image_id, proposals.uri):
             superpixels = decode_superpixels(encoded)
-        return lambda decided: paint_segments(
+        return lambda decided, prior=None: paint_segments(
             superpixels,
             count,
             record.boxes_xyxy,
@@ -143,6 +166,7 @@ def _segments_painter(
             box_margin=assignment.box_margin,
             ignore_outside=assignment.ignore_outside and not decided,
             ignore_undecided=not decided,
+            prior=prior,
         )
 
     return opened
@@ -214,6 +238,7 @@ def paint_segments(
     box_margin: float | None,
     ignore_outside: bool,
     ignore_undecided: bool,
+    prior: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Paint a label map (H, W) from the chosen segment of every box. Without boxes all is background.
 
@@ -227,6 +252,8 @@ def paint_segments(
         box_margin: How far a segment may leave its box, as the `margin` of `pixel_box`; the rest is cut off.
         ignore_outside: Ignore the pixels of a box that no segment covers. The paper makes them background.
         ignore_undecided: Ignore the pixels of a segment's undecided superpixels inside its box.
+        prior: (H, W), all CERTAIN, to fill in place as `Prior.prior`: undecided pixels then have the class of their box
+            if only background lies behind them.
     """
     shape = superpixels.shape
     label_map = np.full(shape, BACKGROUND, np.uint8)
@@ -241,10 +268,37 @@ def paint_segments(
             continue
         box = pixel_box(boxes_xyxy[k], *shape)
         reach = pixel_box(boxes_xyxy[k], *shape, margin=box_margin)
+        behind = label_map.copy() if prior is not None else label_map
         _paint(label_map, superpixels, num_superpixels, segment.superpixel_ids, reach, class_ids[k])
+        if prior is not None:
+            _paint(prior, superpixels, num_superpixels, segment.superpixel_ids, reach, CERTAIN)
         if ignore_undecided:
             _paint(label_map, superpixels, num_superpixels, segment.undecided_ids, box, IGNORE_INDEX)
+        if prior is not None:
+            _paint_prior(label_map, prior, behind, superpixels, num_superpixels, segment, box, class_ids[k])
     return label_map
+
+
+def _paint_prior(
+    label_map: NDArray[np.uint8],
+    prior: NDArray[np.uint8],
+    behind: NDArray[np.uint8],
+    superpixels: NDArray[np.uint16],
+    num_superpixels: int,
+    segment: Segment,
+    window: tuple[int, int, int, int],
+    class_id: int,
+) -> None:
+    """Give undecided pixels in front of background their class and prior, in place."""
+    x0, y0, x1, y1 = window
+    assert segment.undecided_probability is not None
+    lut = np.full(num_superpixels, CERTAIN, np.uint8)
+    lut[segment.undecided_ids] = np.round(PRIOR_STEPS * segment.undecided_probability)
+    found = lut[superpixels[y0:y1, x0:x1]]
+    is_undecided = found != CERTAIN
+    is_open = is_undecided & (behind[y0:y1, x0:x1] == BACKGROUND)  # else ignored: two boxes may have the pixel
+    label_map[y0:y1, x0:x1][is_open] = class_id
+    prior[y0:y1, x0:x1][is_undecided] = np.where(is_open, found, CERTAIN)[is_undecided]
 
 
 def _paint(

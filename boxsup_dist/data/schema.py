@@ -74,6 +74,7 @@ LABELS = pa.schema(
         pa.field("proposal_index", pa.int32(), nullable=False),
         pa.field("superpixel_ids", pa.list_(pa.uint16()), nullable=False),
         pa.field("undecided_ids", pa.list_(pa.uint16()), nullable=False),
+        pa.field("undecided_probability", pa.list_(pa.float32()), nullable=False),
         pa.field("overlap_cost", pa.float32(), nullable=False),
         pa.field("regression_cost", pa.float32(), nullable=False),
         pa.field("rank", pa.int32(), nullable=False),

@@ -90,9 +90,11 @@ def write_onnx(
         SettingError: The package onnx is not installed.
         InputError: This network cannot be exported.
     """
+    from torch.onnx.utils import register_custom_op_symbolic
+
     onnx = _require("onnx")
     free = {0: "batch", 2: "height", 3: "width"}
-    torch.onnx.register_custom_op_symbolic("aten::_upsample_bicubic2d_aa", _smooth_bicubic, OPSET)
+    register_custom_op_symbolic("aten::_upsample_bicubic2d_aa", _smooth_bicubic, OPSET)
     with _refusals("onnx"), _quiet(), torch.no_grad():
         torch.onnx.export(
             _prepare(network),

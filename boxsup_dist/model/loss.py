@@ -6,22 +6,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxsup_dist.data.painting import CERTAIN, PRIOR_STEPS
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 
 # Papandreou, Chen, Murphy, Yuille, ICCV 2015 (WSSL), section 3.2: added to the scores of an image's own classes.
 EM_BACKGROUND_BIAS = 3.0
 EM_FOREGROUND_BIAS = 5.0
+LEAST_PRIOR = (
+    0.01  # of a doubtful pixel's label, and of background: no prior is so sure that the network cannot overrule
+)
 
 
-def segmentation_loss(logits: Tensor, label_maps: Tensor, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def segmentation_loss(
+    logits: Tensor, label_maps: Tensor, class_weights: Tensor | None = None, priors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum over valid pixels of -w log p(label), and the sum of their weights w.
 
     The loss of a global batch is the sum of the first over all ranks, divided once by the sum of the second.
+
+    A doubtful pixel counts as both, its label with the share q and background with 1 - q. This is the E-step of EM: the
+    odds of q are those of the prior times p(label) / p(background) of the network, which has no gradient here.
 
     Args:
         logits: (N, C, H, W).
         label_maps: Integers (N, H, W), 0..C-1 or IGNORE_INDEX.
         class_weights: float32 (C,): w of a pixel by its label. None: 1.
+        priors: uint8 (N, H, W), as `painting.Prior.prior`; None: no pixel is doubtful.
 
     Returns:
         Two float32 scalars, also under autocast; the first carries the gradient. Without a valid pixel both are 0, with
@@ -34,8 +44,24 @@ def segmentation_loss(logits: Tensor, label_maps: Tensor, class_weights: Tensor 
     is_valid = labels != IGNORE_INDEX
     weights = is_valid.float() if class_weights is None else class_weights[labels.where(is_valid, 0)] * is_valid
     with torch.autocast(logits.device.type, enabled=False):
-        losses = F.cross_entropy(rows.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
-        return (losses * weights).sum(), weights.sum()
+        rows = rows.float()
+        losses = F.cross_entropy(rows, labels, ignore_index=IGNORE_INDEX, reduction="none")
+        if priors is None:
+            return (losses * weights).sum(), weights.sum()
+        share = _share_of_label(rows.detach(), labels, priors.reshape(-1))
+        background = torch.where(is_valid, BACKGROUND, IGNORE_INDEX)
+        others = F.cross_entropy(rows, background, ignore_index=IGNORE_INDEX, reduction="none")
+        other_weight = 1.0 if class_weights is None else class_weights[BACKGROUND]
+        weights, other_weights = weights * share, other_weight * (1 - share) * is_valid
+        return (losses * weights + others * other_weights).sum(), (weights + other_weights).sum()
+
+
+def _share_of_label(rows: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
+    """The E-step of doubtful pixels: the share (n,) of each pixel that its label gets; 1 where the label is certain."""
+    classes = labels.where(labels != IGNORE_INDEX, BACKGROUND)
+    prior = (priors.float() / PRIOR_STEPS).clamp(LEAST_PRIOR, 1 - LEAST_PRIOR)
+    log_odds = torch.logit(prior) + rows.gather(1, classes[:, None])[:, 0] - rows[:, BACKGROUND]
+    return torch.where(priors == CERTAIN, 1.0, torch.sigmoid(log_odds))
 
 
 def expected_labels(logits: Tensor, box_maps: Tensor) -> Tensor:

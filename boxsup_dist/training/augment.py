@@ -27,22 +27,22 @@ def augment(
 
     Args:
         image: RGB, of Pillow: an array of it would be copied twice.
-        label_map: (H, W), of the image's size.
+        label_map: (H, W), of the image's size; or (H, W, 2) with a second map that moves with it.
         settings: Ranges of the draw and size of the crop.
         seed: Seed of the run.
         epoch: Epoch, from 0.
         image_id: The record.
 
     Returns:
-        Image (h, w, 3) and label map (h, w) of the crop's size. Pixels of the crop beyond the image get the image's
-        mean colour and IGNORE_INDEX.
+        Image (h, w, 3) and label map (h, w) or (h, w, 2) of the crop's size. Pixels of the crop beyond the image get
+        the image's mean colour and IGNORE_INDEX.
     """
     rng = generator(seed, epoch, "augment", image_id)
     scale = float(rng.uniform(settings.scale_min, settings.scale_max))
     mirror = settings.flip and bool(rng.integers(2))
     across, down = rng.random(2)
 
-    height, width = (max(1, round(side * scale)) for side in label_map.shape)
+    height, width = (max(1, round(side * scale)) for side in label_map.shape[:2])
     crop = (settings.crop_height_px, settings.crop_width_px)
     source_y, target_y, length_y = _place(height, crop[0], down)
     source_x, target_x, length_x = _place(width, crop[1], across)
@@ -50,7 +50,7 @@ def augment(
         source_x = width - source_x - length_x
     window = (source_x, source_y, source_x + length_x, source_y + length_y)
 
-    def cut(scaled: Image.Image, beyond: tuple[int, ...] | int) -> NDArray[np.uint8]:
+    def cut(scaled: Image.Image, beyond: tuple[int, ...]) -> NDArray[np.uint8]:
         piece = scaled.crop(window)
         if mirror:
             piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -62,8 +62,8 @@ def augment(
     labels = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
     is_padded = (length_y, length_x) != crop
     # The mean of all scaled pixels takes as long as the scaling, so it is computed only where the crop shows it.
-    colour = tuple(map(round, ImageStat.Stat(pixels).mean)) if is_padded else 0
-    return cut(pixels, colour), cut(labels, IGNORE_INDEX)
+    colour = tuple(map(round, ImageStat.Stat(pixels).mean)) if is_padded else (0, 0, 0)
+    return cut(pixels, colour), cut(labels, (IGNORE_INDEX,) * len(labels.getbands()))
 
 
 def _place(size: int, crop: int, where: float) -> tuple[int, int, int]:

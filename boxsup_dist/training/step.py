@@ -26,6 +26,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from boxsup_dist.data.painting import CERTAIN
 from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX
 from boxsup_dist.errors import SettingError
 from boxsup_dist.model.loss import expected_labels, segmentation_loss
@@ -41,6 +42,7 @@ class DeviceBatch(NamedTuple):
     images: Tensor  # uint8 (n, 3, h, w), channels last
     label_maps: Tensor  # uint8 (n, h, w)
     is_em: Tensor | None  # bool (n,): whose label map the network completes; None: no image's
+    priors: Tensor | None = None  # uint8 (n, h, w), as painting.Prior.prior; None: no pixel is doubtful
     copied: torch.cuda.Event | None = None  # recorded after the copies; None: nothing was copied
 
     def wait(self) -> None:
@@ -49,7 +51,7 @@ class DeviceBatch(NamedTuple):
             return
         stream = torch.cuda.current_stream(self.images.device)
         stream.wait_event(self.copied)
-        for tensor in (self.images, self.label_maps, self.is_em):
+        for tensor in (self.images, self.label_maps, self.is_em, self.priors):
             if tensor is not None:
                 tensor.record_stream(stream)  # its memory is not used again before this stream is done with it
 
@@ -62,7 +64,11 @@ class Placer:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def place(
-        self, images: NDArray[np.uint8], label_maps: NDArray[np.uint8], is_em: NDArray[np.bool_] | None = None
+        self,
+        images: NDArray[np.uint8],
+        label_maps: NDArray[np.uint8],
+        is_em: NDArray[np.bool_] | None = None,
+        priors: NDArray[np.uint8] | None = None,
     ) -> DeviceBatch:
         """Start to copy a batch.
 
@@ -70,19 +76,27 @@ class Placer:
             images: RGB (n, h, w, 3).
             label_maps: (n, h, w).
             is_em: (n,), whose label map the network completes; None: no image's.
+            priors: (n, h, w), as painting.Prior.prior; None: no pixel is doubtful.
 
         Returns:
             The batch; on the CPU it shares the memory of the arrays.
         """
-        arrays = [images, label_maps] if is_em is None or not is_em.any() else [images, label_maps, is_em]
-        tensors = [torch.from_numpy(array) for array in arrays]
+        if is_em is not None and not is_em.any():
+            is_em = None
+        arrays = (images, label_maps, is_em, priors)
+        tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
         copied = None
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
-                tensors = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
+                tensors = [
+                    None if tensor is None else tensor.pin_memory().to(self.device, non_blocking=True)
+                    for tensor in tensors
+                ]
                 copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record()
-        return DeviceBatch(tensors[0].permute(0, 3, 1, 2), tensors[1], tensors[2] if len(tensors) > 2 else None, copied)
+        on_device, labels, em, doubtful = tensors
+        assert on_device is not None and labels is not None
+        return DeviceBatch(on_device.permute(0, 3, 1, 2), labels, em, doubtful, copied)
 
     def empty(self, height_px: int, width_px: int) -> DeviceBatch:
         """One ignored image: a rank without images takes part in the step with it."""
@@ -201,7 +215,9 @@ def compute_gradients(
     if complete_labels and batch.is_em is not None:
         completed = expected_labels(logits.detach(), label_maps)
         label_maps = torch.where(batch.is_em[:, None, None], completed, label_maps)
-    loss_sum, weight_sum = segmentation_loss(logits, label_maps, class_weights)
+    loss_sum, weight_sum = segmentation_loss(logits, label_maps, class_weights, batch.priors)
+    if batch.priors is not None:  # doubtful pixels have no label to count
+        label_maps = torch.where(batch.priors == CERTAIN, label_maps, IGNORE_INDEX)
     foreground, label_foreground, counted = _count_foreground(logits.detach(), label_maps)
     sums = StepSums.pack(
         device,

@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
+from boxsup_dist.config import AssignmentSettings
 from boxsup_dist.data.images import open_image
 from boxsup_dist.data.labels import LabelsTable
-from boxsup_dist.data.painting import GRANTED_COLUMNS, Painter, painter
+from boxsup_dist.data.painting import CERTAIN, GRANTED_COLUMNS, Painter, Segments, painter, prior_painter
 from boxsup_dist.data.schema import IGNORE_INDEX, Record, iter_records
-from boxsup_dist.data.sources import Mixture
+from boxsup_dist.data.sources import Mixture, Unit
 from boxsup_dist.distributed.faults import describe_loss
 from boxsup_dist.distributed.ordered import WINDOW, Step, Workers, result_of, run_in_order
 from boxsup_dist.distributed.shared import Reference, fetch
@@ -54,6 +55,7 @@ class Batch:
     images: NDArray[np.uint8] | None = None  # (n, h, w, 3); None: no image
     label_maps: NDArray[np.uint8] | None = None  # (n, h, w); None: no image
     is_em: NDArray[np.bool_] | None = None  # (n,), as TrainingPair.is_em; None: no image
+    priors: NDArray[np.uint8] | None = None  # (n, h, w), as Prior.prior; None: no image has a doubtful pixel
     bad_records: dict[str, str] = field(default_factory=dict)  # image_id -> why all of its pixels are ignored
     error: InputError | None = None  # why this rank has no batch
 
@@ -68,6 +70,7 @@ class TrainingPair(NamedTuple):
     problem: str  # why the record could not be decoded; "" if it could
     image: NDArray[np.uint8]  # RGB (h, w, 3), the crop's size
     label_map: NDArray[np.uint8]  # (h, w)
+    prior: NDArray[np.uint8] | None = None  # (h, w), as Prior.prior
 
 
 def worker_batches(
@@ -120,7 +123,7 @@ def max_slices(num_lanes: int, max_tasks: int) -> int:
     """Most slices that a worker of `num_lanes` images per step has in Ray's object store.
 
     Half of the lanes' slices are in use and half are prepared; the others are running, or wait for an earlier, slower
-    slice. A slice of n rows has n * crop height * crop width * 4 bytes.
+    slice. A slice of n rows has n * crop height * crop width * 4 bytes, 5 with a prior.
     """
     return 2 * num_lanes + WINDOW * max_tasks
 
@@ -134,8 +137,15 @@ def _collate(step: int, pairs: Sequence[TrainingPair]) -> Batch:
         np.stack([pair.image for pair in pairs]),
         np.stack([pair.label_map for pair in pairs]),
         np.array([pair.is_em for pair in pairs]),
+        _priors(pairs),
         {pair.image_id: pair.problem for pair in pairs if pair.problem},
     )
+
+
+def _priors(pairs: Sequence[TrainingPair]) -> NDArray[np.uint8] | None:
+    if all(pair.prior is None for pair in pairs):
+        return None
+    return np.stack([np.full_like(pair.label_map, CERTAIN) if pair.prior is None else pair.prior for pair in pairs])
 
 
 def _ahead(results: Iterator[T], count: int) -> Iterator[T]:
@@ -227,7 +237,7 @@ def load_slice(piece: Slice, mixture: Mixture, labels: LabelsTable | None, epoch
     columns = tuple(dict.fromkeys(("image", *GRANTED_COLUMNS[supervision])))
     records = unit.source.records.read(unit.where, columns).take(pa.array(piece.rows))
     segments = labels.segments(piece.unit_index) if labels is not None else {}
-    paint = painter(unit, segments, mixture.assignment)
+    paint = _painter(unit, segments, mixture.assignment, epoch)
 
     is_em = supervision == "wssl_em"
     pairs = []
@@ -237,10 +247,25 @@ def load_slice(piece: Slice, mixture: Mixture, labels: LabelsTable | None, epoch
             image, label_map = augment(
                 whole, label_map, mixture.augment, seed=mixture.seed, epoch=epoch, image_id=record.image_id
             )
-            pairs.append(TrainingPair(piece.lane, step, record.image_id, is_em, "", image, label_map))
+            pairs.append(TrainingPair(piece.lane, step, record.image_id, is_em, "", image, *_split(label_map)))
         except RecordError as error:
             pairs.append(TrainingPair(piece.lane, step, record.image_id, is_em, str(error), *_ignored(mixture)))
     return pairs
+
+
+def _painter(unit: Unit, segments: Segments, assignment: AssignmentSettings, epoch: int) -> Painter:
+    """`painting.painter`; where the network completes label maps, it paints (H, W, 2): label map and prior."""
+    if not (unit.source.supervision == "box" and assignment.completes(epoch)):
+        return painter(unit, segments, assignment)
+    with_prior = prior_painter(unit, segments, assignment)
+    return lambda record: np.dstack(with_prior(record))
+
+
+def _split(label_map: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Label map and prior of what `_painter` painted; None: it has no prior."""
+    if label_map.ndim == 2:
+        return label_map, None
+    return np.ascontiguousarray(label_map[..., 0]), np.ascontiguousarray(label_map[..., 1])
 
 
 def ignored_pair(piece: Slice, mixture: Mixture, problem: str) -> TrainingPair:

@@ -270,7 +270,7 @@ class TrainWorker:
         """Start to copy a batch to the device; a batch without images is one ignored image."""
         if batch.images is None or batch.label_maps is None:
             return self.placer.empty(self.config.augment.crop_height_px, self.config.augment.crop_width_px)
-        return self.placer.place(batch.images, batch.label_maps, batch.is_em)
+        return self.placer.place(batch.images, batch.label_maps, batch.is_em, batch.priors)
 
     def train_step(self, batch: Batch, on_device: DeviceBatch, num_steps: int) -> None:
         """Forward, backward and update on one global batch; `compute_gradients` says how its loss is divided.

@@ -16,14 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
 from boxsup_dist.config import NetworkSettings, OptimizerSettings, ResourceSettings, SourceSettings, TrainConfig
+from boxsup_dist.data.images import decode_png
 from boxsup_dist.data.labels import open_labels
-from boxsup_dist.data.schema import VOC_CLASSES
+from boxsup_dist.data.painting import painter
+from boxsup_dist.data.schema import IGNORE_INDEX, VOC_CLASSES, iter_records
 from boxsup_dist.data.tables import open_table
 from boxsup_dist.errors import (
     InputError,
@@ -45,11 +48,12 @@ from boxsup_dist.runs import train as train_module
 from boxsup_dist.runs.coordinator import Coordinator
 from boxsup_dist.runs.evaluated import read_matrices
 from boxsup_dist.runs.history import read_history
+from boxsup_dist.runs.inputs import open_inputs
 from boxsup_dist.runs.layout import RunFiles
 from boxsup_dist.runs.timeline import COMMAND
 from boxsup_dist.runs.train import train
 from boxsup_dist.tracking.address import default_tracking_uri
-from jobs import evaluate, reassign
+from jobs import decompose, evaluate, reassign
 from tests.distributed import tiny
 
 REPO = Path(__file__).parents[2]
@@ -345,6 +349,13 @@ def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tm
     for name in ("label_mean_iou", "share_changed", "mean_overlap_cost", "mean_regression_cost"):
         assert summary_of(out)[name] == getattr(last, name)
 
+    refined = str(tmp_path / "refined")
+    reassign.main(reassign.Settings(unbroken.run_dir, refined, refine=True, checkpoint=start_of_last, num_actors=2))
+    before, after = (open_labels(f"{folder}/labels").read_all() for folder in (out, refined))
+    assert before.column("proposal_index").equals(after.column("proposal_index"))
+    assert not before.column("superpixel_ids").equals(after.column("superpixel_ids"))
+    assert 0 < summary_of(refined)["label_mean_iou"] != summary_of(out)["label_mean_iou"]
+
     out = str(tmp_path / "metrics")
     evaluate.main(evaluate.Settings(unbroken.run_dir, out, records=str(folder / "val"), num_actors=2))
     expected = summary_of(unbroken.run_dir)
@@ -355,6 +366,32 @@ def test_reassign_and_evaluate_alone_give_what_the_run_gave(unbroken, folder, tm
     assert 100 * mean_iou(here.total) == expected["mean_iou"] and len(here.image_ids) == tiny.NUM_VAL
     with pytest.raises(SettingError, match="replace files of a run"):
         evaluate.main(evaluate.Settings(unbroken.run_dir, unbroken.run_dir, records=str(folder / "val")))
+
+
+def test_the_networks_between_boxes_and_masks_have_the_labels_they_say(unbroken, tmp_path):
+    """jobs.decompose: each arm's label maps, and a training on them that knows how good they are."""
+    arms = decompose.arms_of(unbroken.run_dir, str(tmp_path))
+    assert tuple(arms) == decompose.ARMS
+    mixture = open_inputs(unbroken).mixture
+    labels = open_labels(RunFiles(unbroken.run_dir).labels(EPOCHS))
+    seen = 0
+    for index, unit in enumerate(mixture.units):
+        paint = painter(unit, labels.segments(index), mixture.assignment)
+        for row, record in enumerate(iter_records(unit.source.records.read(unit.where))):
+            trained, truth = paint(record), decode_png(record.gt_label_map)
+            is_open = trained == IGNORE_INDEX
+            assert record.image_id.startswith("tiny/") and row in unit.rows
+            expected = np.where(is_open, IGNORE_INDEX, truth), np.where(is_open, truth, trained), trained
+            for config, wanted in zip(arms.values(), expected, strict=True):
+                (source,) = config.sources
+                assert source.supervision == "label_maps" and source.proposals is None
+                table = open_table(source.label_maps, "label_maps").read(unit.where)
+                np.testing.assert_array_equal(decode_png(table.column("label_map")[row].as_py()), wanted)
+            seen += is_open.any()
+    assert seen
+    config = replace(arms["boxes, undecided from masks"], resources=ONE)
+    config = replace(config, optimizer=replace(config.optimizer, epochs=1))
+    assert train(config)["label_mean_iou"]["last"] > summary_of(unbroken.run_dir)["label_mean_iou"]["last"]
 
 
 def test_jobs_on_a_run_say_what_is_missing(ray_local, folder, tmp_path):

@@ -36,7 +36,12 @@ POISON = b"poison"
 
 NETWORK = NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.0)
 ASSIGNMENT = AssignmentSettings(
-    form="centred", top_k=3, box_margin=0.0, ignore_outside=True, consensus_temperature=0.1, ignore_undecided=0.25
+    form="centred",
+    top_k=3,
+    box_margin=0.0,
+    consensus_temperature=0.1,
+    ignore_undecided=0.25,
+    complete_undecided=True,
 )
 AUGMENT = AugmentSettings(65, 65, 0.75, 1.25)
 SPEC = networks.network_spec(NETWORK, len(VOC_CLASSES))

@@ -322,8 +322,8 @@ def _record(image_id: str, rng: np.random.Generator) -> Record:
 
 
 def _labels(root: Path) -> Target:
-    row = {"class_id": 1, "proposal_index": 4, "superpixel_ids": [1, 2], "undecided_ids": [3], "overlap_cost": 0.5,
-           "regression_cost": 1.0, "rank": 0}  # fmt: skip
+    row = {"class_id": 1, "proposal_index": 4, "superpixel_ids": [1, 2], "undecided_ids": [3],
+           "undecided_probability": [0.5], "overlap_cost": 0.5, "regression_cost": 1.0, "rank": 0}  # fmt: skip
     parts = [labels_table([{"image_id": f"test/{k}", "box_index": b, **row} for b in range(2)]) for k in range(20)]
     uri = str(root / "labels")
     shard = Path(store_labels(uri, parts).shard_uri(7))

@@ -182,12 +182,12 @@ def loss_of_each_step(records: list[Record], folder: Path) -> list[float]:
 
 
 def config_of(folder: Path) -> TrainConfig:
-    """A run of twelve steps with dropout, a moving average of the weights, and flips, scales and crops."""
+    """A run of twelve steps with dropout, EM, a moving average of the weights, and flips, scales and crops."""
     return TrainConfig(
         run_dir=str(folder / "run"),
         sources=(SourceSettings(str(folder / "records"), "box", str(folder / "proposals")),),
         network=NetworkSettings("timm:test_resnet", weights="none", output_stride=16, dropout=0.1),
-        assignment=replace(ASSIGNMENT, average_decay=0.8),
+        assignment=replace(ASSIGNMENT, average_decay=0.8, ignore_outside=False, complete_undecided=True),
         optimizer=OptimizerSettings(
             epochs=NUM_STEPS * BATCH // NUM_IMAGES,
             global_batch_size=BATCH,
@@ -253,6 +253,7 @@ def batch_of(step: int, pairs: list[TrainingPair]) -> Batch:
         np.stack([pair.image for pair in pairs]),
         np.stack([pair.label_map for pair in pairs]),
         np.array([pair.is_em for pair in pairs]),
+        None if pairs[0].prior is None else np.stack([pair.prior for pair in pairs]),
     )
 
 

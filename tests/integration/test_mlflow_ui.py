@@ -141,8 +141,8 @@ def test_the_gallery_opens_from_its_folder_and_among_the_artifacts(
     assert "19 found, page 1 of 1" in images
     large = browser.text(f"{page}#image=tiny/train_00", ["label map, epoch 1", "ground truth", "previous"])
     assert "label map, epoch 1" in large and "ground truth" in large
-    # The page lies in a frame of its own there; that it found its pictures is seen at the server. The browser's own time
-    # may end before the frame has asked for them, so the page is opened until it has.
+    # The page lies in a frame of its own there; that it found its pictures is seen at the server. The browser's own
+    # time may end before the frame has asked for them, so the page is opened until it has.
     picture = re.compile(r"GET /get-artifact\?path=gallery%2Fboxes%2F0000.webp\S* HTTP/1.1\" 200")
     among_artifacts = run_url(server, finished["mlflow"]["run_id"]) + "/artifacts/gallery/index.html"
     for _ in range(FRAME_TRIES):

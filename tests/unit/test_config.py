@@ -59,7 +59,8 @@ def all_settings(config: object, prefix: str = "") -> list[tuple[str, object]]:
 def make_source(supervision: str) -> SourceSettings:
     """A source with the tables that the supervision needs."""
     proposals = "proposals" if supervision == "box" else None
-    return SourceSettings("records", supervision, proposals, "maps" if supervision in ("grabcut", "wssl") else None)
+    label_maps = "maps" if supervision in ("grabcut", "wssl", "label_maps") else None
+    return SourceSettings("records", supervision, proposals, label_maps)
 
 
 SUPERVISIONS = get_args(Supervision)
@@ -107,6 +108,15 @@ def test_an_assignment_schedule_that_the_run_never_reaches_is_refused(name):
     with pytest.raises(SettingError, match=rf"assignment.{name}; found: 4; expected: <= optimizer.epochs = 3"):
         config.check()
     replace(config, optimizer=replace(CONFIG.optimizer, epochs=4)).check()
+
+
+def test_what_is_ignored_anyway_is_not_completed():
+    completing = replace(
+        CONFIG.assignment, consensus_temperature=0.1, ignore_undecided=0.2, complete_undecided=True, warmup_epochs=2
+    )
+    assert [replace(CONFIG, assignment=completing).check().assignment.completes(n) for n in range(4)] == [0, 0, 1, 1]
+    with pytest.raises(SettingError, match=r"assignment.ignore_outside; found: True; expected: false: what is ignored"):
+        replace(CONFIG, assignment=replace(completing, ignore_outside=True)).check()
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay"])
@@ -175,6 +185,7 @@ BAD = {
     "assignment.rank_weight": [-0.1],
     "assignment.logit_limit": [2.0],  # has no effect with form "image"
     "assignment.ignore_undecided": [0.25],  # has no effect without a consensus
+    "assignment.complete_undecided": [True],  # has no effect without undecided superpixels
     "optimizer.kind": ["adam"],
     "optimizer.epochs": [0],
     "optimizer.global_batch_size": [0],

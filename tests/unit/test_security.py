@@ -58,6 +58,7 @@ SOURCES = sorted(path for folder in ("boxsup_dist", "jobs", "infra") for path in
 BETWEEN_PROCESSES = {"boxsup_dist/distributed/build.py"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 LABEL = {"image_id": "a", "box_index": 0, "class_id": 1, "proposal_index": 0, "superpixel_ids": [], "undecided_ids": [],
+         "undecided_probability": [],
          "overlap_cost": 0.0, "regression_cost": 0.0, "rank": 0}  # fmt: skip
 BAD_NAMES = ["../x", "/etc/passwd", "a/../../x", "a\0b", "..", "a\nb"]
 

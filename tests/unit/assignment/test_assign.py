@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from boxsup_dist.assignment.assign import RECORD_COLUMNS, assign_row_group, repeats
-from boxsup_dist.assignment.consensus import NUM_VOTERS, find_consensus
+from boxsup_dist.assignment.consensus import CALIBRATION, NUM_VOTERS, find_consensus
 from boxsup_dist.assignment.oracle import oracle_costs
 from boxsup_dist.assignment.refine import refine_segments
 from boxsup_dist.assignment.select import by_cost, choose
@@ -69,19 +69,19 @@ def assign(indices=ALL, settings=PAPER, log_probs_of=predict, columns=RECORD_COL
 
 
 def undecided_of(costs, proposals, box, settings, chosen):
-    """Superpixels of the box that are undecided, with the votes counted one by one."""
+    """Superpixels of the box that are undecided, and their shares, with the votes counted one by one."""
     if settings.ignore_undecided is None:
-        return []
+        return {}
     voters = by_cost(costs, settings.regression_weight)[:NUM_VOTERS]
     total = costs.total(settings.regression_weight)[voters]
     votes = np.exp(-(total - total.min()) / settings.consensus_temperature)
     x0, y0, x1, y1 = pixel_box(box, *proposals.superpixels.shape)
-    found = []
+    found = {}
     for superpixel in np.unique(proposals.superpixels[y0:y1, x0:x1]).tolist():
         wants = [superpixel in proposals.members(costs.candidates[v]) for v in voters]
         share = votes[wants].sum() / votes.sum()
         if share < 0.5 if superpixel in chosen else share > settings.ignore_undecided:
-            found.append(superpixel)
+            found[superpixel] = share * np.exp(CALIBRATION) / (share * np.exp(CALIBRATION) + 1 - share)
     return found
 
 
@@ -125,9 +125,9 @@ def test_every_row_is_the_oracles_choice(settings, warm_up):
             )
             assert (row["proposal_index"], row["rank"]) == (choice.proposal_index, choice.rank)
             assert row["superpixel_ids"] == proposals.members(choice.proposal_index).tolist()
-            assert row["undecided_ids"] == undecided_of(
-                box_costs, proposals, record.boxes_xyxy[k], settings, row["superpixel_ids"]
-            )
+            undecided = undecided_of(box_costs, proposals, record.boxes_xyxy[k], settings, row["superpixel_ids"])
+            assert row["undecided_ids"] == list(undecided)
+            assert row["undecided_probability"] == pytest.approx(list(undecided.values()), rel=1e-5)
             assert row["overlap_cost"] == pytest.approx(choice.overlap_cost, rel=1e-6)
             assert row["regression_cost"] == pytest.approx(choice.regression_cost, rel=1e-6, abs=1e-9)
     assert next(rows, None) is None

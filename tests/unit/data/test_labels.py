@@ -38,6 +38,7 @@ def row(image_id: str, box_index: int, proposal_index: int, cost: float = 0.5) -
         "proposal_index": proposal_index,
         "superpixel_ids": [proposal_index, 1000 + box_index, 65535] if found else [],
         "undecided_ids": [3] * box_index if found else [],
+        "undecided_probability": [0.25] * box_index if found else [],
         "overlap_cost": cost if found else float("nan"),
         "regression_cost": 2 * cost if found else float("nan"),
         "rank": 0 if found else -1,
@@ -69,7 +70,11 @@ def as_lists(segments: dict) -> dict:
 def expected_segments(rows: list[dict]) -> dict:
     found: dict[str, list] = {}
     for entry in rows:  # rows of one image are in the order of its boxes
-        segment = [entry["superpixel_ids"], entry["undecided_ids"]] if entry["proposal_index"] >= 0 else None
+        segment = (
+            [entry["superpixel_ids"], entry["undecided_ids"], entry["undecided_probability"]]
+            if entry["proposal_index"] >= 0
+            else None
+        )
         found.setdefault(entry["image_id"], []).append(segment)
     return found
 
@@ -77,6 +82,18 @@ def expected_segments(rows: list[dict]) -> dict:
 def content(labels: LabelsTable) -> str:
     """All that readers get, as text: nan is not equal to itself."""
     return str([labels.read(unit).to_pylist() for unit in range(labels.num_units)])
+
+
+def test_labels_of_earlier_versions_have_no_probabilities(tmp_path):
+    old = store_labels(str(tmp_path / "epoch-001"), [part.drop_columns(["undecided_probability"]) for part in PARTS])
+    assert old.read(0).schema.equals(LABELS)
+    names = [name for name in LABELS.names if name != "undecided_probability"]
+    assert str([old.read(n).select(names).to_pylist() for n in range(len(PARTS))]) == str(
+        [part.select(names).to_pylist() for part in PARTS]
+    )
+    assert old.read(0).column("undecided_probability").to_pylist() == [[]] * len(GROUPS[0])
+    assert len(old.segments(0)["a"][0].undecided_probability) == 0
+    assert old.read(4, ("image_id", "rank")).column_names == ["image_id", "rank"]
 
 
 # -- what is written is read ------------------------------------------------------------------------------------------

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 
 from boxsup_dist.config import AssignmentSettings, Supervision
 from boxsup_dist.data.painting import (
+    CERTAIN,
     GRANTED_COLUMNS,
+    PRIOR_STEPS,
     Segment,
     both_painter,
     paint_rectangles,
     paint_segments,
     painter,
     pixel_box,
+    prior_painter,
 )
-from boxsup_dist.data.schema import IGNORE_INDEX, iter_records
+from boxsup_dist.data.schema import BACKGROUND, IGNORE_INDEX, iter_records
 from boxsup_dist.data.sources import Source, make_units
 from boxsup_dist.errors import TableError
 from tests.random_proposals import random_superpixels
@@ -47,6 +50,7 @@ EXPECTED = {
     "wssl_em": RECTANGLE,
     "grabcut": STATIC,
     "wssl": STATIC,
+    "label_maps": STATIC,
     "box": TRUTH,
 }
 
@@ -190,6 +194,63 @@ def test_painting_equals_the_slow_painter(box_margin, ignore_outside, ignore_und
         assert found.dtype == np.uint8
         expected = slow_paint(superpixels, boxes, class_ids, crowd, segments, **options)
         np.testing.assert_array_equal(found, expected, err_msg=f"seed {seed}")
+
+
+def slow_prior(superpixels, boxes, class_ids, crowd, segments):
+    """Label and prior of each pixel alone, from the largest box that holds it to the smallest."""
+    label_map, prior = np.zeros(superpixels.shape, np.uint8), np.full(superpixels.shape, CERTAIN, np.uint8)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for y, x in np.ndindex(superpixels.shape):
+        holding = [k for k, (x0, y0, x1, y1) in enumerate(boxes) if x0 - 1 < x < x1 and y0 - 1 < y < y1]
+        unsure = any(crowd[k] or segments[k] is None for k in holding)
+        label, belief = IGNORE_INDEX if unsure else BACKGROUND, CERTAIN
+        for k in sorted(holding, key=lambda k: -areas[k]):
+            if crowd[k] or segments[k] is None:
+                continue
+            behind, superpixel = label, superpixels[y, x]
+            if superpixel in segments[k].superpixel_ids:
+                label, belief = class_ids[k], CERTAIN
+            (where,) = np.nonzero(segments[k].undecided_ids == superpixel)
+            if len(where) and behind == BACKGROUND:
+                label, belief = class_ids[k], round(PRIOR_STEPS * float(segments[k].undecided_probability[where[0]]))
+            elif len(where):
+                label, belief = IGNORE_INDEX, CERTAIN
+        label_map[y, x], prior[y, x] = label, belief
+    return label_map, prior
+
+
+def test_undecided_pixels_before_background_have_a_class_and_its_probability():
+    options = {"box_margin": 0.0, "ignore_outside": False, "ignore_undecided": True}
+    num_doubtful = 0
+    for seed in range(60):
+        superpixels, count, boxes, class_ids, crowd, segments = random_scene(seed)
+        rng = np.random.default_rng(seed)
+        segments = [
+            None if one is None else one._replace(undecided_probability=rng.random(len(one.undecided_ids), np.float32))
+            for one in segments
+        ]
+        prior = np.full(superpixels.shape, CERTAIN, np.uint8)
+        found = paint_segments(superpixels, count, boxes, class_ids, crowd, segments, prior=prior, **options)
+        expected, expected_prior = slow_prior(superpixels, boxes, class_ids, crowd, segments)
+        np.testing.assert_array_equal(found, expected, err_msg=f"seed {seed}")
+        np.testing.assert_array_equal(prior, expected_prior, err_msg=f"seed {seed}")
+        # Without the doubtful pixels it is the label map that ignores them.
+        ignoring = paint_segments(superpixels, count, boxes, class_ids, crowd, segments, **options)
+        np.testing.assert_array_equal(np.where(prior == CERTAIN, found, IGNORE_INDEX), ignoring)
+        num_doubtful += (prior != CERTAIN).sum()
+    assert num_doubtful > 100
+
+
+def test_the_painter_of_priors_paints_the_labels_table(tmp_path):
+    source = make_source(tmp_path, "box", [make_record()])
+    (unit,) = make_units([source])
+    chosen = {"a": [segment_of(0, undecided=(1,))._replace(undecided_probability=np.array([0.5], np.float32))]}
+    record = next(iter_records(source.records.read(unit.where)))
+    label_map, prior = prior_painter(unit, chosen, AssignmentSettings())(record)
+    trained = painter(unit, chosen, AssignmentSettings())(record)
+    assert (prior[trained == IGNORE_INDEX] == PRIOR_STEPS // 2).all() and (prior != CERTAIN).any()
+    assert (prior[trained != IGNORE_INDEX] == CERTAIN).all()
+    np.testing.assert_array_equal(label_map[prior == CERTAIN], trained[prior == CERTAIN])
 
 
 def test_rectangles_are_segments_of_everything_clipped_to_their_box():

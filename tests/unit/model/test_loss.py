@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from boxsup_dist.data.painting import CERTAIN, PRIOR_STEPS
 from boxsup_dist.data.schema import IGNORE_INDEX
-from boxsup_dist.model.loss import EM_BACKGROUND_BIAS, EM_FOREGROUND_BIAS, expected_labels, segmentation_loss
+from boxsup_dist.model.loss import (
+    EM_BACKGROUND_BIAS,
+    EM_FOREGROUND_BIAS,
+    LEAST_PRIOR,
+    expected_labels,
+    segmentation_loss,
+)
 
 
 def loop(logits: torch.Tensor, label_maps: torch.Tensor, weights: list[float]) -> tuple[float, float]:
@@ -81,3 +88,41 @@ def test_expected_labels_are_the_boxes_class_or_background_whichever_scores_high
         elif box == 0:
             assert found[n, y, x] == 0
     assert 0 < (found == 0).sum() < found.numel() and (found != boxes).any()
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0, 3.25]])
+def test_a_doubtful_pixel_counts_as_its_label_and_as_background_by_prior_and_network(weights):
+    generator = torch.Generator().manual_seed(0)
+    logits = (2 * torch.randn(2, 4, 3, 5, generator=generator)).requires_grad_()
+    labels = torch.randint(1, 4, (2, 3, 5), generator=generator)
+    labels[0, 0] = IGNORE_INDEX
+    priors = torch.randint(0, PRIOR_STEPS + 1, labels.shape, generator=generator).to(torch.uint8)
+    priors[1, :2] = priors[0, 0] = CERTAIN
+    class_weights = None if weights is None else torch.tensor(weights)
+    loss_sum, weight_sum = segmentation_loss(logits, labels, class_weights, priors)
+    w = weights or [1.0] * 4
+    expected, weight = 0.0, 0.0
+    for (n, i, j), label in np.ndenumerate(labels.numpy()):
+        if label == IGNORE_INDEX:
+            continue
+        scores = logits[n, :, i, j].detach().double().tolist()
+        costs = [math.log(sum(map(math.exp, scores))) - score for score in scores]
+        share = 1.0
+        if priors[n, i, j] != CERTAIN:
+            belief = min(max(float(priors[n, i, j]) / PRIOR_STEPS, LEAST_PRIOR), 1 - LEAST_PRIOR)
+            odds = belief / (1 - belief) * math.exp(scores[label] - scores[0])
+            share = odds / (1 + odds)
+        expected += share * w[label] * costs[label] + (1 - share) * w[0] * costs[0]
+        weight += share * w[label] + (1 - share) * w[0]
+    assert weight_sum.item() == pytest.approx(weight, rel=1e-5)
+    assert loss_sum.item() == pytest.approx(expected, rel=1e-5)
+    # The shares are targets: the gradient of a pixel is w * (softmax - target), not through them.
+    loss_sum.backward()
+    assert not weight_sum.requires_grad
+    assert logits.grad.sum(1).abs().max() < 1e-5 and (logits.grad[0, :, 0] == 0).all()
+
+
+def test_certain_labels_need_no_prior():
+    logits, labels = torch.randn(2, 4, 6, 6), torch.randint(0, 4, (2, 6, 6))
+    certain = torch.full(labels.shape, CERTAIN, dtype=torch.uint8)
+    assert segmentation_loss(logits, labels, None, certain) == segmentation_loss(logits, labels)

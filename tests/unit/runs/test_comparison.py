@@ -39,8 +39,8 @@ def write_labels(run_dir: str, epoch: int) -> None:
     for unit in units:
         rows = [
             {"image_id": records[i].image_id, "box_index": box, "class_id": int(class_id), "proposal_index": epoch,
-             "superpixel_ids": list(range(0, 64, 2 - epoch)), "undecided_ids": [], "overlap_cost": 0.0,
-             "regression_cost": 0.0, "rank": 0}
+             "superpixel_ids": list(range(0, 64, 2 - epoch)), "undecided_ids": [], "undecided_probability": [],
+             "overlap_cost": 0.0, "regression_cost": 0.0, "rank": 0}
             for i in unit for box, class_id in enumerate(records[i].class_ids)
         ]  # fmt: skip
         parts.append(labels_table(rows))

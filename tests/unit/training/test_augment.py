@@ -128,3 +128,15 @@ def test_ignored_pixels_stay_ignored():
     label_map = np.full_like(label_map, IGNORE_INDEX)
     for seed in range(5):
         assert (run(image, label_map, AugmentSettings(32, 32), seed=seed)[1] == IGNORE_INDEX).all()
+
+
+def test_a_second_map_moves_with_the_label_map():
+    for seed in range(8):
+        image, label_map = blocks(61, 83, seed=seed)
+        settings = AugmentSettings(72, 40, 0.5, 1.5)
+        pixels, alone = run(image, label_map, settings, seed=seed)
+        same_pixels, both = run(image, np.dstack([label_map, 30 - label_map]), settings, seed=seed)
+        np.testing.assert_array_equal(same_pixels, pixels)
+        np.testing.assert_array_equal(both[..., 0], alone)
+        inside = alone != IGNORE_INDEX
+        assert (both[..., 1][inside] == 30 - alone[inside]).all() and (both[..., 1][~inside] == IGNORE_INDEX).all()
