@@ -75,8 +75,10 @@ def main(settings: Settings) -> None:
     """Paint, train, compare, print the table and write OUT/summary.json."""
     out = storage.absolute(settings.out)
     for run_dir in (*settings.box, *settings.mask):
+        read_config(run_dir)  # says what is missing where there is no run
         if not is_finished(run_dir):
-            raise SettingError("the run is not finished", field="box, mask", value=run_dir, expected="a finished run")
+            expected = "a finished run: the same command of jobs.train finishes it"
+            raise SettingError("the run is not finished", field="box, mask", value=run_dir, expected=expected)
     from boxsup_dist.runs.intervals import mean_iou_intervals
     from boxsup_dist.runs.train import train
 

@@ -316,6 +316,7 @@ def test_the_names_of_recipes_are_those_that_exist() -> None:
         (["evaluate", "--run-dir", "absent", "--out", "o"], ["config.json", "python -m jobs.train makes it"]),
         (["trimap", "--run-dir", "absent", "--records", "t", "--out", "o"], ["config.json"]),
         (["reassign", "--run-dir", "absent", "--out", "o"], ["config.json"]),
+        (["decompose", "--box", "absent", "--mask", "absent", "--out", "o"], ["config.json"]),
         (["export_labels", "--run-dir", "absent", "--out", "o"], ["config.json"]),
         (["export_model", "--run-dir", "absent", "--out", "o"], ["config.json"]),
         (["tune_crf", "--run-dir", "absent", "--records", "t", "--out", "o"], ["config.json"]),
