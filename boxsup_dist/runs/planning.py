@@ -32,7 +32,7 @@ OBJECT_STORE_MAX_BYTES = 200e9
 RATES_FILE = "runs/rates.json"  # where jobs.calibrate writes and jobs.plan reads by default
 BETWEEN_EPOCHS_S = 2.0  # the bound that jobs.bench holds a run to
 SLICES_OF_A_LANE, SLICES_OF_A_TASK = 2, 8  # at most in the object store (training.stream.max_slices)
-BYTES_OF_A_PIXEL = 4  # RGB and the label map
+BYTES_OF_A_PIXEL = 4  # RGB and the label map; the prior of EM is one more
 WEIGHTS_KEPT = 2  # epochs whose weights are in the object store at once
 STARVED_BELOW = 0.95
 SAME_SIZE = 0.05  # images whose pixels differ by less count as of one size
@@ -359,7 +359,7 @@ class _Planner:
         workers, actors = math.ceil(self.workers / nodes), math.ceil(self.actors / nodes)
         tasks = min(workers * self.resources.stream_tasks_per_worker, self.cluster.cpus_per_node)
         crop_px = self.config.augment.crop_height_px * self.config.augment.crop_width_px
-        block = ROW_GROUP_SIZE * crop_px * BYTES_OF_A_PIXEL
+        block = ROW_GROUP_SIZE * crop_px * (BYTES_OF_A_PIXEL + self.config.assignment.complete_undecided)
         share = math.ceil(self.batch / self.workers)
         slices = SLICES_OF_A_LANE * share + SLICES_OF_A_TASK * self.resources.stream_tasks_per_worker
         blocks = workers * slices * block

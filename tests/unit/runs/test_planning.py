@@ -139,6 +139,14 @@ def test_it_says_how_many_gpus_a_batch_feeds():
     assert few.value("workers") == 10 and any("10 of 32 GPUs" in text for text in few.warnings)
 
 
+def test_em_needs_a_fifth_byte_for_every_pixel_of_the_blocks():
+    config = replace(mini("", (), None), resources=TWO_CORES)
+    em = replace(config, assignment=replace(config.assignment, complete_undecided=True))
+    stores = [make_plan(each, WORK, Cluster(1, 8), RATES).value("object store, per node") for each in (config, em)]
+    weights = 2 * RATES.weights_bytes / 2**30
+    assert stores[1] - weights == pytest.approx(5 / 4 * (stores[0] - weights))
+
+
 def test_it_warns_of_memory():
     tight = plan_of(Cluster(1, 8, memory_gib_per_node=4))
     assert any("processes on a node need" in text for text in tight.warnings)
