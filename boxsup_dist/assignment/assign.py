@@ -157,7 +157,7 @@ def _take(
         return NO_CHOICE, None
     order, consensus = _order(costs, proposals, sums, settings)
     choice = choose(costs, order, top_k=settings.top_k, seed=seed, epoch=epoch, image_id=record.image_id, box_index=k)
-    return choice, None if consensus is None or choice is NO_CHOICE else consensus.probability
+    return choice, None if consensus is None or choice is NO_CHOICE else consensus.votes
 
 
 def _segment(choice: Choice, proposals: Proposals) -> NDArray[np.uint16]:

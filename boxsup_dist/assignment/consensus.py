@@ -29,16 +29,14 @@ class Consensus(NamedTuple):
     """What the NUM_VOTERS cheapest candidates of a box agree on."""
 
     order: NDArray[np.int64]  # positions of the voters among the candidates, most agreement first
-    probability: NDArray[np.float64]  # (S,), of each superpixel to belong to the object; 0 outside the box
+    votes: NDArray[np.float64]  # (S,), each superpixel's share of the votes; 0 outside the box
 
 
-def find_undecided(
-    probability: NDArray[np.float64], segment: NDArray[np.uint16], share: float | None
-) -> NDArray[np.uint16]:
+def find_undecided(votes: NDArray[np.float64], segment: NDArray[np.uint16], share: float | None) -> NDArray[np.uint16]:
     """Superpixels about which votes and chosen segment disagree.
 
     Args:
-        probability: (S,), each superpixel's share of the votes (`Consensus.probability`).
+        votes: (S,), each superpixel's share of the votes (`Consensus.votes`).
         segment: Superpixel ids of the segment that the box took.
         share: Share of the votes, in 0..1, up to which a superpixel outside the segment is decided; None: all are.
 
@@ -48,11 +46,11 @@ def find_undecided(
     """
     if share is None:
         return np.array([], np.uint16)
-    chosen = np.zeros(len(probability), bool)
+    chosen = np.zeros(len(votes), bool)
     chosen[segment] = True
     low = np.where(chosen, 0, share)
     high = np.where(chosen, 0.5, np.inf)
-    return np.flatnonzero((probability > low) & (probability < high)).astype(np.uint16)
+    return np.flatnonzero((votes > low) & (votes < high)).astype(np.uint16)
 
 
 def calibrated(votes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -68,7 +66,7 @@ def find_consensus(
 ) -> Consensus:
     """Let the cheapest candidates of a box vote, and order them by their agreement with the votes.
 
-    Agreement is the soft IoU of a candidate with the superpixels' probabilities, over the pixels of the box.
+    Agreement is the soft IoU of a candidate with the superpixels' shares of the votes, over the pixels of the box.
 
     Args:
         costs: Costs of the box's candidates.
@@ -78,8 +76,8 @@ def find_consensus(
         temperature: A voter's weight falls by e with every `temperature` of cost; > 0.
 
     Returns:
-        Order and probabilities. Voters that agree equally well are ordered by cost. Without a candidate the order is
-        empty and every probability is 0.
+        Order and votes. Voters that agree equally well are ordered by cost. Without a candidate the order is
+        empty and no superpixel has a vote.
     """
     order = by_cost(costs, regression_weight)[:NUM_VOTERS]
     if len(order) == 0:
@@ -92,10 +90,10 @@ def find_consensus(
     lengths = [len(segment) for segment in segments]
     members = np.concatenate(segments)
     starts = np.cumsum([0, *lengths[:-1]])
-    probability = np.bincount(members, weights=np.repeat(weights, lengths), minlength=proposals.num_superpixels)
+    votes = np.bincount(members, weights=np.repeat(weights, lengths), minlength=proposals.num_superpixels)
 
-    shared = np.add.reduceat((probability * area)[members], starts)
+    shared = np.add.reduceat((votes * area)[members], starts)
     sizes = np.add.reduceat(area[members].astype(np.float64), starts)
-    agreement = shared / np.maximum((probability * area).sum() + sizes - shared, 1e-12)
-    inside: NDArray[np.float64] = np.where(area > 0, np.round(probability, COST_DIGITS), 0.0)
+    agreement = shared / np.maximum((votes * area).sum() + sizes - shared, 1e-12)
+    inside: NDArray[np.float64] = np.where(area > 0, np.round(votes, COST_DIGITS), 0.0)
     return Consensus(order[np.argsort(-np.round(agreement, COST_DIGITS), kind="stable")], inside)

@@ -43,8 +43,8 @@ def refine_segments(
         superpixels: (H, W), ids 0..S-1.
         boxes_xyxy: (K, 4).
         class_ids: (K,), 1..C-1.
-        votes: K arrays (S,): each superpixel's probability to belong to the box (`Consensus.probability`); None for a
-            box that takes no segment (a crowd, or a box without a candidate).
+        votes: K arrays (S,): each superpixel's share of the votes (`Consensus.votes`); None for a box that
+            takes no segment (a crowd, or a box without a candidate).
         static_map: Label map (H, W) that has STATIC_SHARE of the votes.
         log_probs: The network's log-softmax (C, H, W), which has NETWORK_SHARE of the votes after `static_map` voted.
 

@@ -268,7 +268,8 @@ def paint_segments(
             continue
         box = pixel_box(boxes_xyxy[k], *shape)
         reach = pixel_box(boxes_xyxy[k], *shape, margin=box_margin)
-        behind = label_map.copy() if prior is not None else label_map
+        x0, y0, x1, y1 = box
+        behind = label_map[y0:y1, x0:x1].copy() if prior is not None else label_map
         _paint(label_map, superpixels, num_superpixels, segment.superpixel_ids, reach, class_ids[k])
         if prior is not None:
             _paint(prior, superpixels, num_superpixels, segment.superpixel_ids, reach, CERTAIN)
@@ -289,14 +290,14 @@ def _paint_prior(
     window: tuple[int, int, int, int],
     class_id: int,
 ) -> None:
-    """Give undecided pixels in front of background their class and prior, in place."""
+    """Give undecided pixels in front of background their class and prior, in place; `behind` is the window alone."""
     x0, y0, x1, y1 = window
     assert segment.undecided_probability is not None
     lut = np.full(num_superpixels, CERTAIN, np.uint8)
     lut[segment.undecided_ids] = np.round(PRIOR_STEPS * segment.undecided_probability)
     found = lut[superpixels[y0:y1, x0:x1]]
     is_undecided = found != CERTAIN
-    is_open = is_undecided & (behind[y0:y1, x0:x1] == BACKGROUND)  # else ignored: two boxes may have the pixel
+    is_open = is_undecided & (behind == BACKGROUND)  # else ignored: two boxes may have the pixel
     label_map[y0:y1, x0:x1][is_open] = class_id
     prior[y0:y1, x0:x1][is_undecided] = np.where(is_open, found, CERTAIN)[is_undecided]
 

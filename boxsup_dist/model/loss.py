@@ -45,12 +45,12 @@ def segmentation_loss(
     weights = is_valid.float() if class_weights is None else class_weights[labels.where(is_valid, 0)] * is_valid
     with torch.autocast(logits.device.type, enabled=False):
         rows = rows.float()
-        losses = F.cross_entropy(rows, labels, ignore_index=IGNORE_INDEX, reduction="none")
+        log_probs = F.log_softmax(rows, dim=1)
+        losses = F.nll_loss(log_probs, labels, ignore_index=IGNORE_INDEX, reduction="none")
         if priors is None:
             return (losses * weights).sum(), weights.sum()
         share = _share_of_label(rows.detach(), labels, priors.reshape(-1))
-        background = torch.where(is_valid, BACKGROUND, IGNORE_INDEX)
-        others = F.cross_entropy(rows, background, ignore_index=IGNORE_INDEX, reduction="none")
+        others = -log_probs[:, BACKGROUND]
         other_weight = 1.0 if class_weights is None else class_weights[BACKGROUND]
         weights, other_weights = weights * share, other_weight * (1 - share) * is_valid
         return (losses * weights + others * other_weights).sum(), (weights + other_weights).sum()

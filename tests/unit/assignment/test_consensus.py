@@ -71,7 +71,7 @@ def test_no_candidate_gives_an_empty_order():
     _, proposals = random_case(2, 10)
     none = BoxCosts(np.empty(0, np.int64), np.empty(0), np.empty(0))
     found = find_consensus(none, proposals, areas(proposals), regression_weight=1.0, temperature=0.1)
-    assert len(found.order) == 0 and len(find_undecided(found.probability, np.empty(0, np.uint16), 0.15)) == 0
+    assert len(found.order) == 0 and len(find_undecided(found.votes, np.empty(0, np.uint16), 0.15)) == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -83,10 +83,10 @@ def test_probabilities_are_the_mean_of_drawn_masks(seed):
     weights = np.exp(-(total - total.min()) / 0.2)
     masks = [np.isin(proposals.superpixels, proposals.members(j)) for j in costs.candidates]
     mean = sum(w * mask for w, mask in zip(weights / weights.sum(), masks, strict=True))
-    np.testing.assert_allclose(found.probability[proposals.superpixels[y0:y1, x0:x1]], mean[y0:y1, x0:x1], atol=1e-8)
+    np.testing.assert_allclose(found.votes[proposals.superpixels[y0:y1, x0:x1]], mean[y0:y1, x0:x1], atol=1e-8)
     absent = np.setdiff1d(np.arange(proposals.num_superpixels), proposals.superpixels[y0:y1, x0:x1])
-    assert not found.probability[absent].any()
+    assert not found.votes[absent].any()
     segment = proposals.members(costs.candidates[found.order[0]])
     chosen = np.isin(proposals.superpixels, segment)
-    undecided = np.isin(proposals.superpixels, find_undecided(found.probability, segment, 0.15))
+    undecided = np.isin(proposals.superpixels, find_undecided(found.votes, segment, 0.15))
     np.testing.assert_array_equal(undecided[y0:y1, x0:x1], np.where(chosen, mean < 0.5, mean > 0.15)[y0:y1, x0:x1])
