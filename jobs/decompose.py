@@ -79,9 +79,16 @@ def main(settings: Settings) -> None:
         if not is_finished(run_dir):
             expected = "a finished run: the same command of jobs.train finishes it"
             raise SettingError("the run is not finished", field="box, mask", value=run_dir, expected=expected)
+    seeds = [read_config(run_dir).seed for run_dir in settings.box]
+    if len(set(seeds)) < len(seeds):
+        expected = "runs that differ in their seeds"
+        raise SettingError("two runs have one seed", field="box", value=seeds, expected=expected)
+    from boxsup_dist.runs.evaluated import read_matrices
     from boxsup_dist.runs.intervals import mean_iou_intervals
     from boxsup_dist.runs.train import train
 
+    for run_dir in (*settings.box, *settings.mask):
+        read_matrices(run_dir)  # says now, not after hours, that a run cannot be compared
     rows: dict[str, list[str]] = {"mask": list(settings.mask), **{arm: [] for arm in ARMS}, "box": list(settings.box)}
     for run_dir in settings.box:
         for arm, config in arms_of(run_dir, out).items():
@@ -89,8 +96,13 @@ def main(settings: Settings) -> None:
             rows[arm].append(config.run_dir)
     ordered = {name: rows[name] for name in ("box", *ARMS, "mask")}
     found = mean_iou_intervals(ordered)
-    shown = [{"trained on": name, **interval_cells(found[name])} for name in ordered]
-    print(format_table(shown, f"{len(settings.box)} seeds; in brackets the 95 % interval, differences from box"))
+    shown = [
+        {"trained on": name, "mean IoU": f"{found[name]['interval']['value']:.1f}", **interval_cells(found[name])}
+        for name in ordered
+    ]
+    print(
+        format_table(shown, f"Between boxes and masks, seeds {', '.join(map(str, seeds))}; in brackets 95 % intervals")
+    )
     storage.write_json(storage.join(out, "summary.json"), {"rows": found, "runs": ordered})
 
 
